@@ -1,0 +1,31 @@
+# Two commands: `make demo` runs the whole path on real data, `make test` checks it.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+EXTRAS := train,export,hf,samples,track,tensorrt-rtx,dev
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python sample_models/demo.py
+
+test: lint
+	$(BIN)/pytest -n 2 -m "not slow and not gpu"
+
+test-slow: $(VENV)/.installed
+	$(BIN)/pytest -m "slow and not gpu"
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# torch comes first and alone, so that the pin and not another package's range picks it.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

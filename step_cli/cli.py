@@ -1,0 +1,238 @@
+"""The command line: five functions of a config, and one place that meets errors."""
+
+import contextlib
+import difflib
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Annotated, NoReturn, TextIO
+
+import typer
+
+from step_cli import render
+from step_cli.config import AutoswitchProfileConfig, TrainCommandConfig
+from step_cli.errors import BUG, INTERRUPTED, OutputError, StepError, StoppedError
+from step_cli.options import options_from
+from step_cli.reports import ErrorDetail, Report
+
+EXIT_CODES = (
+    "Exit codes: 0 done, every check passed; 1 a check failed; 2 wrong usage; "
+    "3 nothing selected; 4 input refused; 5 output not written; 6 something missing "
+    "on this machine; 7 non-finite numbers; 70 a bug; 75 stopped; 130 Ctrl-C."
+)
+
+app = typer.Typer(
+    name="step-cli",
+    help="Take a model to N:M structured sparsity with STEP, and prove it.",
+    epilog=EXIT_CODES,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        verbose = Presentation.of(sys.argv[1:]).verbose
+        typer.echo(render.version(verbose=verbose))
+        raise typer.Exit
+
+
+@app.callback()
+def _everywhere(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version"
+        ),
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Say errors only")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks")] = False,
+) -> None:
+    """Take a model to N:M structured sparsity with STEP, and prove it."""
+
+
+@app.command()
+@options_from(TrainCommandConfig)
+def train(config: TrainCommandConfig) -> Report:
+    """Train a model to an N:M pattern with STEP or one of the baselines."""
+    from step_cli.commands import train
+
+    return train.run(config)
+
+
+@app.command()
+@options_from(AutoswitchProfileConfig)
+def autoswitch_profile(config: AutoswitchProfileConfig) -> Report:
+    """Find and explain the switch point on a recorded dense run."""
+    from step_cli.commands import autoswitch_profile
+
+    return autoswitch_profile.run(config)
+
+
+@dataclass(frozen=True)
+class Presentation:
+    """How the user wants to be answered; known even when the command line is wrong."""
+
+    json: bool = False
+    verbose: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+    @classmethod
+    def of(cls, argv: Sequence[str]) -> "Presentation":
+        """Read the options that hold for every command, wherever they stand."""
+        words = list(argv)
+        if "--" in words:
+            words = words[: words.index("--")]
+        short = "".join(word for word in words if re.fullmatch(r"-[vq]+", word))
+        return cls(
+            json="--json" in words,
+            verbose="--verbose" in words or "v" in short,
+            quiet="--quiet" in words or "q" in short,
+            debug="--debug" in words,
+        )
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit with its code."""
+    signal.signal(signal.SIGTERM, _stop)
+    with _results_only_on_stdout() as out:
+        code = run(sys.argv[1:], out)
+    sys.exit(code)
+
+
+def run(argv: Sequence[str], out: TextIO) -> int:
+    """Run one command: its result goes to ``out``, the rest to stderr.
+
+    Returns:
+        The exit code.
+    """
+    shown = Presentation.of(argv)
+    _log_to_stderr(shown)
+    try:
+        report = app(list(argv), prog_name="step-cli", standalone_mode=False)
+        if not isinstance(report, Report):  # --help, --version
+            return int(report or 0)
+        _tell(report.problems)
+        _show(report, out, shown)
+        return report.exit_code
+    except BaseException as error:
+        if shown.debug and not isinstance(error, KeyboardInterrupt):
+            logging.getLogger(__name__).error("", exc_info=error)
+        detail = _detail(error, argv)
+        _tell([detail])
+        if shown.json:
+            with contextlib.suppress(OSError):
+                render.failure(detail, _command_of(argv), out)
+        return detail.exit
+
+
+def _show(report: Report, out: TextIO, shown: Presentation) -> None:
+    try:
+        render.show(report, out, as_json=shown.json, verbose=shown.verbose)
+        out.flush()
+    except BrokenPipeError:
+        pass  # the reader has seen enough; the verdict stands
+    except OSError as error:
+        raise OutputError(f"cannot write to stdout: {error.strerror}") from None
+
+
+def _tell(problems: Sequence[ErrorDetail]) -> None:
+    for problem in problems:
+        print(render.error_line(problem), file=sys.stderr)
+
+
+def _detail(error: BaseException, argv: Sequence[str]) -> ErrorDetail:
+    """Say what an exception means: its exit code and its one line."""
+    if isinstance(error, StepError):
+        return ErrorDetail(
+            exit=error.exit_code,
+            file=error.file,
+            tensor=error.tensor,
+            message=error.message,
+        )
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return ErrorDetail(exit=INTERRUPTED, message="interrupted, nothing written")
+    if isinstance(error, typer.TyperException):
+        return ErrorDetail(exit=2, message=_usage_message(error, argv))
+    if isinstance(error, MemoryError):
+        return ErrorDetail(exit=6, message="not enough memory on this machine")
+    return ErrorDetail(
+        exit=BUG,
+        message=f"a bug in step-cli: {type(error).__name__}: {error}; "
+        "run again with --debug and report the traceback",
+    )
+
+
+def _usage_message(error: typer.TyperException, argv: Sequence[str]) -> str:
+    message = str(getattr(error, "message", "") or error).rstrip(".")
+    if isinstance(getattr(error, "option_name", None), str) and "No such" in message:
+        name = str(error.option_name)  # type: ignore[attr-defined]
+        known = getattr(error, "possibilities", None) or []
+        return f"no such option {name}{_did_you_mean(name, known)}; see --help"
+    if "No such command" in message:
+        name = next((word for word in argv if not word.startswith("-")), "")
+        known = [command.name for command in app.registered_commands if command.name]
+        known += [
+            command.callback.__name__.replace("_", "-")
+            for command in app.registered_commands
+            if command.callback
+        ]
+        return f"no such command {name!r}{_did_you_mean(name, known)}; see --help"
+    return f"{message[:1].lower()}{message[1:] or 'missing command'}; see --help"
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {close[0]}" if close else ""
+
+
+def _command_of(argv: Sequence[str]) -> str:
+    return next((word for word in argv if not word.startswith("-")), "step-cli")
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise StoppedError("stopped on request, nothing written; run it again")
+
+
+def _log_to_stderr(shown: Presentation) -> None:
+    level = logging.ERROR if shown.quiet else logging.INFO
+    if shown.verbose:
+        level = logging.DEBUG
+    logging.addLevelName(logging.WARNING, "warning")
+    logging.addLevelName(logging.INFO, "note")
+    logging.addLevelName(logging.DEBUG, "note")
+    logging.addLevelName(logging.ERROR, "error")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logger = logging.getLogger("step_cli")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _results_only_on_stdout() -> Iterator[TextIO]:
+    """Yield the real stdout, and send to stderr whatever libraries print.
+
+    Native libraries write to descriptor 1 directly, so the descriptor itself moves.
+    """
+    sys.stdout.flush()
+    out = open(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    os.dup2(2, 1)
+    python_stdout, sys.stdout = sys.stdout, out
+    try:
+        yield out
+    finally:
+        sys.stdout = python_stdout
+        with contextlib.suppress(OSError):  # met and judged when the result was written
+            out.close()

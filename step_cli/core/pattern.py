@@ -1,0 +1,47 @@
+"""The N:M pattern: at most N of each M consecutive weights are non-zero."""
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class NMPattern:
+    """Keep ``n`` weights of each group of ``m``; ``n == m`` is dense."""
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n <= self.m:
+            raise ValueError(f"expected N:M with 1 <= N <= M, got {self.n}:{self.m}")
+
+    @classmethod
+    def parse(cls, text: str) -> "NMPattern":
+        """Read ``"2:4"``.
+
+        Raises:
+            ValueError: The text is not N:M with 1 <= N <= M.
+        """
+        # ASCII digits only: int() also reads other scripts' digits.
+        match = re.fullmatch(r"([0-9]{1,6}):([0-9]{1,6})", text.strip())
+        if match is None:
+            raise ValueError(f"expected N:M such as 2:4, got '{text}'")
+        n, m = (int(part) for part in match.groups())
+        if not 1 <= n <= m:
+            raise ValueError(
+                f"expected N:M such as 2:4 with 1 <= N <= M, got '{text}'"
+            )
+        return cls(n, m)
+
+    @property
+    def density(self) -> float:
+        """Share of weights kept, N / M."""
+        return self.n / self.m
+
+    @property
+    def dense(self) -> bool:
+        """Whether the pattern keeps everything (N = M)."""
+        return self.n == self.m
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"

@@ -1,0 +1,69 @@
+"""Errors a user can cause or mend, each with the exit code of the command."""
+
+from typing import ClassVar
+
+
+class StepError(Exception):
+    """Something the user can mend; shown as one line, never as a traceback.
+
+    Args:
+        message: What was found and what to do.
+        file: The file at fault, if there is one.
+        tensor: The tensor at fault, if there is one.
+    """
+
+    exit_code: ClassVar[int]
+
+    def __init__(
+        self, message: str, *, file: object = None, tensor: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.file = None if file is None else str(file)
+        self.tensor = tensor
+
+
+class UsageError(StepError):
+    """Wrong option, config key or value."""
+
+    exit_code = 2
+
+
+class NothingSelectedError(StepError):
+    """No tensor was selected, or all selected ones were skipped."""
+
+    exit_code = 3
+
+
+class InputError(StepError):
+    """An input is unreadable, corrupt, unsafe or unsupported."""
+
+    exit_code = 4
+
+
+class OutputError(StepError):
+    """An output could not be written."""
+
+    exit_code = 5
+
+
+class MissingError(StepError):
+    """A library, backend or device this machine lacks."""
+
+    exit_code = 6
+
+
+class NonFiniteError(StepError):
+    """NaN or infinity in weights, gradients or loss."""
+
+    exit_code = 7
+
+
+class StoppedError(StepError):
+    """Stopped on request (SIGTERM)."""
+
+    exit_code = 75
+
+
+BUG = 70  # exit code of an error nobody foresaw
+INTERRUPTED = 130  # exit code after Ctrl-C

@@ -1,0 +1,69 @@
+"""One reader for all files: any CHECKPOINT becomes a list of named arrays.
+
+`verify-nm`, `prune` and `export` loop over ``open_checkpoint(path).tensors`` and do
+not know which format they read. Reading runs no code from the file, checks every size
+before it is used, and maps the data instead of loading it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from step_cli.core.plan import Plan
+
+
+@dataclass(frozen=True)
+class ZeroPoint:
+    """Which integer code means zero: one for the tensor, or one per slice of ``axis``."""
+
+    codes: npt.NDArray[np.generic]
+    axis: int | None = None
+
+
+@dataclass(frozen=True)
+class NamedTensor:
+    """One tensor of a file: its description, and its data when asked for.
+
+    Attributes:
+        name: As stored, unescaped.
+        dtype: NumPy spelling; ``bfloat16`` and ``float8_*`` too.
+        shape: As stored.
+        read: Returns the data as a read-only array of ``shape``, mapped where possible.
+        axis: The group axis if the file tells (ONNX node, Conv1D), else None: by rule.
+        skip: Why the file itself rules the tensor out (``consumer``, ``kind``), or None.
+        is_weight: True if the file itself tells that it is a weight (ONNX node).
+        tied_to: The earlier name that shares this storage, or None.
+        zero_point: For integer codes, which code means zero.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], npt.NDArray[np.generic]]
+    axis: int | None = None
+    skip: str | None = None
+    is_weight: bool = False
+    tied_to: str | None = None
+    zero_point: ZeroPoint | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint.
+
+    Attributes:
+        path: As the user gave it.
+        format: safetensors, compressed, huggingface, torch, onnx or run.
+        tensors: In the order of the file.
+        plan: The plan stored with the weights, or None.
+        notes: What the user should know of how it was read.
+    """
+
+    path: Path
+    format: str
+    tensors: list[NamedTensor]
+    plan: Plan | None
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,143 @@
+"""From a config model to a command line: each option is declared once, in the model."""
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import typer
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticUndefined
+
+from step_cli.config import Config
+from step_cli.core.pattern import NMPattern
+from step_cli.errors import UsageError
+
+C = TypeVar("C", bound=Config)
+R = TypeVar("R")
+
+# Shown in every --help; `cli.py` reads them from the arguments itself, so that a
+# usage error is reported the way the user asked for.
+PRESENTATION = {
+    "json_": (typer.Option("--json", help="Print one JSON document"), bool),
+    "verbose": (typer.Option("--verbose", "-v", help="Say more"), bool),
+    "quiet": (typer.Option("--quiet", "-q", help="Say errors only"), bool),
+    "debug": (typer.Option("--debug", help="Show tracebacks"), bool),
+}
+
+
+def options_from(
+    model: type[C],
+) -> Callable[[Callable[[C], R]], Callable[..., R]]:
+    """Turn a function of a config into a Typer command with the config's options.
+
+    Required fields become arguments, the others options. Typer only collects the
+    text; the model checks it, so a bad value is refused in the model's own words.
+
+    Raises:
+        UsageError: A value is refused by the model (when the command is called).
+    """
+
+    def decorate(function: Callable[[C], R]) -> Callable[..., R]:
+        @functools.wraps(function)
+        def command(**given: Any) -> R:
+            for name in PRESENTATION:
+                given.pop(name)
+            return function(_validated(model, given))
+
+        parameters = [_parameter(*item) for item in model.model_fields.items()]
+        parameters += [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False,
+                annotation=typing.Annotated[kind, declared],
+            )
+            for name, (declared, kind) in PRESENTATION.items()
+        ]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        del command.__wrapped__  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def _validated(model: type[C], given: dict[str, Any]) -> C:
+    """Check what was typed; what was not typed keeps the model's default."""
+    typed = {name: value for name, value in given.items() if value not in (None, [])}
+    try:
+        return model(**typed)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        name = str(detail["loc"][0]) if detail["loc"] else ""
+        shown = ""
+        if name:
+            required = model.model_fields[name].is_required()
+            shown = (name.upper() if required else _flag(name)) + ": "
+        raise UsageError(shown + message_of(detail)) from None
+
+
+def message_of(detail: ErrorDetails) -> str:
+    """Say in one sentence what pydantic found; our own messages stay as they are."""
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    message = detail["msg"].removeprefix("Input should be ")
+    return f"expected {message}, got {detail['input']!r}"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    kind = _without_none(field.annotation)
+    repeatable = get_origin(kind) is list
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    metavar = extra.get("metavar") or _metavar(get_args(kind)[0] if repeatable else kind)
+    text = f"{field.description}{_default_shown(field)}"
+    declared: Any
+    if field.is_required():
+        declared = typer.Argument(
+            help=text, metavar=name.upper() + ("..." if repeatable else "")
+        )
+        collected: Any = list[str] if repeatable else str
+        default: Any = inspect.Parameter.empty
+    elif kind is bool:
+        declared, collected, default = typer.Option(_flag(name), help=text), bool, False
+    else:
+        declared = typer.Option(
+            _flag(name), help=text, metavar=str(metavar), show_default=False
+        )
+        collected = list[str] if repeatable else str
+        default = None
+    annotation = collected if default is inspect.Parameter.empty else collected | None
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=typing.Annotated[bool if kind is bool else annotation, declared],
+    )
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in (types.UnionType, typing.Union):
+        return next(kind for kind in get_args(annotation) if kind is not type(None))
+    return annotation
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "|".join(str(choice) for choice in get_args(kind))
+    names = {int: "INTEGER", float: "NUMBER", Path: "PATH", NMPattern: "N:M"}
+    return names.get(kind, "TEXT")
+
+
+def _default_shown(field: FieldInfo) -> str:
+    default = field.get_default()
+    if default in (None, False, PydanticUndefined, "") or field.default_factory:
+        return ""
+    return f" [default: {default}]"

@@ -1,0 +1,110 @@
+"""Reports for people: one function for each kind, chosen by the report's type."""
+
+import os
+from functools import singledispatch
+from typing import TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from step_cli.render.text import one_line
+from step_cli.reports import AutoswitchProfileReport, Report, TrainReport
+
+
+def draw(report: Report, out: TextIO, *, verbose: bool) -> None:
+    """Write ``report`` to ``out`` as text, coloured on a terminal only."""
+    show(report, console(out), verbose=verbose)
+
+
+def console(out: TextIO) -> Console:
+    """A console that keeps its escape codes to terminals that want them."""
+    environment = os.environ
+    plain = (
+        not out.isatty()
+        or "NO_COLOR" in environment
+        or "CI" in environment
+        or environment.get("TERM") == "dumb"
+    )
+    return Console(
+        file=out,
+        force_terminal=not plain,
+        no_color=plain,
+        width=None if out.isatty() else 110,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        soft_wrap=False,
+    )
+
+
+def new_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """A table whose first column holds names; the columns in ``right`` hold numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(
+            column, justify="right" if column in right else "left", overflow="fold"
+        )
+    return table
+
+
+def name(text: str) -> Text:
+    """A name from a file, as plain text."""
+    return Text(one_line(text))
+
+
+def verdict(console: Console, ok: bool, text: str) -> None:
+    """One line that says whether the checks passed."""
+    console.print(Text("ok  " if ok else "FAILED  ", "green" if ok else "red") + text)
+
+
+@singledispatch
+def show(report: Report, console: Console, *, verbose: bool) -> None:
+    """Draw one kind of report; each kind registers its own function."""
+    raise TypeError(f"no table for {type(report).__name__}")
+
+
+@show.register
+def _train(report: TrainReport, console: Console, *, verbose: bool) -> None:
+    table = new_table("metric", "sparse", "dense", right=("sparse", "dense"))
+    for key, value in report.metrics.items():
+        dense = (report.dense_metrics or {}).get(key)
+        table.add_row(key, f"{value:.4f}", "-" if dense is None else f"{dense:.4f}")
+    console.print(table)
+    switch = report.switch
+    if switch is not None:
+        console.print(
+            f"switched after step {switch.step} of {report.steps} "
+            f"({switch.criterion}, {switch.reason})"
+        )
+    pattern = report.pattern or "no pattern"
+    verdict(
+        console,
+        report.ok,
+        f"{report.recipe}, {pattern}, density {report.density:.4f}: {report.run_dir}",
+    )
+
+
+@show.register
+def _autoswitch_profile(
+    report: AutoswitchProfileReport, console: Console, *, verbose: bool
+) -> None:
+    columns = ("criterion", "switch", "without clipping", "decided by", "change after")
+    table = new_table(*columns, right=("switch", "without clipping", "change after"))
+    for row in report.criteria:
+        decided = row.reason + (" (clipped)" if row.clipped else "")
+        table.add_row(
+            row.name,
+            "-" if row.switch_step is None else str(row.switch_step),
+            "-" if row.raw_step is None else str(row.raw_step),
+            decided,
+            "-" if row.post_switch_change is None else f"{row.post_switch_change:.3g}",
+        )
+    console.print(
+        f"{report.steps} steps, beta2 {report.beta2:g}, eps {report.eps:g}, "
+        f"window {report.window}, clipped to {report.t_min}-{report.t_max}"
+    )
+    console.print(table)
+    for line in report.advice:
+        console.print(line)
