@@ -17,7 +17,7 @@ from step_cli.core.plan import Plan
 
 @dataclass(frozen=True)
 class ZeroPoint:
-    """Which integer code means zero: one for the tensor, or one per slice of ``axis``."""
+    """Which integer code means zero: one for all, or one for each slice of ``axis``."""
 
     codes: npt.NDArray[np.generic]
     axis: int | None = None
@@ -33,7 +33,7 @@ class NamedTensor:
         shape: As stored.
         read: Returns the data as a read-only array of ``shape``, mapped where possible.
         axis: The group axis if the file tells (ONNX node, Conv1D), else None: by rule.
-        skip: Why the file itself rules the tensor out (``consumer``, ``kind``), or None.
+        skip: Why the file itself rules it out (``consumer``, ``kind``), or None.
         is_weight: True if the file itself tells that it is a weight (ONNX node).
         tied_to: The earlier name that shares this storage, or None.
         zero_point: For integer codes, which code means zero.
@@ -60,6 +60,7 @@ class Checkpoint:
         tensors: In the order of the file.
         plan: The plan stored with the weights, or None.
         notes: What the user should know of how it was read.
+        files: The files that were read, for those who must not write onto them.
     """
 
     path: Path
@@ -67,3 +68,33 @@ class Checkpoint:
     tensors: list[NamedTensor]
     plan: Plan | None
     notes: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open any CHECKPOINT: by its suffix, which must agree with its first bytes.
+
+    Raises:
+        InputError: It is missing, corrupt, unsafe, over a limit, or not a checkpoint.
+        MissingError: Reading it needs a library that is not installed.
+    """
+    from step_cli.formats.content import format_of
+    from step_cli.formats.mapped_file import is_directory, map_file
+
+    if is_directory(path):
+        from step_cli.formats.directory import open_directory
+
+        return open_directory(path)
+    file = map_file(path)
+    kind = format_of(file)
+    if kind == "onnx":
+        from step_cli.formats.onnx_weights import open_onnx
+
+        return open_onnx(file)
+    if kind == "torch":
+        from step_cli.formats.torch_file import open_torch
+
+        return open_torch(file)
+    from step_cli.formats.safetensors_file import open_safetensors
+
+    return open_safetensors(file)

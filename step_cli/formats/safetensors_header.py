@@ -1,0 +1,223 @@
+"""The header of a safetensors file, with every claim checked before it is used.
+
+Format: 8 bytes of length, that many bytes of JSON, then the data. The library accepts
+repeated names and headers of 100 MB, so the header is read by hand.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import ml_dtypes
+import numpy as np
+
+from step_cli.errors import InputError
+from step_cli.formats.mapped_file import MappedFile, in_units
+
+LONGEST_HEADER = 16 << 20  # bytes
+MOST_TENSORS = 200_000
+MOST_DIMENSIONS = 64  # of NumPy
+LARGEST_SIZE = 2**63 - 1  # of one dimension
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    code: np.dtype(kind)
+    for code, kind in {
+        "BOOL": np.bool_,
+        "U8": np.uint8,
+        "I8": np.int8,
+        "U16": np.uint16,
+        "I16": np.int16,
+        "U32": np.uint32,
+        "I32": np.int32,
+        "U64": np.uint64,
+        "I64": np.int64,
+        "F16": np.float16,
+        "BF16": ml_dtypes.bfloat16,
+        "F32": np.float32,
+        "F64": np.float64,
+        "C64": np.complex64,
+        "F8_E4M3": ml_dtypes.float8_e4m3fn,
+        "F8_E5M2": ml_dtypes.float8_e5m2,
+        "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
+        "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
+        "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+        "F4": ml_dtypes.float4_e2m1fn,
+        "F6_E2M3": ml_dtypes.float6_e2m3fn,
+        "F6_E3M2": ml_dtypes.float6_e3m2fn,
+    }.items()
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+PACKED_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # narrower than a byte
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a header.
+
+    Attributes:
+        name: As stored.
+        code: The format's own name of the type, such as ``BF16``.
+        shape: As stored.
+        begin: First byte, counted from the start of the file.
+        end: One past the last byte.
+    """
+
+    name: str
+    code: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Its type; of packed types that of one unpacked element."""
+        return DTYPES[self.code]
+
+    @property
+    def packed(self) -> bool:
+        """Whether elements are narrower than a byte and cannot be viewed."""
+        return self.code in PACKED_BITS
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says about itself."""
+
+    entries: list[Entry]  # in the order of the header
+    metadata: dict[str, str]
+    data_start: int  # byte of the file
+
+
+def read_header(file: MappedFile) -> Header:
+    """Read and check the header of ``file``.
+
+    Raises:
+        InputError: A limit, the JSON, an entry or the extents are wrong.
+    """
+    start = 8 + _header_length(file)
+    document = _parse(file.data[8:start].tobytes(), file)
+    metadata = document.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
+        raise InputError("__metadata__ is not a map of text to text", file=file.path)
+    entries = [_entry(name, value, start, file) for name, value in document.items()]
+    _check_extents(entries, start, file)
+    return Header(entries, metadata, start)
+
+
+def _header_length(file: MappedFile) -> int:
+    if file.size < 8:
+        raise InputError(
+            f"truncated: needs 8 bytes of header length, file has {file.size}",
+            file=file.path,
+        )
+    length = int.from_bytes(file.head(8), "little")
+    if length + 8 > file.size:
+        raise InputError(
+            f"header length {length} does not fit: truncated, or no safetensors; "
+            f"needs {length + 8} bytes, file has {file.size}",
+            file=file.path,
+        )
+    if length > LONGEST_HEADER:
+        raise InputError(
+            f"header {in_units(length)}, limit {in_units(LONGEST_HEADER)}",
+            file=file.path,
+        )
+    return length
+
+
+def _parse(raw: bytes, file: MappedFile) -> dict[str, Any]:
+    # Counted before parsing, as Python needs about 100 bytes for each of these.
+    tensors, lists = raw.count(b'"data_offsets"'), raw.count(b"[") + raw.count(b"{")
+    if tensors > MOST_TENSORS or lists > 4 * MOST_TENSORS:
+        raise InputError(
+            f"header of {max(tensors, lists // 3)} tensors, limit {MOST_TENSORS}",
+            file=file.path,
+        )
+    try:
+        document = json.loads(raw.decode(), object_pairs_hook=_without_repeats)
+    except RecursionError:
+        raise InputError("header is nested too deep", file=file.path) from None
+    except ValueError as error:
+        raise InputError(f"header: {error}", file=file.path) from None
+    if not isinstance(document, dict):
+        raise InputError("header is not a JSON object", file=file.path)
+    return document
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Python's json keeps the last of two equal keys without a word."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"duplicate tensor name or key '{name}'")
+            seen.add(name)
+    return found
+
+
+def _entry(name: str, value: object, start: int, file: MappedFile) -> Entry:
+    def refuse(what: str) -> InputError:
+        return InputError(what, file=file.path, tensor=name)
+
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise refuse("its name is not text (a lone surrogate)") from None
+    if not isinstance(value, dict):
+        raise refuse("its entry is not an object")
+    code, shape = value.get("dtype"), value.get("shape")
+    offsets = value.get("data_offsets")
+    if not isinstance(code, str) or code not in DTYPES:
+        raise refuse(f"unknown dtype {code!r:.40}")
+    if not _sizes(shape) or len(shape) > MOST_DIMENSIONS:
+        raise refuse(f"shape {shape!r:.60} is not a list of sizes >= 0")
+    if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise refuse(f"data_offsets {offsets!r:.60} are not two rising offsets")
+    needed = -(
+        -math.prod(shape) * PACKED_BITS.get(code, 8 * DTYPES[code].itemsize) // 8
+    )
+    if needed != offsets[1] - offsets[0]:
+        raise refuse(
+            f"{code} of shape {shape!r:.60} needs {needed} bytes, "
+            f"data_offsets give {offsets[1] - offsets[0]}"
+        )
+    return Entry(name, code, tuple(shape), start + offsets[0], start + offsets[1])
+
+
+def _sizes(value: object) -> TypeGuard[list[int]]:
+    """Whether it is a list of sizes; ``True`` and ``2.0`` are not."""
+    return isinstance(value, list) and all(
+        type(size) is int and 0 <= size <= LARGEST_SIZE for size in value
+    )
+
+
+def _check_extents(entries: list[Entry], start: int, file: MappedFile) -> None:
+    """Each byte of the data belongs to exactly one tensor."""
+    reached = start
+    for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end)):
+        if entry.begin != reached:
+            found = (
+                "overlaps the one before it"
+                if entry.begin < reached
+                else "leaves a gap"
+            )
+            raise InputError(
+                f"data_offsets {found}: starts at {entry.begin - start}, "
+                f"expected {reached - start}",
+                file=file.path,
+                tensor=entry.name,
+            )
+        reached = entry.end
+    if reached > file.size:
+        raise InputError(
+            f"truncated: needs {reached} bytes, file has {file.size}", file=file.path
+        )
+    if reached < file.size:
+        raise InputError(
+            f"{file.size - reached} bytes after the last tensor belong to none",
+            file=file.path,
+        )
