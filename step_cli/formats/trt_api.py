@@ -1,0 +1,139 @@
+"""The TensorRT library of this machine: which one, and what it can do.
+
+TensorRT 10.x, 11.x and TensorRT-RTX 1.x share one Python interface with differences.
+Members are asked for with ``hasattr``, never inferred from a version number.
+"""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal
+
+from step_cli.errors import MissingError, StepError, UsageError
+from step_cli.formats.cuda_device import compute_capabilities
+
+Kind = Literal["tensorrt", "tensorrt-rtx"]
+Wanted = Literal["auto", "tensorrt", "tensorrt-rtx"]
+
+# The bindings package is what exists when RTX's thin package is left out.
+MODULES: tuple[tuple[str, Kind], ...] = (
+    ("tensorrt", "tensorrt"),
+    ("tensorrt_rtx", "tensorrt-rtx"),
+    ("tensorrt_rtx_bindings", "tensorrt-rtx"),
+)
+
+
+@dataclass(frozen=True)
+class TrtRuntime:
+    """A TensorRT that can be imported here."""
+
+    module: ModuleType
+    kind: Kind
+
+    @property
+    def version(self) -> str:
+        """The library's own version."""
+        return str(getattr(self.module, "__version__", "unknown"))
+
+    @property
+    def honours_sparsity(self) -> bool:
+        """Whether the permission to use sparse weights has any effect.
+
+        TensorRT-RTX 1.7 writes the same bytes with and without it.
+        """
+        return self.kind == "tensorrt"
+
+    @property
+    def targets(self) -> list[str] | None:
+        """Compute capabilities it can build for, or None: the GPU that is here."""
+        known = getattr(self.module, "ComputeCapability", None)
+        if known is None:
+            return None
+        names = [name[2:] for name in known.__members__ if name.startswith("SM")]
+        return [f"{name[:-1]}.{name[-1]}" for name in names]
+
+
+def find_runtime(wanted: Wanted = "auto") -> TrtRuntime:
+    """The TensorRT to build with: full TensorRT where a GPU is, else TensorRT-RTX.
+
+    Raises:
+        MissingError: There is none, or the one asked for needs a GPU.
+    """
+    found = importable()
+    gpus = compute_capabilities()
+    for runtime in found:
+        if wanted == "auto" and runtime.kind == "tensorrt" and not gpus:
+            continue
+        if wanted in ("auto", runtime.kind):
+            if runtime.kind == "tensorrt" and not gpus:
+                raise MissingError(
+                    "TensorRT builds on a GPU only and none is here; "
+                    "use --backend tensorrt-rtx, or build on a GPU machine"
+                )
+            return runtime
+    extra = "tensorrt" if wanted == "tensorrt" else "tensorrt-rtx"
+    raise MissingError(
+        f"no {'TensorRT' if wanted == 'auto' else wanted} that can build here; "
+        f"pip install 'step-cli[{extra}]'"
+    )
+
+
+def importable() -> list[TrtRuntime]:
+    """Every TensorRT that imports, full TensorRT first."""
+    runtimes = []
+    for name, kind in MODULES:
+        try:
+            module = importlib.import_module(name)
+        except Exception:  # a stub without its libraries raises whatever it likes
+            continue
+        if hasattr(module, "Builder") and hasattr(module, "OnnxParser"):
+            runtimes.append(TrtRuntime(module, kind))
+    return runtimes
+
+
+def check_targets(runtime: TrtRuntime, wanted: Sequence[str], *, asked: bool) -> None:
+    """Refuse compute capabilities that this library cannot build for.
+
+    Args:
+        runtime: The library.
+        wanted: Compute capabilities such as ``8.6``.
+        asked: Whether the user asked for this very backend.
+
+    Raises:
+        UsageError: Not a compute capability, or not one of the backend asked for.
+        MissingError: Only another backend, or another GPU, has it.
+    """
+    for text in wanted:
+        major, _, minor = text.partition(".")
+        if not (major.isascii() and minor.isascii() and (major + minor).isdigit()):
+            raise UsageError(
+                f"--compute-capability: expected one such as 8.6, got {text}"
+            )
+        known = runtime.targets
+        if known is not None and text not in known:
+            error: type[StepError] = UsageError if asked else MissingError
+            raise error(
+                f"TensorRT-RTX does not build for {text}, only for "
+                f"{', '.join(known)}; build with TensorRT on that GPU"
+            )
+        if known is None and text not in compute_capabilities():
+            raise MissingError(
+                f"TensorRT builds for the GPU that is here "
+                f"({', '.join(compute_capabilities())}), not for {text}; "
+                "build on such a machine"
+            )
+
+
+def network_flags(trt: Any) -> int:
+    """Bits for ``create_network``: strong typing, and explicit batches where known.
+
+    The bit of STRONGLY_TYPED differs between versions, so it is never written out.
+    """
+    known = getattr(trt, "NetworkDefinitionCreationFlag", None)
+    flags = 0
+    for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED"):
+        member = getattr(known, name, None)
+        if member is not None:
+            flags |= 1 << int(member)
+    return flags

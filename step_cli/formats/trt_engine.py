@@ -1,0 +1,148 @@
+"""Build a TensorRT plan that may use sparse tactics, in a process of its own.
+
+An engine is written, hashed and described, and never loaded: a plan is a program.
+"""
+
+import hashlib
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from step_cli.errors import InputError
+from step_cli.formats.trt_api import TrtRuntime
+from step_cli.formats.trt_failures import crashed, explain
+from step_cli.formats.trt_layers import EngineLayer, parse_layers
+from step_cli.formats.trt_profiles import Profile
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How to build.
+
+    Attributes:
+        sparse: Permit sparse tactics; permission only, the library decides.
+        profiles: Shapes of the dynamic inputs.
+        compute_capabilities: Targets such as ``8.6``; empty: the library's default.
+        workspace_mib: Scratch memory a layer may use, in MiB.
+        timing_cache: File of kernel timings, read if it exists and replaced.
+    """
+
+    sparse: bool = True
+    profiles: Sequence[Profile] = ()
+    compute_capabilities: Sequence[str] = ()
+    workspace_mib: int | None = None
+    timing_cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class EngineBuild:
+    """A finished build.
+
+    Attributes:
+        log: Everything the builder said, as text.
+        layers: From the engine inspector; empty where no GPU could open the engine.
+        sha256: Of the plan file.
+        size_bytes: Of the plan file.
+        timing_cache: The new content of the timing cache, or None.
+        warnings: What the user should know.
+    """
+
+    log: str
+    layers: tuple[EngineLayer, ...]
+    sha256: str
+    size_bytes: int
+    timing_cache: bytes | None
+    warnings: tuple[str, ...]
+
+
+def build_engine(
+    runtime: TrtRuntime, onnx_file: Path, plan_file: Path, options: EngineOptions
+) -> EngineBuild:
+    """Write the plan of ``onnx_file`` to ``plan_file``.
+
+    Raises:
+        StepError: The build failed; the kind of error says whose fault it is.
+    """
+    with tempfile.TemporaryDirectory(prefix="step-cli-build-") as folder:
+        desk = Path(folder)
+        request = _request(runtime, onnx_file, plan_file, options, desk)
+        child = _run_child(request)
+        log = _read(desk / "log") + child.stderr
+        if child.returncode < 0:
+            logging.getLogger(__name__).debug("build log:\n%s", log)
+            raise crashed(-child.returncode, file=onnx_file)
+        outcome = json.loads(_read(desk / "outcome") or "null")
+        if outcome is None:
+            raise RuntimeError(f"the build process failed: {child.stderr}")
+        if not outcome["ok"]:
+            logging.getLogger(__name__).debug("build log:\n%s", log)
+            # The library's own last record says most, so it comes last.
+            said = [*child.stderr.splitlines(), outcome["raised"], *outcome["records"]]
+            raise explain(said, file=onnx_file)
+        return _finished(plan_file, log, outcome, desk / "timings")
+
+
+def _request(
+    runtime: TrtRuntime,
+    onnx_file: Path,
+    plan_file: Path,
+    options: EngineOptions,
+    desk: Path,
+) -> dict[str, Any]:
+    cache = options.timing_cache if runtime.kind == "tensorrt" else None
+    return {
+        "module": runtime.module.__name__,
+        "onnx": str(onnx_file.resolve()),
+        "plan": str(plan_file.resolve()),
+        "log": str(desk / "log"),
+        "outcome": str(desk / "outcome"),
+        "sparse": options.sparse,
+        "profiles": [asdict(profile) for profile in options.profiles],
+        "compute_capabilities": list(options.compute_capabilities),
+        "workspace_mib": options.workspace_mib,
+        "timing_cache": str(cache) if cache and cache.exists() else None,
+        "new_timing_cache": str(desk / "timings") if cache else None,
+        "inspect": runtime.kind == "tensorrt",
+    }
+
+
+def _run_child(request: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    # -P: the working directory may hold anything and is no place to import from.
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "step_cli.formats.trt_build"],
+        input=json.dumps(request),
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+
+
+def _finished(
+    plan_file: Path, log: str, outcome: dict[str, Any], timings: Path
+) -> EngineBuild:
+    plan = plan_file.read_bytes()
+    layers: tuple[EngineLayer, ...] = ()
+    if outcome.get("layers"):
+        try:
+            layers = tuple(parse_layers(outcome["layers"]))
+        except InputError:
+            layers = ()  # an unknown layout is no evidence, and no failure either
+    return EngineBuild(
+        log=log,
+        layers=layers,
+        sha256=hashlib.sha256(plan).hexdigest(),
+        size_bytes=len(plan),
+        timing_cache=timings.read_bytes() if timings.exists() else None,
+        warnings=tuple(outcome["warnings"]),
+    )
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
