@@ -1,0 +1,143 @@
+"""Outputs that appear complete or not at all.
+
+    with staged(Path("out.safetensors"), force=False, inputs=[source]) as path:
+        ...write a file at `path`, read it back, raise if it is wrong...
+
+The block writes to a name beside the target. When it ends well, the files are flushed
+to the disk and renamed; when it raises, they are removed, and the target is as before.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from step_cli.errors import OutputError
+from step_cli.formats.mapped_file import in_units, reason_of
+from step_cli.formats.swap import swap_directories
+from step_cli.formats.target import checked_target
+from step_cli.formats.target_lock import locked
+
+
+@contextmanager
+def staged(
+    target: Path,
+    *,
+    force: bool = False,
+    inputs: Sequence[Path] = (),
+    directory: bool = False,
+    size_bytes: int = 0,
+) -> Iterator[Path]:
+    """Yield the path to write to; it becomes ``target`` when the block ends well.
+
+    Args:
+        target: The file or directory to make.
+        force: Whether an existing target may be replaced; its mode is kept then.
+        inputs: What is being read; the target may be none of them, nor inside one.
+        directory: Whether the target is a directory; the path then exists, empty.
+        size_bytes: Free space to ask for before the start.
+
+    Raises:
+        UsageError: The target is an input.
+        OutputError: It exists without ``force``, another process is writing it, or
+            the system refuses a write, in this block too.
+    """
+    final = checked_target(target, force=force, inputs=inputs, directory=directory)
+    try:
+        with locked(final, shown=target):
+            _repair(final)
+            checked_target(target, force=force, inputs=inputs, directory=directory)
+            _ask_for_space(final, size_bytes)
+            path = final.with_name(f".{final.name}.tmp-{os.getpid()}")
+            try:
+                if directory:
+                    path.mkdir()
+                yield path
+                publish(path, final)
+            finally:
+                _remove(path)
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else target
+        raise OutputError(reason_of(error), file=where) from error
+
+
+def publish(path: Path, final: Path) -> None:
+    """Flush ``path`` to the disk and give it its final name."""
+    _set_mode(path, final)
+    flush(path)
+    if path.is_dir() and final.exists():
+        swap_directories(path, final)
+    else:
+        os.replace(path, final)
+    _flush_one(final.parent)
+
+
+def flush(path: Path) -> None:
+    """Have a file, or a directory and all in it, written to the disk."""
+    if path.is_dir() and not path.is_symlink():
+        for entry in sorted(path.iterdir()):
+            if not entry.is_symlink():
+                flush(entry)
+    _flush_one(path)
+
+
+def _flush_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _set_mode(path: Path, final: Path) -> None:
+    """The old target's mode, else what any other program would give a new file."""
+    if final.exists():
+        os.chmod(path, final.stat().st_mode & 0o7777)
+        return
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~umask)
+
+
+def _repair(final: Path) -> None:
+    """Finish or undo what a process that died here has left; own names only."""
+    pattern = re.compile(re.escape(f".{final.name}.") + r"(tmp|old)-([0-9]{1,10})")
+    for entry in sorted(final.parent.iterdir()):
+        match = pattern.fullmatch(entry.name)
+        if match is None or _alive(int(match[2])):
+            continue
+        if match[1] == "old" and not final.exists():
+            os.rename(entry, final)  # it died between the two renames of a swap
+        else:
+            _remove(entry)
+
+
+def _alive(process: int) -> bool:
+    if process == os.getpid():
+        return False  # a number used again: this process has written nothing yet
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _ask_for_space(final: Path, size_bytes: int) -> None:
+    free = shutil.disk_usage(final.parent).free
+    if free < size_bytes:
+        raise OutputError(
+            f"no space left: needs {in_units(size_bytes)}, {in_units(free)} free",
+            file=final,
+        )

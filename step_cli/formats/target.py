@@ -1,0 +1,95 @@
+"""Whether a path may become an output: asked before any work is done."""
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from step_cli.errors import OutputError, UsageError
+from step_cli.formats.mapped_file import reason_of
+
+
+def checked_target(
+    target: Path, *, force: bool, inputs: Sequence[Path] = (), directory: bool = False
+) -> Path:
+    """The path that will really be written: behind a link, its end.
+
+    Args:
+        target: As the user gave it.
+        force: Whether an existing target may be replaced.
+        inputs: What is being read: files and directories.
+        directory: Whether a directory is to be written.
+
+    Raises:
+        UsageError: The target is an input, is inside one, or holds one.
+        OutputError: It exists without ``force``, is of the other kind or read-only,
+            or its directory is missing or not writable.
+    """
+    final = Path(os.path.realpath(target))
+    for source in inputs:
+        _refuse_input(target, final, source)
+    try:
+        _refuse_existing(target, final, force=force, directory=directory)
+    except OSError as error:
+        raise OutputError(reason_of(error), file=target) from None
+    _refuse_parent(target, final.parent)
+    return final
+
+
+def _refuse_input(target: Path, final: Path, source: Path) -> None:
+    real = Path(os.path.realpath(source))
+    if final == real or _same_file(final, real):
+        raise UsageError("output is the input, name another", file=target)
+    if real.is_dir() and final.is_relative_to(real):
+        raise UsageError(f"output is inside the input {source}", file=target)
+    if real.is_relative_to(final):
+        raise UsageError(f"output holds the input {source}", file=target)
+    if final.is_file() and real.is_dir():
+        for entry in real.iterdir():
+            if _same_file(final, entry):
+                raise UsageError(f"output is the input {entry}", file=target)
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def _refuse_existing(
+    target: Path, final: Path, *, force: bool, directory: bool
+) -> None:
+    if not os.path.lexists(target):
+        return
+    if not force:
+        raise OutputError("exists, use --force to replace it", file=target)
+    if not os.path.lexists(final):
+        return
+    mode = os.lstat(final).st_mode
+    if directory != stat.S_ISDIR(mode):
+        found = "a directory" if stat.S_ISDIR(mode) else "a file"
+        wanted = "a directory" if directory else "a file"
+        raise OutputError(f"is {found}, and {wanted} is to be written", file=target)
+    if directory:
+        _refuse_precious(target, final)
+    elif not stat.S_ISREG(mode):
+        raise OutputError("is not a regular file", file=target)
+    elif not mode & 0o222:
+        raise OutputError("is read-only, make it writable or name another", file=target)
+
+
+def _refuse_precious(target: Path, final: Path) -> None:
+    """Replacing a directory deletes all that is in it."""
+    working, home = Path(os.path.realpath(".")), Path(os.path.expanduser("~"))
+    if any(place.is_relative_to(final) for place in (working, home)):
+        raise OutputError("is the working or home directory", file=target)
+    if os.path.lexists(final / ".git") or os.path.ismount(final):
+        raise OutputError("is a repository or a mount point", file=target)
+
+
+def _refuse_parent(target: Path, parent: Path) -> None:
+    if not parent.is_dir():
+        raise OutputError(f"no such directory: {parent}, create it", file=target)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"the directory {parent} is not writable", file=target)
