@@ -5,6 +5,7 @@ Members are asked for with ``hasattr``, never inferred from a version number.
 """
 
 import importlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -105,8 +106,7 @@ def check_targets(runtime: TrtRuntime, wanted: Sequence[str], *, asked: bool) ->
         MissingError: Only another backend, or another GPU, has it.
     """
     for text in wanted:
-        major, _, minor = text.partition(".")
-        if not (major.isascii() and minor.isascii() and (major + minor).isdigit()):
+        if not re.fullmatch(r"[0-9]{1,2}\.[0-9]", text):
             raise UsageError(
                 f"--compute-capability: expected one such as 8.6, got {text}"
             )
