@@ -8,7 +8,7 @@ from typing import Any
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan, Plan
 from step_cli.errors import InputError
-from step_cli.formats.mapped_file import map_file
+from step_cli.formats.json_text import json_object, read_json
 
 KEY = "step_cli.plan"  # in safetensors metadata and ONNX metadata_props
 FILE = "nm_plan.json"  # in a directory; FILE.nm_plan.json beside a .pt
@@ -27,21 +27,7 @@ def parse_plan(text: str | bytes, *, file: object) -> Plan:
     Raises:
         InputError: It is not a plan, or one of a newer major version.
     """
-    return _layers(document_of(text, file=file), file)
-
-
-def document_of(text: str | bytes, *, file: object) -> dict[str, Any]:
-    """The JSON object of a plan, its schema checked, its layers not yet."""
-    try:
-        document = json.loads(text, object_pairs_hook=_without_repeats)
-    except RecursionError:
-        raise InputError("the plan is nested too deep", file=file) from None
-    except ValueError as error:
-        raise InputError(f"the plan is not JSON: {error}", file=file) from None
-    if not isinstance(document, dict):
-        raise InputError("the plan is not a JSON object", file=file)
-    _check_schema(document.get("schema"), file)
-    return document
+    return plan_of(json_object(text, "the plan", file=file), file=file)
 
 
 def read_plan(path: Path) -> Plan:
@@ -50,15 +36,21 @@ def read_plan(path: Path) -> Plan:
     Raises:
         InputError: As `parse_plan`, or the file cannot be read.
     """
-    return parse_plan(read_text(path), file=path)
+    return plan_of(read_document(path), file=path)
 
 
-def read_text(path: Path) -> bytes:
-    """The bytes of a plan file, at most 64 MiB."""
-    file = map_file(path)
-    if file.size > LARGEST:
-        raise InputError("more than 64 MiB, too large for a plan", file=path)
-    return file.head(file.size)
+def read_document(path: Path) -> dict[str, Any]:
+    """The JSON object in a plan file, for the fields beside the layers."""
+    return read_json(path, "the plan", limit_bytes=LARGEST)
+
+
+def plan_of(document: dict[str, Any], *, file: object) -> Plan:
+    """The plan in its JSON object."""
+    _check_schema(document.get("schema"), file)
+    layers = document.get("layers")
+    if not isinstance(layers, dict):
+        raise InputError("the plan has no object 'layers'", file=file)
+    return {name: _layer(name, layer, file) for name, layer in layers.items()}
 
 
 def plan_json(plan: Plan, *, indent: int | None = None, **extra: object) -> str:
@@ -76,15 +68,6 @@ def plan_json(plan: Plan, *, indent: int | None = None, **extra: object) -> str:
     return json.dumps({"schema": SCHEMA, "layers": layers, **extra}, indent=indent)
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"'{repeated}' stands in it twice")
-    return found
-
-
 def _check_schema(schema: object, file: object) -> None:
     match = re.fullmatch(r"step-cli/plan/([0-9]{1,9})", str(schema))
     if match is None:
@@ -94,13 +77,6 @@ def _check_schema(schema: object, file: object) -> None:
             f"the plan was written by a newer step-cli ({schema}), update step-cli",
             file=file,
         )
-
-
-def _layers(document: dict[str, Any], file: object) -> Plan:
-    layers = document.get("layers")
-    if not isinstance(layers, dict):
-        raise InputError("the plan has no object 'layers'", file=file)
-    return {name: _layer(name, layer, file) for name, layer in layers.items()}
 
 
 def _layer(name: str, layer: object, file: object) -> LayerPlan:

@@ -4,7 +4,6 @@ Format: 8 bytes of length, that many bytes of JSON, then the data. The library a
 repeated names and headers of 100 MB, so the header is read by hand.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -13,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from step_cli.errors import InputError
+from step_cli.formats.json_text import json_object
 from step_cli.formats.mapped_file import MappedFile, in_units
 
 LONGEST_HEADER = 16 << 20  # bytes
@@ -136,27 +136,7 @@ def _parse(raw: bytes, file: MappedFile) -> dict[str, Any]:
             f"header of {max(tensors, lists // 3)} tensors, limit {MOST_TENSORS}",
             file=file.path,
         )
-    try:
-        document = json.loads(raw.decode(), object_pairs_hook=_without_repeats)
-    except RecursionError:
-        raise InputError("header is nested too deep", file=file.path) from None
-    except ValueError as error:
-        raise InputError(f"header: {error}", file=file.path) from None
-    if not isinstance(document, dict):
-        raise InputError("header is not a JSON object", file=file.path)
-    return document
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Python's json keeps the last of two equal keys without a word."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise ValueError(f"duplicate tensor name or key '{name}'")
-            seen.add(name)
-    return found
+    return json_object(raw, "header", file=file.path)
 
 
 def _entry(name: str, value: object, start: int, file: MappedFile) -> Entry:

@@ -6,7 +6,7 @@ before it is used, and maps the data instead of loading it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,19 +72,36 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open any CHECKPOINT: by its suffix, which must agree with its first bytes.
+    """Open any CHECKPOINT, a file or a directory.
 
     Raises:
         InputError: It is missing, corrupt, unsafe, over a limit, or not a checkpoint.
         MissingError: Reading it needs a library that is not installed.
     """
-    from step_cli.formats.content import format_of
-    from step_cli.formats.mapped_file import is_directory, map_file
+    from step_cli.formats.mapped_file import is_directory
 
     if is_directory(path):
         from step_cli.formats.directory import open_directory
 
         return open_directory(path)
+    opened = open_file(path)
+    if opened.format != "safetensors":
+        return opened
+    from step_cli.formats.hf_directory import with_axes
+
+    return replace(opened, tensors=with_axes(path.parent, opened.tensors))
+
+
+def open_file(path: Path) -> Checkpoint:
+    """Open one file, by its suffix, which must agree with its first bytes.
+
+    Raises:
+        InputError: As `open_checkpoint`.
+        MissingError: As `open_checkpoint`.
+    """
+    from step_cli.formats.content import format_of
+    from step_cli.formats.mapped_file import map_file
+
     file = map_file(path)
     kind = format_of(file)
     if kind == "onnx":

@@ -1,0 +1,100 @@
+"""A directory as a checkpoint: a run of `train`, or a Hugging Face directory."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from step_cli.core.plan import Plan
+from step_cli.errors import InputError
+from step_cli.formats import plan as plans
+from step_cli.formats.hf_directory import (
+    check_against_index,
+    find_weights,
+    inside,
+    with_axes,
+)
+from step_cli.formats.mapped_file import map_file
+from step_cli.formats.weights import Checkpoint, NamedTensor, open_file
+
+RUN_FILES = ("config.toml", "metrics.jsonl", "checkpoints")  # written by `train`
+
+
+def open_directory(path: Path) -> Checkpoint:
+    """Open a directory of weights.
+
+    Raises:
+        InputError: It holds none, or only a torch distributed checkpoint, or one of
+            its files is missing, corrupt, or not what its index promises.
+    """
+    if (path / "model").is_dir():
+        model = open_directory(inside(path, "model"))
+        return replace(model, path=path, format="run")
+    if sum((path / name).exists() for name in RUN_FILES) > 1:
+        raise InputError(
+            "no model/ in this run: training not finished, use --resume", file=path
+        )
+    _refuse_distributed(path)
+    return _open_hugging_face(path)
+
+
+def _refuse_distributed(path: Path) -> None:
+    if (path / ".metadata").exists() or any(path.glob("*.distcp")):
+        raise InputError(
+            "a torch distributed checkpoint: its metadata is a pickle; convert it "
+            "first, if you trust it: python -m torch.distributed.checkpoint."
+            "format_utils dcp_to_torch DIR FILE.pt",
+            file=path,
+        )
+
+
+def _open_hugging_face(path: Path) -> Checkpoint:
+    files = find_weights(path)
+    notes, tensors, embedded = list(files.notes), dict[str, NamedTensor](), Plan()
+    document = _plan_document(path)
+    for shard, promised in files.shards.items():
+        opened = open_file(shard)
+        if opened.format == "compressed":
+            raise InputError(
+                "a compressed file inside a directory; name the file itself", file=shard
+            )
+        _check_digest(shard, document)
+        check_against_index(shard, promised, (t.name for t in opened.tensors))
+        for tensor in opened.tensors:
+            if tensor.name in tensors:
+                raise InputError("stands in two shards", file=path, tensor=tensor.name)
+            tensors[tensor.name] = tensor
+        notes += opened.notes
+        embedded |= opened.plan or {}
+    plan_file = path / plans.FILE
+    return Checkpoint(
+        path,
+        "huggingface",
+        with_axes(path, list(tensors.values())),
+        plans.plan_of(document, file=plan_file) if document else embedded or None,
+        tuple(notes),
+        tuple(files.shards),
+    )
+
+
+def _plan_document(path: Path) -> dict[str, object]:
+    if not (path / plans.FILE).exists():
+        return {}
+    return plans.read_document(inside(path, plans.FILE))
+
+
+def _check_digest(shard: Path, document: dict[str, object]) -> None:
+    """Compare a file with what was recorded of it beside the plan, if it was."""
+    recorded = document.get("files")
+    entry = recorded.get(shard.name) if isinstance(recorded, dict) else None
+    wanted = entry.get("sha256") if isinstance(entry, dict) else None
+    if wanted is not None and wanted != sha256(shard):
+        raise InputError(
+            f"its sha256 differs from the one in {plans.FILE}: damaged, or from "
+            "another run; remove that entry if the change was meant",
+            file=shard,
+        )
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file, in hexadecimal."""
+    return hashlib.sha256(map_file(path).data.data).hexdigest()

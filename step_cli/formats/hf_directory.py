@@ -1,0 +1,173 @@
+"""A Hugging Face directory: which files hold the weights, and what its config says."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from step_cli.core.weight_rule import default_axis
+from step_cli.errors import InputError
+from step_cli.formats.json_text import json_object, read_json
+from step_cli.formats.mapped_file import map_file
+from step_cli.formats.weights import NamedTensor
+
+# In the order in which from_pretrained looks.
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# Models whose linear layers are Conv1D, stored [in, out].
+CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
+LARGEST_INDEX = 64 << 20  # bytes
+LARGEST_CONFIG = 16 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files of a directory that hold its weights.
+
+    Attributes:
+        found: The one of `WEIGHTS` that decided.
+        shards: Files, and the tensor names that the index promises in each (or None).
+        notes: What the user should know of the choice.
+    """
+
+    found: str
+    shards: dict[Path, list[str] | None]
+    notes: tuple[str, ...]
+
+
+def find_weights(directory: Path) -> WeightFiles:
+    """Choose the files that ``from_pretrained`` would read.
+
+    Raises:
+        InputError: There are none, or the index or a link cannot be trusted.
+    """
+    there = [name for name in WEIGHTS if os.path.lexists(directory / name)]
+    if not there:
+        looked = " ".join(WEIGHTS)
+        raise InputError(f"no weights in it; looked for {looked}", file=directory)
+    found, others = there[0], there[1:]
+    notes = [f"reads {found}, not {other}" for other in others]
+    path = inside(directory, found)
+    if not found.endswith(".index.json"):
+        return WeightFiles(found, {path: None}, tuple(notes))
+    shards = _shards(directory, path)
+    suffix = PurePosixPath(found.removesuffix(".index.json")).suffix
+    known = {shard.name for shard in shards} | set(WEIGHTS)
+    for entry in sorted(directory.iterdir()):
+        if entry.suffix == suffix and entry.name not in known:
+            notes.append(f"{entry.name} is not in the index and was not read")
+    return WeightFiles(found, shards, tuple(notes))
+
+
+def inside(directory: Path, name: str) -> Path:
+    """The path of a file of ``directory``, which a link must not lead out of.
+
+    Links into ``blobs/`` of the same Hugging Face cache are how that cache is built.
+
+    Raises:
+        InputError: It is missing, or a link leads elsewhere.
+    """
+    path = directory / name
+    try:
+        real = Path(os.path.realpath(path, strict=True))
+    except OSError as error:
+        reason = (error.strerror or "cannot be followed").lower()
+        raise InputError(reason, file=path) from None
+    home = Path(os.path.realpath(directory))
+    allowed = [home]
+    for parent in (home, *home.parents):
+        if parent.name == "snapshots":
+            allowed.append(parent.parent / "blobs")
+            break
+    if not any(real.is_relative_to(place) for place in allowed):
+        raise InputError("link leaves the checkpoint, copy the file into it", file=path)
+    return path
+
+
+def _shards(directory: Path, index: Path) -> dict[Path, list[str] | None]:
+    weight_map = read_json(index, "the index", limit_bytes=LARGEST_INDEX).get(
+        "weight_map"
+    )
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError("the index has no 'weight_map'", file=index)
+    names: dict[str, list[str]] = {}
+    for tensor, shard in weight_map.items():
+        if not _is_plain(shard):
+            raise InputError(
+                f"shard name must be a plain file name, not {shard!r:.80}",
+                file=index,
+                tensor=tensor,
+            )
+        names.setdefault(shard, []).append(tensor)
+    for shard, tensors in names.items():
+        if not os.path.lexists(directory / shard):
+            raise InputError(
+                f"shard {shard} is missing, with {_counted(tensors)}", file=index
+            )
+    return {inside(directory, shard): names[shard] for shard in sorted(names)}
+
+
+def _is_plain(shard: object) -> bool:
+    return (
+        isinstance(shard, str)
+        and shard not in ("", ".", "..")
+        and not any(c in "/\\:" or ord(c) < 32 for c in shard)
+        and shard.endswith((".safetensors", ".bin"))
+    )
+
+
+def check_against_index(
+    path: Path, promised: list[str] | None, found: Iterable[str]
+) -> None:
+    """Refuse a shard that lacks what the index promises of it.
+
+    Raises:
+        InputError: A tensor is missing.
+    """
+    missing = sorted(set(promised or ()).difference(found))
+    if missing:
+        raise InputError(f"the index promises {_counted(missing)}, absent", file=path)
+
+
+def _counted(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(repr(name) for name in names[:3]) + more
+
+
+def with_axes(directory: Path, tensors: list[NamedTensor]) -> list[NamedTensor]:
+    """Say the group axis where ``config.json`` knows better than the names.
+
+    Names as in GPT-2 mean Conv1D, unless the config names a model that has none.
+    """
+    config = _config(directory)
+    if config is None or _uses_conv1d(config):
+        return tensors
+    return [
+        replace(tensor, axis=1)
+        if len(tensor.shape) == 2 and default_axis(tensor.name, tensor.shape) == 0
+        else tensor
+        for tensor in tensors
+    ]
+
+
+def _config(directory: Path) -> dict[str, Any] | None:
+    """The config, of which only ``model_type`` is used; a broken one says nothing."""
+    try:
+        file = map_file(inside(directory, "config.json"))
+        if file.size > LARGEST_CONFIG:
+            return None
+        return json_object(file.head(file.size), "config.json", file=file.path)
+    except InputError:
+        return None
+
+
+def _uses_conv1d(config: dict[str, Any]) -> bool:
+    """Whether the model, or a part of a composed one, is of the GPT-2 family."""
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    kinds = [part["model_type"] for part in parts if "model_type" in part]
+    return not kinds or any(kind in CONV1D_MODELS for kind in map(str, kinds))
