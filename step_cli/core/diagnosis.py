@@ -1,0 +1,44 @@
+"""What a broken pattern looks like: the wrong axis, another pattern, a dense layer."""
+
+from step_cli.core.check import Job
+from step_cli.core.groups import Groups, Scratch, count_in_groups
+from step_cli.core.pattern import NMPattern
+
+# The patterns that people train; the tightest that holds is the one they meant.
+USUAL = tuple(
+    NMPattern(n, m)
+    for n, m in sorted(
+        ((n, m) for m in (2, 4, 8, 16, 32) for n in (1, 2, 4, 8, 16) if 2 * n <= m),
+        key=lambda pair: (pair[0] / pair[1], pair[1]),
+    )
+)
+
+
+def axis_that_holds(job: Job) -> int | None:
+    """Another axis along which the pattern holds, or None."""
+    pattern, shape = job.plan.pattern, job.weights.array.shape
+    for axis, size in enumerate(shape):
+        other = axis != job.plan.axis and size % pattern.m == 0
+        if other and _holds(job, pattern, axis):
+            return axis
+    return None
+
+
+def pattern_that_holds(job: Job) -> NMPattern | None:
+    """The tightest usual pattern that holds along the same axis, or None."""
+    axis = job.plan.axis
+    size = job.weights.array.shape[axis]
+    for pattern in USUAL:
+        if size % pattern.m == 0 and _holds(job, pattern, axis):
+            return pattern
+    return None
+
+
+def _holds(job: Job, pattern: NMPattern, axis: int) -> bool:
+    """Whether no group has too many; stops at the first piece where one has."""
+    groups, scratch = Groups(job.weights, pattern.m, axis), Scratch()
+    for piece in groups.pieces():
+        nonzero = groups.magnitude(piece, scratch) != 0
+        if int(count_in_groups(nonzero, scratch).max()) > pattern.n:
+            return False
+    return True

@@ -1,0 +1,177 @@
+"""A tensor as groups of M weights, walked in pieces that fit the processor's cache.
+
+With axis the group axis, a contiguous tensor is (X, M, B): B the product of the sizes
+after the axis, M the group, X all the rest. Linear and Conv become one formulation.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from step_cli.core.bits import Bits, Codes, bits_of
+
+Array = npt.NDArray[np.generic]
+Mask = npt.NDArray[np.bool_]
+
+# Small enough for a shared cache; below it, threads wait for each other at every step.
+PIECE = 1 << 20  # weights
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The data of one tensor.
+
+    Attributes:
+        array: Any shape; its bits are those of ``dtype``.
+        dtype: NumPy spelling.
+        zero: Integer codes only: the codes that mean zero, one, or one per slice of
+            ``zero_axis``. None: the code 0.
+        zero_axis: None if ``zero`` holds a single code.
+    """
+
+    array: Array
+    dtype: str
+    zero: Array | None = None
+    zero_axis: int | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The groups (x, b) with x in ``first`` to ``last``, b in ``left`` to ``right``."""
+
+    first: int
+    last: int
+    left: int
+    right: int
+
+
+class Groups:
+    """The groups of ``weights`` along ``axis``, whose size is a multiple of ``m``."""
+
+    def __init__(self, weights: Weights, m: int, axis: int) -> None:
+        self.bits: Bits = bits_of(weights.dtype)
+        self.shape = weights.array.shape
+        self.m = m
+        self.inner = math.prod(self.shape[axis + 1 :])
+        codes = np.ascontiguousarray(weights.array).view(self.bits.unsigned)
+        self.codes: Codes = codes.reshape(-1, m, self.inner)
+        self._zero = _ZeroCodes.of(weights, self.bits)
+
+    @property
+    def elements(self) -> int:
+        """How many weights there are."""
+        return self.codes.size
+
+    def pieces(self) -> Iterator[Piece]:
+        """Cut into pieces of about ``PIECE`` weights; groups are never cut."""
+        count, m, inner = self.codes.shape
+        if m * inner <= PIECE:
+            step = PIECE // (m * inner)
+            for first in range(0, count, step):
+                yield Piece(first, min(first + step, count), 0, inner)
+            return
+        width = max(1, PIECE // m)
+        for first in range(count):
+            for left in range(0, inner, width):
+                yield Piece(first, first + 1, left, min(left + width, inner))
+
+    def magnitude(self, piece: Piece, scratch: "Scratch") -> Codes:
+        """The codes of a piece, shape (x, M, b), 0 where the weight is zero."""
+        codes = self.codes[piece.first : piece.last, :, piece.left : piece.right]
+        result: Codes = scratch.take("magnitude", codes.dtype, codes.shape)
+        if self._zero is not None:
+            np.bitwise_xor(codes, self._zero.of_elements(self.flat(piece)), out=result)
+            codes = result
+        np.bitwise_and(codes, codes.dtype.type(self.bits.mask), out=result)
+        return result
+
+    def flat(self, piece: Piece) -> npt.NDArray[np.int64]:
+        """The row-major positions in the tensor of a piece's weights."""
+        x = np.arange(piece.first, piece.last)[:, None, None]
+        member = np.arange(self.m)[None, :, None]
+        b = np.arange(piece.left, piece.right)[None, None, :]
+        return (x * self.m + member) * self.inner + b
+
+    def position(self, piece: Piece, x: int, member: int, b: int) -> int:
+        """The row-major position in the tensor of one weight of a piece."""
+        return ((piece.first + x) * self.m + member) * self.inner + piece.left + b
+
+    def index(self, position: int) -> tuple[int, ...]:
+        """A row-major position as an index of the tensor."""
+        return tuple(int(i) for i in np.unravel_index(position, self.shape))
+
+
+@dataclass(frozen=True)
+class _ZeroCodes:
+    """Which code means zero for each weight; ``inner`` weights share a slice."""
+
+    codes: Codes
+    inner: int
+
+    @classmethod
+    def of(cls, weights: Weights, bits: Bits) -> "_ZeroCodes | None":
+        if weights.zero is None:
+            return None
+        codes = np.ascontiguousarray(weights.zero).view(bits.unsigned).ravel()
+        if weights.zero_axis is None or np.all(codes == codes[:1]):
+            return cls(codes[:1], weights.array.size) if codes.any() else None
+        return cls(codes, math.prod(weights.array.shape[weights.zero_axis + 1 :]))
+
+    def of_elements(self, positions: npt.NDArray[np.int64]) -> Codes:
+        if self.codes.size == 1:
+            return self.codes[0]  # type: ignore[no-any-return]
+        return self.codes[positions // self.inner % self.codes.size]
+
+
+class Scratch:
+    """Buffers that are used again for each piece, as fresh memory costs more to touch.
+
+    One thread, one scratch.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, npt.NDArray[np.uint8]] = {}
+
+    def take(self, use: str, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Any:
+        """An array for one ``use``; what the last one held is lost."""
+        size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        buffer = self._buffers.get(use)
+        if buffer is None or buffer.size < size_bytes:
+            buffer = self._buffers[use] = np.empty(size_bytes, np.uint8)
+        return buffer[:size_bytes].view(dtype).reshape(shape)
+
+
+def count_in_groups(nonzero: Mask, scratch: Scratch) -> Codes:
+    """How many are True in each group of a piece, from shape (x, M, b) to (x, b)."""
+    groups, m, inner = nonzero.shape
+    if inner == 1 and m in (2, 4, 8, 16, 32, 64):
+        return _count_in_words(nonzero.reshape(groups, m), scratch)
+    members = nonzero.view(np.uint8)
+    dtype = np.uint8 if m < 256 else np.uint32
+    counts: Codes = scratch.take("counts", dtype, (groups, inner))
+    np.copyto(counts, members[:, 0])
+    for member in range(1, m):
+        np.add(counts, members[:, member], out=counts)
+    return counts
+
+
+def _count_in_words(nonzero: Mask, scratch: Scratch) -> Codes:
+    """Count groups of 2 to 64 that lie in a row, a word of up to 8 at a time.
+
+    Multiplying by 0x0101... puts the sum of all bytes of a word into its highest one.
+    """
+    groups, m = nonzero.shape
+    words: Codes = nonzero.view(f"u{min(m, 8)}")
+    buffer: Codes = scratch.take("counts", words.dtype, (groups, 1))
+    total = words[:, :1]
+    for word in range(1, words.shape[1]):
+        # Byte by byte: none gets above M / 8, so nothing is carried over.
+        total = np.add(total, words[:, word : word + 1], out=buffer)
+    bits = 8 * words.dtype.itemsize
+    total = np.multiply(total, words.dtype.type((2**bits - 1) // 255), out=buffer)
+    np.right_shift(total, words.dtype.type(bits - 8), out=buffer)
+    return buffer

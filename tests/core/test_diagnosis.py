@@ -1,0 +1,56 @@
+"""What a broken pattern looks like, and what two masks differ in."""
+
+import numpy as np
+import pytest
+
+from step_cli.core import groups
+from step_cli.core.check import Job
+from step_cli.core.diagnosis import axis_that_holds, pattern_that_holds
+from step_cli.core.groups import Weights
+from step_cli.core.mask_match import Mismatch, mismatch
+from step_cli.core.pattern import NMPattern
+from step_cli.core.plan import LayerPlan
+
+
+def job(array: np.ndarray, pattern: str = "2:4", axis: int = 1) -> Job:
+    plan = LayerPlan(NMPattern.parse(pattern), axis)
+    return Job(Weights(array, array.dtype.name), plan)
+
+
+def sparse(n: int, m: int, axis: int, seed: int = 0) -> np.ndarray:
+    scores = np.random.default_rng(seed).random((64, 64 // m, m))
+    kept = scores.argsort(-1).argsort(-1) < n
+    flat = kept.reshape(64, 64).astype(np.float32)
+    return flat if axis == 1 else np.ascontiguousarray(flat.T)
+
+
+def test_the_axis_along_which_it_holds_is_found() -> None:
+    assert axis_that_holds(job(sparse(2, 4, axis=0))) == 0
+    assert axis_that_holds(job(sparse(2, 4, axis=1), axis=0)) == 1
+    assert axis_that_holds(job(np.ones((8, 8), np.float32))) is None
+
+
+@pytest.mark.parametrize("nm", ["2:4", "4:8", "2:8", "1:16", "8:16"])
+def test_the_pattern_that_holds_is_found(nm: str) -> None:
+    n, m = (int(part) for part in nm.split(":"))
+    assert str(pattern_that_holds(job(sparse(n, m, axis=1), "1:32"))) == nm
+
+
+def test_a_dense_layer_looks_like_no_pattern() -> None:
+    assert pattern_that_holds(job(np.ones((8, 64), np.float32))) is None
+
+
+def test_the_same_mask_in_another_dtype_and_with_other_values() -> None:
+    ours = sparse(2, 4, axis=1)
+    theirs = -3 * ours.astype(np.float64)
+    assert mismatch(Weights(ours, "float32"), Weights(theirs, "float64")) is None
+
+
+def test_the_first_difference_of_two_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "PIECE", 16)
+    ours = sparse(2, 4, axis=1)
+    theirs = ours.copy()
+    theirs[5, 7] = 1 - theirs[5, 7]
+    theirs[9, 0] = 1 - theirs[9, 0]
+    found = mismatch(Weights(ours, "float32"), Weights(theirs, "float32"))
+    assert found == Mismatch(2, (5, 7))
