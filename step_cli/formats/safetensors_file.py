@@ -9,7 +9,7 @@ from step_cli.errors import InputError
 from step_cli.formats.mapped_file import MappedFile
 from step_cli.formats.plan import KEY, parse_plan
 from step_cli.formats.safetensors_header import Entry, Header, read_header
-from step_cli.formats.weights import Checkpoint, NamedTensor
+from step_cli.formats.weights import Checkpoint, NamedTensor, Place
 
 
 def open_safetensors(file: MappedFile) -> Checkpoint:
@@ -38,6 +38,7 @@ def tensors_of(file: MappedFile, header: Header) -> list[NamedTensor]:
             shape=entry.shape,
             read=partial(read_entry, file, entry),
             skip="kind" if entry.packed or entry.dtype.kind == "c" else None,
+            place=Place(file, entry.begin, entry.end),
         )
         for entry in header.entries
     ]

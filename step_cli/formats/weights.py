@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from step_cli.core.plan import Plan
+from step_cli.formats.mapped_file import MappedFile, is_directory, map_file
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,15 @@ class ZeroPoint:
 
     codes: npt.NDArray[np.generic]
     axis: int | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in a file, row by row: first byte, and one past the last."""
+
+    file: MappedFile
+    begin: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class NamedTensor:
         is_weight: True if the file itself tells that it is a weight (ONNX node).
         tied_to: The earlier name that shares this storage, or None.
         zero_point: For integer codes, which code means zero.
+        place: Where it lies row by row, for those who write a changed copy of the file.
     """
 
     name: str
@@ -48,6 +59,7 @@ class NamedTensor:
     is_weight: bool = False
     tied_to: str | None = None
     zero_point: ZeroPoint | None = None
+    place: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -78,8 +90,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
         InputError: It is missing, corrupt, unsafe, over a limit, or not a checkpoint.
         MissingError: Reading it needs a library that is not installed.
     """
-    from step_cli.formats.mapped_file import is_directory
-
     if is_directory(path):
         from step_cli.formats.directory import open_directory
 
@@ -100,7 +110,6 @@ def open_file(path: Path) -> Checkpoint:
         MissingError: As `open_checkpoint`.
     """
     from step_cli.formats.content import format_of
-    from step_cli.formats.mapped_file import map_file
 
     file = map_file(path)
     kind = format_of(file)

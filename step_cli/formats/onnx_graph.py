@@ -1,0 +1,205 @@
+"""The parts of an ONNX model that say where weights are, read by position.
+
+Field numbers are those of onnx.proto. The onnx package would load all weights, twice
+where they are inline, and take longer to import than a model takes to check.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from step_cli.formats import protobuf
+from step_cli.formats.protobuf import LENGTH, Field, WireError, fields, signed
+
+DEEPEST = 64  # graphs within graphs
+MOST_PARTS = 2_000_000  # nodes, tensors and attributes; each costs about 1 kB
+
+Extent = tuple[int, int]  # first byte, and one past the last
+
+
+@dataclass(eq=False)
+class Tensor:
+    """A TensorProto: its data is raw, external, or in a field of its type."""
+
+    name: str = ""
+    shape: list[int] = field(default_factory=list)
+    data_type: int = 0
+    raw: Extent | None = None
+    typed: dict[int, list[Field]] = field(default_factory=dict)  # by field number
+    external: dict[str, str] = field(default_factory=dict)
+    is_external: bool = False
+
+
+@dataclass(eq=False)
+class Attribute:
+    """An AttributeProto, as far as weights need it."""
+
+    name: str = ""
+    integer: int | None = None
+    integers: list[int] = field(default_factory=list)
+    tensor: Tensor | None = None
+    graphs: list["Graph"] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Node:
+    """A NodeProto."""
+
+    op_type: str = ""
+    domain: str = ""
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    attributes: dict[str, Attribute] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Graph:
+    """A GraphProto; those of If, Loop and Scan are in the attributes of its nodes."""
+
+    name: str = ""
+    nodes: list[Node] = field(default_factory=list)
+    initializers: list[Tensor] = field(default_factory=list)
+    sparse: list[Tensor] = field(default_factory=list)  # their values
+
+
+@dataclass
+class Model:
+    """A ModelProto."""
+
+    graph: Graph
+    properties: dict[str, str]  # metadata_props
+    property_fields: dict[str, Extent]  # where each stands in the file
+
+
+@dataclass
+class ModelReader:
+    """Reads a model from the bytes of its file, with a bound on what it may hold.
+
+    Raises (from `model`):
+        WireError: The bytes are no ONNX model, or over a limit.
+    """
+
+    data: memoryview
+    parts: int = 0
+
+    def model(self) -> Model:
+        """Read the whole file as one ModelProto."""
+        graph, version = None, None
+        properties: dict[str, str] = {}
+        places: dict[str, Extent] = {}
+        for item in fields(self.data, 0, len(self.data)):
+            if item.number == 1:
+                version = item.value
+            elif item.number == 7 and item.wire == LENGTH:
+                graph = self._graph(item, 0)
+            elif item.number == 14 and item.wire == LENGTH:
+                key, value = self._pair(item)
+                properties[key], places[key] = value, (item.start, item.end)
+        if graph is None or not version:
+            raise WireError("it has no graph or no version")
+        return Model(graph, properties, places)
+
+    def _graph(self, place: Field, depth: int) -> Graph:
+        if depth > DEEPEST:
+            raise WireError(f"graphs nested more than {DEEPEST} deep")
+        graph = Graph()
+        for item in fields(self.data, place.begin, place.end):
+            if item.wire != LENGTH:
+                continue
+            if item.number == 1:
+                graph.nodes.append(self._node(item, depth))
+            elif item.number == 2:
+                graph.name = self._text(item)
+            elif item.number == 5:
+                graph.initializers.append(self._tensor(item))
+            elif item.number == 15:
+                graph.sparse += self._nested(item, 1, self._tensor)
+        return graph
+
+    def _node(self, place: Field, depth: int) -> Node:
+        self._count()
+        node = Node()
+        for item in fields(self.data, place.begin, place.end):
+            if item.wire != LENGTH:
+                continue
+            if item.number == 1:
+                node.inputs.append(self._text(item))
+            elif item.number == 2:
+                node.outputs.append(self._text(item))
+            elif item.number == 4:
+                node.op_type = self._text(item)
+            elif item.number == 5:
+                attribute = self._attribute(item, depth)
+                node.attributes[attribute.name] = attribute
+            elif item.number == 7:
+                node.domain = self._text(item)
+        return node
+
+    def _attribute(self, place: Field, depth: int) -> Attribute:
+        self._count()
+        attribute = Attribute()
+        for item in fields(self.data, place.begin, place.end):
+            if item.number == 1:
+                attribute.name = self._text(item)
+            elif item.number == 3:
+                attribute.integer = signed(item.value)
+            elif item.number == 5:
+                attribute.tensor = self._tensor(item)
+            elif item.number in (6, 11):
+                attribute.graphs.append(self._graph(item, depth + 1))
+            elif item.number == 8:
+                attribute.integers += self._integers(item)
+        return attribute
+
+    def _tensor(self, place: Field) -> Tensor:
+        self._count()
+        tensor = Tensor()
+        for item in fields(self.data, place.begin, place.end):
+            if item.number == 1:
+                tensor.shape += self._integers(item)
+            elif item.number == 2:
+                tensor.data_type = item.value
+            elif item.number == 8:
+                tensor.name = self._text(item)
+            elif item.number == 9:
+                tensor.raw = (item.begin, item.end)
+            elif item.number in (4, 5, 6, 7, 10, 11):
+                tensor.typed.setdefault(item.number, []).append(item)
+            elif item.number == 13:
+                key, value = self._pair(item)
+                tensor.external[key] = value
+            elif item.number == 14:
+                tensor.is_external = item.value == 1
+        return tensor
+
+    def _nested(
+        self, place: Field, number: int, read: Callable[[Field], Tensor]
+    ) -> list[Tensor]:
+        inner = fields(self.data, place.begin, place.end)
+        return [read(item) for item in inner if item.number == number]
+
+    def _pair(self, place: Field) -> tuple[str, str]:
+        found = {1: "", 2: ""}
+        for item in fields(self.data, place.begin, place.end):
+            if item.number in found:
+                found[item.number] = self._text(item)
+        return found[1], found[2]
+
+    def _integers(self, item: Field) -> list[int]:
+        if item.wire != LENGTH:
+            return [signed(item.value)]
+        at, values = item.begin, []
+        while at < item.end:
+            value, at = protobuf.varint(self.data, at, item.end)
+            values.append(signed(value))
+        return values
+
+    def _text(self, item: Field) -> str:
+        try:
+            return bytes(self.data[item.begin : item.end]).decode()
+        except UnicodeDecodeError:
+            raise WireError(f"a name at byte {item.begin} is not text") from None
+
+    def _count(self) -> None:
+        self.parts += 1
+        if self.parts > MOST_PARTS:
+            raise WireError(f"more than {MOST_PARTS} nodes and tensors")
