@@ -1,7 +1,6 @@
 """What a recipe is: the answers to a few questions, STE being the plain ones."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +15,8 @@ class Phase:
     Attributes:
         name: As ``optimizer.phase`` says it.
         sparse: The model holds the projected weights, not the dense ones.
-        refresh_mask: The mask follows the dense weights; else it stays as it was.
+        refresh_mask: The mask follows the dense weights; else it stays as it was, and
+            pruned weights receive no gradient.
         learn_variance: Adam's variance is updated; else it is frozen.
     """
 
@@ -36,17 +36,17 @@ FINE_TUNE = Phase("fine-tune", refresh_mask=False)
 class Recipe:
     """Plain STE; a subclass overrides only the answers in which it differs."""
 
-    before: ClassVar[Phase] = MASK_LEARNING  # 1. Which rules hold up to the switch?
-    after: ClassVar[Phase] = MASK_LEARNING  # 2. Which rules hold after it?
+    @property
+    def before(self) -> Phase:
+        """1. Which rules hold up to the switch point?"""
+        return MASK_LEARNING
 
     @property
-    def switches(self) -> bool:
-        """Whether the rules change, so that a switch point is needed."""
-        return self.before != self.after
+    def after(self) -> Phase:
+        """2. Which rules hold after it?"""
+        return self.before
 
-    def project(
-        self, dense: Tensor, keep: Tensor, plan: LayerPlan, age: int
-    ) -> Tensor:
+    def project(self, dense: Tensor, keep: Tensor, plan: LayerPlan, age: int) -> Tensor:
         """3. What does the layer multiply by, ``age`` steps into the phase?
 
         Args:
@@ -66,6 +66,7 @@ class Recipe:
         """
         return None
 
-    def masks_grad(self) -> bool:
-        """5. Do pruned weights receive no gradient?"""
-        return False
+    @property
+    def switches(self) -> bool:
+        """Whether the rules change, so that a switch point is needed."""
+        return self.before != self.after

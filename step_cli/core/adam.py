@@ -1,0 +1,100 @@
+"""Adam's update with the variance learned or frozen (STEP, Lu et al. 2023, Alg. 1).
+
+Weight decay is decoupled (AdamW): inside the gradient it would contaminate v, which
+STEP freezes and relies on.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+EpsMode = Literal["outside", "inside"]
+
+
+def adam_direction(
+    grad: Tensor,  # like the parameter
+    exp_avg: Tensor,  # first moment m, updated in place
+    variance: Tensor,  # second moment v, updated in place unless frozen
+    *,
+    step: float,  # t, from 1
+    variance_step: float | None,  # steps v has learned for; None: use the raw v
+    betas: tuple[float, float],
+    eps: float,
+    eps_mode: EpsMode = "outside",
+    learn_variance: bool = True,
+) -> Tensor:
+    """Return Adam's direction m_hat / (sqrt(v_hat) + eps), or / sqrt(v_hat + eps).
+
+    ``eps_mode="inside"`` is the STEP paper's literal form, which floors the denominator
+    at sqrt(eps). With eps outside, a coordinate whose frozen variance is zero has never
+    seen a gradient: it is left where it is, as dividing by eps alone would throw it out
+    by 1 / eps times its gradient.
+    """
+    beta1, beta2 = betas
+    exp_avg.lerp_(grad, 1 - beta1)
+    if learn_variance:
+        variance.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    m_hat = exp_avg / (1 - beta1**step)
+    v_hat = (
+        variance / (1 - beta2**variance_step)
+        if variance_step is not None
+        else variance.clone()
+    )
+    if eps_mode == "inside":
+        return m_hat.div_(v_hat.add_(eps).sqrt_())
+    if not learn_variance:
+        v_hat.masked_fill_(variance == 0, torch.inf)
+    return m_hat.div_(v_hat.sqrt_().add_(eps))
+
+
+def adam_step(
+    optimizer: Optimizer, *, eps_mode: EpsMode, raw_variance: bool, learn_variance: bool
+) -> None:
+    """Update every parameter that has a gradient, in place.
+
+    Args:
+        optimizer: Holds groups and state in the form of ``torch.optim.AdamW``, and a
+            ``variance_step`` beside ``step``.
+        eps_mode: See :func:`adam_direction`.
+        raw_variance: Do not bias-correct the variance.
+        learn_variance: Update the variance too.
+    """
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            state = optimizer.state[p]
+            state["step"] += 1
+            if learn_variance:
+                state["variance_step"].copy_(state["step"])
+            direction = adam_direction(
+                -p.grad if group["maximize"] else p.grad,
+                state["exp_avg"],
+                state["exp_avg_sq"],
+                step=float(state["step"]),
+                variance_step=None if raw_variance else float(state["variance_step"]),
+                betas=group["betas"],
+                eps=group["eps"],
+                eps_mode=eps_mode,
+                learn_variance=learn_variance,
+            )
+            p.mul_(1 - float(group["lr"]) * group["weight_decay"])
+            p.add_(direction, alpha=-float(group["lr"]))
+
+
+def create_adam_state(state: dict[str, Any], p: Tensor, group: dict[str, Any]) -> None:
+    """Create what ``torch.optim.AdamW`` would create at its first step, in fp32.
+
+    Distributed checkpoints load by key, so the keys exist from the start.
+    """
+    dtype = p.dtype if p.dtype == torch.float64 else torch.float32
+    on_device = group["capturable"] or group["fused"]
+    device = p.device if on_device else torch.device("cpu")
+    state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+    state["variance_step"] = torch.zeros_like(state["step"])
+    for key in ("exp_avg", "exp_avg_sq"):
+        state[key] = torch.zeros_like(
+            p, dtype=dtype, memory_format=torch.preserve_format
+        )

@@ -1,0 +1,84 @@
+"""Which parameters of a model are to become N:M, and along which axis.
+
+The rule by name, shape and dtype is that of files (`core/selection.py`); the modules
+add what names cannot tell: embeddings and norms by class, transposed convolutions, and
+Hugging Face's Conv1D, which stores ``[in, out]``.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, nn
+
+from step_cli.core.plan import LayerPlan, Plan
+from step_cli.core.selection import Chosen, Description, Selection
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
+
+
+def choose_layers(model: nn.Module, selection: Selection) -> Chosen[Description]:
+    """Choose the weights of ``model`` that are to become N:M.
+
+    Raises:
+        StepError: As :meth:`Selection.choose` does.
+    """
+    return selection.choose(list(_describe(model)))
+
+
+def plan_for(model: nn.Module, selection: Selection) -> Plan:
+    """The plan of ``model``: each chosen weight with its pattern and group axis."""
+    chosen = choose_layers(model, selection)
+    return {tensor.name: layer for tensor, layer in chosen.layers}
+
+
+def param_groups(model: nn.Module, plan: Plan) -> list[dict[str, object]]:
+    """Param groups of all trainable parameters, named.
+
+    One group for each pattern and axis, carrying both, and one for the dense rest.
+    """
+    groups: dict[LayerPlan | None, list[tuple[str, Tensor]]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(plan.get(name), []).append((name, parameter))
+    return [_group(layer, members) for layer, members in groups.items()]
+
+
+def density(weights: Mapping[str, Tensor], plan: Plan) -> float:
+    """Share of non-zeros among the planned weights."""
+    kept = sum(int(weights[name].count_nonzero()) for name in plan)
+    total = sum(weights[name].numel() for name in plan)
+    return kept / total if total else 1.0
+
+
+def _group(
+    layer: LayerPlan | None, members: list[tuple[str, Tensor]]
+) -> dict[str, object]:
+    if layer is None:
+        return {"params": members}
+    return {"params": members, "pattern": str(layer.pattern), "axis": layer.axis}
+
+
+def _describe(model: nn.Module) -> Iterator[Description]:
+    modules = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        module = modules[name.rpartition(".")[0]]
+        skip = "consumer" if isinstance(module, (*TRANSPOSED, nn.Embedding)) else None
+        yield Description(
+            name,
+            str(parameter.dtype).removeprefix("torch."),
+            tuple(parameter.shape),
+            axis=0 if _is_conv1d(module) else None,
+            skip="consumer" if isinstance(module, NORMS) else skip,
+        )
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    # By name: importing transformers to ask for its class would take seconds.
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")

@@ -1,0 +1,137 @@
+"""How much one optimizer step changed Adam's variance, and whether that is the switch.
+
+Sums are taken on the device and stay there until they are read, all at once.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from step_cli.core.autoswitch import Fixed, SwitchRule, VarianceSample
+from step_cli.errors import NonFiniteError
+
+SUMS = ("v_l1", "v_l2 squared", "dv_l1", "dv_log", "changed")
+
+
+@dataclass
+class VarianceChange:
+    """The sums of one step over all coordinates, still on the device.
+
+    Attributes:
+        step: Counted from 1.
+        d: Number of coordinates, with and without a gradient.
+        sums: float64, one for each of ``SUMS``.
+    """
+
+    step: int
+    d: int
+    sums: Tensor
+
+    def add_change(self, grad: Tensor, variance: Tensor, beta2: float) -> None:
+        """Add one parameter's |v_t - v_(t-1)|, from the v before its update.
+
+        v_t - v_(t-1) = (1 - beta2) (g^2 - v_(t-1)), so no copy of v is needed.
+        """
+        change = torch.addcmul(-variance, grad, grad).abs_().mul_(1 - beta2)
+        self.sums[2] += change.sum()
+        # A coordinate that did not change has logarithm -inf: leave it out.
+        changed = change > 0
+        self.sums[3] += torch.where(changed, change, 1.0).log_().sum()
+        self.sums[4] += changed.sum()
+
+    def add_norms(self, variance: Tensor) -> None:
+        """Add one parameter's norms of v, after its update."""
+        self.sums[0] += variance.sum()  # v is never negative
+        self.sums[1] += torch.linalg.vector_norm(variance).square()
+
+    def read(self) -> VarianceSample:
+        """Bring the sums to the host; waits for the device.
+
+        Raises:
+            NonFiniteError: A gradient was NaN or infinite.
+        """
+        v_l1, v_sq, dv_l1, dv_log, changed = self.sums.tolist()
+        if not math.isfinite(v_l1):
+            raise NonFiniteError(f"step {self.step}: the gradient is not finite")
+        return VarianceSample(
+            step=self.step,
+            d=self.d,
+            v_l1=v_l1,
+            v_l2=math.sqrt(v_sq),
+            dv_l1=dv_l1,
+            dv_log=dv_log / changed if changed else None,
+        )
+
+
+class VarianceWatch:
+    """Measures the variance around each update, and asks the switch rule.
+
+    Args:
+        rule: Decides the switch point; None where there is none to decide.
+        record: Measure every step in which v is updated, also where no rule asks.
+    """
+
+    def __init__(self, rule: SwitchRule | None, *, record: bool) -> None:
+        self.rule, self._record = rule, record
+        self._pending: list[VarianceChange] = []
+        self.last: VarianceChange | None = None
+
+    def before_update(
+        self, optimizer: Optimizer, step: int, *, undecided: bool
+    ) -> None:
+        """Take the sums that need the v before the update, if anyone asks for them."""
+        self.last = None
+        if not (self._record or (undecided and self._rule_needs_sums)):
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.last = VarianceChange(
+            step,
+            sum(p.numel() for p in parameters),
+            torch.zeros(len(SUMS), dtype=torch.float64, device=parameters[0].device),
+        )
+        for p, variance, group in variances(optimizer):
+            if p.grad is not None:
+                grad = p.grad.to(variance.dtype)
+                self.last.add_change(grad, variance, group["betas"][1])
+
+    def after_update(self, optimizer: Optimizer) -> None:
+        """Take the sums that need the v after the update."""
+        if self.last is not None:
+            for _, variance, _ in variances(optimizer):
+                self.last.add_norms(variance)
+
+    def reason_at(self, step: int) -> str | None:
+        """Why ``step`` is the switch point, or None; reads nothing before it can be."""
+        assert self.rule is not None
+        if not self._rule_needs_sums:
+            return "fixed" if step >= self.rule.first_step else None
+        assert self.last is not None
+        self._pending.append(self.last)
+        return None if step < self.rule.first_step else self.flush()
+
+    def flush(self) -> str | None:
+        """Hand the rule what has not been read yet; return its last answer."""
+        reason = None
+        for change in self._pending:
+            assert self.rule is not None
+            reason = self.rule.observe(change.read())
+        self._pending.clear()
+        return reason
+
+    @property
+    def _rule_needs_sums(self) -> bool:
+        return self.rule is not None and not isinstance(self.rule.criterion, Fixed)
+
+
+def variances(optimizer: Optimizer) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
+    """Each parameter that has a variance, the variance, and its group."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            variance = optimizer.state[p].get("exp_avg_sq")
+            if variance is not None:
+                yield p, variance, group

@@ -1,0 +1,188 @@
+"""``sparse_adamw`` and ``sparse``: N:M training in an unmodified loop."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from step_cli.core.adam import EpsMode
+from step_cli.core.autoswitch import AutoSwitch, Criterion, Fixed, SwitchRule
+from step_cli.core.layers import param_groups, plan_for
+from step_cli.core.optimizer import SparseOptimizer, VarianceCorrection
+from step_cli.core.pattern import NMPattern
+from step_cli.core.plan import LayerPlan
+from step_cli.core.recipe import Recipe
+from step_cli.core.selection import Description, Selection
+from step_cli.errors import NothingSelectedError, UsageError
+from step_cli.recipes import make_recipe
+
+T_MIN, T_MAX = 0.1, 0.5  # Geweke's clipping, as the STEP paper suggests
+
+
+def sparse_adamw(
+    params: nn.Module | Iterable[Any],
+    pattern: NMPattern | str = "2:4",
+    recipe: Recipe | str = "step",
+    total_steps: int | None = None,
+    switch: int | Criterion | SwitchRule | None = None,
+    *,
+    eps_mode: EpsMode = "outside",
+    v_correction: VarianceCorrection = "at_switch",
+    record: bool = False,
+    **adamw: Any,
+) -> SparseOptimizer:
+    """AdamW that learns N:M weights: use it in place of ``torch.optim.AdamW``.
+
+    Args:
+        params: A module, named parameters, or param groups that carry ``pattern`` and
+            ``axis`` (groups without them stay dense).
+        pattern: The N:M pattern of every selected weight.
+        recipe: A recipe or its name.
+        total_steps: Length of the training, which the switch is clipped to.
+        switch: A step, a criterion (clipped to 10-50 % of ``total_steps``) or a whole
+            rule; default AutoSwitch.
+        eps_mode: See :class:`SparseOptimizer`.
+        v_correction: See :class:`SparseOptimizer`.
+        record: Measure the variance at every step.
+        **adamw: Options of ``torch.optim.AdamW``: lr, betas, eps, weight_decay, ...
+
+    Raises:
+        UsageError: Bare parameters, an impossible switch, or an unknown recipe.
+        NothingSelectedError: No parameter can hold the pattern.
+    """
+    base = torch.optim.AdamW(_groups(params, pattern), **adamw)
+    return sparse(
+        base,
+        recipe,
+        pattern,
+        total_steps=total_steps,
+        switch=switch,
+        eps_mode=eps_mode,
+        v_correction=v_correction,
+        record=record,
+    )
+
+
+def sparse(
+    optimizer: Optimizer,
+    recipe: Recipe | str = "step",
+    pattern: NMPattern | str = "2:4",
+    *,
+    total_steps: int | None = None,
+    switch: int | Criterion | SwitchRule | None = None,
+    eps_mode: EpsMode = "outside",
+    v_correction: VarianceCorrection = "at_switch",
+    record: bool = False,
+) -> SparseOptimizer:
+    """Make any optimizer learn N:M weights, such as momentum SGD for SR-STE.
+
+    The optimizer's groups carry ``pattern`` and ``axis``; where none does, it must have
+    been given named parameters, and the weights are chosen by name and shape.
+
+    Raises:
+        UsageError: As :func:`sparse_adamw`.
+    """
+    made = make_recipe(recipe) if isinstance(recipe, str) else recipe
+    if not any("pattern" in group for group in optimizer.param_groups):
+        _choose_within(optimizer, pattern)
+    rule = _rule(optimizer, made, switch, total_steps)
+    return SparseOptimizer(
+        optimizer,
+        made,
+        rule,
+        eps_mode=eps_mode,
+        v_correction=v_correction,
+        record=record,
+    )
+
+
+def clip_steps(total_steps: int) -> tuple[int, int]:
+    """T_min and T_max in steps for a training of ``total_steps``."""
+    return round(T_MIN * total_steps), round(T_MAX * total_steps)
+
+
+def _rule(
+    optimizer: Optimizer,
+    recipe: Recipe,
+    switch: int | Criterion | SwitchRule | None,
+    total_steps: int | None,
+) -> SwitchRule | None:
+    if not recipe.switches:
+        return None
+    if isinstance(switch, SwitchRule):
+        return switch
+    if isinstance(switch, int):
+        return SwitchRule(Fixed(switch))
+    if total_steps is None:
+        raise UsageError(
+            "give total_steps, which the switch is clipped to, or a switch"
+        )
+    if switch is None:
+        group = optimizer.param_groups[0]
+        switch = AutoSwitch(group["betas"][1], group["eps"])
+    return SwitchRule(switch, *clip_steps(total_steps))
+
+
+def _groups(params: nn.Module | Iterable[Any], pattern: NMPattern | str) -> list[Any]:
+    """Param groups, with the sparse ones marked where the caller has not done so."""
+    if isinstance(params, nn.Module):
+        parsed = NMPattern.parse(pattern) if isinstance(pattern, str) else pattern
+        plan = plan_for(params, Selection(pattern=parsed))
+        if not plan:
+            raise NothingSelectedError(
+                f"no layer of the model can hold {parsed}: see the rule in the docs, "
+                "or give param groups that carry pattern and axis"
+            )
+        return list(param_groups(params, plan))
+    given = list(params)
+    bare = any(isinstance(item, Tensor) for item in given)
+    if bare or (
+        given
+        and isinstance(given[0], dict)
+        and not any("pattern" in group for group in given)
+        and not all(_named(group["params"]) for group in given)
+    ):
+        raise UsageError(
+            "bare parameters have no names to choose by: give the module, its "
+            "named_parameters(), or param groups that carry pattern and axis"
+        )
+    return given
+
+
+def _named(members: Any) -> bool:
+    return all(isinstance(member, tuple) for member in members)
+
+
+def _choose_within(optimizer: Optimizer, pattern: NMPattern | str) -> None:
+    """Split each group of named parameters by pattern and axis, and mark the parts."""
+    parsed = NMPattern.parse(pattern) if isinstance(pattern, str) else pattern
+    if not all("param_names" in group for group in optimizer.param_groups):
+        raise UsageError(
+            "bare parameters have no names to choose by: give the optimizer "
+            "named_parameters(), or param groups that carry pattern and axis"
+        )
+    split = [part for group in optimizer.param_groups for part in _parts(group, parsed)]
+    if not any("pattern" in group for group in split):
+        raise NothingSelectedError(f"no named parameter can hold {parsed}")
+    optimizer.param_groups[:] = split
+
+
+def _parts(group: dict[str, Any], pattern: NMPattern) -> Sequence[dict[str, Any]]:
+    pairs = list(zip(group["param_names"], group["params"], strict=True))
+    described = [
+        Description(name, str(p.dtype).removeprefix("torch."), tuple(p.shape))
+        for name, p in pairs
+    ]
+    chosen = Selection(pattern=pattern).choose(described)
+    plan = {tensor.name: layer for tensor, layer in chosen.layers}
+    parts: dict[LayerPlan | None, dict[str, Any]] = {}
+    for name, p in pairs:
+        layer = plan.get(name)
+        part = parts.setdefault(layer, {**group, "params": [], "param_names": []})
+        part["params"].append(p)
+        part["param_names"].append(name)
+        if layer is not None:
+            part.update(pattern=str(layer.pattern), axis=layer.axis)
+    return list(parts.values())

@@ -1,0 +1,25 @@
+"""SR-STE: plain STE that also pulls the pruned weights towards zero.
+
+Source: Zhou et al., ICLR 2021, arXiv 2102.04010. The term is added once per optimizer
+step, to the gradient the optimizer sees: added inside autograd it would be counted once
+for each micro-batch and process, and vanish under fp16 loss scaling.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from step_cli.core.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class SRSTE(Recipe):
+    """``decay`` is the paper's lambda_w, in gradient per unit of pruned weight."""
+
+    decay: float = 2e-4
+
+    @override
+    def extra_grad(self, dense: Tensor, kept: Tensor) -> Tensor:
+        return torch.where(kept, 0, dense).mul_(self.decay)

@@ -1,0 +1,52 @@
+"""STEP: dense Adam until its variance is reliable, then mask learning with it frozen.
+
+Source: Lu et al., ICML 2023, Algorithm 1. The switch point is AutoSwitch's, Algorithm 2
+(`core/autoswitch.py`); the update under a frozen variance is in `core/adam.py`.
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from typing_extensions import override
+
+from step_cli.core.plan import LayerPlan
+from step_cli.core.recipe import (
+    FROZEN_VARIANCE,
+    MASK_LEARNING,
+    PRECONDITION,
+    Phase,
+    Recipe,
+)
+from step_cli.recipes.ste import STE
+
+
+@dataclass(frozen=True)
+class Step(Recipe):
+    """Two phases around an inner recipe of mask learning.
+
+    Args:
+        inner: Plain STE in the paper; ``SRSTE()`` adds its decay in the second phase.
+        learn_variance: Keep updating the variance after the switch, which the paper's
+            Figure 8 shows to hurt.
+    """
+
+    inner: Recipe = field(default_factory=STE)
+    learn_variance: bool = False
+
+    @property
+    @override
+    def before(self) -> Phase:
+        return PRECONDITION
+
+    @property
+    @override
+    def after(self) -> Phase:
+        return MASK_LEARNING if self.learn_variance else FROZEN_VARIANCE
+
+    @override
+    def project(self, dense: Tensor, keep: Tensor, plan: LayerPlan, age: int) -> Tensor:
+        return self.inner.project(dense, keep, plan, age)
+
+    @override
+    def extra_grad(self, dense: Tensor, kept: Tensor) -> Tensor | None:
+        return self.inner.extra_grad(dense, kept)
