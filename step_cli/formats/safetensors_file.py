@@ -11,14 +11,20 @@ from step_cli.formats.plan import KEY, parse_plan
 from step_cli.formats.safetensors_header import Entry, Header, read_header
 from step_cli.formats.weights import Checkpoint, NamedTensor, Place
 
+COMPRESSED_KEY = "step_cli.compressed"  # metadata of `export --to compressed`
+
 
 def open_safetensors(file: MappedFile) -> Checkpoint:
-    """The checkpoint in a plain safetensors file.
+    """The checkpoint in a safetensors file, plain or compressed.
 
     Raises:
         InputError: The header does not hold, or the plan in it.
     """
     header = read_header(file)
+    if COMPRESSED_KEY in header.metadata:
+        from step_cli.formats.compressed_reader import open_compressed
+
+        return open_compressed(file, header)
     text = header.metadata.get(KEY)
     return Checkpoint(
         file.path,
