@@ -80,7 +80,8 @@ def sparse_tensors(draw: st.DrawFn) -> tuple[Array, Layout]:
     keep = rank_in_group < rng.integers(0, n + 1, (layout.groups, 1))
     keep = keep.reshape(-1, layout.behind, m).swapaxes(1, 2).reshape(shape)
     # Bits, not numbers: NaN, subnormals and infinities must survive as well.
-    bits = rng.integers(1, 256, (*shape, dtype.itemsize), dtype=np.uint8)
+    # Odd ones, as 0x80 alone would be -0.0, which may be dropped.
+    bits = rng.integers(0, 256, (*shape, dtype.itemsize), dtype=np.uint8) | 1
     array = bits.view(dtype).reshape(shape)
     return np.where(keep, array, np.zeros((), dtype)), layout
 
