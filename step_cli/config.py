@@ -6,9 +6,17 @@ The configuration file of `train` is a model of its own, in `train_config.py`.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+)
 
 from step_cli.core.pattern import NMPattern
+from step_cli.core.selection import parse_axis
 
 
 def _read_pattern(value: object) -> object:
@@ -16,6 +24,22 @@ def _read_pattern(value: object) -> object:
 
 
 Pattern = Annotated[NMPattern, BeforeValidator(_read_pattern), PlainSerializer(str)]
+
+
+def _refuse_dense(pattern: NMPattern) -> NMPattern:
+    if pattern.dense:
+        raise ValueError(f"expected N:M such as 2:4 with N < M, got '{pattern}'")
+    return pattern
+
+
+SparsePattern = Annotated[Pattern, AfterValidator(_refuse_dense)]
+
+
+def _read_axis(value: object) -> object:
+    return parse_axis(value) if isinstance(value, str) else value
+
+
+AxisOfGlob = Annotated[tuple[str, int], BeforeValidator(_read_axis)]
 
 
 class Config(BaseModel):
@@ -28,7 +52,7 @@ def option(
     default: Any, description: str, *, metavar: str | None = None, **bounds: Any
 ) -> Any:
     """An optional field: ``--its-name`` on the command line."""
-    extra = {"metavar": metavar} if metavar else None
+    extra: Any = {"metavar": metavar} if metavar else None
     if default is list:
         return Field(
             default_factory=list,
@@ -79,3 +103,37 @@ class AutoswitchProfileConfig(Config):
 
 
 Method = Literal["magnitude", "random"]
+
+Format = Literal["table", "json", "jsonl", "markdown", "junit", "sarif", "github"]
+
+
+class VerifyConfig(Config):
+    """Options of ``verify-nm``."""
+
+    checkpoint: list[Path] = Field(
+        min_length=1,
+        description="A file (.safetensors, .onnx, .pt, ...) or a directory",
+    )
+    nm: SparsePattern | None = option(
+        None,
+        "Pattern to hold (default: that of the plan; without one, 2:4)",
+        metavar="N:M",
+    )
+    include: list[str] = option(
+        list, "Check only tensors with these names", metavar="GLOB"
+    )
+    exclude: list[str] = option(
+        list, "Leave out tensors with these names", metavar="GLOB"
+    )
+    axis: list[AxisOfGlob] = option(
+        list, "Axis the groups run along", metavar="GLOB=AXIS"
+    )
+    plan: Path | None = option(None, "Plan file, instead of the one stored")
+    exact: bool = option(False, "Want exactly N non-zeros, not at most N")
+    strict: bool = option(False, "Fail if a selected tensor cannot be checked")
+    baseline: Path | None = option(None, "Want the same masks as this checkpoint")
+    tensorrt: bool = option(False, "Say whether TensorRT could run each layer sparse")
+    format: Format | None = option(None, "How to show the result (default: table)")
+    output: Path | None = option(
+        None, "File to write the result to; the table still shows"
+    )

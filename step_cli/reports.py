@@ -1,8 +1,11 @@
 """What commands return: data that `render` shows, and `--json` dumps as it is."""
 
-from typing import ClassVar
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from typing_extensions import override
 
 
 class ErrorDetail(BaseModel):
@@ -21,6 +24,24 @@ class Report(BaseModel):
     schema_id: ClassVar[str]
 
     ok: bool
+
+    _format: str | None = PrivateAttr(None)
+    _output: Path | None = PrivateAttr(None)
+
+    def asked_for(self, format: str | None, output: Path | None) -> Self:
+        """Remember how the user wants it shown: `render` obeys."""
+        self._format, self._output = format, output
+        return self
+
+    @property
+    def format(self) -> str | None:
+        """The output format that was asked for, or None: a table."""
+        return self._format
+
+    @property
+    def output(self) -> Path | None:
+        """The file to write the report to, beside showing the table."""
+        return self._output
 
     @property
     def exit_code(self) -> int:
@@ -83,3 +104,117 @@ class AutoswitchProfileReport(Report):
     criteria: list[CriterionReport]
     recommended: str | None
     advice: list[str]
+
+
+class GroupAt(BaseModel):
+    """A group, by the index of its first element."""
+
+    index: list[int]
+    nonzeros: int
+
+
+class MaskDifference(BaseModel):
+    """Against --baseline: how many weights one mask keeps and the other drops."""
+
+    count: int | None = Field(description="None if it cannot be compared")
+    first_index: list[int] | None
+    message: str
+
+
+class TensorrtView(BaseModel):
+    """Whether TensorRT could run a layer sparse; the build decides whether it does."""
+
+    possible: bool
+    likely: bool
+    advice: str | None
+
+
+class LayerVerdict(BaseModel):
+    """Whether one tensor holds its pattern; counts are of groups and of weights."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+    pattern: str
+    axis: int
+    ok: bool
+    groups: int
+    violations: int
+    elements: int
+    nonzeros: int
+    density: float
+    first_violation: GroupAt | None
+    nonfinite: int = 0
+    first_nonfinite: list[int] | None = None
+    tied_to: str | None = None
+    baseline: MaskDifference | None = None
+    tensorrt: TensorrtView | None = None
+    message: str | None = Field(None, description="Why it is not ok, and what to do")
+    notes: list[str] = []
+
+
+class SkippedTensor(BaseModel):
+    """A tensor that was not checked, and why; ``selected`` if it should have been."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+    reason: str
+    selected: bool = False
+
+
+class VerifyTotals(BaseModel):
+    """Sums over the layers, tied ones counted once."""
+
+    layers: int
+    failed: int
+    skipped: int
+    groups: int
+    violations: int
+    elements: int
+    nonzeros: int
+    density: float
+
+
+class CheckpointVerdict(BaseModel):
+    """What was found in one checkpoint."""
+
+    path: str
+    format: str | None
+    ok: bool
+    layers: list[LayerVerdict] = []
+    skipped: list[SkippedTensor] = []
+    totals: VerifyTotals | None = None
+    hints: list[str] = []
+    error: ErrorDetail | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code for this checkpoint alone."""
+        if self.error is not None:
+            return self.error.exit
+        return 0 if self.ok else 1
+
+
+class VerifyReport(Report):
+    """Whether each checkpoint holds its patterns."""
+
+    schema_id: ClassVar[str] = "step-cli/verify-nm/1"
+
+    checkpoints: list[CheckpointVerdict]
+    error: ErrorDetail | None = Field(None, description="The gravest of the errors")
+
+    @property
+    @override
+    def exit_code(self) -> int:
+        return gravest(verdict.exit_code for verdict in self.checkpoints)
+
+    @property
+    @override
+    def problems(self) -> list[ErrorDetail]:
+        return [v.error for v in self.checkpoints if v.error is not None]
+
+
+def gravest(codes: Iterable[int]) -> int:
+    """The exit code of several findings: the first of 4, 6, 7, 1, 3, 0 among them."""
+    return min(codes, key=[4, 6, 7, 1, 3, 0].index)

@@ -4,16 +4,18 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from step_cli.core.bits import Codes
 from step_cli.core.groups import Groups, Piece, Scratch, Weights, count_in_groups
 from step_cli.core.plan import LayerPlan
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 First = TypeVar("First", int, tuple[int, int])
 
@@ -109,6 +111,8 @@ class _Threads:
             counted = self._count(groups, pieces, job)
             return [lambda: counted]
         if self._pool is None:
+            from concurrent.futures import ThreadPoolExecutor  # takes 10 ms
+
             self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         tasks = iter(lambda: list(islice(pieces, PIECES_A_TASK)), [])
         return [

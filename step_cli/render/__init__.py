@@ -4,7 +4,8 @@ Tables are drawn by `render.tables`, one function for each kind of report.
 """
 
 import json
-from typing import TextIO
+import math
+from typing import Any, TextIO
 
 from step_cli.render.text import one_line
 from step_cli.reports import ErrorDetail, Report
@@ -22,8 +23,19 @@ def show(report: Report, out: TextIO, *, as_json: bool, verbose: bool) -> None:
 
 def document(report: Report) -> str:
     """The JSON document of a report, its schema first; non-finite values are null."""
-    body = json.loads(report.model_dump_json(by_alias=True))
+    body = _finite(report.model_dump(mode="json", by_alias=True))
+    # ASCII, as names from files may hold what UTF-8 cannot say.
     return json.dumps({"schema": report.schema_id, **body}, indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def failure(detail: ErrorDetail, command: str, out: TextIO) -> None:
