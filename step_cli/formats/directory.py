@@ -1,19 +1,19 @@
 """A directory as a checkpoint: a run of `train`, or a Hugging Face directory."""
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from step_cli.core.plan import Plan
 from step_cli.errors import InputError
 from step_cli.formats import plan as plans
+from step_cli.formats.digest import check_digest
 from step_cli.formats.hf_directory import (
     check_against_index,
     find_weights,
     inside,
     with_axes,
 )
-from step_cli.formats.mapped_file import map_file
 from step_cli.formats.weights import Checkpoint, NamedTensor, open_file
 
 RUN_FILES = ("config.toml", "metrics.jsonl", "checkpoints")  # written by `train`
@@ -57,7 +57,7 @@ def _open_hugging_face(path: Path) -> Checkpoint:
             raise InputError(
                 "a compressed file inside a directory; name the file itself", file=shard
             )
-        _check_digest(shard, document)
+        check_digest(shard, document, path / plans.FILE)
         check_against_index(shard, promised, (t.name for t in opened.tensors))
         for tensor in opened.tensors:
             if tensor.name in tensors:
@@ -76,25 +76,7 @@ def _open_hugging_face(path: Path) -> Checkpoint:
     )
 
 
-def _plan_document(path: Path) -> dict[str, object]:
+def _plan_document(path: Path) -> dict[str, Any]:
     if not (path / plans.FILE).exists():
         return {}
     return plans.read_document(inside(path, plans.FILE))
-
-
-def _check_digest(shard: Path, document: dict[str, object]) -> None:
-    """Compare a file with what was recorded of it beside the plan, if it was."""
-    recorded = document.get("files")
-    entry = recorded.get(shard.name) if isinstance(recorded, dict) else None
-    wanted = entry.get("sha256") if isinstance(entry, dict) else None
-    if wanted is not None and wanted != sha256(shard):
-        raise InputError(
-            f"its sha256 differs from the one in {plans.FILE}: damaged, or from "
-            "another run; remove that entry if the change was meant",
-            file=shard,
-        )
-
-
-def sha256(path: Path) -> str:
-    """The digest of a file, in hexadecimal."""
-    return hashlib.sha256(map_file(path).data.data).hexdigest()

@@ -1,0 +1,39 @@
+"""Digests recorded beside a plan: safetensors and torch files cannot tell damage."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from step_cli.errors import InputError
+from step_cli.formats.mapped_file import map_file
+
+
+def digests(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """The field ``files`` of a plan: size in bytes and sha256 of each file, by name."""
+    return {
+        path.name: {"size": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(paths)
+    }
+
+
+def check_digest(path: Path, document: dict[str, Any], plan: Path) -> None:
+    """Compare a file with what was recorded of it, if it was.
+
+    Raises:
+        InputError: It has another size or digest.
+    """
+    recorded = document.get("files")
+    entry = recorded.get(path.name) if isinstance(recorded, dict) else None
+    wanted = entry.get("sha256") if isinstance(entry, dict) else None
+    if wanted is not None and wanted != sha256(path):
+        raise InputError(
+            f"its sha256 differs from the one in {plan.name}: damaged, or from "
+            "another run; remove that entry if the change was meant",
+            file=path,
+        )
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file, in hexadecimal."""
+    return hashlib.sha256(map_file(path).data.data).hexdigest()

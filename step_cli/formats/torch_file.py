@@ -1,0 +1,209 @@
+"""A torch checkpoint as a list of named arrays, unpickled in a child process only.
+
+The child says where each tensor lies; the data is mapped from the file itself.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from step_cli.core.plan import Plan
+from step_cli.errors import InputError, MissingError
+from step_cli.formats import plan as plans
+from step_cli.formats.digest import check_digest
+from step_cli.formats.mapped_file import MappedFile, in_units, map_file
+from step_cli.formats.torch_zip import read_members
+from step_cli.formats.weights import Checkpoint, NamedTensor, Place
+
+LONGEST_S = 60  # for any file, plus one second for each 20 MB
+MOST_EXPANDED = 64 << 20  # bytes a tensor may have beyond those that are stored
+
+
+def open_torch(file: MappedFile) -> Checkpoint:
+    """The checkpoint in a ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` file.
+
+    Raises:
+        InputError: Its archive or pickle is refused, or it holds no state dict.
+        MissingError: torch is not installed.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise MissingError(
+            "reading it needs torch: pip install 'step-cli[train]'", file=file.path
+        )
+    if file.head(2) == b"PK":
+        storages = {member.begin: member.end for member in read_members(file)}
+        document, data = _ask_child(file), file
+    else:
+        storages = None
+        with _temporary_file() as spill:
+            document = _ask_child(file, spill)
+            data = map_file(spill) if spill.stat().st_size else file
+    tensors: list[NamedTensor] = []
+    seen: dict[object, str] = {}
+    for entry in document["tensors"]:
+        tensors.append(_tensor(entry, file, data, storages, seen))
+    notes = (f"carried over unread: {', '.join(document['rest'])[:300]}",)
+    return Checkpoint(
+        file.path,
+        "torch",
+        tensors,
+        _plan_beside(file.path),
+        notes if document["rest"] else (),
+        (file.path,),
+    )
+
+
+def plan_path(path: Path) -> Path:
+    """Where the plan of a torch file stands."""
+    return path.with_name(f"{path.name}.{plans.FILE}")
+
+
+def _plan_beside(path: Path) -> Plan | None:
+    beside = plan_path(path)
+    if not os.path.lexists(beside):
+        return None
+    document = plans.read_document(beside)
+    check_digest(path, document, beside)
+    return plans.plan_of(document, file=beside)
+
+
+def _ask_child(file: MappedFile, spill: Path | None = None) -> dict[str, Any]:
+    # -P: the working directory must not be able to provide a module.
+    command = [sys.executable, "-P", "-m", "step_cli.formats.torch_child"]
+    command += [os.path.abspath(path) for path in (file.path, spill) if path]
+    limit_s = LONGEST_S + file.size / 20e6
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=limit_s,
+        )
+    except subprocess.TimeoutExpired:
+        raise InputError(
+            f"reading it took more than {limit_s:.0f} s, refused", file=file.path
+        ) from None
+    try:
+        document = json.loads(done.stdout)
+    except ValueError:
+        document = {"error": _last_words(done)}
+    if "error" in document:
+        raise InputError(document["error"], file=file.path)
+    file.check_unchanged()
+    return dict(document)
+
+
+def _last_words(done: subprocess.CompletedProcess[bytes]) -> str:
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    return f"torch could not read it ({lines[-1] if lines else done.returncode})"
+
+
+@contextmanager
+def _temporary_file() -> Iterator[Path]:
+    """A file that is gone after the block; a mapping of it stays valid."""
+    descriptor, name = tempfile.mkstemp(prefix="step-cli-")
+    os.close(descriptor)
+    try:
+        yield Path(name)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def _tensor(
+    entry: dict[str, Any],
+    file: MappedFile,
+    data: MappedFile,
+    storages: dict[int, int] | None,
+    seen: dict[object, str],
+) -> NamedTensor:
+    name, shape = entry["name"], tuple(entry["shape"])
+    dtype = _dtype(entry["dtype"])
+    if "offset" not in entry or dtype is None:
+        return NamedTensor(
+            name, entry["dtype"], shape, partial(_refuse_kind, file, name), skip="kind"
+        )
+    strides = tuple(stride * dtype.itemsize for stride in entry["stride"])
+    begin, (start, size) = entry["offset"], entry["storage"]
+    span = (
+        sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + dtype.itemsize
+    )
+    if 0 in shape:
+        span = 0
+    elif storages is not None and storages.get(start) != start + size:
+        raise InputError(
+            "its data is no member of the archive", file=file.path, tensor=name
+        )
+    if min(strides, default=0) < 0 or begin < start or begin + span > start + size:
+        raise InputError(
+            f"shape {list(shape)} needs {span} bytes, its storage has {size}",
+            file=file.path,
+            tensor=name,
+        )
+    logical = math.prod(shape) * dtype.itemsize
+    if logical > span + MOST_EXPANDED:
+        raise InputError(
+            f"{in_units(logical)} logical, {span} bytes stored, refused",
+            file=file.path,
+            tensor=name,
+        )
+    first = seen.setdefault((begin, shape, strides, dtype), name) if span else name
+    by_rows = logical == span and _by_rows(shape, strides, dtype.itemsize)
+    return NamedTensor(
+        name=name,
+        dtype=dtype.name,
+        shape=shape,
+        read=partial(_view, data, begin, span, dtype, shape, strides),
+        tied_to=None if first == name else first,
+        place=Place(file, begin, begin + span) if by_rows and data is file else None,
+    )
+
+
+def _by_rows(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    """Whether the array is stored row by row; axes of one element have any stride."""
+    return all(
+        size == 1 or stride == math.prod(shape[axis + 1 :]) * itemsize
+        for axis, (size, stride) in enumerate(zip(shape, strides, strict=True))
+    )
+
+
+def _view(
+    data: MappedFile,
+    begin: int,
+    span: int,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+) -> npt.NDArray[Any]:
+    data.check_unchanged()
+    flat = data.data[begin : begin + span].view(dtype)
+    if not span:
+        return np.zeros(shape, dtype)
+    return np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)
+
+
+def _refuse_kind(file: MappedFile, name: str) -> npt.NDArray[Any]:
+    raise InputError("of a kind that cannot be read", file=file.path, tensor=name)
+
+
+def _dtype(name: str) -> np.dtype[Any] | None:
+    """The NumPy type of that name; None where one element is not one number."""
+    if name.endswith("_x2"):
+        return None
+    try:
+        return np.dtype(getattr(ml_dtypes, name, name))
+    except TypeError:
+        return None
