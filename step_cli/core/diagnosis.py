@@ -19,7 +19,7 @@ def axis_that_holds(job: Job) -> int | None:
     pattern, shape = job.plan.pattern, job.weights.array.shape
     for axis, size in enumerate(shape):
         other = axis != job.plan.axis and size % pattern.m == 0
-        if other and _holds(job, pattern, axis):
+        if other and holds_pattern(job, pattern, axis):
             return axis
     return None
 
@@ -29,15 +29,15 @@ def pattern_that_holds(job: Job) -> NMPattern | None:
     axis = job.plan.axis
     size = job.weights.array.shape[axis]
     for pattern in USUAL:
-        if size % pattern.m == 0 and _holds(job, pattern, axis):
+        if size % pattern.m == 0 and holds_pattern(job, pattern, axis):
             return pattern
     return None
 
 
-def _holds(job: Job, pattern: NMPattern, axis: int) -> bool:
-    """Whether no group has too many; stops at the first piece where one has."""
+def holds_pattern(job: Job, pattern: NMPattern, axis: int) -> bool:
+    """Whether a tensor holds ``pattern`` along ``axis``, whatever it promises."""
     groups, scratch = Groups(job.weights, pattern.m, axis), Scratch()
-    for piece in groups.pieces():
+    for piece in groups.pieces():  # stops at the first bad one
         nonzero = groups.magnitude(piece, scratch) != 0
         if int(count_in_groups(nonzero, scratch).max()) > pattern.n:
             return False

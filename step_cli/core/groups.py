@@ -100,9 +100,10 @@ class Groups:
         """The row-major position in the tensor of one weight of a piece."""
         return ((piece.first + x) * self.m + member) * self.inner + piece.left + b
 
-    def index(self, position: int) -> tuple[int, ...]:
-        """A row-major position as an index of the tensor."""
-        return tuple(int(i) for i in np.unravel_index(position, self.shape))
+
+def index_of(position: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A row-major position as an index of a tensor."""
+    return tuple(int(i) for i in np.unravel_index(position, shape))
 
 
 @dataclass(frozen=True)

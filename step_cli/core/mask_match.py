@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from step_cli.core.groups import Groups, Scratch, Weights
+from step_cli.core.groups import Groups, Scratch, Weights, index_of
 
 
 @dataclass(frozen=True)
@@ -30,4 +30,4 @@ def mismatch(one: Weights, other: Weights) -> Mismatch | None:
         if found and first is None:
             first = ours.position(piece, int(differs.argmax()), 0, 0)
         count += found
-    return None if first is None else Mismatch(count, ours.index(first))
+    return None if first is None else Mismatch(count, index_of(first, ours.shape))

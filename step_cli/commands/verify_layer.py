@@ -1,0 +1,178 @@
+"""The verdict on one layer: what was counted, what it looks like, what to do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from step_cli.core.check import Job, Tally
+from step_cli.core.diagnosis import axis_that_holds, pattern_that_holds
+from step_cli.core.groups import Weights, index_of
+from step_cli.core.mask_match import mismatch
+from step_cli.core.plan import LayerPlan
+from step_cli.core.tensorrt_rule import tensorrt_view
+from step_cli.formats.weights import Checkpoint, NamedTensor
+from step_cli.reports import GroupAt, LayerVerdict, MaskDifference, TensorrtView
+
+EXPLAINED = 32  # failing layers that are read again to see what they look like
+HEADS = ("lm_head", "classifier", "score")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A tensor, what it promised, and the verdict so far."""
+
+    tensor: NamedTensor
+    plan: LayerPlan
+    exact: bool
+    verdict: LayerVerdict
+
+
+def weights_of(tensor: NamedTensor) -> Weights:
+    """The data of a tensor, with the codes that mean zero."""
+    zero = tensor.zero_point
+    if zero is None:
+        return Weights(tensor.read(), tensor.dtype)
+    return Weights(tensor.read(), tensor.dtype, zero.codes, zero.axis)
+
+
+def verdict_of(tensor: NamedTensor, plan: LayerPlan, tally: Tally) -> LayerVerdict:
+    """The verdict as far as counting goes."""
+    first = tally.violation
+    wild = tally.nonfinite_at
+    shape = tensor.shape
+    notes = ["all zero"] if tally.nonzeros == 0 else []
+    notes += ["dense by plan"] if plan.pattern.dense else []
+    return LayerVerdict(
+        name=tensor.name,
+        shape=list(shape),
+        dtype=tensor.dtype,
+        pattern=str(plan.pattern),
+        axis=plan.axis,
+        ok=not tally.violations and not tally.nonfinite,
+        groups=tally.groups,
+        violations=tally.violations,
+        elements=tally.elements,
+        nonzeros=tally.nonzeros,
+        density=tally.nonzeros / tally.elements,
+        first_violation=first
+        and GroupAt(index=list(index_of(first[0], shape)), nonzeros=first[1]),
+        nonfinite=tally.nonfinite,
+        first_nonfinite=None if wild is None else list(index_of(wild, shape)),
+        tied_to=tensor.tied_to,
+        notes=notes,
+    )
+
+
+def compare_masks(judged: Sequence[Judged], baseline: Checkpoint) -> None:
+    """Add to each verdict how its mask differs from that of the same name."""
+    others = {tensor.name: tensor for tensor in baseline.tensors}
+    for item in judged:
+        found = _difference(item, others.get(item.tensor.name))
+        item.verdict.baseline = found
+        if found is not None:
+            item.verdict.ok = False
+
+
+def _difference(item: Judged, other: NamedTensor | None) -> MaskDifference | None:
+    if other is None:
+        return MaskDifference(
+            count=None, first_index=None, message="the baseline lacks this tensor"
+        )
+    if other.shape != item.tensor.shape or other.skip == "kind":
+        found = f"shape {list(other.shape)}, dtype {other.dtype}"
+        return MaskDifference(
+            count=None,
+            first_index=None,
+            message=f"the baseline has {found}, which cannot be compared",
+        )
+    found_at = mismatch(weights_of(item.tensor), weights_of(other))
+    if found_at is None:
+        return None
+    index = list(found_at.index)
+    return MaskDifference(
+        count=found_at.count,
+        first_index=index,
+        message=f"{found_at.count} weights are kept in one of this and the baseline "
+        f"only, the first at {index}",
+    )
+
+
+def add_advice(judged: Sequence[Judged], *, planned: bool, tensorrt: bool) -> list[str]:
+    """Write the message of each failing layer; return what holds for all of them."""
+    failing = [item for item in judged if not item.verdict.ok]
+    worst = sorted(failing, key=lambda item: -item.verdict.violations)[:EXPLAINED]
+    explained = {item.tensor.name for item in worst}
+    for item in failing:
+        explain = item.tensor.name in explained
+        item.verdict.message = _message(item, planned=planned, explain=explain)
+    if tensorrt:
+        for item in judged:
+            item.verdict.tensorrt = _tensorrt(item)
+    return _dense_heads([item.tensor.name for item in failing])
+
+
+def _tensorrt(item: Judged) -> TensorrtView:
+    tensor = item.tensor
+    job = Job(weights_of(tensor), item.plan)
+    view = tensorrt_view(tensor, job, holds=item.verdict.violations == 0)
+    return TensorrtView(possible=view.possible, likely=view.likely, advice=view.advice)
+
+
+def _message(item: Judged, *, planned: bool, explain: bool) -> str:
+    found = item.verdict
+    parts = []
+    if found.first_violation is not None:
+        parts.append(_broken(found, planned=planned, exact=item.exact))
+        if explain:
+            parts += _looks_like(item)
+    if found.nonfinite:
+        at = f"the first at {found.first_nonfinite}"
+        parts.append(f"{found.nonfinite} NaN or infinity, {at}")
+    if found.baseline is not None:
+        parts.append(found.baseline.message)
+    return "; ".join(parts)
+
+
+def _broken(found: LayerVerdict, *, planned: bool, exact: bool) -> str:
+    assert found.first_violation is not None
+    count = f"{found.violations} of {found.groups} groups break it"
+    if planned:
+        claim = f"plan promises {found.pattern}, {count}"
+    else:
+        claim = f"expected {found.pattern} along axis {found.axis}, {count}"
+    first = found.first_violation
+    wanted = ", --exact wants exactly N" if exact else ""
+    return (
+        f"{claim}; the first, at {first.index}, has {first.nonzeros} non-zeros{wanted}"
+    )
+
+
+def _looks_like(item: Judged) -> list[str]:
+    job = Job(weights_of(item.tensor), item.plan)
+    axis = axis_that_holds(job)
+    if axis is not None:
+        option = quoted(f"{item.tensor.name}={axis}")
+        return [f"holds along axis {axis}; use --axis {option}"]
+    pattern = pattern_that_holds(job)
+    if pattern == item.plan.pattern:
+        return [f"complies with at most {pattern}, without --exact"]
+    return [] if pattern is None else [f"complies with {pattern}"]
+
+
+def _dense_heads(names: Sequence[str]) -> list[str]:
+    """What to try when every failing layer is an output head."""
+    modules = [name.rpartition(".")[0] for name in names]
+    heads = [
+        any(part in HEADS or part.endswith("head") for part in module.split("."))
+        for module in modules
+    ]
+    if not names or not all(heads):
+        return []
+    options = " ".join(
+        f"--exclude {quoted(module + '.*')}" for module in dict.fromkeys(modules)
+    )
+    return [f"a dense head? {options}"]
+
+
+def quoted(text: str) -> str:
+    """An argument as the shell wants it, in quotes."""
+    return "'" + text.replace("'", "'\"'\"'") + "'"

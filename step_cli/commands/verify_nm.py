@@ -1,0 +1,185 @@
+"""`verify-nm`: does a checkpoint hold its N:M pattern? The check that CI relies on."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from step_cli.commands.verify_layer import (
+    Judged,
+    add_advice,
+    compare_masks,
+    verdict_of,
+    weights_of,
+)
+from step_cli.config import VerifyConfig
+from step_cli.core.check import Job, tally_all
+from step_cli.core.plan import Plan
+from step_cli.core.selection import Chosen, Selection
+from step_cli.errors import NonFiniteError, NothingSelectedError, StepError, UsageError
+from step_cli.formats.plan import read_plan
+from step_cli.formats.target import checked_target
+from step_cli.formats.weights import Checkpoint, NamedTensor, open_checkpoint
+from step_cli.reports import (
+    CheckpointVerdict,
+    ErrorDetail,
+    LayerVerdict,
+    SkippedTensor,
+    VerifyReport,
+    VerifyTotals,
+    gravest,
+)
+
+log = logging.getLogger(__name__)
+
+
+def run(config: VerifyConfig) -> VerifyReport:
+    """Check every checkpoint, also after one of them was refused.
+
+    Raises:
+        UsageError: An option does not fit, such as an axis beyond the rank.
+        InputError: The plan file or the baseline cannot be read.
+        OutputError: The output could not be written.
+    """
+    if config.output is not None:
+        named = (config.plan, config.baseline)
+        inputs = [*config.checkpoint, *(path for path in named if path is not None)]
+        checked_target(config.output, force=True, inputs=inputs)
+    plan = None if config.plan is None else read_plan(config.plan)
+    baseline = None if config.baseline is None else open_checkpoint(config.baseline)
+    verdicts = [_verdict(path, config, plan, baseline) for path in config.checkpoint]
+    errors = [verdict.error for verdict in verdicts if verdict.error is not None]
+    worst = gravest(error.exit for error in errors) if errors else 0
+    return VerifyReport(
+        ok=all(verdict.ok for verdict in verdicts),
+        checkpoints=verdicts,
+        error=next((error for error in errors if error.exit == worst), None),
+    ).asked_for(config.format, config.output)
+
+
+def _verdict(
+    path: Path, config: VerifyConfig, plan: Plan | None, baseline: Checkpoint | None
+) -> CheckpointVerdict:
+    checkpoint = None
+    try:
+        checkpoint = open_checkpoint(path)
+        for note in checkpoint.notes:
+            log.info("%s: %s", path, note)
+        return _checked(checkpoint, config, plan, baseline)
+    except UsageError as error:
+        error.file = error.file or str(path)
+        raise
+    except StepError as error:
+        return CheckpointVerdict(
+            path=str(path),
+            format=None if checkpoint is None else checkpoint.format,
+            ok=False,
+            error=_detail(error, path),
+        )
+
+
+def _checked(
+    checkpoint: Checkpoint,
+    config: VerifyConfig,
+    plan: Plan | None,
+    baseline: Checkpoint | None,
+) -> CheckpointVerdict:
+    plan = checkpoint.plan if plan is None else plan
+    selection = Selection(config.include, config.exclude, config.axis, config.nm, plan)
+    chosen = selection.choose(checkpoint.tensors)
+    for warning in chosen.warnings:
+        log.warning("%s: %s", checkpoint.path, warning)
+    judged = list(_judge(chosen, config))
+    judged.sort(key=lambda item: item.verdict.name)
+    if baseline is not None:
+        compare_masks(judged, baseline)
+    planned = plan is not None and config.nm is None
+    hints = add_advice(judged, planned=planned, tensorrt=config.tensorrt)
+    layers = [item.verdict for item in judged]
+    strict = config.strict and bool(chosen.unchecked)
+    error = _nonfinite(layers)
+    if not layers and not strict:
+        error = _nothing(chosen)
+    return CheckpointVerdict(
+        path=str(checkpoint.path),
+        format=checkpoint.format,
+        ok=error is None and not strict and all(layer.ok for layer in layers),
+        layers=layers,
+        skipped=_skipped(chosen),
+        totals=_totals(layers, len(chosen.skipped)),
+        hints=hints,
+        error=None if error is None else _detail(error, checkpoint.path),
+    )
+
+
+def _judge(chosen: Chosen[NamedTensor], config: VerifyConfig) -> Iterator[Judged]:
+    jobs = (
+        Job(weights_of(tensor), plan, config.exact) for tensor, plan in chosen.layers
+    )
+    tallies = tally_all(jobs)
+    for (tensor, plan), tally in zip(chosen.layers, tallies, strict=True):
+        yield Judged(tensor, plan, config.exact, verdict_of(tensor, plan, tally))
+
+
+def _skipped(chosen: Chosen[NamedTensor]) -> list[SkippedTensor]:
+    selected = {tensor.name for tensor in chosen.unchecked}
+    listed = [
+        SkippedTensor(
+            name=tensor.name,
+            shape=list(tensor.shape),
+            dtype=tensor.dtype,
+            reason=reason,
+            selected=tensor.name in selected,
+        )
+        for tensor, reason in chosen.skipped
+    ]
+    return sorted(listed, key=lambda tensor: tensor.name)
+
+
+def _totals(layers: list[LayerVerdict], skipped: int) -> VerifyTotals:
+    listed = {layer.name for layer in layers}
+    once = [layer for layer in layers if layer.tied_to not in listed]
+    elements = sum(layer.elements for layer in once)
+    nonzeros = sum(layer.nonzeros for layer in once)
+    return VerifyTotals(
+        layers=len(once),
+        failed=sum(not layer.ok for layer in once),
+        skipped=skipped,
+        groups=sum(layer.groups for layer in once),
+        violations=sum(layer.violations for layer in once),
+        elements=elements,
+        nonzeros=nonzeros,
+        density=nonzeros / elements if elements else 0.0,
+    )
+
+
+def _nonfinite(layers: list[LayerVerdict]) -> StepError | None:
+    found = [layer for layer in layers if layer.nonfinite]
+    if not found:
+        return None
+    first, more = found[0], len(found) - 1
+    others = f", and {more} more tensors with such numbers" if more else ""
+    return NonFiniteError(
+        f"{first.nonfinite} NaN or infinity, the first at {first.first_nonfinite}"
+        f"{others}; find out where training diverged",
+        tensor=first.name,
+    )
+
+
+def _nothing(chosen: Chosen[NamedTensor]) -> StepError:
+    if not chosen.skipped:
+        return NothingSelectedError("no tensor with elements in it")
+    counts = Counter(reason for _, reason in chosen.skipped)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    return NothingSelectedError(
+        f"no tensor to check, skipped: {reasons}; name one with --include"
+    )
+
+
+def _detail(error: StepError, path: Path) -> ErrorDetail:
+    return ErrorDetail(
+        exit=error.exit_code,
+        file=error.file or str(path),
+        tensor=error.tensor,
+        message=error.message,
+    )

@@ -1,0 +1,83 @@
+"""Whether TensorRT could run a layer on sparse tensor cores, and whether it is likely.
+
+Source: the Structured Sparsity section of NVIDIA's developer guide (8.5): 2:4 along the
+input channels, whose number is a multiple of 4. Sizes that pay are what NVIDIA's
+engineers report (TensorRT issues 3849 and 4065). Only a build decides.
+"""
+
+from dataclasses import dataclass
+
+from step_cli.core.check import Job
+from step_cli.core.diagnosis import holds_pattern
+from step_cli.core.pattern import NMPattern
+from step_cli.core.weight_rule import Described, default_axis
+
+TWO_FOUR = NMPattern(2, 4)
+WORTH_IT = 256  # channels in and out from which sparse kernels tend to win
+SIXTEEN_BIT = {"float16", "bfloat16"}
+EIGHT_BIT = {"int8", "float8_e4m3fn"}
+
+
+@dataclass(frozen=True)
+class View:
+    """Possible: the rule allows it. Likely: size and type are known to gain from it."""
+
+    possible: bool
+    likely: bool
+    advice: str | None
+
+
+def tensorrt_view(tensor: Described, job: Job, *, holds: bool) -> View:
+    """Judge one layer.
+
+    Args:
+        tensor: Its description.
+        job: Its data and what it promises.
+        holds: Whether it holds what it promises.
+    """
+    axis = default_axis(tensor.name, tensor.shape)
+    axis = axis if tensor.axis is None else tensor.axis
+    obstacle = _obstacle(tensor, job, axis, holds=holds)
+    if obstacle is not None:
+        return View(False, False, obstacle)
+    doubt = _doubt(tensor, axis)
+    return View(True, doubt is None, doubt)
+
+
+def _obstacle(tensor: Described, job: Job, axis: int, *, holds: bool) -> str | None:
+    size = tensor.shape[axis]
+    if size % 4:
+        return f"{size} input channels, not a multiple of 4; pad them"
+    promised = job.plan.axis == axis and holds and implies_two_four(job.plan.pattern)
+    if not promised and not holds_pattern(job, TWO_FOUR, axis):
+        return f"not 2:4 along axis {axis}, the only pattern with sparse kernels"
+    if tensor.dtype not in SIXTEEN_BIT | EIGHT_BIT:
+        return f"no sparse kernels for {tensor.dtype}; use fp16, bf16, int8 or fp8"
+    return None
+
+
+def implies_two_four(pattern: NMPattern) -> bool:
+    """Whether whatever holds ``pattern`` holds 2:4 as well."""
+    return pattern == NMPattern(1, 2) or (pattern.n <= 2 and pattern.m % 4 == 0)
+
+
+def _doubt(tensor: Described, axis: int) -> str | None:
+    """What makes a sparse kernel unlikely to be the fastest."""
+    shape = tensor.shape
+    conv = axis == 1 and len(shape) > 2
+    inputs = shape[axis]
+    outputs = shape[0] if conv else shape[1 - axis] if len(shape) == 2 else shape[-2]
+    if conv and tensor.dtype == "bfloat16":
+        return "no sparse bf16 convolution kernels are known; use fp16 or int8"
+    if min(inputs, outputs) < WORTH_IT:
+        return (
+            f"{inputs} channels in, {outputs} out: sparse tends to win from {WORTH_IT}"
+        )
+    alignment = 16 if tensor.dtype in SIXTEEN_BIT else 32
+    if inputs % alignment or outputs % alignment:
+        return f"channels should be multiples of {alignment}"
+    if tensor.dtype == "int8":
+        return None if conv else "needs an output quantizer, so that its output is int8"
+    if tensor.dtype == "float8_e4m3fn":
+        return "fp8 needs compute capability 8.9, and gained from 9.0 only"
+    return None
