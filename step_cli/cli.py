@@ -15,8 +15,16 @@ from typing import Annotated, NoReturn, TextIO
 import typer
 
 from step_cli import render
-from step_cli.config import AutoswitchProfileConfig, TrainCommandConfig
-from step_cli.errors import BUG, INTERRUPTED, OutputError, StepError, StoppedError
+from step_cli.config import AutoswitchProfileConfig, TrainCommandConfig, VerifyConfig
+from step_cli.errors import (
+    BUG,
+    INTERRUPTED,
+    OutputError,
+    StepError,
+    StoppedError,
+    UsageError,
+)
+from step_cli.logs import log_to_stderr
 from step_cli.options import options_from
 from step_cli.reports import ErrorDetail, Report
 
@@ -61,6 +69,15 @@ def _everywhere(
 
 
 @app.command()
+@options_from(VerifyConfig)
+def verify_nm(config: VerifyConfig) -> Report:
+    """Check that checkpoints hold their N:M pattern; exit 1 if one does not."""
+    from step_cli.commands import verify_nm
+
+    return verify_nm.run(config)
+
+
+@app.command()
 @options_from(TrainCommandConfig)
 def train(config: TrainCommandConfig) -> Report:
     """Train a model to an N:M pattern with STEP or one of the baselines."""
@@ -83,6 +100,7 @@ class Presentation:
     """How the user wants to be answered; known even when the command line is wrong."""
 
     json: bool = False
+    format: str | None = None
     verbose: bool = False
     quiet: bool = False
     debug: bool = False
@@ -94,12 +112,19 @@ class Presentation:
         if "--" in words:
             words = words[: words.index("--")]
         short = "".join(word for word in words if re.fullmatch(r"-[vq]+", word))
+        given = re.search(r"(?:^|\0)--format[=\0]([^\0]*)", "\0".join(words))
         return cls(
             json="--json" in words,
+            format=given and given[1],
             verbose="--verbose" in words or "v" in short,
             quiet="--quiet" in words or "q" in short,
             debug="--debug" in words,
         )
+
+    def refuse_two_formats(self) -> None:
+        """Raise UsageError for --json with another --format."""
+        if self.json and self.format not in (None, "json"):
+            raise UsageError(f"--json and --format {self.format}: use one")
 
 
 def main() -> NoReturn:
@@ -117,8 +142,9 @@ def run(argv: Sequence[str], out: TextIO) -> int:
         The exit code.
     """
     shown = Presentation.of(argv)
-    _log_to_stderr(shown)
+    log_to_stderr(quiet=shown.quiet, verbose=shown.verbose)
     try:
+        shown.refuse_two_formats()
         report = app(list(argv), prog_name="step-cli", standalone_mode=False)
         if not isinstance(report, Report):  # --help, --version
             return int(report or 0)
@@ -202,22 +228,6 @@ def _command_of(argv: Sequence[str]) -> str:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     raise StoppedError("stopped on request, nothing written; run it again")
-
-
-def _log_to_stderr(shown: Presentation) -> None:
-    level = logging.ERROR if shown.quiet else logging.INFO
-    if shown.verbose:
-        level = logging.DEBUG
-    logging.addLevelName(logging.WARNING, "warning")
-    logging.addLevelName(logging.INFO, "note")
-    logging.addLevelName(logging.DEBUG, "note")
-    logging.addLevelName(logging.ERROR, "error")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    logger = logging.getLogger("step_cli")
-    logger.handlers = [handler]
-    logger.propagate = False
-    logger.setLevel(level)
 
 
 @contextlib.contextmanager

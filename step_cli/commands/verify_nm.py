@@ -85,7 +85,13 @@ def _checked(
     baseline: Checkpoint | None,
 ) -> CheckpointVerdict:
     plan = checkpoint.plan if plan is None else plan
-    selection = Selection(config.include, config.exclude, config.axis, config.nm, plan)
+    selection = Selection(
+        include=config.include,
+        exclude=config.exclude,
+        axes=config.axis,
+        pattern=config.nm,
+        plan=plan,
+    )
     chosen = selection.choose(checkpoint.tensors)
     for warning in chosen.warnings:
         log.warning("%s: %s", checkpoint.path, warning)

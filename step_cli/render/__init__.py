@@ -4,38 +4,42 @@ Tables are drawn by `render.tables`, one function for each kind of report.
 """
 
 import json
-import math
-from typing import Any, TextIO
+from typing import TextIO
 
 from step_cli.render.text import one_line
 from step_cli.reports import ErrorDetail, Report
 
 
 def show(report: Report, out: TextIO, *, as_json: bool, verbose: bool) -> None:
-    """Write ``report`` to ``out``, as its JSON document or for people."""
-    if as_json:
-        out.write(document(report) + "\n")
-        return
-    from step_cli.render import tables
+    """Write ``report`` to its file, if it has one, and to ``out``.
 
-    tables.draw(report, out, verbose=verbose)
+    The file has the format asked for; what is shown beside it is the table.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    asked = "json" if as_json else report.format
+    if report.output is not None:
+        from step_cli.render import files
+
+        files.replace(report.output, text(report, asked or "table", verbose=verbose))
+        asked = "json" if as_json else "table"
+    if asked in (None, "table"):
+        from step_cli.render import tables
+
+        tables.draw(report, out, verbose=verbose, forge=asked is None)
+    else:
+        out.write(text(report, asked, verbose=verbose))
 
 
-def document(report: Report) -> str:
-    """The JSON document of a report, its schema first; non-finite values are null."""
-    body = _finite(report.model_dump(mode="json", by_alias=True))
-    # ASCII, as names from files may hold what UTF-8 cannot say.
-    return json.dumps({"schema": report.schema_id, **body}, indent=2, allow_nan=False)
+def text(report: Report, format: str, *, verbose: bool) -> str:
+    """The report in one of the formats that are text, a line end at its end."""
+    if format == "json":
+        # A name must not be able to start a command of GitHub's runner.
+        return report.document().replace("##[", "\\u0023#[") + "\n"
+    from step_cli.render import formats
 
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return formats.text(report, format, verbose=verbose)
 
 
 def failure(detail: ErrorDetail, command: str, out: TextIO) -> None:

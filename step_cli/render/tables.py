@@ -10,11 +10,19 @@ from rich.table import Table
 from rich.text import Text
 
 from step_cli.render.text import one_line
-from step_cli.reports import AutoswitchProfileReport, Report, TrainReport
+from step_cli.reports import AutoswitchProfileReport, Report, TrainReport, VerifyReport
 
 
-def draw(report: Report, out: TextIO, *, verbose: bool) -> None:
-    """Write ``report`` to ``out`` as text, coloured on a terminal only."""
+def draw(report: Report, out: TextIO, *, verbose: bool, forge: bool = False) -> None:
+    """Write ``report`` to ``out`` as text, coloured on a terminal only.
+
+    With ``forge``, a report that has annotations adds them where a forge reads them.
+    """
+    if isinstance(report, VerifyReport):
+        from step_cli.render import verify_table
+
+        verify_table.draw(report, out, verbose=verbose, forge=forge)
+        return
     show(report, console(out), verbose=verbose)
 
 
@@ -78,12 +86,11 @@ def _train(report: TrainReport, console: Console, *, verbose: bool) -> None:
             f"switched after step {switch.step} of {report.steps} "
             f"({switch.criterion}, {switch.reason})"
         )
-    pattern = report.pattern or "no pattern"
-    verdict(
-        console,
-        report.ok,
-        f"{report.recipe}, {pattern}, density {report.density:.4f}: {report.run_dir}",
-    )
+    for line in report.advice:
+        console.print(line)
+    parts = [report.recipe, report.pattern, f"density {report.density:.4f}"]
+    text = ", ".join(part for part in parts if part)
+    verdict(console, report.ok, f"{text}: {one_line(report.run_dir)}")
 
 
 @show.register

@@ -10,7 +10,9 @@ def one_line(text: str, longest: int = LONGEST) -> str:
     if len(text) > longest:
         half = longest // 2
         text = f"{text[:half]}...{text[-half:]}"
-    return "".join(c if _plain(c) else _escaped(c) for c in text)
+    text = "".join(c if _plain(c) else _escaped(c) for c in text)
+    # GitHub's runner takes this for the start of a command wherever it stands.
+    return text.replace("##[", "##\\[")
 
 
 def _plain(character: str) -> bool:
