@@ -8,26 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from step_cli.errors import UsageError
+from step_cli.formats.graph_input import GraphInput
 
 Shape = tuple[int, ...]
-Dimension = int | str  # a number, or the name of a dynamic dimension
-
-
-@dataclass(frozen=True)
-class GraphInput:
-    """One input of an ONNX graph; a named dimension is dynamic."""
-
-    name: str
-    dtype: str
-    shape: tuple[Dimension, ...]
-
-    @property
-    def dynamic(self) -> bool:
-        """Whether any dimension is open."""
-        return any(isinstance(size, str) for size in self.shape)
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.dtype}:{','.join(map(str, self.shape))}"
 
 
 @dataclass(frozen=True)

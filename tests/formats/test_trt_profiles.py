@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from step_cli.errors import UsageError
-from step_cli.formats.trt_profiles import GraphInput, Profile, make_profiles
+from step_cli.formats.graph_input import GraphInput
+from step_cli.formats.trt_profiles import Profile, make_profiles
 from step_cli.formats.trtexec_line import trtexec_line
 
 IDS = GraphInput("ids", "int64", ("batch", "seq"))

@@ -1,0 +1,205 @@
+"""Which module each weight of an exported graph belongs to, and names that say so.
+
+The exporter's own names are no guide: with a bias ``node_linear`` is the Add and the
+product is ``node_MatMul_1``. So it starts from the node that owns a weight, takes the
+module from the node's scopes, and confirms by comparing values.
+"""
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import onnx_ir
+    from torch import Tensor
+
+SEEN_THROUGH = frozenset(
+    {"Transpose", "Cast", "Identity", "QuantizeLinear", "DequantizeLinear"}
+)
+WEIGHT_INPUTS = {"Conv": (1,), "Gemm": (0, 1), "MatMul": (0, 1)}
+SCOPES = "pkg.torch.onnx.name_scopes"
+# TensorRT joins names with " + " and ", ", and breaks its log at a newline.
+_UNSAFE = re.compile(r"[^A-Za-z0-9_./-]")
+
+
+@dataclass(frozen=True)
+class OnnxWeight:
+    """One weight of the model, found in the graph.
+
+    Attributes:
+        name: The model's name of it.
+        onnx_name: The initializer's name in the file.
+        node: The name of the node that multiplies by it.
+        axis: Its group axis in the file.
+    """
+
+    name: str
+    onnx_name: str
+    node: str
+    axis: int
+
+
+@dataclass(frozen=True)
+class _Use:
+    node: "onnx_ir.Node"
+    value: "onnx_ir.Value"
+    axis: int
+
+
+def name_weights(
+    model: "onnx_ir.Model", state: Mapping[str, "Tensor"]
+) -> list[OnnxWeight]:
+    """Give weights and their nodes the names of the modules they come from.
+
+    Args:
+        model: Changed in place.
+        state: The state dict of the module that was exported.
+    """
+    uses = list(_uses(model))
+    sources = {
+        use.value: name for use in uses if (name := _source(use, state)) is not None
+    }
+    names = _Names(set(model.graph.initializers) | _node_names(model))
+    found: list[OnnxWeight] = []
+    nodes: set[str] = set()
+    for use in uses:
+        name = sources.get(use.value)
+        if name is None:
+            continue
+        if use.value.name not in state and not _renamed(use.value, found):
+            use.value.name = names.new(name)
+        module = name.rpartition(".")[0] or name
+        if use.node.name not in nodes:
+            use.node.name = names.new(module)
+            nodes.add(use.node.name)
+        found.append(
+            OnnxWeight(name, str(use.value.name), str(use.node.name), use.axis)
+        )
+    return found
+
+
+def strip_metadata(model: "onnx_ir.Model") -> None:
+    """Drop what the exporter noted, source paths among it, for stable bytes."""
+    graph = model.graph
+    model.metadata_props.clear()
+    graph.metadata_props.clear()
+    for node in graph.all_nodes():
+        node.metadata_props.clear()
+        for value in (*node.inputs, *node.outputs):
+            if value is not None:
+                value.metadata_props.clear()
+    for value in (*graph.inputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+class _Names:
+    """Names that are unique in one graph and safe in a build log."""
+
+    def __init__(self, taken: set[str]) -> None:
+        self._taken = taken
+
+    def new(self, wanted: str) -> str:
+        safe = _UNSAFE.sub("_", wanted)
+        name, count = safe, 1
+        while name in self._taken:
+            count += 1
+            name = f"{safe}.{count}"
+        self._taken.add(name)
+        return name
+
+
+def _node_names(model: "onnx_ir.Model") -> set[str]:
+    return {str(node.name) for node in model.graph.all_nodes()}
+
+
+def _renamed(value: "onnx_ir.Value", found: list[OnnxWeight]) -> bool:
+    return any(weight.onnx_name == value.name for weight in found)
+
+
+def _uses(model: "onnx_ir.Model") -> Iterator[_Use]:
+    """Every product by a stored weight, the weight's own group axis with it."""
+    for node in model.graph.all_nodes():
+        for index in WEIGHT_INPUTS.get(node.op_type, ()):
+            if node.domain in ("", "ai.onnx") and index < len(node.inputs):
+                use = _traced(node, index)
+                if use is not None:
+                    yield use
+
+
+def _traced(node: "onnx_ir.Node", index: int) -> _Use | None:
+    between: list[onnx_ir.Node] = []
+    value = node.inputs[index]
+    while value is not None and not value.is_initializer():
+        maker = value.producer()
+        if maker is None or maker.op_type not in SEEN_THROUGH:
+            return None
+        between.append(maker)
+        value = maker.inputs[0]
+    if value is None or value.shape is None or len(value.shape) < 2:
+        return None
+    axes = list(range(len(value.shape)))
+    for step in reversed(between):
+        if step.op_type == "Transpose":
+            perm = step.attributes.get("perm")
+            order = perm.as_ints() if perm is not None else range(len(axes))[::-1]
+            axes = [axes[axis] for axis in order]
+    return _Use(node, value, axes[_reduced(node, index, len(axes))])
+
+
+def _reduced(node: "onnx_ir.Node", index: int, rank: int) -> int:
+    """The axis of a node's input that it sums over."""
+    if node.op_type == "Conv":
+        return 1
+    if node.op_type == "MatMul":
+        return rank - 1 if index == 0 else rank - 2
+    flag = node.attributes.get("transA" if index == 0 else "transB")
+    transposed = flag is not None and flag.as_int() != 0
+    return int(transposed) if index == 1 else int(not transposed)
+
+
+def _source(use: _Use, state: Mapping[str, "Tensor"]) -> str | None:
+    """The name in the state dict of the weight behind an initializer."""
+    module = _module(use.node) or ""
+    prefix = f"{module}." if module else ""
+    own = use.value.name if use.value.name in state else None
+    if own is not None and own.startswith(prefix):
+        return own
+    if use.value.const_value is None:
+        return own
+    # The module's own weights come first: its scope covers its children as well.
+    inside = [name for name in state if name.startswith(prefix)]
+    inside.sort(key=lambda name: name.count("."))
+    stored = use.value.const_value.numpy()
+    for name in inside:
+        if state[name].ndim >= 2 and _same(stored, state[name]):
+            return name
+    return own  # of another module, such as a convolution with its norm folded in
+
+
+def _module(node: "onnx_ir.Node") -> str | None:
+    """Path of the module whose code made the node; the whole model is ``""``."""
+    try:
+        scopes = ast.literal_eval(node.metadata_props.get(SCOPES, ""))
+        return str(scopes[-2])
+    except (ValueError, SyntaxError, IndexError, TypeError):
+        return None
+
+
+def _same(stored: npt.NDArray[np.generic], tensor: "Tensor") -> bool:
+    """Whether the stored weight is the tensor, or its transpose."""
+    from step_cli.formats.torch_arrays import to_array
+
+    shape = tuple(tensor.shape)
+    if stored.shape != shape and stored.shape != shape[::-1]:
+        return False
+    own = to_array(tensor)
+    return _equal(stored, own) or (own.ndim == 2 and _equal(stored, own.T))
+
+
+def _equal(one: npt.NDArray[np.generic], other: npt.NDArray[np.generic]) -> bool:
+    return one.shape == other.shape and bool(np.array_equal(one, other))

@@ -1,0 +1,122 @@
+"""Run an ONNX file under ONNX Runtime, and compare it with PyTorch."""
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from step_cli.errors import InputError
+from step_cli.formats.quiet import quiet
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Array = npt.NDArray[Any]
+TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
+FATAL_ONLY = 4  # of ONNX Runtime's log levels
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two runs of one model are apart, over all outputs.
+
+    Attributes:
+        max_abs: Largest absolute difference; NaN if an output holds NaN.
+        max_rel: The same over the largest magnitude of the reference.
+        scale: max(1, largest magnitude of the reference), of the worst output.
+        output: Name of the worst output.
+    """
+
+    max_abs: float
+    max_rel: float
+    scale: float
+    output: str
+
+    def within(self, tolerance: float) -> bool:
+        """Whether max_abs <= tolerance * max(1, max|reference|)."""
+        return self.max_abs <= tolerance * self.scale  # false for NaN
+
+
+class OrtSession:
+    """An ONNX file, loaded for the CPU."""
+
+    def __init__(self, path: Path) -> None:
+        with quiet():
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = FATAL_ONLY
+            try:
+                self._session = onnxruntime.InferenceSession(
+                    str(path), options, providers=["CPUExecutionProvider"]
+                )
+            except Exception as error:  # its classes have no common base
+                first = str(error).strip().splitlines()[0]
+                raise InputError(f"ONNX Runtime refuses it: {first}") from None
+        self.outputs = [output.name for output in self._session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """The outputs, in the order of ``outputs``."""
+        return list(self._session.run(None, dict(feeds)))
+
+    def median_ms(self, feeds: Mapping[str, Array], runs: int = 20) -> float:
+        """Median time of one run in milliseconds, after three unmeasured ones."""
+        times = []
+        for turn in range(runs + 3):
+            start = time.perf_counter()
+            self.run(feeds)
+            if turn >= 3:
+                times.append(1000 * (time.perf_counter() - start))
+        return statistics.median(times)
+
+
+def feeds_of(examples: Mapping[str, "Tensor"]) -> dict[str, Array]:
+    """Example tensors as ONNX Runtime takes them."""
+    return {name: value.numpy() for name, value in examples.items()}
+
+
+def torch_outputs(model: "nn.Module", examples: Mapping[str, "Tensor"]) -> list[Array]:
+    """The tensors that a model returns, in the order the exporter gives them."""
+    import torch
+    from torch.utils import _pytree
+
+    with quiet(), torch.no_grad():
+        leaves = _pytree.tree_leaves(model(**examples))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    return [tensor.detach().cpu().numpy() for tensor in tensors]
+
+
+def difference(
+    names: Sequence[str], found: Sequence[Array], expected: Sequence[Array]
+) -> Difference:
+    """Compare all outputs; the worst one, by its share of the tolerance, is reported.
+
+    Raises:
+        InputError: The numbers of outputs, or their shapes, differ.
+    """
+    shapes = [[list(array.shape) for array in arrays] for arrays in (found, expected)]
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            f"ONNX Runtime returns shapes {shapes[0]}, PyTorch {shapes[1]}"
+        )
+    worst = Difference(0.0, 0.0, 1.0, names[0] if names else "")
+    for name, one, other in zip(names, found, expected, strict=True):
+        if not other.size:
+            continue
+        wide = other.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            apart = float(np.abs(one.astype(np.float64) - wide).max())
+        largest = float(np.abs(wide).max())
+        relative = apart / largest if largest else (math.inf if apart else 0.0)
+        here = Difference(apart, relative, max(1.0, largest), name)
+        if math.isnan(apart) or apart / here.scale > worst.max_abs / worst.scale:
+            worst = here
+        if math.isnan(apart):
+            break
+    return worst
