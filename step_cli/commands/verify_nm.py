@@ -102,17 +102,18 @@ def _checked(
     planned = plan is not None and config.nm is None
     hints = add_advice(judged, planned=planned, tensorrt=config.tensorrt)
     layers = [item.verdict for item in judged]
-    strict = config.strict and bool(chosen.unchecked)
+    skipped = _skipped(chosen, strict=config.strict)
+    ok = all(item.ok for item in [*layers, *skipped])
     error = _nonfinite(layers)
-    if not layers and not strict:
+    if not layers and ok:
         error = _nothing(chosen)
     return CheckpointVerdict(
         path=str(checkpoint.path),
         format=checkpoint.format,
-        ok=error is None and not strict and all(layer.ok for layer in layers),
+        ok=ok and error is None,
         layers=layers,
-        skipped=_skipped(chosen),
-        totals=_totals(layers, len(chosen.skipped)),
+        skipped=skipped,
+        totals=_totals(layers, len(skipped)),
         hints=hints,
         error=None if error is None else _detail(error, checkpoint.path),
     )
@@ -127,7 +128,7 @@ def _judge(chosen: Chosen[NamedTensor], config: VerifyConfig) -> Iterator[Judged
         yield Judged(tensor, plan, config.exact, verdict_of(tensor, plan, tally))
 
 
-def _skipped(chosen: Chosen[NamedTensor]) -> list[SkippedTensor]:
+def _skipped(chosen: Chosen[NamedTensor], *, strict: bool) -> list[SkippedTensor]:
     selected = {tensor.name for tensor in chosen.unchecked}
     listed = [
         SkippedTensor(
@@ -136,6 +137,7 @@ def _skipped(chosen: Chosen[NamedTensor]) -> list[SkippedTensor]:
             dtype=tensor.dtype,
             reason=reason,
             selected=tensor.name in selected,
+            ok=not (strict and tensor.name in selected),
         )
         for tensor, reason in chosen.skipped
     ]

@@ -54,6 +54,6 @@ def summary(checkpoint: CheckpointVerdict) -> str:
         f"density {totals.density:.4g}",
         skipped_counts(checkpoint),
     ]
-    if not checkpoint.ok and not totals.failed and unchecked(checkpoint):
+    if unchecked(checkpoint):
         parts.append(f"{len(unchecked(checkpoint))} could not be checked")
     return ", ".join(part for part in parts if part)

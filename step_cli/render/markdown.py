@@ -1,0 +1,65 @@
+"""`--format markdown`: tables for a job's summary page or a pull request."""
+
+import re
+
+from step_cli.render.text import one_line
+from step_cli.render.verify_words import (
+    failing,
+    summary,
+    unchecked,
+    why_unchecked,
+    worst_first,
+)
+from step_cli.reports import CheckpointVerdict, VerifyReport
+
+MOST_ROWS = 50
+COLUMNS = ("layer", "pattern", "axis", "groups", "bad", "density", "verdict")
+
+
+def text(report: VerifyReport, *, verbose: bool) -> str:
+    """One section for each checkpoint, the worst layers first."""
+    most = None if verbose else MOST_ROWS
+    return "\n".join(_section(verdict, most) for verdict in report.checkpoints)
+
+
+def _section(checkpoint: CheckpointVerdict, most: int | None) -> str:
+    word = "ok" if checkpoint.ok else "FAILED"
+    lines = [f"### verify-nm: {escaped(checkpoint.path)}: {word}", ""]
+    lines += [escaped(summary(checkpoint)), ""]
+    if checkpoint.error is not None:
+        lines += [f"- {escaped(checkpoint.error.message)}"]
+    found = [(layer.name, layer.message or "") for layer in failing(checkpoint)]
+    found += [(tensor.name, why_unchecked(tensor)) for tensor in unchecked(checkpoint)]
+    lines += [f"- {escaped(name)}: {escaped(said)}" for name, said in found[:most]]
+    lines += [f"- {escaped(hint)}" for hint in checkpoint.hints]
+    lines += [""] if lines[-1] else []
+    return "\n".join(lines + _table(checkpoint, most)) + "\n"
+
+
+def _table(checkpoint: CheckpointVerdict, most: int | None) -> list[str]:
+    if not checkpoint.layers:
+        return []
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---|--:|--:|--:|--:|---|"]
+    for layer in worst_first(checkpoint.layers)[:most]:
+        verdict = ", ".join(["ok" if layer.ok else "FAILED", *layer.notes])
+        cells = [
+            escaped(layer.name),
+            layer.pattern,
+            str(layer.axis),
+            str(layer.groups),
+            str(layer.violations),
+            f"{layer.density:.4f}",
+            verdict,
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    hidden = len(checkpoint.layers) - len(lines) + 2
+    return lines + (["", f"and {hidden} more layers"] if hidden else [])
+
+
+def escaped(text: str) -> str:
+    """Text without a meaning in Markdown or HTML: what could have one is an entity."""
+    return re.sub(r"[^\w .,;:/()'=-]|_|:(?![0-9 ])", _entity, one_line(text))
+
+
+def _entity(match: re.Match[str]) -> str:
+    return f"&#{ord(match[0])};"
