@@ -1,8 +1,10 @@
 """What commands return: data that `render` shows, and `--json` dumps as it is."""
 
+import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from typing_extensions import override
@@ -43,6 +45,12 @@ class Report(BaseModel):
         """The file to write the report to, beside showing the table."""
         return self._output
 
+    def document(self) -> str:
+        """The JSON document, its schema first; non-finite numbers are null."""
+        body = _finite(self.model_dump(mode="json", by_alias=True))
+        # ASCII, as names from files may hold what UTF-8 cannot say.
+        return json.dumps({"schema": self.schema_id, **body}, indent=2, allow_nan=False)
+
     @property
     def exit_code(self) -> int:
         """0 when every check passed, 1 when one failed."""
@@ -52,6 +60,16 @@ class Report(BaseModel):
     def problems(self) -> list[ErrorDetail]:
         """Faulty inputs met on the way, each shown as one ``error:`` line."""
         return []
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 class SwitchPoint(BaseModel):
@@ -67,7 +85,7 @@ class TrainReport(Report):
 
     schema_id: ClassVar[str] = "step-cli/train/1"
 
-    recipe: str
+    recipe: str | None  # None where a checkpoint was evaluated
     pattern: str | None
     steps: int
     switch: SwitchPoint | None
@@ -75,6 +93,7 @@ class TrainReport(Report):
     dense_metrics: dict[str, float] | None
     density: float
     run_dir: str
+    advice: list[str] = []
 
 
 class CriterionReport(BaseModel):
@@ -86,8 +105,8 @@ class CriterionReport(BaseModel):
     clipped: bool
     raw_step: int | None
     post_switch_change: float | None
-    threshold: float | None = Field(None, description="What the value is compared with")
-    value: float | None = Field(None, description="The value at the switch point")
+    threshold: float | None
+    value: float | None
 
 
 class AutoswitchProfileReport(Report):
@@ -154,13 +173,17 @@ class LayerVerdict(BaseModel):
 
 
 class SkippedTensor(BaseModel):
-    """A tensor that was not checked, and why; ``selected`` if it should have been."""
+    """A tensor that was not checked, and why.
+
+    ``selected`` if it should have been; that is not ``ok`` with --strict.
+    """
 
     name: str
     shape: list[int]
     dtype: str
     reason: str
     selected: bool = False
+    ok: bool = True
 
 
 class VerifyTotals(BaseModel):
