@@ -1,1 +1,23 @@
-"""step-cli: take a model to N:M structured sparsity with STEP, and prove it."""
+"""step-cli: take a model to N:M structured sparsity with STEP, and prove it.
+
+Each name is imported when it is first used, so that ``import step_cli`` stays fast and
+loads neither torch nor onnx.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from step_cli.commands.verify_nm import verify as verify
+
+_HOME = {
+    "verify": "step_cli.commands.verify_nm",
+}
+
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

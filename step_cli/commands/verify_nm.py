@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from step_cli.commands.verify_layer import (
     Judged,
@@ -14,6 +15,7 @@ from step_cli.commands.verify_layer import (
 )
 from step_cli.config import VerifyConfig
 from step_cli.core.check import Job, tally_all
+from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import Plan
 from step_cli.core.selection import Chosen, Selection
 from step_cli.errors import NonFiniteError, NothingSelectedError, StepError, UsageError
@@ -55,6 +57,24 @@ def run(config: VerifyConfig) -> VerifyReport:
         checkpoints=verdicts,
         error=next((error for error in errors if error.exit == worst), None),
     ).asked_for(config.format, config.output)
+
+
+def verify(
+    path: str | Path, nm: str | NMPattern | None = None, **options: Any
+) -> VerifyReport:
+    """Check one checkpoint: the report behind `verify-nm --json`.
+
+    Args:
+        path: A CHECKPOINT.
+        nm: The pattern, such as "2:4"; None: that of its plan, else 2:4.
+        options: Those of the command: ``include=["*.mlp.*"]``, ``strict=True``, ...
+
+    Raises:
+        pydantic.ValidationError: An option is unknown, or its value refused.
+        StepError: As `run`; what is wrong with the checkpoint itself is reported.
+    """
+    given = {"checkpoint": [Path(path)], "nm": nm, **options}
+    return run(VerifyConfig.model_validate(given))
 
 
 def _verdict(
@@ -103,7 +123,7 @@ def _checked(
     hints = add_advice(judged, planned=planned, tensorrt=config.tensorrt)
     layers = [item.verdict for item in judged]
     skipped = _skipped(chosen, strict=config.strict)
-    ok = all(item.ok for item in [*layers, *skipped])
+    ok = all(layer.ok for layer in layers) and all(tensor.ok for tensor in skipped)
     error = _nonfinite(layers)
     if not layers and ok:
         error = _nothing(chosen)
