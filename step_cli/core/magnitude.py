@@ -1,0 +1,56 @@
+"""Magnitudes of stored weights: their order and their sum, without unpacking them."""
+
+from functools import lru_cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from step_cli.core.bits import Codes
+
+INTEGERS = {"int8", "uint8", "int16", "uint16", "int32"}  # codes of quantised weights
+FLOATS = {
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "float8_e4m3fn",
+    "float8_e4m3fnuz",
+    "float8_e4m3b11fnuz",
+    "float8_e4m3",
+    "float8_e3m4",
+    "float8_e5m2",
+    "float8_e5m2fnuz",
+}
+
+
+def float_magnitude(codes: Codes) -> Codes:
+    """The bits of floats without their sign, which rise as the magnitude does."""
+    highest = 2 ** (8 * codes.dtype.itemsize - 1) - 1
+    return codes & codes.dtype.type(highest)
+
+
+def magnitude_sum(magnitude: Codes, dtype: str) -> float:
+    """The sum of the values behind the results of `float_magnitude`.
+
+    A float of 8 or 16 bits, shifted to where a float32 has its exponent, is its value
+    times a power of two: exact for all of them, subnormal numbers too.
+    """
+    if dtype == "float64":
+        # Wider than the values, whose sum could otherwise overflow.
+        return float(magnitude.view(np.float64).sum(dtype=np.longdouble))
+    if dtype == "float32":
+        return float(magnitude.view(np.float32).sum(dtype=np.float64))
+    shift, scale = _to_float32(dtype)
+    shifted = np.left_shift(magnitude, shift, dtype=np.uint32).view(np.float32)
+    return float(shifted.sum(dtype=np.float64)) * scale
+
+
+@lru_cache
+def _to_float32(dtype: str) -> tuple[int, float]:
+    """How far to shift, and what to multiply with afterwards."""
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    limits: Any = ml_dtypes.finfo
+    shift = 23 - int(limits(kind).nmant)
+    one = np.ones(1, kind).view(f"u{kind.itemsize}").astype(np.uint32) << shift
+    return shift, 1.0 / float(one.view(np.float32)[0])
