@@ -1,6 +1,5 @@
 """The table of `verify-nm`: the worst layers first, what is wrong, the verdict."""
 
-import hashlib
 import io
 import os
 from typing import TextIO
@@ -28,6 +27,8 @@ def draw(report: VerifyReport, out: TextIO, *, verbose: bool, forge: bool) -> No
     if os.environ.get("GITHUB_ACTIONS") != "true":
         _draw(report, console(out), verbose=verbose)
         return
+    import hashlib
+
     buffer = io.StringIO()
     _draw(report, console(buffer), verbose=verbose)
     # A long name is folded, so any line may start with any text. No text can hold a
