@@ -3,6 +3,8 @@
 The configuration file of `train` is a model of its own, in `train_config.py`.
 """
 
+import contextlib
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,10 +44,33 @@ def _read_axis(value: object) -> object:
 AxisOfGlob = Annotated[tuple[str, int], BeforeValidator(_read_axis)]
 
 
+def _read_step(value: object) -> object:
+    """Read ``300`` as a step and ``0.25`` as a fraction, from TOML or the shell."""
+    number = value
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            number = json.loads(value)
+    is_step = isinstance(number, int) and not isinstance(number, bool) and number >= 0
+    if is_step or (isinstance(number, float) and 0 <= number <= 1):
+        return number
+    raise ValueError(
+        f"expected a step such as 300, or a fraction from 0.0 to 1.0, got {value!r}"
+    )
+
+
+StepOrFraction = Annotated[int | float, BeforeValidator(_read_step)]
+
+
+def to_step(value: int | float, steps: int) -> int:
+    """A step from a step or a fraction of ``steps``, rounded to the nearest."""
+    return value if isinstance(value, int) else round(value * steps)
+
+
 class Config(BaseModel):
     """A set of options; unknown ones are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Built when first used: a command line needs one config of many.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 def option(
@@ -87,19 +112,31 @@ class AutoswitchProfileConfig(Config):
     )
     criterion: list[str] = option(list, "Criterion to replay (default: all)")
     eps: float | None = option(
-        None, "Threshold of both AutoSwitch rules (default: Adam's eps)", gt=0
+        None,
+        "Threshold of the two AutoSwitch rules of the paper (default: Adam's eps)",
+        gt=0,
     )
-    beta2: float | None = option(None, "Adam's beta2, where unrecorded", gt=0, lt=1)
+    beta2: float | None = option(
+        None,
+        "Adam's beta2, where the recording does not say (default: 0.999)",
+        gt=0,
+        lt=1,
+    )
     window: int | None = option(
         None, "Steps averaged over (default: round(1 / (1 - beta2)))", ge=1
     )
-    t_min: str | None = option(
-        None, "Earliest switch, a step or a fraction of the steps (default: 0.1)"
+    step: StepOrFraction = option(0.25, "Step of `fixed`", metavar="STEP|FRACTION")
+    t_min: StepOrFraction | None = option(
+        None,
+        "No switch at this step or before (default: 0.1, or the run's)",
+        metavar="STEP|FRACTION",
     )
-    t_max: str | None = option(
-        None, "Latest switch, a step or a fraction of the steps (default: 0.5)"
+    t_max: StepOrFraction | None = option(
+        None,
+        "Switch after this step at the latest (default: 0.5, or the run's)",
+        metavar="STEP|FRACTION",
     )
-    plot: Path | None = option(None, "Draw the curves (.svg or .png)")
+    plot: Path | None = option(None, "Draw the curves: FILE.svg or FILE.png")
 
 
 Method = Literal["magnitude", "random"]
@@ -137,3 +174,73 @@ class VerifyConfig(Config):
     output: Path | None = option(
         None, "File to write the result to; the table still shows"
     )
+
+
+Target = Literal["compressed", "dense", "onnx", "tensorrt"]
+Precision = Literal["fp32", "fp16", "bf16"]
+Backend = Literal["auto", "tensorrt", "tensorrt-rtx"]
+
+
+class ExportConfig(Config):
+    """Options of ``export``."""
+
+    checkpoint: Path = Field(description="A file or directory of weights")
+    out: Path = Field(description="File to write")
+    to: Target | None = option(None, "What to write; required")
+    model: str | None = option(
+        None,
+        "Model of the checkpoint, if it does not say: sample:NAME, a Hugging Face "
+        "directory, file.py:function or package.module:function",
+        metavar="SPEC",
+    )
+    nm: SparsePattern | None = option(
+        None,
+        "Pattern to hold (default: that of the plan; without one, 2:4)",
+        metavar="N:M",
+    )
+    include: list[str] = option(list, "Only tensors with these names", metavar="GLOB")
+    exclude: list[str] = option(
+        list, "Leave out tensors with these names", metavar="GLOB"
+    )
+    axis: list[AxisOfGlob] = option(
+        list, "Axis the groups run along", metavar="GLOB=AXIS"
+    )
+    plan: Path | None = option(None, "Plan file, instead of the one stored")
+    input: list[str] = option(
+        list,
+        "Input of the model; a dimension may be a name: input_ids:int64:batch,seq",
+        metavar="NAME:DTYPE:SHAPE",
+    )
+    opset: int | None = option(
+        None, "ONNX operator set, 17 to 25 (default: 20)", ge=17, le=25
+    )
+    precision: Precision | None = option(
+        None, "Number type in the graph (default: the checkpoint's; for tensorrt fp16)"
+    )
+    backend: Backend = option("auto", "Library that builds the engine")
+    compute_capability: list[str] = option(
+        list, "GPU generation to build for, such as 8.6", metavar="X.Y"
+    )
+    min: list[str] = option(
+        list, "Smallest shape of an input with named sizes", metavar="NAME:SHAPE"
+    )
+    opt: list[str] = option(
+        list, "Likeliest shape, at which kernels are timed", metavar="NAME:SHAPE"
+    )
+    max: list[str] = option(list, "Largest shape", metavar="NAME:SHAPE")
+    require_sparse: bool = option(False, "Fail if no sparse kernel was chosen")
+    tolerance: float | None = option(
+        None,
+        "Largest difference from PyTorch, relative to max(1, max|reference|) "
+        "(default: 1e-4, 1e-2, 5e-2 for fp32, fp16, bf16)",
+        gt=0,
+    )
+    no_check: bool = option(False, "Do not compare with PyTorch")
+    workspace: int | None = option(
+        None, "Scratch memory a layer of the engine may use, in MiB", ge=1
+    )
+    timing_cache: Path | None = option(
+        None, "Kernel timings to read and extend (full TensorRT)"
+    )
+    bench: bool = option(False, "Time the model in ONNX Runtime against its dense twin")
+    force: bool = option(False, "Replace an existing output")

@@ -16,6 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from step_cli.errors import InputError, StepError, UsageError
+from step_cli.formats.torch_arrays import to_tensor
+from step_cli.formats.weights import Checkpoint
 from step_cli.samples import load_module, load_sample
 
 
@@ -27,13 +29,12 @@ class BuiltModel:
     example_inputs: dict[str, Tensor] | None
 
 
-def build_model(spec: str, *, relative_to: Path = Path()) -> BuiltModel:
+def build_model(spec: str) -> BuiltModel:
     """Build the untrained model that ``spec`` names.
 
     Args:
         spec: ``sample:NAME``, ``file.py:function`` or ``package.module:function``; the
             function takes nothing and returns a module.
-        relative_to: The directory that a ``file.py`` is relative to.
 
     Raises:
         UsageError: The SPEC names nothing.
@@ -43,7 +44,7 @@ def build_model(spec: str, *, relative_to: Path = Path()) -> BuiltModel:
     if spec.startswith("sample:"):
         module = load_sample(spec.removeprefix("sample:"), "model")
         return BuiltModel(_call(module.build, spec), module.example_inputs())
-    module = _module_of(spec, relative_to)
+    module = _module_of(spec)
     name = spec.rpartition(":")[2]
     model = _call(_function(module, name, spec), spec)
     examples = getattr(module, "example_inputs", None)
@@ -55,7 +56,7 @@ def is_user_code(spec: str) -> bool:
     return not spec.startswith("sample:")
 
 
-def _module_of(spec: str, relative_to: Path) -> ModuleType:
+def _module_of(spec: str) -> ModuleType:
     place, colon, _ = spec.rpartition(":")
     if not colon or not place:
         raise UsageError(
@@ -64,7 +65,7 @@ def _module_of(spec: str, relative_to: Path) -> ModuleType:
         )
     try:
         if place.endswith(".py"):
-            path = relative_to / place
+            path = Path(place)
             if not path.is_file():
                 raise UsageError(f"model source {spec!r}: no such file {path}")
             return load_module(path, f"step_cli_user_{path.resolve()}")
@@ -101,3 +102,35 @@ def _call(function: Callable[[], Any], spec: str) -> nn.Module:
 def _said(error: Exception) -> str:
     first = str(error).strip().splitlines()
     return f"{type(error).__name__}: {first[0]}" if first else type(error).__name__
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Put the tensors of a checkpoint into a model, which must have the same names.
+
+    Raises:
+        InputError: A name or shape differs.
+    """
+    given = {tensor.name: tensor for tensor in checkpoint.tensors}
+    wanted = model.state_dict()
+    # Counters such as BatchNorm's may be left out by tools that keep weights only.
+    needed = {name for name, value in wanted.items() if value.is_floating_point()}
+    for found, what in (
+        (sorted(needed - given.keys()), "the checkpoint lacks"),
+        (sorted(given.keys() - wanted.keys()), "the model does not know"),
+        (
+            [
+                f"{name} {list(given[name].shape)} for {list(wanted[name].shape)}"
+                for name in sorted(given.keys() & wanted.keys())
+                if given[name].shape != tuple(wanted[name].shape)
+            ],
+            "shapes differ:",
+        ),
+    ):
+        if found:
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise InputError(
+                f"{what} {', '.join(found[:3])}{more}; it is not of this model",
+                file=checkpoint.path,
+            )
+    state = {name: to_tensor(tensor.read()) for name, tensor in given.items()}
+    model.load_state_dict(state, strict=False)

@@ -113,6 +113,8 @@ def _rule(
         return None
     if isinstance(switch, SwitchRule):
         return switch
+    if switch is None:
+        switch = recipe.switch_step
     if isinstance(switch, int):
         return SwitchRule(Fixed(switch))
     if total_steps is None:
@@ -132,8 +134,8 @@ def _groups(params: nn.Module | Iterable[Any], pattern: NMPattern | str) -> list
         plan = plan_for(params, Selection(pattern=parsed))
         if not plan:
             raise NothingSelectedError(
-                f"no layer of the model can hold {parsed}: see the rule in the docs, "
-                "or give param groups that carry pattern and axis"
+                f"no layer of the model can hold {parsed}; give param groups that "
+                "carry pattern and axis"
             )
         return list(param_groups(params, plan))
     given = list(params)

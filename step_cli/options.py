@@ -60,7 +60,7 @@ def options_from(
             for name, (declared, kind) in PRESENTATION.items()
         ]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        del command.__wrapped__  # type: ignore[attr-defined]
+        del command.__wrapped__
         return command
 
     return decorate
@@ -97,7 +97,9 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     kind = _without_none(field.annotation)
     repeatable = get_origin(kind) is list
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    metavar = extra.get("metavar") or _metavar(get_args(kind)[0] if repeatable else kind)
+    metavar = extra.get("metavar") or _metavar(
+        get_args(kind)[0] if repeatable else kind
+    )
     text = f"{field.description}{_default_shown(field)}"
     declared: Any
     if field.is_required():

@@ -4,13 +4,19 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from typing_extensions import override
 
 
-class ErrorDetail(BaseModel):
+class Part(BaseModel):
+    """A part of a report; its validator is built when first used, to start fast."""
+
+    model_config = ConfigDict(defer_build=True)
+
+
+class ErrorDetail(Part):
     """One faulty input, as shown on stderr and in the JSON of a failure."""
 
     exit: int
@@ -22,7 +28,9 @@ class ErrorDetail(BaseModel):
 class Report(BaseModel):
     """The outcome of a command; a subclass names its schema, ``step-cli/NAME/1``."""
 
-    model_config = ConfigDict(ser_json_inf_nan="null", protected_namespaces=())
+    model_config = ConfigDict(
+        ser_json_inf_nan="null", protected_namespaces=(), defer_build=True
+    )
     schema_id: ClassVar[str]
 
     ok: bool
@@ -72,7 +80,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-class SwitchPoint(BaseModel):
+class SwitchPoint(Part):
     """The step t0 after which masks were learned, and what decided it."""
 
     step: int
@@ -96,7 +104,7 @@ class TrainReport(Report):
     advice: list[str] = []
 
 
-class CriterionReport(BaseModel):
+class CriterionReport(Part):
     """Where one criterion would switch."""
 
     name: str
@@ -125,14 +133,14 @@ class AutoswitchProfileReport(Report):
     advice: list[str]
 
 
-class GroupAt(BaseModel):
+class GroupAt(Part):
     """A group, by the index of its first element."""
 
     index: list[int]
     nonzeros: int
 
 
-class MaskDifference(BaseModel):
+class MaskDifference(Part):
     """Against --baseline: how many weights one mask keeps and the other drops."""
 
     count: int | None = Field(description="None if it cannot be compared")
@@ -140,7 +148,7 @@ class MaskDifference(BaseModel):
     message: str
 
 
-class TensorrtView(BaseModel):
+class TensorrtView(Part):
     """Whether TensorRT could run a layer sparse; the build decides whether it does."""
 
     possible: bool
@@ -148,7 +156,7 @@ class TensorrtView(BaseModel):
     advice: str | None
 
 
-class LayerVerdict(BaseModel):
+class LayerVerdict(Part):
     """Whether one tensor holds its pattern; counts are of groups and of weights."""
 
     name: str
@@ -172,7 +180,7 @@ class LayerVerdict(BaseModel):
     notes: list[str] = []
 
 
-class SkippedTensor(BaseModel):
+class SkippedTensor(Part):
     """A tensor that was not checked, and why.
 
     ``selected`` if it should have been; that is not ``ok`` with --strict.
@@ -186,7 +194,7 @@ class SkippedTensor(BaseModel):
     ok: bool = True
 
 
-class VerifyTotals(BaseModel):
+class VerifyTotals(Part):
     """Sums over the layers, tied ones counted once."""
 
     layers: int
@@ -199,7 +207,7 @@ class VerifyTotals(BaseModel):
     density: float
 
 
-class CheckpointVerdict(BaseModel):
+class CheckpointVerdict(Part):
     """What was found in one checkpoint."""
 
     path: str
@@ -241,3 +249,87 @@ class VerifyReport(Report):
 def gravest(codes: Iterable[int]) -> int:
     """The exit code of several findings: the first of 4, 6, 7, 1, 3, 0 among them."""
     return min(codes, key=[4, 6, 7, 1, 3, 0].index)
+
+
+class ExportBytes(Part):
+    """Sizes in bytes; null where it does not apply."""
+
+    dense: int | None = Field(None, description="All tensors, uncompressed")
+    output: int | None = Field(None, description="The files written")
+    values: int | None = Field(None, description="Kept values of compressed layers")
+    metadata: int | None = Field(None, description="Their sparse metadata")
+
+
+class Parity(Part):
+    """How far ONNX Runtime is from PyTorch, over all outputs."""
+
+    max_abs: float
+    max_rel: float = Field(description="max_abs over the largest magnitude")
+    ok: bool
+    tolerance: float
+    output: str = Field(description="The output that differs most")
+
+
+class ExportLayer(Part):
+    """How far one layer got: each rung true, false, or null where nothing was seen."""
+
+    name: str
+    onnx_name: str | None = None
+    pattern: str
+    axis: int = Field(description="In the checkpoint")
+    pattern_ok: bool | None = None
+    eligible: bool | None = None
+    chosen: bool | None = None
+    tactic: str | None = None
+    advice: str | None = None
+
+
+class SparsityCounts(Part):
+    """What one pass of the builder said of sparse layers."""
+
+    eligible: int | None
+    chosen: int | None
+
+
+class BackendReport(Part):
+    """The library that built the engine, and what became of sparse weights."""
+
+    name: str
+    version: str
+    compute_capabilities: list[str]
+    sparse_weights: Literal["used", "permitted", "ignored"] | None
+
+
+class BenchReport(Part):
+    """Median times of one run in milliseconds, the same file with dense weights too."""
+
+    runtime: str
+    sparse_ms: float
+    dense_ms: float
+
+
+class ExportReport(Report):
+    """What was written, and what is known of each layer in it."""
+
+    schema_id: ClassVar[str] = "step-cli/export/1"
+
+    to: str
+    out: str | None = Field(
+        serialization_alias="output", description="Null if nothing was written"
+    )
+    bytes: ExportBytes = ExportBytes()
+    ratio: float | None = Field(None, description="Dense bytes over output bytes")
+    parity: Parity | None = None
+    parity_precision: str | None = None
+    layers: list[ExportLayer]
+    skipped: list[SkippedTensor] = []
+    backend: BackendReport | None = None
+    negative_zeros: int | None = Field(None, description="-0.0 that return as +0.0")
+    precision: str | None = None
+    opset: int | None = None
+    sha256: dict[str, str] = Field({}, description="Of the files made, by kind")
+    sparsity: list[SparsityCounts] = Field([], description="One for each pass")
+    build_log: str | None = None
+    trtexec: str | None = Field(None, description="The same build, on a GPU machine")
+    bench: BenchReport | None = None
+    notes: list[str] = []

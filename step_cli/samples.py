@@ -9,17 +9,16 @@ from types import ModuleType
 from step_cli.errors import MissingError, UsageError
 
 PACKAGE = Path(__file__).resolve().parent
-PLACES = (PACKAGE / "sample_models", PACKAGE.parent / "sample_models")  # wheel, checkout
+PLACES = (
+    PACKAGE / "sample_models",
+    PACKAGE.parent / "sample_models",
+)  # wheel, checkout
 
 
 def sample_names() -> list[str]:
     """The names that ``sample:NAME`` knows."""
     return sorted(
-        {
-            path.parent.name
-            for place in PLACES
-            for path in place.glob("*/model.py")
-        }
+        {path.parent.name for place in PLACES for path in place.glob("*/model.py")}
     )
 
 

@@ -43,10 +43,12 @@ def adam_direction(
         else variance.clone()
     )
     if eps_mode == "inside":
-        return m_hat.div_(v_hat.add_(eps).sqrt_())
-    if not learn_variance:
-        v_hat.masked_fill_(variance == 0, torch.inf)
-    return m_hat.div_(v_hat.sqrt_().add_(eps))
+        denominator = v_hat.add_(eps).sqrt_()
+    else:
+        if not learn_variance:
+            v_hat.masked_fill_(variance == 0, torch.inf)
+        denominator = v_hat.sqrt_().add_(eps)
+    return torch.div(m_hat, denominator, out=m_hat)
 
 
 def adam_step(

@@ -11,7 +11,7 @@ Agarwal et al. 2021) and Eq. (11) (after Tang et al. 2021) for the two baselines
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -115,6 +115,7 @@ class Criterion(ABC):
 
     def load(self, state: Sequence[float]) -> None:
         """Continue from :meth:`state`."""
+        assert not state, "a criterion with a memory loads it"
 
 
 class AutoSwitch(Criterion):
@@ -122,8 +123,10 @@ class AutoSwitch(Criterion):
 
     name = "autoswitch"
 
-    def __init__(self, beta2: float, eps: float = 1e-8, window: int = 0) -> None:
-        self.threshold = eps
+    def __init__(
+        self, beta2: float, eps: float | None = None, window: int | None = None
+    ) -> None:
+        self.threshold = 1e-8 if eps is None else eps
         self.window = window or window_of(beta2)
         self._mean = WindowMean(self.window)
 
@@ -174,8 +177,10 @@ class RelativeAutoSwitch(Criterion):
 
     name = "autoswitch-relative"
 
-    def __init__(self, beta2: float, eps: float = 0.0, window: int = 0) -> None:
-        self.threshold = eps or 1 - beta2
+    def __init__(
+        self, beta2: float, eps: float | None = None, window: int | None = None
+    ) -> None:
+        self.threshold = 1 - beta2 if eps is None else eps
         self.window = window or window_of(beta2)
         self._change, self._norm = WindowMean(self.window), WindowMean(self.window)
 
@@ -240,7 +245,7 @@ class Staleness(Criterion):
     name = "staleness"
     threshold = 0.96
 
-    def __init__(self, beta2: float, window: int = 0) -> None:
+    def __init__(self, beta2: float, window: int | None = None) -> None:
         self.window = window or window_of(beta2)
         self._norms: deque[float] = deque(maxlen=self.window + 1)
 
@@ -291,17 +296,43 @@ class Fixed(Criterion):
         return self.step
 
 
-CRITERIA: dict[str, Callable[..., Criterion]] = {
-    kind.name: kind
-    for kind in (
-        AutoSwitch,
-        GeometricAutoSwitch,
-        RelativeAutoSwitch,
-        RelativeNorm,
-        Staleness,
-        Fixed,
-    )
-}
+CRITERIA: tuple[type[Criterion], ...] = (
+    AutoSwitch,
+    GeometricAutoSwitch,
+    RelativeAutoSwitch,
+    RelativeNorm,
+    Staleness,
+    Fixed,
+)
+CRITERION_NAMES = tuple(kind.name for kind in CRITERIA)
+
+
+def make_criterion(
+    name: str,
+    *,
+    beta2: float,
+    eps: float | None = None,
+    window: int | None = None,
+    step: int = 1,
+) -> Criterion:
+    """Make a criterion from its name.
+
+    Args:
+        name: One of ``CRITERION_NAMES``.
+        beta2: Adam's beta2, which gives the window.
+        eps: Threshold of the three AutoSwitch rules; None: their default.
+        window: Steps averaged over; None: ``window_of(beta2)``.
+        step: The step of ``fixed``.
+    """
+    kind = CRITERIA[CRITERION_NAMES.index(name)]
+    if issubclass(kind, Fixed):
+        return kind(step)
+    if issubclass(kind, RelativeNorm):
+        return kind()
+    if issubclass(kind, Staleness):
+        return kind(beta2, window)
+    assert issubclass(kind, AutoSwitch | RelativeAutoSwitch)
+    return kind(beta2, eps, window)
 
 
 class SwitchRule:
@@ -314,6 +345,8 @@ class SwitchRule:
         criterion: The test.
         t_min: No switch at this step or before.
         t_max: A switch right after this step whatever the test says; None for never.
+        value: The tested value of the last step.
+        lowest: The lowest value so far.
     """
 
     def __init__(
@@ -323,6 +356,8 @@ class SwitchRule:
         self.criterion = criterion
         self.t_min = t_min if clipped else 0
         self.t_max = t_max if clipped else None
+        self.value: float | None = None
+        self.lowest: float | None = None
 
     @property
     def first_step(self) -> int:
@@ -336,7 +371,9 @@ class SwitchRule:
         Returns:
             ``threshold``, ``t_max``, ``fixed``, or None.
         """
-        value = self.criterion.value(sample)
+        value = self.value = self.criterion.value(sample)
+        if value is not None:
+            self.lowest = value if self.lowest is None else min(self.lowest, value)
         if value is not None and self.criterion.met(value) and sample.step > self.t_min:
             return "fixed" if isinstance(self.criterion, Fixed) else "threshold"
         if self.t_max is not None and sample.step > self.t_max:

@@ -62,7 +62,8 @@ def keep_mask(scores: Tensor, pattern: NMPattern, axis: int) -> Tensor:
     if pattern.dense:
         return keep.fill_(True).view(scores.shape)
     rows = max(1, CHUNK // (groups.shape[1] * groups.shape[2]))
-    for part, out in zip(groups.split(rows), keep.split(rows), strict=True):
+    parts = zip(torch.split(groups, rows), torch.split(keep, rows), strict=True)
+    for part, out in parts:
         out.copy_(_beaten_by(part.movedim(1, 0)).lt(pattern.n).movedim(0, 1))
     return keep.view(scores.shape)
 

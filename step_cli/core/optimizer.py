@@ -106,6 +106,11 @@ class SparseOptimizer(Optimizer):
         """``threshold``, ``t_max`` or ``fixed``; None before the switch."""
         return self._clock["switch_reason"] or None
 
+    @property
+    def rule(self) -> SwitchRule | None:
+        """What decides the switch point."""
+        return self._watch.rule
+
     def variance_sample(self) -> VarianceSample | None:
         """What the last step did to the variance; None if it was not measured."""
         return None if self._watch.last is None else self._watch.last.read()
@@ -138,7 +143,7 @@ class SparseOptimizer(Optimizer):
 
     @torch.no_grad()
     def adopt(self) -> None:
-        """Take the model's present weights, loaded after construction, for the dense."""
+        """Take the model's present weights for the dense ones, as after loading."""
         for p, _ in self.sparse_parameters():
             self.state[p]["dense"] = _master_copy(p)
         if self.rules.sparse:
@@ -161,6 +166,7 @@ class SparseOptimizer(Optimizer):
         rules, t = self.rules, self.steps_taken + 1
         undecided = self.recipe.switches and not self._switched
         self._refuse_stale(rules)
+        self._watch.forget()
         if rules.learn_variance:
             self._watch.before_update(self, t, undecided=undecided)
         with self._dense_in_place(rules):
@@ -221,11 +227,11 @@ class SparseOptimizer(Optimizer):
         if plan is None or not rules.sparse:
             return grad
         if not rules.refresh_mask:
-            return grad * self.state[p]["mask"]
+            return torch.mul(grad, self.state[p]["mask"])
         extra = self.recipe.extra_grad(dense, p != 0)  # the mask of the last forward
         return grad if extra is None else grad + extra
 
-    # ------------------------------------------------------------------- the projection
+    # ------------------------------------------------------------------ the projection
 
     def _publish(self) -> None:
         """Write what the optimizer owns into the model, as the present rules ask."""
@@ -252,7 +258,7 @@ class SparseOptimizer(Optimizer):
 
     @torch.no_grad()
     def _enter_sparse(self) -> None:
-        """Part the dense weights from the parameters, and project for the first time."""
+        """Part the dense weights from the parameters, and project them."""
         for p, plan in self.sparse_parameters():
             state = self.state[p]
             if _shares_memory(state["dense"], p):
@@ -285,7 +291,7 @@ class SparseOptimizer(Optimizer):
                 if dense is not None and not _shares_memory(dense, p):
                     yield p, _plan_of(group)
 
-    # ----------------------------------------------------------------- the switch point
+    # ---------------------------------------------------------------- the switch point
 
     @property
     def _switched(self) -> bool:
@@ -307,7 +313,7 @@ class SparseOptimizer(Optimizer):
                 "nothing; switch after a step that has gradients"
             )
 
-    # ------------------------------------------------------------------------ the state
+    # ----------------------------------------------------------------------- the state
 
     def _create_state(self) -> None:
         """Create every key now: distributed checkpoints load by key."""
@@ -329,9 +335,9 @@ class SparseOptimizer(Optimizer):
     @override
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state, the dense weights and the state of the switch."""
-        if self._watch.rule is not None and not self._switched:
+        if self.rule is not None and not self._switched:
             self._watch.flush()
-            self._clock["switch_memory"] = self._watch.rule.criterion.state()
+            self._clock["switch_memory"] = self.rule.criterion.state()
         return super().state_dict()
 
     @override
@@ -343,8 +349,8 @@ class SparseOptimizer(Optimizer):
         for group, saved_group in zip(self.param_groups, saved_groups, strict=True):
             for p, index in zip(group["params"], saved_group["params"], strict=True):
                 self._restore_precision(p, state_dict["state"].get(index, {}))
-        if self._watch.rule is not None and not self._switched:
-            self._watch.rule.criterion.load(self._clock["switch_memory"])
+        if self.rule is not None and not self._switched:
+            self.rule.criterion.load(self._clock["switch_memory"])
         self._versions = {p: p._version for p, _ in self.sparse_parameters()}
 
     def _restore_precision(self, p: Tensor, saved: dict[str, Any]) -> None:
@@ -363,16 +369,23 @@ class SparseOptimizer(Optimizer):
     def _clock(self) -> dict[str, Any]:
         return self.param_groups[0]
 
-    # ------------------------------------------------------------------- what is refused
+    # ----------------------------------------------------------------- what is refused
 
     def _refuse_impossible(self) -> None:
-        name, switch = type(self.recipe).__name__, self._watch.rule
+        name, switch = type(self.recipe).__name__, self.rule
         frozen = not self.recipe.after.learn_variance
         adam = isinstance(self.base, torch.optim.Adam)
         if not adam and (frozen or self._eps_mode == "inside"):
             raise UsageError(f"{name} freezes Adam's variance: use Adam or AdamW")
         if adam and any(group["amsgrad"] for group in self.param_groups):
             raise UsageError("amsgrad keeps a second variance: leave it off")
+        if frozen and any(
+            group["weight_decay"] and not group["decoupled_weight_decay"]
+            for group in self.param_groups
+        ):
+            raise UsageError(
+                "Adam's weight decay enters the variance that STEP freezes: use AdamW"
+            )
         if self.recipe.switches and switch is None:
             raise UsageError(f"{name} needs a switch point: give a step or total_steps")
         if frozen and switch is not None and switch.first_step < 1:

@@ -28,9 +28,7 @@ class NMPattern:
             raise ValueError(f"expected N:M such as 2:4, got '{text}'")
         n, m = (int(part) for part in match.groups())
         if not 1 <= n <= m:
-            raise ValueError(
-                f"expected N:M such as 2:4 with 1 <= N <= M, got '{text}'"
-            )
+            raise ValueError(f"expected N:M such as 2:4 with 1 <= N <= M, got '{text}'")
         return cls(n, m)
 
     @property

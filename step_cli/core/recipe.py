@@ -67,6 +67,11 @@ class Recipe:
         return None
 
     @property
+    def switch_step(self) -> int | None:
+        """5. At which step do the rules change? None: a criterion decides."""
+        return None
+
+    @property
     def switches(self) -> bool:
         """Whether the rules change, so that a switch point is needed."""
         return self.before != self.after

@@ -68,6 +68,8 @@ class Selection:
             the default rule would not.
         exclude: Globs; wins over ``include``.
         axes: Globs with the group axis for the tensors they match; the last match wins.
+        patterns: Globs with the pattern of the tensors they match; the first match
+            wins, also over ``pattern``.
         pattern: For every selected tensor; None: as the plan says, 2:4 without one.
         plan: Selects its layers and no others.
     """
@@ -75,6 +77,7 @@ class Selection:
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     axes: Sequence[tuple[str, int]] = ()
+    patterns: Sequence[tuple[str, NMPattern]] = ()
     pattern: NMPattern | None = None
     plan: Plan | None = None
 
@@ -154,7 +157,9 @@ class Selection:
 
     def _layer_plan(self, tensor: Described) -> LayerPlan:
         planned = self.plan.get(tensor.name) if self.plan else None
-        pattern = self.pattern or (planned.pattern if planned else DEFAULT_PATTERN)
+        own = [given for glob, given in self.patterns if matches(tensor.name, glob)]
+        pattern = own[0] if own else self.pattern
+        pattern = pattern or (planned.pattern if planned else DEFAULT_PATTERN)
         return LayerPlan(pattern, self._axis(tensor, planned))
 
     def _axis(self, tensor: Described, planned: LayerPlan | None) -> int:

@@ -81,11 +81,14 @@ class VarianceWatch:
         self._pending: list[VarianceChange] = []
         self.last: VarianceChange | None = None
 
+    def forget(self) -> None:
+        """Drop the measurement of the last step; the rule has its own memory."""
+        self.last = None
+
     def before_update(
         self, optimizer: Optimizer, step: int, *, undecided: bool
     ) -> None:
         """Take the sums that need the v before the update, if anyone asks for them."""
-        self.last = None
         if not (self._record or (undecided and self._rule_needs_sums)):
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -1,7 +1,7 @@
 """ASP: prune once, then fine-tune under the frozen mask.
 
-Source: Mishra et al. 2021, arXiv 2104.08378. Start from trained weights with the switch
-at step 0, or train densely up to a later step.
+Source: Mishra et al. 2021, arXiv 2104.08378. It starts from trained weights; with a
+later switch step it trains densely up to there.
 """
 
 from dataclasses import dataclass
@@ -24,3 +24,8 @@ class ASP(Recipe):
     @override
     def after(self) -> Phase:
         return FINE_TUNE
+
+    @property
+    @override
+    def switch_step(self) -> int | None:
+        return 0

@@ -1,0 +1,25 @@
+"""``train``: from a configuration file to a run directory.
+
+The file is checked before torch is imported, so that its mistakes are told at once.
+"""
+
+from pathlib import Path
+
+from step_cli.config import TrainCommandConfig
+from step_cli.reports import TrainReport
+from step_cli.train_config import load_config
+
+
+def run(command: TrainCommandConfig) -> TrainReport:
+    """Train as the configuration says, or evaluate a checkpoint with ``evaluate``.
+
+    Raises:
+        StepError: Something the user can mend; then no run directory is left.
+    """
+    config = load_config(command.config, command.set)
+    from step_cli.training.run import evaluate_checkpoint, train
+
+    if command.evaluate is not None:
+        return evaluate_checkpoint(config, command.evaluate)
+    run_dir = command.run_dir or Path("runs") / command.config.stem
+    return train(config, run_dir, force=command.force)

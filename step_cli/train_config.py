@@ -1,0 +1,255 @@
+"""The configuration of `train`: a TOML file, then ``--set``, checked as one model.
+
+Where a number of steps is asked for, an integer is a step and a float a fraction of
+all steps, rounded to the nearest step.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from step_cli.config import Config, Pattern, StepOrFraction, to_step
+from step_cli.core.pattern import NMPattern
+from step_cli.errors import InputError, UsageError
+from step_cli.options import message_of
+
+CriterionName = Literal[
+    "autoswitch",
+    "autoswitch-geometric",
+    "autoswitch-relative",
+    "relative-norm",
+    "staleness",
+    "fixed",
+]
+
+
+class ModelSection(Config):
+    """Which model is trained."""
+
+    source: str = Field(description="sample:NAME, file.py:function or module:function")
+    weights: str = Field("", description="Checkpoint to start from")
+
+
+class DataSection(Config):
+    """What it is trained on."""
+
+    source: str = Field(description="Name of a data set")
+
+
+class TrainSection(Config):
+    """How it is trained."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(64, ge=1)
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    betas: tuple[
+        Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(gt=0, lt=1)]
+    ] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0, allow_inf_nan=False)
+    momentum: float = Field(0.9, ge=0, lt=1, description="Of sgd")
+    grad_clip: float = Field(0.0, ge=0, description="Largest L2 norm; 0: no clipping")
+    grad_accumulation: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0, lt=2**31)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    eval_every: int = Field(100, ge=1)
+    log_every: int = Field(10, ge=1)
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        if self.warmup_steps > self.steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} exceeds steps {self.steps}"
+            )
+        return self
+
+
+class LayerSection(Config):
+    """The pattern of the tensors that match a glob; the first match wins."""
+
+    match: str
+    pattern: Pattern
+
+
+class SparsitySection(Config):
+    """Which weights become N:M, and by which recipe."""
+
+    recipe: str = "step"
+    pattern: Pattern = NMPattern(2, 4)
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    plan: str = Field("", description="Plan file")
+    options: dict[str, Any] = Field({}, description="Keyword arguments of the recipe")
+    layer: tuple[LayerSection, ...] = ()
+
+
+class SwitchSection(Config):
+    """When the recipe's rules change."""
+
+    criterion: CriterionName = "autoswitch"
+    step: StepOrFraction | None = None
+    eps: float | None = Field(None, gt=0)
+    window: int | None = Field(None, ge=1)
+    t_min: StepOrFraction = 0.1
+    t_max: StepOrFraction = 0.5
+
+    @model_validator(mode="after")
+    def _fixed_has_a_step(self) -> Self:
+        if self.criterion == "fixed" and self.step is None:
+            raise ValueError("criterion 'fixed' needs step")
+        return self
+
+
+class TrainConfig(Config):
+    """One training run."""
+
+    model: ModelSection
+    data: DataSection
+    train: TrainSection
+    sparsity: SparsitySection = SparsitySection()
+    switch: SwitchSection = SwitchSection()
+
+    @model_validator(mode="after")
+    def _switch_lies_within(self) -> Self:
+        steps = self.train.steps
+        t_min, t_max = self.clip
+        if not t_min <= t_max:
+            raise ValueError(f"switch.t_min {t_min} lies after switch.t_max {t_max}")
+        if t_min >= steps:
+            raise ValueError(f"switch.t_min {t_min} is not before steps {steps}")
+        return self
+
+    @property
+    def clip(self) -> tuple[int, int]:
+        """T_min and T_max in steps."""
+        steps = self.train.steps
+        return to_step(self.switch.t_min, steps), to_step(self.switch.t_max, steps)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a configuration file, then apply ``section.key=value`` overrides.
+
+    Raises:
+        InputError: The file cannot be read.
+        UsageError: It is not TOML, or a key or value is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise InputError(f"{reason.lower()}; give a TOML file", file=path) from None
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"not TOML: {error}", file=path) from None
+    _anchor(document, path.parent.resolve())
+    for override in overrides:
+        _apply(document, override)
+    _anchor(document, Path.cwd())
+    try:
+        return TrainConfig.model_validate(document)
+    except ValidationError as error:
+        raise UsageError(_first_complaint(error), file=path) from None
+
+
+def _anchor(document: dict[str, Any], base: Path) -> None:
+    """Make relative paths absolute, so that the resolved configuration can move.
+
+    Paths of the file are relative to it, paths typed in the shell to the directory
+    they were typed in.
+    """
+    for section, key in (
+        ("model", "source"),
+        ("model", "weights"),
+        ("sparsity", "plan"),
+    ):
+        table = document.get(section)
+        if not isinstance(table, dict) or not isinstance(table.get(key), str):
+            continue
+        value = table[key]
+        if not value:
+            continue
+        if key != "source" or value.rpartition(":")[0].endswith(".py"):
+            table[key] = str(base / value)
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    sections = key.strip().split(".")
+    if not equals or not all(sections):
+        raise UsageError(f"--set: expected section.key=value, got '{override}'")
+    place = document
+    for section in sections[:-1]:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise UsageError(f"--set: {section} in '{override}' is not a section")
+    place[sections[-1]] = _toml_value(value.strip())
+
+
+def _toml_value(text: str) -> Any:
+    """Read a TOML value; what is none is taken as text, so quotes can be left out."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _first_complaint(error: ValidationError) -> str:
+    details = error.errors()
+    unknown = [item for item in details if item["type"] == "extra_forbidden"]
+    detail = (unknown or details)[0]
+    # Branches of a union are types, not keys.
+    path = [str(part) for part in detail["loc"]]
+    known = _keys(path[:-1])
+    if detail["type"] == "extra_forbidden":
+        close = get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}" if close else f"use {', '.join(known)}"
+        return f"unknown key {'.'.join(path)}; {hint}"
+    where = ".".join(part for part in path if part.isidentifier())
+    if detail["type"] == "missing":
+        return f"{where} is missing"
+    return f"{where}: {message_of(detail)}" if where else message_of(detail)
+
+
+def _keys(path: Sequence[str]) -> list[str]:
+    """The keys that the section at ``path`` knows."""
+    model: Any = TrainConfig
+    for part in path:
+        if part.isdecimal():
+            continue
+        model = model.model_fields[part].annotation
+        if not isinstance(model, type) or not issubclass(model, BaseModel):
+            model = LayerSection
+    return list(model.model_fields)
+
+
+def to_toml(config: TrainConfig) -> str:
+    """The resolved configuration as TOML, which alone reproduces the run."""
+    document = config.model_dump(mode="json", exclude_none=True)
+    lines: list[str] = []
+    for section, values in document.items():
+        lines += _table(section, values)
+    return "\n".join(lines)
+
+
+def _table(name: str, values: Mapping[str, Any]) -> list[str]:
+    lines = [f"[{name}]"]
+    tables: list[str] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            tables += _table(f"{name}.{key}", value) if value else []
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            for item in value:
+                tables += [f"[[{name}.{key}]]", *_table(f"{name}.{key}", item)[1:]]
+        else:
+            # JSON strings, numbers, booleans and lists of them are TOML as they stand.
+            lines.append(f"{key} = {json.dumps(value)}")
+    return [*lines, "", *tables]

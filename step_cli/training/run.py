@@ -1,0 +1,107 @@
+"""A whole training run: its directory, the loop, its results."""
+
+from pathlib import Path
+
+from step_cli.core.layers import density, plan_for
+from step_cli.data import load_data
+from step_cli.formats.variance_log import VarianceHeader
+from step_cli.formats.weights import open_checkpoint
+from step_cli.models import build_model, load_weights
+from step_cli.reports import SwitchPoint, TrainReport
+from step_cli.train_config import TrainConfig, to_toml
+from step_cli.training.curves import draw_curves
+from step_cli.training.evaluate import evaluate
+from step_cli.training.run_directory import run_directory
+from step_cli.training.run_files import Records, save_model, save_text
+from step_cli.training.setup import default_device, selection, set_up
+from step_cli.training.trainer import Trainer
+
+
+def train(config: TrainConfig, run_dir: Path, *, force: bool = False) -> TrainReport:
+    """Train, and leave records, model, report and curves in ``run_dir``.
+
+    Raises:
+        StepError: Something the user can mend; then no run directory is left.
+    """
+    settings = config.train
+    setup = set_up(config, record=True)
+    optimizer = setup.optimizer
+    header = VarianceHeader(settings.betas[1], settings.eps, settings.steps)
+    with run_directory(run_dir, force=force) as path:
+        save_text(path / "config.toml", to_toml(config))
+        with Records(path, header) as records:
+            trainer = Trainer(config, setup, records)
+            trainer.run()
+        report = _report(trainer, run_dir)
+        if report.ok:
+            plan = setup.plan if optimizer.rules.sparse else None
+            save_model(path / "model", setup.model, plan)
+        save_text(path / "report.json", report.document() + "\n")
+        eps = config.switch.eps or settings.eps
+        draw_curves(path, eps=eps, switch_step=optimizer.switch_step)
+    return report
+
+
+def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:
+    """The metrics of any checkpoint that fits the model; nothing is written.
+
+    Raises:
+        StepError: Something the user can mend.
+    """
+    opened = open_checkpoint(checkpoint)
+    model = build_model(config.model.source).model
+    load_weights(model, opened)
+    data, device = load_data(config.data.source), default_device()
+    plan = opened.plan or plan_for(model, selection(config))
+    patterns = sorted({str(layer.pattern) for layer in (opened.plan or {}).values()})
+    return TrainReport(
+        ok=True,
+        recipe=None,
+        pattern=", ".join(patterns) or None,
+        steps=0,
+        switch=None,
+        metrics=evaluate(
+            model.to(device), data.held_out, device, config.train.precision
+        ),
+        dense_metrics=None,
+        density=density(model.state_dict(), plan),
+        run_dir=str(checkpoint),
+    )
+
+
+def _report(trainer: Trainer, run_dir: Path) -> TrainReport:
+    config, optimizer = trainer.config, trainer.setup.optimizer
+    sparse = optimizer.rules.sparse
+    reached = optimizer.switch_step is not None or not optimizer.recipe.switches
+    return TrainReport(
+        ok=reached,
+        recipe=config.sparsity.recipe,
+        pattern=str(config.sparsity.pattern) if sparse else None,
+        steps=optimizer.steps_taken,
+        switch=_switch_point(trainer),
+        metrics=trainer.evaluate(),
+        dense_metrics=trainer.evaluate_dense() if sparse else None,
+        density=density(trainer.setup.model.state_dict(), trainer.setup.plan),
+        run_dir=str(run_dir),
+        advice=[] if reached else [_never_switched(trainer)],
+    )
+
+
+def _switch_point(trainer: Trainer) -> SwitchPoint | None:
+    optimizer = trainer.setup.optimizer
+    step, reason, rule = optimizer.switch_step, optimizer.switch_reason, optimizer.rule
+    if step is None or reason is None or rule is None:
+        return None
+    return SwitchPoint(step=step, reason=reason, criterion=rule.criterion.name)
+
+
+def _never_switched(trainer: Trainer) -> str:
+    steps, (_, t_max) = trainer.config.train.steps, trainer.config.clip
+    rule = trainer.setup.optimizer.rule
+    assert rule is not None
+    seen = "" if rule.lowest is None else f"; its lowest value was {rule.lowest:.3g}"
+    return (
+        f"the switch was never reached in {steps} steps ({rule.criterion.name} against "
+        f"{rule.criterion.threshold}{seen}), and no model was written; lower "
+        f"switch.t_max, now {t_max}, or raise switch.eps"
+    )

@@ -1,0 +1,73 @@
+"""The files of a run directory: records while it runs, results at its end."""
+
+import json
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+from torch import nn
+
+from step_cli.core.autoswitch import VarianceSample
+from step_cli.core.plan import Plan
+from step_cli.errors import OutputError
+from step_cli.formats.plan import plan_json
+from step_cli.formats.safetensors_writer import save_safetensors
+from step_cli.formats.staged import staged
+from step_cli.formats.torch_arrays import to_array
+from step_cli.formats.variance_log import VarianceHeader, header_line, sample_line
+
+
+class Records:
+    """``metrics.jsonl`` and ``variance.jsonl``, one flushed line at a time."""
+
+    def __init__(self, run_dir: Path, header: VarianceHeader) -> None:
+        self._metrics = _open(run_dir / "metrics.jsonl")
+        self._variance = _open(run_dir / "variance.jsonl")
+        self._write(self._variance, header_line(header))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._metrics.close()
+        self._variance.close()
+
+    def metrics(self, values: dict[str, Any]) -> None:
+        """Record one logged step."""
+        self._write(self._metrics, json.dumps(values, allow_nan=False) + "\n")
+
+    def variance(self, sample: VarianceSample) -> None:
+        """Record one step in which the variance was updated."""
+        self._write(self._variance, sample_line(sample))
+
+    @staticmethod
+    def _write(file: TextIO, line: str) -> None:
+        try:
+            file.write(line)
+            file.flush()
+        except OSError as error:
+            raise OutputError(
+                f"{(error.strerror or 'cannot write').lower()}", file=file.name
+            ) from None
+
+
+def _open(path: Path) -> TextIO:
+    try:
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise OutputError((error.strerror or "").lower(), file=path) from None
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a text file, complete or not at all."""
+    with staged(path, force=True) as staging:
+        staging.write_text(text, encoding="utf-8")
+
+
+def save_model(directory: Path, model: nn.Module, plan: Plan | None) -> None:
+    """Write the model's weights and their plan, complete or not at all."""
+    arrays = {name: to_array(value) for name, value in model.state_dict().items()}
+    metadata = {"format": "pt"}
+    if plan:
+        metadata["step_cli.plan"] = plan_json(plan)
+    with staged(directory, force=True, directory=True) as staging:
+        save_safetensors(staging / "model.safetensors", arrays, metadata)

@@ -1,0 +1,151 @@
+"""From a configuration to a trainer's parts; what cannot work is refused here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from step_cli.config import to_step
+from step_cli.core.autoswitch import Fixed, SwitchRule, make_criterion
+from step_cli.core.layers import param_groups, plan_for
+from step_cli.core.optimizer import SparseOptimizer
+from step_cli.core.plan import Plan
+from step_cli.core.recipe import Recipe
+from step_cli.core.selection import Selection
+from step_cli.data import Dataset, load_data
+from step_cli.errors import NothingSelectedError, UsageError
+from step_cli.formats.plan import read_plan
+from step_cli.formats.weights import open_checkpoint
+from step_cli.models import build_model, load_weights
+from step_cli.recipes import make_recipe
+from step_cli.train_config import TrainConfig
+
+OPTIMIZER_OPTIONS = ("eps_mode", "v_correction")  # of [sparsity.options], not recipes'
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The parts of a run.
+
+    Attributes:
+        model: On its device, with its weights.
+        optimizer: Owns the dense weights.
+        plan: What the chosen weights are to become.
+        data: What to train on.
+        device: Where the model is.
+    """
+
+    model: nn.Module
+    optimizer: SparseOptimizer
+    plan: Plan
+    data: Dataset
+    device: torch.device
+
+
+def set_up(config: TrainConfig, *, record: bool) -> Setup:
+    """Build model, data and optimizer.
+
+    Args:
+        config: The configuration.
+        record: Measure the variance at every step in which it is updated.
+
+    Raises:
+        StepError: Something the user can mend.
+    """
+    torch.manual_seed(config.train.seed)
+    options = dict(config.sparsity.options)
+    for_optimizer = {k: options.pop(k) for k in OPTIMIZER_OPTIONS if k in options}
+    recipe = make_recipe(config.sparsity.recipe, options)
+    switch = switch_rule(config, recipe)
+    model = load_model(config)
+    plan = plan_for(model, selection(config))
+    if not plan:
+        raise NothingSelectedError(
+            f"no layer of the model can hold {config.sparsity.pattern}; "
+            "look at sparsity.include, exclude and pattern"
+        )
+    data = load_data(config.data.source)
+    device = default_device()
+    model.to(device)
+    optimizer = SparseOptimizer(
+        _base(config, param_groups(model, plan)),
+        recipe,
+        switch,
+        record=record and config.train.optimizer != "sgd",
+        **for_optimizer,
+    )
+    return Setup(model, optimizer, plan, data, device)
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_model(config: TrainConfig) -> nn.Module:
+    """The model of ``[model]``, with the weights it starts from."""
+    model = build_model(config.model.source).model
+    if config.model.weights:
+        load_weights(model, open_checkpoint(Path(config.model.weights)))
+    return model
+
+
+def selection(config: TrainConfig) -> Selection:
+    """Which weights ``[sparsity]`` selects."""
+    sparsity = config.sparsity
+    plan = read_plan(Path(sparsity.plan)) if sparsity.plan else None
+    return Selection(
+        include=sparsity.include,
+        exclude=sparsity.exclude,
+        patterns=[(layer.match, layer.pattern) for layer in sparsity.layer],
+        pattern=None if plan else sparsity.pattern,
+        plan=plan,
+    )
+
+
+def switch_rule(config: TrainConfig, recipe: Recipe) -> SwitchRule | None:
+    """When ``[switch]`` changes the rules; None for recipes that never change them."""
+    if not recipe.switches:
+        return None
+    switch, steps = config.switch, config.train.steps
+    if recipe.switch_step is not None:
+        given = recipe.switch_step if switch.step is None else switch.step
+        return SwitchRule(Fixed(to_step(given, steps)))
+    criterion = make_criterion(
+        switch.criterion,
+        beta2=config.train.betas[1],
+        eps=switch.eps or criterion_eps(switch.criterion, config.train.eps),
+        window=switch.window,
+        step=to_step(switch.step or 0, steps),
+    )
+    return SwitchRule(criterion, *config.clip)
+
+
+def criterion_eps(criterion: str, adam_eps: float) -> float | None:
+    """The default threshold: Adam's eps for the paper's rules, None: the rule's own."""
+    return None if criterion == "autoswitch-relative" else adam_eps
+
+
+def _base(config: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:
+    train = config.train
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups,
+            lr=train.lr,
+            momentum=train.momentum,
+            weight_decay=train.weight_decay,
+        )
+    if train.optimizer == "adam" and train.weight_decay:
+        raise UsageError(
+            "train.weight_decay: Adam would add it to the gradient; use adamw"
+        )
+    return torch.optim.AdamW(
+        groups,
+        lr=train.lr,
+        betas=train.betas,
+        eps=train.eps,
+        weight_decay=train.weight_decay,
+    )

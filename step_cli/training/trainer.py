@@ -1,0 +1,146 @@
+"""The training loop: batches -> loss -> gradient at the sparse point -> step.
+
+The optimizer does the rest: it owns the dense weights, decides the switch point and
+keeps the model sparse (`core/optimizer.py`).
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from step_cli.data import batch_at
+from step_cli.errors import NonFiniteError
+from step_cli.train_config import TrainConfig
+from step_cli.training.evaluate import autocast, evaluate, scores_of
+from step_cli.training.run_files import Records
+from step_cli.training.schedule import lr_at
+from step_cli.training.setup import Setup
+
+logger = logging.getLogger(__name__)
+
+SAY_EVERY_S = 10.0  # seconds between lines of progress
+
+
+@dataclass
+class Trainer:
+    """One run in progress.
+
+    Attributes:
+        config: What was asked for.
+        setup: Model, optimizer and data. The model holds what will be deployed: dense
+            weights first, sparse ones then. The optimizer counts the steps.
+        records: Where logged steps go.
+    """
+
+    config: TrainConfig
+    setup: Setup
+    records: Records
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Train up to the last step, or until ``stop`` says so after a step.
+
+        Raises:
+            NonFiniteError: The loss or a gradient is NaN or infinite.
+        """
+        train, optimizer = self.config.train, self.setup.optimizer
+        said = time.monotonic()
+        self.setup.model.train()
+        while optimizer.steps_taken < train.steps and not stop():
+            step = optimizer.steps_taken + 1
+            logged = step % train.log_every == 0 or step in (1, train.steps)
+            evaluated = step % train.eval_every == 0 or step == train.steps
+            lr = lr_at(step, train)
+            loss = self._step(step, lr, watch=logged)
+            self._record_variance()
+            if logged or evaluated:
+                values = self._values(step, lr, loss)
+                values |= self._evaluations() if evaluated else {}
+                self.records.metrics(values)
+            if evaluated or time.monotonic() - said > SAY_EVERY_S:
+                said = time.monotonic()
+                self._say(step, loss, values if evaluated else {})
+
+    def evaluate(self) -> dict[str, float]:
+        """The metrics of the model as it is."""
+        setup, precision = self.setup, self.config.train.precision
+        return evaluate(setup.model, setup.data.held_out, setup.device, precision)
+
+    def evaluate_dense(self) -> dict[str, float]:
+        """The metrics of the optimizer's dense weights."""
+        with self.setup.optimizer.dense_weights():
+            return self.evaluate()
+
+    def _step(self, step: int, lr: float, *, watch: bool) -> float:
+        train, optimizer = self.config.train, self.setup.optimizer
+        switched = optimizer.switch_step
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        losses = [self._backward(step, part) for part in range(train.grad_accumulation)]
+        loss = float(torch.stack(losses).sum())
+        if not math.isfinite(loss):
+            raise NonFiniteError(
+                f"step {step}: the loss is {loss}; lower the learning rate or clip the "
+                "gradient"
+            )
+        if train.grad_clip > 0:
+            nn.utils.clip_grad_norm_(self.setup.model.parameters(), train.grad_clip)
+        optimizer.watch_flips = watch
+        optimizer.step()
+        optimizer.zero_grad()
+        if optimizer.switch_step != switched:
+            phase, reason = optimizer.phase, optimizer.switch_reason
+            logger.info("step %d: switched to %s (%s)", step, phase, reason)
+        return loss
+
+    def _backward(self, step: int, part: int) -> Tensor:
+        train, setup = self.config.train, self.setup
+        batch = batch_at(
+            setup.data.train,
+            index=(step - 1) * train.grad_accumulation + part,
+            size=train.batch_size,
+            seed=train.seed,
+        )
+        with autocast(setup.device, train.precision):
+            scores, labels = scores_of(setup.model, batch, setup.device)
+        loss = functional.cross_entropy(scores, labels) / train.grad_accumulation
+        torch.autograd.backward(loss)
+        return loss.detach()
+
+    def _record_variance(self) -> None:
+        sample = self.setup.optimizer.variance_sample()
+        if sample is not None:
+            self.records.variance(sample)
+
+    def _values(self, step: int, lr: float, loss: float) -> dict[str, Any]:
+        sample = self.setup.optimizer.variance_sample()
+        return {
+            "step": step,
+            "phase": self.setup.optimizer.phase,
+            "loss": loss,
+            "lr": lr,
+            "variance_change": None if sample is None else sample.dv_l1 / sample.d,
+            "flip_rate": self.setup.optimizer.flip_rate(),
+        }
+
+    def _evaluations(self) -> dict[str, float]:
+        """The model's metrics; before the switch, those of its pruned twin too."""
+        values = self.evaluate()
+        optimizer = self.setup.optimizer
+        if optimizer.recipe.switches and not optimizer.rules.sparse:
+            with optimizer.sparse_weights():
+                pruned = self.evaluate()
+            values |= {f"pruned_{name}": value for name, value in pruned.items()}
+        return values
+
+    def _say(self, step: int, loss: float, values: dict[str, Any]) -> None:
+        accuracy = values.get("eval_accuracy")
+        shown = "" if accuracy is None else f", held-out accuracy {accuracy:.4f}"
+        steps, phase = self.config.train.steps, self.setup.optimizer.phase
+        logger.info("step %d of %d, %s, loss %.4f%s", step, steps, phase, loss, shown)
