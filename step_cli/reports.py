@@ -36,22 +36,22 @@ class Report(BaseModel):
     ok: bool
 
     _format: str | None = PrivateAttr(None)
-    _output: Path | None = PrivateAttr(None)
+    _file: Path | None = PrivateAttr(None)
 
-    def asked_for(self, format: str | None, output: Path | None) -> Self:
+    def asked_for(self, format: str | None, file: Path | None) -> Self:
         """Remember how the user wants it shown: `render` obeys."""
-        self._format, self._output = format, output
+        self._format, self._file = format, file
         return self
 
     @property
-    def format(self) -> str | None:
+    def asked_format(self) -> str | None:
         """The output format that was asked for, or None: a table."""
         return self._format
 
     @property
-    def output(self) -> Path | None:
+    def asked_file(self) -> Path | None:
         """The file to write the report to, beside showing the table."""
-        return self._output
+        return self._file
 
     def document(self) -> str:
         """The JSON document, its schema first; non-finite numbers are null."""
@@ -333,3 +333,45 @@ class ExportReport(Report):
     trtexec: str | None = Field(None, description="The same build, on a GPU machine")
     bench: BenchReport | None = None
     notes: list[str] = []
+
+
+class PrunedLayer(Part):
+    """What was done to one tensor; ``retained`` is the share of L1 magnitude kept."""
+
+    name: str
+    pattern: str
+    axis: int
+    shape: list[int]
+    dtype: str
+    density: float
+    retained: float
+    changed: int = Field(description="Weights set to zero that were not")
+    tied_to: str | None = None
+    advice: str | None = Field(None, description="Why TensorRT may not run it sparse")
+
+
+class PruneTotals(Part):
+    """Sums over the layers, tied ones counted once."""
+
+    layers: int
+    skipped: int
+    elements: int
+    nonzeros: int
+    density: float
+    retained: float
+    changed: int
+
+
+class PruneReport(Report):
+    """What ``prune`` wrote; with ``dry_run``, what it would write."""
+
+    schema_id: ClassVar[str] = "step-cli/prune/1"
+
+    out: str = Field(serialization_alias="output")
+    method: str
+    dry_run: bool
+    bytes_needed: int
+    bytes_free: int
+    layers: list[PrunedLayer]
+    skipped: list[SkippedTensor]
+    totals: PruneTotals
