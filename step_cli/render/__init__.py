@@ -22,7 +22,9 @@ def show(report: Report, out: TextIO, *, as_json: bool, verbose: bool) -> None:
     if report.asked_file is not None:
         from step_cli.render import files
 
-        files.replace(report.asked_file, text(report, asked or "table", verbose=verbose))
+        files.replace(
+            report.asked_file, text(report, asked or "table", verbose=verbose)
+        )
         asked = "json" if as_json else "table"
     if asked in (None, "table"):
         from step_cli.render import tables
