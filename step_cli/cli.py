@@ -15,7 +15,12 @@ from typing import Annotated, NoReturn, TextIO
 import typer
 
 from step_cli import render
-from step_cli.config import AutoswitchProfileConfig, TrainCommandConfig, VerifyConfig
+from step_cli.config import (
+    AutoswitchProfileConfig,
+    PruneConfig,
+    TrainCommandConfig,
+    VerifyConfig,
+)
 from step_cli.errors import (
     BUG,
     INTERRUPTED,
@@ -75,6 +80,15 @@ def verify_nm(config: VerifyConfig) -> Report:
     from step_cli.commands import verify_nm
 
     return verify_nm.run(config)
+
+
+@app.command()
+@options_from(PruneConfig)
+def prune(config: PruneConfig) -> Report:
+    """Prune a checkpoint to an N:M pattern in one shot."""
+    from step_cli.commands import prune
+
+    return prune.run(config)
 
 
 @app.command()

@@ -141,6 +141,35 @@ class AutoswitchProfileConfig(Config):
 
 Method = Literal["magnitude", "random"]
 
+
+class PruneConfig(Config):
+    """Options of ``prune``."""
+
+    checkpoint: Path = Field(
+        description="A file (.safetensors, .onnx, .pt, ...) or a directory"
+    )
+    out: Path = Field(description="What to write, in the format of CHECKPOINT")
+    nm: SparsePattern | None = option(
+        None,
+        "Pattern to enforce (default: that of the plan; without one, 2:4)",
+        metavar="N:M",
+    )
+    method: Method = option("magnitude", "What decides which weights are kept")
+    include: list[str] = option(
+        list, "Prune only tensors with these names", metavar="GLOB"
+    )
+    exclude: list[str] = option(
+        list, "Leave tensors with these names dense", metavar="GLOB"
+    )
+    axis: list[AxisOfGlob] = option(
+        list, "Axis the groups run along", metavar="GLOB=AXIS"
+    )
+    plan: Path | None = option(None, "Plan file, instead of the one stored")
+    seed: int = option(0, "Seed of --method random", ge=0)
+    dry_run: bool = option(False, "Show what would be done, and write nothing")
+    force: bool = option(False, "Replace an existing OUT")
+
+
 Format = Literal["table", "json", "jsonl", "markdown", "junit", "sarif", "github"]
 
 

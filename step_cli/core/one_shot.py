@@ -46,6 +46,16 @@ class Pruned:
     before: float = 0.0
     after: float = 0.0
 
+    @property
+    def density(self) -> float:
+        """Share of weights that are not zero."""
+        return self.nonzeros / self.elements if self.elements else 0.0
+
+    @property
+    def retained(self) -> float:
+        """Share of magnitude kept; all of nothing is all."""
+        return self.after / self.before if self.before else 1.0
+
     def add(self, other: "Pruned") -> None:
         """Count another part in."""
         self.elements += other.elements

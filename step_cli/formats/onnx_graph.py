@@ -4,7 +4,7 @@ Field numbers are those of onnx.proto. The onnx package would load all weights, 
 where they are inline, and take longer to import than a model takes to check.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from step_cli.formats import protobuf
@@ -26,7 +26,9 @@ class Tensor:
     raw: Extent | None = None
     typed: dict[int, list[Field]] = field(default_factory=dict)  # by field number
     external: dict[str, str] = field(default_factory=dict)
+    external_at: dict[str, Extent] = field(default_factory=dict)  # where each stands
     is_external: bool = False
+    around: tuple[Field, ...] = ()  # the messages it is in, outermost first, and itself
 
 
 @dataclass(eq=False)
@@ -80,6 +82,7 @@ class ModelReader:
 
     data: memoryview
     parts: int = 0
+    around: tuple[Field, ...] = ()
 
     def model(self) -> Model:
         """Read the whole file as one ModelProto."""
@@ -102,7 +105,7 @@ class ModelReader:
         if depth > DEEPEST:
             raise WireError(f"graphs nested more than {DEEPEST} deep")
         graph = Graph()
-        for item in fields(self.data, place.begin, place.end):
+        for item in self._inside(place):
             if item.wire != LENGTH:
                 continue
             if item.number == 1:
@@ -118,7 +121,7 @@ class ModelReader:
     def _node(self, place: Field, depth: int) -> Node:
         self._count()
         node = Node()
-        for item in fields(self.data, place.begin, place.end):
+        for item in self._inside(place):
             if item.wire != LENGTH:
                 continue
             if item.number == 1:
@@ -137,7 +140,7 @@ class ModelReader:
     def _attribute(self, place: Field, depth: int) -> Attribute:
         self._count()
         attribute = Attribute()
-        for item in fields(self.data, place.begin, place.end):
+        for item in self._inside(place):
             if item.number == 1:
                 attribute.name = self._text(item)
             elif item.number == 3:
@@ -152,7 +155,7 @@ class ModelReader:
 
     def _tensor(self, place: Field) -> Tensor:
         self._count()
-        tensor = Tensor()
+        tensor = Tensor(around=(*self.around, place))
         for item in fields(self.data, place.begin, place.end):
             if item.number == 1:
                 tensor.shape += self._integers(item)
@@ -167,6 +170,7 @@ class ModelReader:
             elif item.number == 13:
                 key, value = self._pair(item)
                 tensor.external[key] = value
+                tensor.external_at[key] = (item.start, item.end)
             elif item.number == 14:
                 tensor.is_external = item.value == 1
         return tensor
@@ -174,8 +178,13 @@ class ModelReader:
     def _nested(
         self, place: Field, number: int, read: Callable[[Field], Tensor]
     ) -> list[Tensor]:
-        inner = fields(self.data, place.begin, place.end)
-        return [read(item) for item in inner if item.number == number]
+        return [read(item) for item in self._inside(place) if item.number == number]
+
+    def _inside(self, place: Field) -> Iterator[Field]:
+        """The fields of a message; while one is looked at, ``around`` includes it."""
+        outer, self.around = self.around, (*self.around, place)
+        yield from fields(self.data, place.begin, place.end)
+        self.around = outer
 
     def _pair(self, place: Field) -> tuple[str, str]:
         found = {1: "", 2: ""}

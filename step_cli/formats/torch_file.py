@@ -161,23 +161,32 @@ def _tensor(
             tensor=name,
         )
     first = seen.setdefault((begin, shape, strides, dtype), name) if span else name
-    by_rows = logical == span and _by_rows(shape, strides, dtype.itemsize)
+    order = _order(shape, strides, dtype.itemsize)
+    whole = logical == span and order is not None and data is file
     return NamedTensor(
         name=name,
         dtype=dtype.name,
         shape=shape,
         read=partial(_view, data, begin, span, dtype, shape, strides),
         tied_to=None if first == name else first,
-        place=Place(file, begin, begin + span) if by_rows and data is file else None,
+        place=Place(file, begin, begin + span, order) if whole else None,
     )
 
 
-def _by_rows(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
-    """Whether the array is stored row by row; axes of one element have any stride."""
-    return all(
-        size == 1 or stride == math.prod(shape[axis + 1 :]) * itemsize
-        for axis, (size, stride) in enumerate(zip(shape, strides, strict=True))
-    )
+def _order(
+    shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int
+) -> tuple[int, ...] | None:
+    """The axes from the slowest to the fastest; None where elements are shared.
+
+    A transposed or channels-last tensor fills its bytes too, in another order.
+    """
+    order = sorted(range(len(shape)), key=lambda axis: (-strides[axis], axis))
+    step = itemsize
+    for axis in reversed(order):
+        if shape[axis] != 1 and strides[axis] != step:
+            return None
+        step *= shape[axis]
+    return tuple(order)
 
 
 def _view(

@@ -26,11 +26,19 @@ class ZeroPoint:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies in a file, row by row: first byte, and one past the last."""
+    """Where a tensor lies in a file, row by row.
+
+    Attributes:
+        file: The file.
+        begin: First byte.
+        end: One past the last byte.
+        order: Its axes from the slowest to the fastest, if they lie in another order.
+    """
 
     file: MappedFile
     begin: int
     end: int
+    order: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Reports for people: one function for each kind, chosen by the report's type."""
 
 import os
+from collections import Counter
 from functools import singledispatch
 from typing import TextIO
 
@@ -10,7 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from step_cli.render.text import one_line
-from step_cli.reports import AutoswitchProfileReport, Report, TrainReport, VerifyReport
+from step_cli.reports import (
+    AutoswitchProfileReport,
+    PrunedLayer,
+    PruneReport,
+    Report,
+    TrainReport,
+    VerifyReport,
+)
 
 
 def draw(report: Report, out: TextIO, *, verbose: bool, forge: bool = False) -> None:
@@ -115,3 +123,49 @@ def _autoswitch_profile(
     console.print(table)
     for line in report.advice:
         console.print(line)
+
+
+@show.register
+def _prune(report: PruneReport, console: Console, *, verbose: bool) -> None:
+    columns = ("layer", "pattern", "axis", "density", "retained", "changed")
+    table = new_table(*columns, right=columns[2:])
+    for layer in report.layers:
+        table.add_row(
+            name(layer.name),
+            layer.pattern,
+            str(layer.axis),
+            f"{layer.density:.4f}",
+            f"{layer.retained:.4f}",
+            str(layer.changed),
+        )
+    console.print(table)
+    for line in _advice_on(report.layers):
+        console.print(line)
+    if verbose and report.skipped:
+        skipped = new_table("skipped", "shape", "dtype", "reason")
+        for tensor in report.skipped:
+            shape = "x".join(str(size) for size in tensor.shape)
+            skipped.add_row(name(tensor.name), shape, tensor.dtype, tensor.reason)
+        console.print(skipped)
+    totals = report.totals
+    done = "would change" if report.dry_run else "changed"
+    text = (
+        f"{one_line(report.out)}: {totals.changed} weights {done} in "
+        f"{totals.layers} layers, density {totals.density:.4f}, "
+        f"retained {totals.retained:.4f}, {totals.skipped} skipped"
+    )
+    if report.dry_run:
+        text += (
+            f"; needs {report.bytes_needed} bytes, {report.bytes_free} free; "
+            "nothing written"
+        )
+    verdict(console, report.ok, text)
+
+
+def _advice_on(layers: list[PrunedLayer]) -> list[str]:
+    """Each piece of advice once, with how many layers it is for."""
+    counts = Counter(layer.advice for layer in layers if layer.advice)
+    return [
+        f"TensorRT: {count} of {len(layers)} layers: {one_line(advice)}"
+        for advice, count in counts.items()
+    ]

@@ -1,0 +1,85 @@
+"""A Hugging Face directory, or a run, with some tensors changed; the rest is copied."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from step_cli.core.plan import Plan
+from step_cli.errors import InputError
+from step_cli.formats.digest import digests
+from step_cli.formats.hf_directory import find_weights, inside
+from step_cli.formats.mapped_file import MappedFile
+from step_cli.formats.patched_copy import Change, copy_file
+from step_cli.formats.plan import FILE, plan_json
+from step_cli.formats.safetensors_rewriter import rewrite_safetensors
+from step_cli.formats.torch_rewriter import rewrite_torch
+
+log = logging.getLogger(__name__)
+
+
+def rewrite_run(
+    source: Path, target: Path, changes: Sequence[Change], plan: Plan
+) -> None:
+    """Write a run directory into the empty ``target``: as it is, but for its model."""
+    _copy_tree(source, source, target, without={"model"})
+    (target / "model").mkdir()
+    rewrite_directory(source / "model", target / "model", changes, plan)
+
+
+def rewrite_directory(
+    source: Path, target: Path, changes: Sequence[Change], plan: Plan
+) -> None:
+    """Write a directory of weights into the empty ``target``; its plan comes last.
+
+    Raises:
+        InputError: A file changed, or cannot be read.
+        OutputError: What was written does not read back.
+    """
+    shards = find_weights(source).shards
+    by_path: dict[Path, MappedFile] = {c.place.file.path: c.place.file for c in changes}
+    _copy_tree(
+        source, source, target, without={FILE, *(shard.name for shard in shards)}
+    )
+    for shard in shards:
+        file = by_path.get(shard)
+        if file is None:
+            copy_file(shard, target / shard.name)
+        elif shard.suffix == ".safetensors":
+            # The plan of the directory says it all: one in a shard would go stale.
+            rewrite_safetensors(file, target / shard.name, changes, None)
+        else:
+            rewrite_torch(file, target / shard.name, changes)
+    written = [target / shard.name for shard in shards]
+    text = plan_json(plan, indent=2, files=digests(written))
+    (target / FILE).write_text(text + "\n")
+
+
+def _copy_tree(root: Path, source: Path, target: Path, without: set[str]) -> None:
+    """Copy what stands beside the weights; links that lead out are left behind."""
+    for entry in sorted(source.iterdir()):
+        if entry.name in without:
+            continue
+        name = str(entry.relative_to(root))
+        try:
+            inside(root, name)
+        except InputError as error:
+            log.warning("%s: not copied: %s", entry, error.message)
+            continue
+        if entry.is_dir():
+            (target / entry.name).mkdir()
+            _copy_tree(root, entry, target / entry.name, set())
+        elif entry.is_file():
+            copy_file(entry, target / entry.name)
+        else:
+            log.warning("%s: not copied: not a regular file", entry)
+
+
+def size_bytes(directory: Path) -> int:
+    """What a copy of a directory takes, links followed."""
+    return sum(
+        os.path.getsize(os.path.join(folder, name))
+        for folder, _, names in os.walk(directory)
+        for name in names
+        if os.path.isfile(os.path.join(folder, name))
+    )

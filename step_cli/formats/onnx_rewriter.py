@@ -1,0 +1,127 @@
+"""An ONNX model with some weights changed in place, and its plan in metadata_props.
+
+The model is copied byte for byte around the changes. Where a message gets longer, the
+lengths of all messages around it are written anew.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from step_cli.core.plan import Plan
+from step_cli.formats.mapped_file import MappedFile
+from step_cli.formats.onnx_graph import Graph, Model, ModelReader, Tensor
+from step_cli.formats.patched_copy import (
+    Change,
+    Splice,
+    copy_patched,
+    in_file,
+    replaced,
+    splice_of,
+)
+from step_cli.formats.plan import KEY, plan_json
+from step_cli.formats.protobuf import Field, encoded_varint
+
+_PROPERTIES, _EXTERNAL_DATA = 14, 13  # fields of ModelProto and of TensorProto
+
+
+def external_locations(file: MappedFile) -> list[str]:
+    """The data files that a model names, in the order of first use."""
+    found: dict[str, None] = {}
+    for tensor in _all_tensors(ModelReader(file.data.data).model().graph):
+        if tensor.is_external:
+            found[tensor.external.get("location", "")] = None
+    return list(found)
+
+
+def rewrite_onnx(
+    source: MappedFile,
+    target: Path,
+    changes: Sequence[Change],
+    plan: Plan,
+    renamed: dict[str, str],
+) -> None:
+    """Write the model file ``source`` to ``target``.
+
+    Args:
+        source: The model that was read.
+        target: The file to write.
+        changes: Those of other files, such as external data, are ignored.
+        plan: For the model's metadata, in its own names and axes.
+        renamed: The new location of each external data file.
+
+    Raises:
+        OutputError: What was written does not read back.
+    """
+    model = ModelReader(source.data.data).model()
+    splices = [splice_of(change) for change in in_file(changes, source)]
+    splices += _plan_splices(model, source, plan)
+    edits = [
+        (tensor, renamed[tensor.external["location"]])
+        for tensor in _all_tensors(model.graph)
+        if renamed.get(tensor.external.get("location", "")) is not None
+    ]
+    splices += _location_splices(edits)
+    copy_patched(source, target, splices)
+
+
+def _all_tensors(graph: Graph) -> list[Tensor]:
+    """Every tensor of a graph and of those within it."""
+    found = [*graph.initializers, *graph.sparse]
+    for node in graph.nodes:
+        for attribute in node.attributes.values():
+            if attribute.tensor is not None:
+                found.append(attribute.tensor)
+            for inner in attribute.graphs:
+                found += _all_tensors(inner)
+    return found
+
+
+def _plan_splices(model: Model, source: MappedFile, plan: Plan) -> list[Splice]:
+    """The old plan removed, and the new one as the last field of the model."""
+    entry = _pair(_PROPERTIES, KEY, plan_json(plan))
+    added = replaced(source.size, source.size, entry)
+    old = model.property_fields.get(KEY)
+    return [added] if old is None else [replaced(*old, b""), added]
+
+
+def _location_splices(edits: Sequence[tuple[Tensor, str]]) -> list[Splice]:
+    splices: list[Splice] = []
+    grown: dict[Field, int] = {}  # bytes that each message around an edit gains
+    for tensor, location in edits:
+        begin, end = tensor.external_at["location"]
+        entry = _pair(_EXTERNAL_DATA, "location", location)
+        splices.append(replaced(begin, end, entry))
+        for message in tensor.around:
+            grown.setdefault(message, 0)
+        grown[tensor.around[-1]] += len(entry) - (end - begin)
+    parents = {
+        message: around
+        for tensor, _ in edits
+        for around, message in pairwise(tensor.around)
+    }
+    # Innermost first: a longer length makes the message around it longer as well.
+    for message in sorted(grown, key=lambda message: message.begin, reverse=True):
+        begin = _length_at(message)
+        length = encoded_varint(message.end - message.begin + grown[message])
+        splices.append(replaced(begin, message.begin, length))
+        if message in parents:
+            gained = grown[message] + len(length) - (message.begin - begin)
+            grown[parents[message]] += gained
+    return splices
+
+
+def _length_at(message: Field) -> int:
+    """Where the length of a message stands: behind its tag."""
+    return message.start + len(encoded_varint(message.number << 3 | message.wire))
+
+
+def _pair(number: int, key: str, value: str) -> bytes:
+    """A field that holds a StringStringEntryProto."""
+    body = _text(1, key) + _text(2, value)
+    return encoded_varint(number << 3 | 2) + encoded_varint(len(body)) + body
+
+
+def _text(number: int, text: str) -> bytes:
+    raw = text.encode()
+    return encoded_varint(number << 3 | 2) + encoded_varint(len(raw)) + raw

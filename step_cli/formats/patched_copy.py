@@ -1,0 +1,140 @@
+"""A copy of a file with some parts replaced, streamed, and checked afterwards."""
+
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from step_cli.errors import InputError, OutputError
+from step_cli.formats.mapped_file import MappedFile, map_file
+from step_cli.formats.weights import Place
+
+CHUNK = 4 << 20  # bytes copied at a time
+
+Bytes = bytes | memoryview
+
+
+@dataclass(frozen=True)
+class Change:
+    """New data for one tensor.
+
+    Attributes:
+        name: Of the tensor.
+        place: Where the old data lies.
+        chunks: Yields the new data, as many bytes, in the order of the file.
+    """
+
+    name: str
+    place: Place
+    chunks: Callable[[], Iterable[npt.NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class Splice:
+    """Bytes ``begin`` to ``end`` of a file, and what stands there instead."""
+
+    begin: int
+    end: int
+    chunks: Callable[[], Iterable[Bytes]]
+
+
+def replaced(begin: int, end: int, data: bytes) -> Splice:
+    """``data`` instead of the bytes ``begin`` to ``end``."""
+    return Splice(begin, end, lambda: (data,))
+
+
+def splice_of(change: Change) -> Splice:
+    """A change as the bytes it replaces."""
+    place = change.place
+    return Splice(place.begin, place.end, lambda: map(bytes_of, change.chunks()))
+
+
+def bytes_of(array: npt.NDArray[Any]) -> Bytes:
+    """The bytes of a contiguous array, without a copy."""
+    return array.reshape(-1).view(np.uint8).data if array.size else b""
+
+
+def in_file(changes: Sequence[Change], file: MappedFile) -> list[Change]:
+    """The changes that concern ``file``, in its order.
+
+    Raises:
+        InputError: Two of them share bytes.
+    """
+    found = [change for change in changes if change.place.file is file]
+    found.sort(key=lambda change: change.place.begin)
+    for before, after in pairwise(found):
+        if after.place.begin < before.place.end:
+            raise InputError(
+                f"shares its data with {before.name!r}; save them apart",
+                file=file.path,
+                tensor=after.name,
+            )
+    return found
+
+
+def copy_patched(source: MappedFile, target: Path, splices: Sequence[Splice]) -> None:
+    """Write ``source`` to ``target`` with the splices, and read it back.
+
+    Raises:
+        OutputError: What reads back is not what was written.
+        OSError: The system refuses a write.
+    """
+    with open(target, "wb") as file:
+        out = _Counted(file.write)
+        at = 0
+        for splice in sorted(splices, key=lambda splice: (splice.begin, splice.end)):
+            _copy(source, at, splice.begin, out.write)
+            for chunk in splice.chunks():
+                out.write(chunk)
+            at = splice.end
+        _copy(source, at, source.size, out.write)
+    source.check_unchanged()
+    out.check(target)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file byte for byte, and read it back."""
+    if source.stat().st_size:
+        copy_patched(map_file(source), target, [])
+    else:
+        target.touch()
+
+
+def pieces(source: MappedFile, begin: int, end: int) -> Iterable[memoryview]:
+    """The bytes ``begin`` to ``end`` of a file, a chunk at a time."""
+    for start in range(begin, end, CHUNK):
+        yield source.data[start : min(start + CHUNK, end)].data
+
+
+def _copy(
+    source: MappedFile, begin: int, end: int, write: Callable[[Bytes], None]
+) -> None:
+    for piece in pieces(source, begin, end):
+        write(piece)
+
+
+class _Counted:
+    """Counts and sums up what is written, to compare with what reads back."""
+
+    def __init__(self, write: Callable[[Bytes], object]) -> None:
+        self._write, self._crc, self._size = write, 0, 0
+
+    def write(self, chunk: Bytes) -> None:
+        self._write(chunk)
+        self._crc = zlib.crc32(chunk, self._crc)
+        self._size += len(chunk)
+
+    def check(self, path: Path) -> None:
+        crc, size = 0, path.stat().st_size
+        if size:
+            for piece in pieces(map_file(path), 0, size):
+                crc = zlib.crc32(piece, crc)
+        if (size, crc) != (self._size, self._crc):
+            raise OutputError(
+                "what was written does not read back; check the disk", file=path
+            )

@@ -1,0 +1,218 @@
+"""Write a checkpoint anew, in its own format, with some tensors changed."""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from step_cli.core.plan import Plan
+from step_cli.errors import InputError, UsageError
+from step_cli.formats.content import SUFFIXES
+from step_cli.formats.digest import digests
+from step_cli.formats.directory import open_directory
+from step_cli.formats.directory_rewriter import (
+    rewrite_directory,
+    rewrite_run,
+    size_bytes,
+)
+from step_cli.formats.mapped_file import MappedFile, map_file
+from step_cli.formats.onnx_rewriter import external_locations, rewrite_onnx
+from step_cli.formats.onnx_weights import open_onnx
+from step_cli.formats.patched_copy import (
+    Change,
+    copy_patched,
+    in_file,
+    splice_of,
+)
+from step_cli.formats.plan import plan_json
+from step_cli.formats.safetensors_file import open_safetensors
+from step_cli.formats.safetensors_rewriter import rewrite_safetensors
+from step_cli.formats.staged import staged
+from step_cli.formats.target import checked_target
+from step_cli.formats.torch_file import open_torch, plan_path
+from step_cli.formats.torch_rewriter import rewrite_torch
+from step_cli.formats.weights import Checkpoint
+
+DIRECTORIES = ("huggingface", "run")
+
+Check = Callable[[Checkpoint], None]
+
+
+@dataclass(frozen=True)
+class Rewriter:
+    """Where a checkpoint is to be written, and what may stand in the way.
+
+    Attributes:
+        source: What was read.
+        target: The file or directory to make.
+        force: Whether an existing one may be replaced.
+        inputs: Further files that were read.
+    """
+
+    source: Checkpoint
+    target: Path
+    force: bool = False
+    inputs: tuple[Path, ...] = ()
+
+    def check(self) -> None:
+        """Find what would stop `write`, before any work is done.
+
+        Raises:
+            UsageError: The target is an input, or of another format.
+            InputError: Checkpoints of this format cannot be rewritten.
+            OutputError: The target exists without ``force``, or cannot be written.
+        """
+        source = self.source
+        if source.format == "compressed":
+            raise InputError(
+                "is compressed; turn it back first: step-cli export IN OUT --to dense",
+                file=source.path,
+            )
+        directory = source.format in DIRECTORIES
+        suffix = SUFFIXES.get(self.target.suffix.lower())
+        if suffix != (None if directory else source.format):
+            expected = "a directory" if directory else f"a {source.path.suffix} file"
+            raise UsageError(
+                f"OUT keeps the format of CHECKPOINT, {expected}", file=self.target
+            )
+        for target in self._targets():
+            checked_target(
+                target, force=self.force, inputs=self._inputs, directory=directory
+            )
+
+    @property
+    def needed_bytes(self) -> int:
+        """About what the output takes."""
+        if self.source.format in DIRECTORIES:
+            return size_bytes(self.source.path)
+        return sum(path.stat().st_size for path in self.source.files)
+
+    @property
+    def _inputs(self) -> tuple[Path, ...]:
+        return (self.source.path, *self.source.files, *self.inputs)
+
+    def _targets(self) -> list[Path]:
+        if self.source.format == "torch":
+            return [self.target, plan_path(self.target)]
+        return [self.target]
+
+    def write(self, changes: Sequence[Change], plan: Plan, check: Check) -> None:
+        """Write the checkpoint with the changes and the plan.
+
+        Args:
+            changes: New data of some tensors.
+            plan: What the tensors promise now.
+            check: Called with what was written, before it gets its name.
+
+        Raises:
+            OutputError: The system refuses a write, or what was written does not
+                read back.
+        """
+        if self.source.format in DIRECTORIES:
+            self._write_directory(changes, plan, check)
+        elif self.source.format == "torch":
+            self._write_torch(changes, plan, check)
+        elif self.source.format == "onnx":
+            self._write_onnx(changes, plan, check)
+        else:
+            with self._staged(self.target) as path:
+                rewrite_safetensors(self._file(changes), path, changes, plan)
+                check(open_safetensors(map_file(path)))
+
+    def _staged(
+        self, target: Path, *, directory: bool = False
+    ) -> AbstractContextManager[Path]:
+        return staged(
+            target,
+            force=self.force,
+            inputs=self._inputs,
+            directory=directory,
+            size_bytes=self.needed_bytes,
+        )
+
+    def _file(self, changes: Sequence[Change]) -> MappedFile:
+        """The source, mapped: the very object that the changes refer to."""
+        for change in changes:
+            if change.place.file.path == self.source.path:
+                return change.place.file
+        return map_file(self.source.path)
+
+    def _write_directory(
+        self, changes: Sequence[Change], plan: Plan, check: Check
+    ) -> None:
+        run = self.source.format == "run"
+        with self._staged(self.target, directory=True) as path:
+            write = rewrite_run if run else rewrite_directory
+            write(self.source.path, path, changes, plan)
+            check(open_directory(path))
+
+    def _write_torch(self, changes: Sequence[Change], plan: Plan, check: Check) -> None:
+        # The inner block ends first: the weights get their name before the plan.
+        with self._staged(plan_path(self.target)) as beside:
+            with self._staged(self.target) as path:
+                rewrite_torch(self._file(changes), path, changes)
+                check(open_torch(map_file(path)))
+                (digest,) = digests([path]).values()
+            text = plan_json(plan, indent=2, files={self.target.name: digest})
+            beside.write_text(text + "\n")
+
+    def _write_onnx(self, changes: Sequence[Change], plan: Plan, check: Check) -> None:
+        file = self._file(changes)
+        old = self._old_locations()
+        names = self._new_names(external_locations(file), old)
+        made: list[Path] = []
+        with self._staged(self.target) as path:
+            try:
+                for location, name in names.items():
+                    target = path.with_name(name)
+                    self._write_data(file, location, target, changes)
+                    made.append(target)
+                rewrite_onnx(file, path, changes, plan, names)
+                check(replace(open_onnx(map_file(path)), path=self.target))
+            except BaseException:
+                for target in made:
+                    target.unlink(missing_ok=True)
+                raise
+        folder = Path(os.path.realpath(self.target)).parent
+        for name in old:  # data of the model that was replaced
+            if name.startswith(f"{self.target.name}.") and name not in names.values():
+                (folder / name).unlink(missing_ok=True)
+
+    def _write_data(
+        self, model: MappedFile, location: str, target: Path, changes: Sequence[Change]
+    ) -> None:
+        source_path = model.path.parent / location
+        for change in changes:
+            if change.place.file.path == source_path:
+                source = change.place.file
+                break
+        else:
+            source = map_file(source_path)
+        with self._staged(target) as path:
+            splices = [splice_of(change) for change in in_file(changes, source)]
+            copy_patched(source, path, splices)
+
+    def _old_locations(self) -> list[str]:
+        """The data files of the model that is about to be replaced."""
+        with suppress(Exception):  # whatever it is, it is being replaced
+            return external_locations(map_file(self.target))
+        return []
+
+    def _new_names(
+        self, locations: Sequence[str], old: Sequence[str]
+    ) -> dict[str, str]:
+        """A data file name for each location; never one that the old model uses.
+
+        So the old model stays whole until the new one takes its name.
+        """
+        names: dict[str, str] = {}
+        number = 0
+        for location in locations:
+            while True:
+                tail = f".{number}.data" if number else ".data"
+                number += 1
+                if self.target.name + tail not in old:
+                    break
+            names[location] = self.target.name + tail
+        return names
