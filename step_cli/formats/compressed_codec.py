@@ -226,3 +226,15 @@ def _check(positions: Array, layout: Layout, first_group: int) -> None:
             f"group {first_group + group} has positions {positions[group].tolist()}, "
             f"expected {pattern.n} rising ones below {pattern.m}"
         )
+
+
+def differing_bits(before: Array, after: Array) -> int | None:
+    """How many -0.0 became +0.0; None if anything else changed."""
+    if before.dtype != after.dtype or before.shape != after.shape:
+        return None
+    one, other = (_bits(np.ascontiguousarray(array)) for array in (before, after))
+    if np.array_equal(one, other):
+        return 0
+    changed = one != other
+    lost = one[changed] == _sign(before.dtype)
+    return int(lost.size) if lost.all() and not other[changed].any() else None

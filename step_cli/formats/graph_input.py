@@ -2,10 +2,8 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from step_cli.errors import InputError, UsageError
+from step_cli.errors import UsageError
 
 Dimension = int | str  # a number, or the name of a dynamic dimension
 
@@ -73,37 +71,3 @@ def _dimensions(name: str, text: str) -> tuple[Dimension, ...]:
                 f"batch,128, got {text}"
             )
     return tuple(shape)
-
-
-def inputs_of_onnx(path: Path) -> list[GraphInput]:
-    """The inputs of an ONNX file, without its weights.
-
-    Raises:
-        InputError: An input has no shape, or the file is no ONNX model.
-    """
-    import onnx
-
-    try:
-        graph = onnx.load(str(path), load_external_data=False).graph
-    except Exception as error:  # protobuf's own class, which is not public
-        raise InputError(f"not an ONNX model: {error}", file=path) from None
-    stored = {initializer.name for initializer in graph.initializer}
-    return [
-        _graph_input(value, path) for value in graph.input if value.name not in stored
-    ]
-
-
-def _graph_input(value: Any, path: Path) -> GraphInput:  # an onnx.ValueInfoProto
-    from onnx.helper import tensor_dtype_to_np_dtype
-
-    kind = value.type.tensor_type
-    if not kind.HasField("shape"):
-        raise InputError("this input has no shape", file=path, tensor=value.name)
-    shape: list[Dimension] = [
-        dimension.dim_value
-        if dimension.HasField("dim_value") and dimension.dim_value > 0
-        else dimension.dim_param or f"{value.name}_{index}"
-        for index, dimension in enumerate(kind.shape.dim)
-    ]
-    dtype = tensor_dtype_to_np_dtype(kind.elem_type).name
-    return GraphInput(value.name, dtype, tuple(shape))

@@ -196,15 +196,3 @@ def _explain(error: Exception, inputs: Sequence[GraphInput]) -> StepError:
 def _first_line(text: str) -> str:
     lines: list[Any] = [line.strip() for line in text.splitlines() if line.strip()]
     return str(lines[0])[:200] if lines else ""
-
-
-def point_data_at(path: Path, data_name: str) -> None:
-    """Have a model file look for its weights in another file beside it."""
-    import onnx
-
-    model = onnx.load(str(path), load_external_data=False)
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = data_name
-    path.write_bytes(model.SerializeToString(deterministic=True))

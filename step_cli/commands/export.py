@@ -1,0 +1,126 @@
+"""`export`: compressed files, ONNX and TensorRT engines, and what each layer became."""
+
+import logging
+
+from step_cli.commands.export_source import Source, open_source
+from step_cli.config import ExportConfig
+from step_cli.errors import MissingError, UsageError
+from step_cli.formats.graph_input import parse_input
+from step_cli.formats.target import checked_target
+from step_cli.reports import ExportBytes, ExportReport
+
+log = logging.getLogger(__name__)
+
+# Options that mean something for some targets only; others would be ignored silently.
+_SELECTION = {"nm", "include", "exclude", "axis", "plan"}
+_GRAPH = {"model", "input", "opset", "precision", "tolerance", "no_check"}
+_ENGINE = {"backend", "compute_capability", "min", "opt", "max", "require_sparse"}
+_ENGINE |= {"workspace", "timing_cache"}
+_COMMON = {"checkpoint", "out", "to", "force"}
+OPTIONS = {
+    "compressed": _COMMON | _SELECTION,
+    "dense": _COMMON,
+    "onnx": _COMMON | _SELECTION | _GRAPH | {"bench"},
+    "tensorrt": _COMMON | _SELECTION | _GRAPH | _ENGINE,
+}
+SPARSE_SINCE = 8.0  # compute capability of the first sparse tensor cores
+
+
+def run(config: ExportConfig) -> ExportReport:
+    """Export a checkpoint.
+
+    Raises:
+        UsageError: An option is missing, or does not go with ``--to``.
+        NothingSelectedError: No layer was selected.
+        InputError: The checkpoint, or its model, cannot be exported.
+        OutputError: The output exists, or could not be written.
+        MissingError: A library or a GPU is missing.
+        NonFiniteError: A weight is not finite, or overflows in the precision.
+    """
+    _check_options(config)
+    inputs = [config.checkpoint]
+    checked_target(config.out, force=config.force, inputs=inputs)
+    if config.to == "dense":
+        from step_cli.commands.export_compressed import to_dense
+
+        return to_dense(config)
+    if config.to == "tensorrt":
+        return _tensorrt(config)
+    if config.to == "onnx":
+        from step_cli.formats.onnx_export import need_export_libraries
+
+        need_export_libraries()
+    source = _source(config)
+    if not source.holds:
+        return broken(config, source)
+    if config.to == "compressed":
+        from step_cli.commands.export_compressed import to_compressed
+
+        return to_compressed(config, source)
+    from step_cli.commands.export_onnx import to_onnx
+
+    return to_onnx(config, source)
+
+
+def _tensorrt(config: ExportConfig) -> ExportReport:
+    from step_cli.commands.export_tensorrt import find_backend, to_tensorrt
+
+    runtime = find_backend(config)
+    if config.require_sparse:
+        _need_sparse_cores()
+    source = _source(config)
+    if not source.holds:
+        return broken(config, source)
+    return to_tensorrt(config, source, runtime)
+
+
+def _need_sparse_cores() -> None:
+    from step_cli.formats.cuda_device import compute_capabilities
+
+    found = compute_capabilities()[:1]
+    if found and float(found[0]) < SPARSE_SINCE:
+        raise MissingError(
+            f"sparse tactics need compute capability {SPARSE_SINCE}, found {found[0]}"
+        )
+
+
+def _check_options(config: ExportConfig) -> None:
+    if config.to is None:
+        raise UsageError("--to: say what to write: compressed, dense, onnx, tensorrt")
+    for name in sorted(config.model_fields_set - OPTIONS[config.to]):
+        if getattr(config, name) not in (None, False, []):
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option} has no meaning with --to {config.to}")
+    for text in config.input:
+        parse_input(text)
+    suffix = {"compressed": ".safetensors", "dense": ".safetensors", "onnx": ".onnx"}
+    wanted = suffix.get(config.to)
+    if wanted is not None and config.out.suffix.lower() != wanted:
+        raise UsageError(f"OUT: expected a name that ends in {wanted}", file=config.out)
+
+
+def _source(config: ExportConfig) -> Source:
+    source = open_source(config)
+    if source.checkpoint.format == "onnx":
+        if config.to != "tensorrt":
+            raise UsageError(
+                "an ONNX file can be exported with --to tensorrt only",
+                file=config.checkpoint,
+            )
+        for name in sorted(config.model_fields_set & _GRAPH):
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option} has no meaning for a file that is ONNX already")
+    return source
+
+
+def broken(config: ExportConfig, source: Source) -> ExportReport:
+    """The report of a checkpoint that breaks its pattern; nothing was written."""
+    return ExportReport(
+        ok=False,
+        to=str(config.to),
+        out=None,
+        bytes=ExportBytes(dense=source.dense_bytes),
+        layers=source.layers(),
+        skipped=source.skipped,
+        notes=["weights break their pattern, so nothing was written", *source.advice],
+    )

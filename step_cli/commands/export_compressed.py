@@ -1,0 +1,102 @@
+"""`export --to compressed` and back with `--to dense`, both without torch."""
+
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401  (NumPy learns bfloat16 and fp8 from it)
+import numpy as np
+
+from step_cli.commands.export_source import Source, size_bytes
+from step_cli.config import ExportConfig
+from step_cli.errors import InputError, OutputError
+from step_cli.formats.compressed import save_compressed
+from step_cli.formats.compressed_codec import differing_bits
+from step_cli.formats.compressed_reader import dropped_negative_zeros
+from step_cli.formats.mapped_file import map_file
+from step_cli.formats.plan import KEY as PLAN_KEY
+from step_cli.formats.plan import plan_json
+from step_cli.formats.safetensors_file import open_safetensors
+from step_cli.formats.safetensors_writer import TensorToSave, save_safetensors
+from step_cli.formats.staged import staged
+from step_cli.formats.weights import NamedTensor, open_checkpoint
+from step_cli.reports import ExportBytes, ExportReport
+
+
+def to_compressed(config: ExportConfig, source: Source) -> ExportReport:
+    """Write kept values and sparse metadata; read back before it is published."""
+    tensors = source.checkpoint.tensors
+    size = source.dense_bytes
+    with staged(
+        config.out, force=config.force, inputs=source.inputs, size_bytes=size
+    ) as path:
+        written = save_compressed(path, tensors, source.plan)
+        zeros = _read_back(path, tensors)
+        output = path.stat().st_size
+    return ExportReport(
+        ok=True,
+        to="compressed",
+        out=str(config.out),
+        bytes=ExportBytes(
+            dense=size, output=output, values=written.values, metadata=written.metadata
+        ),
+        ratio=size / output,
+        layers=source.layers(),
+        skipped=source.skipped,
+        negative_zeros=zeros,
+    )
+
+
+def to_dense(config: ExportConfig) -> ExportReport:
+    """Write a compressed checkpoint back as plain safetensors.
+
+    Raises:
+        InputError: The checkpoint is not a compressed one.
+    """
+    checkpoint = open_checkpoint(config.checkpoint)
+    if checkpoint.format != "compressed":
+        raise InputError(
+            f"not written by export --to compressed, but {checkpoint.format}",
+            file=config.checkpoint,
+        )
+    size = sum(size_bytes(tensor) for tensor in checkpoint.tensors)
+    inputs = [config.checkpoint, *checkpoint.files]
+    with staged(config.out, force=config.force, inputs=inputs, size_bytes=size) as path:
+        tensors = {tensor.name: _to_save(tensor) for tensor in checkpoint.tensors}
+        # Other tools want to know who may read the file: transformers asks for "pt".
+        metadata = {PLAN_KEY: plan_json(checkpoint.plan or {}), "format": "pt"}
+        save_safetensors(path, tensors, metadata)
+        _read_back(path, checkpoint.tensors)
+        output = path.stat().st_size
+    return ExportReport(
+        ok=True,
+        to="dense",
+        out=str(config.out),
+        bytes=ExportBytes(dense=size, output=output),
+        ratio=size / output,
+        layers=[],
+        negative_zeros=dropped_negative_zeros(config.checkpoint),
+    )
+
+
+def _to_save(tensor: NamedTensor) -> TensorToSave:
+    return TensorToSave(np.dtype(tensor.dtype), tensor.shape, lambda: [tensor.read()])
+
+
+def _read_back(path: Path, tensors: list[NamedTensor]) -> int:
+    """Compare what was written with what was meant; return the -0.0 that were lost.
+
+    Raises:
+        OutputError: A bit differs, or the file cannot be read.
+    """
+    zeros = 0
+    try:
+        written = {t.name: t for t in open_safetensors(map_file(path)).tensors}
+        for tensor in tensors:
+            lost = differing_bits(tensor.read(), written[tensor.name].read())
+            if lost is None:
+                raise OutputError(
+                    "what was written does not read back", tensor=tensor.name
+                )
+            zeros += lost
+    except (InputError, KeyError) as error:
+        raise OutputError(f"what was written does not read back: {error}") from None
+    return zeros

@@ -1,0 +1,208 @@
+"""From a checkpoint to a model that can be traced: its source, precision and inputs."""
+
+import logging
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from step_cli.config import ExportConfig, Precision
+from step_cli.core.plan import Plan
+from step_cli.errors import InputError, NonFiniteError, UsageError
+from step_cli.formats.graph_input import GraphInput, parse_input
+from step_cli.formats.hf_model import (
+    build_hugging_face,
+    is_hugging_face,
+    load_hugging_face,
+)
+from step_cli.formats.weights import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+PRECISIONS: dict[str, Precision] = {
+    "float32": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+}
+DTYPES = {precision: dtype for dtype, precision in PRECISIONS.items()}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained model in evaluation mode, and how to call it.
+
+    Attributes:
+        model: Its parameters have ``precision``.
+        plan: Of its weights, in the model's own names.
+        checkpoint_names: The checkpoint's name of each weight of ``plan``.
+        inputs: What ``forward`` takes.
+        vocabulary: Integer inputs stay below it.
+        examples: Tensors from the model's source, or None.
+        precision: fp32, fp16 or bf16.
+    """
+
+    model: "nn.Module"
+    plan: Plan
+    checkpoint_names: Mapping[str, str]
+    inputs: list[GraphInput]
+    vocabulary: int
+    examples: "dict[str, Tensor] | None"
+    precision: Precision
+
+
+def load_model(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> LoadedModel:
+    """Build the model of a checkpoint, load its weights, set its precision.
+
+    Raises:
+        UsageError: Nothing says which model it is, or what it takes.
+        InputError: The weights do not fit the model.
+        NonFiniteError: A weight overflows in the precision asked for.
+    """
+    spec = model_spec(config, checkpoint)
+    if is_hugging_face(Path(spec)):
+        loaded = _hugging_face(Path(spec), checkpoint, plan)
+    else:
+        loaded = _built(spec, checkpoint, plan)
+    if config.input:
+        inputs = [parse_input(text) for text in config.input]
+        loaded = replace(loaded, inputs=inputs, examples=None)
+    if not loaded.inputs:
+        raise UsageError(
+            "--input: say what the model takes, such as --input x:float32:1x3x224x224"
+        )
+    precision = precision_of(config, checkpoint, plan)
+    loaded.model.eval()
+    cast(loaded.model, precision, config.checkpoint)
+    inputs = [in_precision(given, precision) for given in loaded.inputs]
+    return replace(loaded, inputs=inputs, precision=precision)
+
+
+def model_spec(config: ExportConfig, checkpoint: Checkpoint) -> str:
+    """Which model a checkpoint is of: as the user says, else as it says itself.
+
+    Raises:
+        UsageError: Neither says, or the checkpoint names code of the user.
+    """
+    if config.model is not None:
+        return config.model
+    if checkpoint.format == "run":
+        return _spec_of_run(checkpoint.path)
+    if is_hugging_face(checkpoint.path):
+        return str(checkpoint.path)
+    raise UsageError(
+        "the checkpoint does not say which model it is of; pass --model sample:NAME, "
+        "a Hugging Face directory, or net.py:build",
+        file=checkpoint.path,
+    )
+
+
+def _spec_of_run(run: Path) -> str:
+    if is_hugging_face(run / "model"):
+        return str(run / "model")
+    path = run / "config.toml"
+    try:
+        spec = str(tomllib.loads(path.read_text(encoding="utf-8"))["model"]["source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError("does not say the model of the run", file=path) from None
+    if spec.startswith("sample:"):
+        return spec
+    raise UsageError(
+        f"the run's model is code ({spec}), which is never run by itself; "
+        "pass --model net.py:build",
+        file=run,
+    )
+
+
+def precision_of(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> Precision:
+    """The precision asked for, else the checkpoint's; engines default to 16 bits."""
+    if config.precision is not None:
+        return config.precision
+    dtypes = [tensor.dtype for tensor in checkpoint.tensors if tensor.name in plan]
+    own = PRECISIONS.get(dtypes[0], "fp32")
+    if config.to != "tensorrt":
+        return own
+    chosen: Precision = "bf16" if own == "bf16" else "fp16"
+    log.info("the engine is %s, as fp32 has no sparse kernels; see --precision", chosen)
+    return chosen
+
+
+def cast(model: "nn.Module", precision: Precision, file: Path) -> None:
+    """Give all floating parameters and buffers one precision.
+
+    Raises:
+        NonFiniteError: A finite number becomes infinite.
+    """
+    import torch
+
+    dtype = getattr(torch, DTYPES[precision])
+    largest = torch.finfo(dtype).max
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and value.numel():
+            highest = float(value.abs().max())
+            if largest < highest < float("inf"):
+                raise NonFiniteError(
+                    f"its largest value {highest:g} overflows {precision}; "
+                    "use --precision bf16",
+                    file=file,
+                    tensor=name,
+                )
+    model.to(dtype)
+
+
+def in_precision(given: GraphInput, precision: Precision) -> GraphInput:
+    """A floating input takes the model's precision, as its layers demand."""
+    if "float" not in given.dtype or given.dtype == DTYPES[precision]:
+        return given
+    return replace(given, dtype=DTYPES[precision])
+
+
+def _built(spec: str, checkpoint: Checkpoint, plan: Plan) -> LoadedModel:
+    from step_cli.formats.example_inputs import inputs_of_examples
+    from step_cli.models import build_model, load_weights
+
+    built = build_model(spec)
+    load_weights(built.model, checkpoint)
+    examples = built.example_inputs
+    inputs = inputs_of_examples(examples) if examples else []
+    names = {name: name for name in plan}
+    return LoadedModel(built.model, plan, names, inputs, 2, examples, "fp32")
+
+
+def _hugging_face(directory: Path, checkpoint: Checkpoint, plan: Plan) -> LoadedModel:
+    built = build_hugging_face(directory)
+    places = load_hugging_face(built.model, checkpoint)
+    renamed = {places[name]: layer for name, layer in plan.items()}
+    names = {places[name]: name for name in plan}
+    return LoadedModel(
+        built.model, renamed, names, built.inputs, built.vocabulary, None, "fp32"
+    )
+
+
+def examples_for(
+    loaded: LoadedModel, shapes: Mapping[str, Sequence[int]] | None = None
+) -> "dict[str, Tensor]":
+    """Tensors to trace and to compare with, in the precision of the model."""
+    from step_cli.formats.example_inputs import example_tensors
+
+    if loaded.examples is not None and not _all_equal(loaded.examples):
+        return {
+            given.name: loaded.examples[given.name].to(_torch_dtype(given))
+            for given in loaded.inputs
+        }
+    return example_tensors(loaded.inputs, shapes=shapes, highest=loaded.vocabulary)
+
+
+def _all_equal(examples: "Mapping[str, Tensor]") -> bool:
+    """Whether every tensor is constant: a shape to trace with, no test of the maths."""
+    return all(bool((value == value.flatten()[0]).all()) for value in examples.values())
+
+
+def _torch_dtype(given: GraphInput) -> "torch.dtype":
+    import torch
+
+    dtype: torch.dtype = getattr(torch, given.dtype)
+    return dtype

@@ -1,0 +1,180 @@
+"""`export --to onnx`: written, checked, compared with PyTorch, its pattern verified."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from step_cli.commands.export_model import LoadedModel, examples_for, load_model
+from step_cli.commands.export_parity import compare, time_against_dense
+from step_cli.commands.export_source import Source, judge, refuse_nonfinite
+from step_cli.commands.verify_layer import Judged
+from step_cli.config import ExportConfig
+from step_cli.core.plan import LayerPlan
+from step_cli.errors import InputError
+from step_cli.formats.mapped_file import map_file
+from step_cli.formats.onnx_export import (
+    DEFAULT_OPSET,
+    OnnxExport,
+    export_onnx,
+    need_export_libraries,
+)
+from step_cli.formats.onnx_file import staged_onnx
+from step_cli.formats.onnx_weights import open_onnx
+from step_cli.reports import ExportBytes, ExportLayer, ExportReport, Parity
+
+
+class CheckFailedError(Exception):
+    """A check of what was written failed, so it is not published."""
+
+    def __init__(self, report: ExportReport) -> None:
+        super().__init__("a check failed")
+        self.report = report
+
+
+@dataclass(frozen=True)
+class WrittenOnnx:
+    """An ONNX file and what its checks found.
+
+    Attributes:
+        loaded: The model it was made from.
+        layers: The first rung of the ladder for each layer of the plan.
+        parity: The comparison with PyTorch, or None without one.
+        parity_precision: The precision it was made in, or None.
+        size_bytes: Of the model file, and of its data file if there is one.
+    """
+
+    loaded: LoadedModel
+    layers: list[ExportLayer]
+    parity: Parity | None
+    parity_precision: str | None
+    size_bytes: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether all checks passed."""
+        pattern_ok = all(layer.pattern_ok is not False for layer in self.layers)
+        return pattern_ok and (self.parity is None or self.parity.ok)
+
+
+def to_onnx(config: ExportConfig, source: Source) -> ExportReport:
+    """Write the ONNX file; nothing is published unless every check passes."""
+    need_export_libraries()
+    loaded = load_model(config, source.checkpoint, source.plan)
+    target, inputs = config.out, source.inputs
+    try:
+        with staged_onnx(target, force=config.force, inputs=inputs) as place:
+            written = write_onnx(config, loaded, place.path, place.data_name)
+            report = onnx_report(config, source, written)
+            if not written.ok:
+                raise CheckFailedError(report)
+            if config.bench:
+                report.bench = time_against_dense(place.path, examples_for(loaded))
+    except CheckFailedError as failed:
+        return failed.report
+    return report
+
+
+def write_onnx(
+    config: ExportConfig,
+    loaded: LoadedModel,
+    path: Path,
+    data_name: str,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> WrittenOnnx:
+    """Write the ONNX file of a model to ``path``, and check it.
+
+    Args:
+        config: The options.
+        loaded: The model.
+        path: The file to write.
+        data_name: Name beside it for weights that are too large for it.
+        shapes: Sizes of the example inputs, where their dimensions have names.
+
+    Raises:
+        StepError: It cannot be written, or onnx.checker refuses it.
+    """
+    examples = examples_for(loaded, shapes)
+    export = export_onnx(
+        loaded.model,
+        loaded.inputs,
+        examples,
+        loaded.plan,
+        path,
+        opset=config.opset or DEFAULT_OPSET,
+        data_name=data_name,
+    )
+    _check_model(path)
+    layers = _layers(loaded, export, path)
+    parity, precision = None, None
+    if not config.no_check:
+        parity, precision = compare(config, loaded, examples, path)
+    files = [path, path.with_name(data_name)]
+    size = sum(file.stat().st_size for file in files if file.exists())
+    return WrittenOnnx(loaded, layers, parity, precision, size)
+
+
+def onnx_report(
+    config: ExportConfig, source: Source, written: WrittenOnnx
+) -> ExportReport:
+    """What is known once the ONNX file was written."""
+    return ExportReport(
+        ok=written.ok,
+        to=str(config.to),
+        out=str(config.out) if written.ok else None,
+        bytes=ExportBytes(dense=source.dense_bytes, output=written.size_bytes),
+        ratio=source.dense_bytes / written.size_bytes,
+        parity=written.parity,
+        parity_precision=written.parity_precision,
+        layers=written.layers,
+        skipped=source.skipped,
+        precision=written.loaded.precision,
+        opset=config.opset or DEFAULT_OPSET,
+    )
+
+
+def _check_model(path: Path) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        line = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise InputError(f"onnx.checker refuses the exported model: {line}") from None
+
+
+def _layers(loaded: LoadedModel, export: OnnxExport, path: Path) -> list[ExportLayer]:
+    """Verify the pattern in the file, with the checker's own idea of axes."""
+    stored = {tensor.name: tensor for tensor in open_onnx(map_file(path)).tensors}
+    onnx_names = {weight.name: weight.onnx_name for weight in export.weights}
+    jobs = []
+    for name, layer in loaded.plan.items():
+        tensor = stored.get(onnx_names.get(name, ""))
+        if tensor is not None and tensor.axis is not None:
+            jobs.append((tensor, LayerPlan(layer.pattern, tensor.axis)))
+    judged = judge(jobs)
+    refuse_nonfinite(judged, path)
+    found = {item.tensor.name: item for item in judged}
+    layers = [
+        _layer(loaded, name, layer, found.get(onnx_names.get(name, "")))
+        for name, layer in loaded.plan.items()
+    ]
+    return sorted(layers, key=lambda layer: layer.name)
+
+
+def _layer(
+    loaded: LoadedModel, name: str, layer: LayerPlan, item: Judged | None
+) -> ExportLayer:
+    found = ExportLayer(
+        name=loaded.checkpoint_names[name], pattern=str(layer.pattern), axis=layer.axis
+    )
+    if item is None:
+        found.advice = "no Conv, Gemm or MatMul of the graph multiplies by it"
+        return found
+    verdict = item.verdict
+    found.onnx_name, found.pattern_ok = verdict.name, verdict.ok
+    if not verdict.ok:
+        found.advice = (
+            f"{verdict.violations} of {verdict.groups} groups along axis "
+            f"{verdict.axis} of {verdict.name} break {layer.pattern} in the graph"
+        )
+    return found

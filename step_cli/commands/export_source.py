@@ -1,0 +1,153 @@
+"""What `export` starts from: the checkpoint, its plan, and whether it holds it."""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from step_cli.commands.verify_layer import Judged, add_advice, verdict_of, weights_of
+from step_cli.config import ExportConfig
+from step_cli.core.check import Job, tally_all
+from step_cli.core.plan import LayerPlan, Plan
+from step_cli.core.selection import Chosen, Selection
+from step_cli.errors import NonFiniteError, NothingSelectedError
+from step_cli.formats.plan import read_plan
+from step_cli.formats.weights import Checkpoint, NamedTensor, open_checkpoint
+from step_cli.reports import ExportLayer, LayerVerdict, SkippedTensor
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint whose selected layers were counted.
+
+    Attributes:
+        checkpoint: As opened.
+        plan: Of the selected layers.
+        verdicts: On the selected layers, in the order of their names.
+        skipped: All other tensors, each with its reason.
+        advice: What to try when layers break their pattern.
+    """
+
+    checkpoint: Checkpoint
+    plan: Plan
+    verdicts: list[LayerVerdict]
+    skipped: list[SkippedTensor]
+    advice: list[str]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every selected layer holds its pattern."""
+        return all(verdict.ok for verdict in self.verdicts)
+
+    @property
+    def inputs(self) -> list[Path]:
+        """What no output may overwrite."""
+        return [self.checkpoint.path, *self.checkpoint.files]
+
+    @property
+    def dense_bytes(self) -> int:
+        """Size of all tensors, uncompressed and tied ones counted once."""
+        return sum(
+            size_bytes(tensor)
+            for tensor in self.checkpoint.tensors
+            if tensor.tied_to is None
+        )
+
+    def layers(self) -> list[ExportLayer]:
+        """The selected layers, as the report lists them."""
+        return [
+            ExportLayer(
+                name=verdict.name,
+                pattern=verdict.pattern,
+                axis=verdict.axis,
+                pattern_ok=verdict.ok,
+                advice=verdict.message,
+            )
+            for verdict in self.verdicts
+        ]
+
+
+def size_bytes(tensor: NamedTensor) -> int:
+    """Size of a tensor in bytes; packed types count as a byte for each element."""
+    import math
+
+    import ml_dtypes  # noqa: F401  (NumPy learns bfloat16 and fp8 from it)
+    import numpy as np
+
+    return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
+
+
+def open_source(config: ExportConfig) -> Source:
+    """Open the checkpoint, select its layers, and count their non-zeros.
+
+    Raises:
+        NothingSelectedError: No layer was selected, or all were skipped.
+        NonFiniteError: A selected layer holds NaN or infinity.
+    """
+    checkpoint = open_checkpoint(config.checkpoint)
+    for note in checkpoint.notes:
+        log.info("%s: %s", config.checkpoint, note)
+    plan = checkpoint.plan if config.plan is None else read_plan(config.plan)
+    chosen = Selection(
+        include=config.include,
+        exclude=config.exclude,
+        axes=config.axis,
+        pattern=config.nm,
+        plan=plan,
+    ).choose(checkpoint.tensors)
+    for warning in chosen.warnings:
+        log.warning("%s: %s", config.checkpoint, warning)
+    if not chosen.layers:
+        raise NothingSelectedError(_nothing(chosen), file=config.checkpoint)
+    judged = judge(chosen.layers)
+    refuse_nonfinite(judged, config.checkpoint)
+    planned = plan is not None and config.nm is None
+    advice = add_advice(judged, planned=planned, tensorrt=False)
+    return Source(
+        checkpoint,
+        {tensor.name: layer for tensor, layer in chosen.layers},
+        sorted((item.verdict for item in judged), key=lambda verdict: verdict.name),
+        _skipped(chosen),
+        advice,
+    )
+
+
+def judge(layers: list[tuple[NamedTensor, LayerPlan]]) -> list[Judged]:
+    """Count the non-zeros of each layer."""
+    tallies = tally_all(Job(weights_of(tensor), plan) for tensor, plan in layers)
+    return [
+        Judged(tensor, plan, False, verdict_of(tensor, plan, tally))
+        for (tensor, plan), tally in zip(layers, tallies, strict=True)
+    ]
+
+
+def refuse_nonfinite(judged: list[Judged], file: Path) -> None:
+    """Raise NonFiniteError for the first layer with NaN or infinity."""
+    for item in judged:
+        if item.verdict.nonfinite:
+            raise NonFiniteError(
+                f"{item.verdict.nonfinite} NaN or infinity, the first at "
+                f"{item.verdict.first_nonfinite}; fix the training run first",
+                file=file,
+                tensor=item.tensor.name,
+            )
+
+
+def _skipped(chosen: Chosen[NamedTensor]) -> list[SkippedTensor]:
+    return [
+        SkippedTensor(
+            name=tensor.name,
+            shape=list(tensor.shape),
+            dtype=tensor.dtype,
+            reason=reason,
+        )
+        for tensor, reason in sorted(chosen.skipped, key=lambda item: item[0].name)
+    ]
+
+
+def _nothing(chosen: Chosen[NamedTensor]) -> str:
+    counts = Counter(reason for _, reason in chosen.skipped)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    return f"no layer to export; skipped: {reasons or 'nothing, the file is empty'}"

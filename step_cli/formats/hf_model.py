@@ -1,0 +1,134 @@
+"""Build a Hugging Face model from its ``config.json``: library classes, no remote code.
+
+Weights come through our own readers, so that no pickle of the directory is loaded.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from step_cli.errors import InputError, MissingError
+from step_cli.formats.graph_input import Dimension, GraphInput
+from step_cli.formats.quiet import quiet
+from step_cli.formats.weights import Checkpoint
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class HuggingFaceModel:
+    """A model, what it takes, and the number that its integer inputs stay below."""
+
+    model: "nn.Module"
+    inputs: list[GraphInput]
+    vocabulary: int
+
+
+def is_hugging_face(path: Path) -> bool:
+    """Whether it is a directory with a model's configuration."""
+    return (path / "config.json").is_file()
+
+
+def build_hugging_face(directory: Path) -> HuggingFaceModel:
+    """The untrained model of a directory, as its ``architectures`` names it.
+
+    Raises:
+        MissingError: transformers is not installed.
+        InputError: transformers does not know the model, or it needs remote code.
+    """
+    try:
+        with quiet():
+            import transformers
+    except ImportError:
+        raise MissingError(
+            "this model needs transformers: pip install 'step-cli[hf]'"
+        ) from None
+    try:
+        raw = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        names = raw.get("architectures") or ["AutoModel"]
+        with quiet():
+            config = transformers.AutoConfig.from_pretrained(
+                str(directory), local_files_only=True, trust_remote_code=False
+            )
+            config.use_cache = False  # a cache is an output that no engine needs
+            kind = getattr(transformers, str(names[0]), None)
+            model = (
+                transformers.AutoModel.from_config(config)
+                if kind is None or names[0] == "AutoModel"
+                else kind(config)
+            )
+    except Exception as error:  # transformers raises of every kind
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"transformers cannot build this model: {line[:200]}", file=directory
+        ) from None
+    return HuggingFaceModel(model, _inputs(config), _vocabulary(config))
+
+
+def _vocabulary(config: Any) -> int:
+    text = getattr(config, "vocab_size", None)
+    return text if isinstance(text, int) and text > 1 else 2
+
+
+def _inputs(config: Any) -> list[GraphInput]:
+    """What such a model takes: pixels for vision, ids and mask for text."""
+    size = getattr(config, "image_size", None)
+    if isinstance(size, int):
+        channels = int(getattr(config, "num_channels", 3))
+        shape: tuple[Dimension, ...] = ("batch", channels, size, size)
+        return [GraphInput("pixel_values", "float32", shape)]
+    inputs = [
+        GraphInput("input_ids", "int64", ("batch", "seq")),
+        GraphInput("attention_mask", "int64", ("batch", "seq")),
+    ]
+    if getattr(config, "is_encoder_decoder", False):
+        inputs.append(GraphInput("decoder_input_ids", "int64", ("batch", "target")))
+    return inputs
+
+
+def load_hugging_face(model: "nn.Module", checkpoint: Checkpoint) -> dict[str, str]:
+    """Put the tensors of a checkpoint into a model.
+
+    A checkpoint of the bare model lacks the prefix that its names have below a head.
+
+    Returns:
+        The model's name of each tensor of the checkpoint.
+
+    Raises:
+        InputError: A tensor has no place, or a weight is missing.
+    """
+    import torch
+
+    from step_cli.formats.torch_arrays import to_tensor
+
+    wanted = model.state_dict()
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    places, unknown = dict[str, str](), []
+    for tensor in checkpoint.tensors:
+        options = (tensor.name, prefix + tensor.name, tensor.name.removeprefix(prefix))
+        place = next((name for name in options if name in wanted), None)
+        if place is not None and tuple(wanted[place].shape) == tensor.shape:
+            places[tensor.name] = place
+        elif place is not None or tensor.dtype.startswith(("float", "bfloat")):
+            unknown.append(tensor.name)
+    # Tied weights are stored once: whatever shares memory with a given one is given.
+    given = {wanted[place].data_ptr() for place in places.values()}
+    missing = [
+        name
+        for name, value in wanted.items()
+        if value.is_floating_point() and value.data_ptr() not in given
+    ]
+    for found, what in ((unknown, "the model has no"), (missing, "the file lacks")):
+        if found:
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise InputError(
+                f"{what} {', '.join(found[:3])}{more}; it is not of this model",
+                file=checkpoint.path,
+            )
+    with torch.no_grad():
+        for tensor in checkpoint.tensors:
+            if tensor.name in places:
+                wanted[places[tensor.name]].copy_(to_tensor(tensor.read()))
+    return places
