@@ -354,7 +354,7 @@ class SwitchRule:
     ) -> None:
         clipped = not isinstance(criterion, Fixed)
         self.criterion = criterion
-        self.t_min = t_min if clipped else 0
+        self.t_min = t_min if clipped else -1
         self.t_max = t_max if clipped else None
         self.value: float | None = None
         self.lowest: float | None = None

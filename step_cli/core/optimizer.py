@@ -354,9 +354,9 @@ class SparseOptimizer(Optimizer):
         self._versions = {p: p._version for p, _ in self.sparse_parameters()}
 
     def _restore_precision(self, p: Tensor, saved: dict[str, Any]) -> None:
-        # The base class casts every tensor to the parameter's dtype; ours stay fp32.
+        # The base class casts every tensor to the parameter's dtype: masks too.
         for key, value in saved.items():
-            if isinstance(value, Tensor) and value.is_floating_point() and value.dim():
+            if isinstance(value, Tensor) and value.dim():
                 self.state[p][key] = value.detach().to(p.device, copy=True)
         if "dense" in saved and _is_master(p) and not self.rules.sparse:
             self.state[p]["dense"] = p.detach()

@@ -1,0 +1,140 @@
+"""Masks against masks written by hand and a slow loop over groups."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from step_cli.core import mask as mask_module
+from step_cli.core.mask import count_violations, nm_mask
+from step_cli.core.pattern import NMPattern
+from step_cli.errors import NonFiniteError, UsageError
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def slow_mask(scores: torch.Tensor, n: int, m: int, axis: int) -> torch.Tensor:
+    """Walk each group in plain Python; ties keep the lower index."""
+    keep = torch.zeros(scores.shape, dtype=torch.bool)
+    axis %= scores.dim()
+    others = [range(s) if i != axis else [0] for i, s in enumerate(scores.shape)]
+    for start in range(0, scores.shape[axis], m):
+        for index in itertools.product(*others):
+            members = []
+            for k in range(m):
+                place = list(index)
+                place[axis] = start + k
+                members.append(tuple(place))
+            ranked = sorted(members, key=lambda p: (-float(scores[p]), p[axis]))
+            for place in ranked[:n]:
+                keep[place] = True
+    return keep
+
+
+@st.composite
+def grouped_scores(draw: st.DrawFn) -> tuple[torch.Tensor, int, int, int]:
+    m = draw(st.integers(1, 9))
+    n = draw(st.integers(1, m))
+    rank = draw(st.integers(1, 4))
+    axis = draw(st.integers(0, rank - 1))
+    shape = [draw(st.integers(1, 4)) for _ in range(rank)]
+    shape[axis] = m * draw(st.integers(1, 3))
+    # Few distinct values, so that ties are common.
+    levels = draw(st.integers(1, 6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    scores = torch.randint(0, levels, shape, generator=generator)
+    dtype = draw(st.sampled_from(DTYPES))
+    return scores.to(dtype), n, m, axis
+
+
+@given(grouped_scores())
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_mask_equals_a_slow_loop_over_groups(
+    case: tuple[torch.Tensor, int, int, int],
+) -> None:
+    scores, n, m, axis = case
+    mask = nm_mask(scores, NMPattern(n, m), axis)
+    assert torch.equal(mask, slow_mask(scores, n, m, axis))
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        ((1, 1, 1, 1), (1, 1, 0, 0)),
+        ((1, 2, 2, 2), (0, 1, 1, 0)),
+        ((0.8, 0.5, 0.3, 0.1), (1, 1, 0, 0)),
+        ((0, 0, 0, 0), (1, 1, 0, 0)),
+        ((0.1, 0.4, 0.3, 0.9), (0, 1, 0, 1)),
+    ],
+)
+def test_ties_keep_the_lower_index(
+    scores: tuple[float, ...], kept: tuple[int, ...]
+) -> None:
+    mask = nm_mask(torch.tensor([scores]), "2:4", axis=1)
+    assert mask.tolist() == [[bool(k) for k in kept]]
+
+
+def test_groups_run_along_the_axis_and_no_other() -> None:
+    weight = torch.randn(8, 12, generator=torch.Generator().manual_seed(0)).abs()
+    along_rows = nm_mask(weight, "2:4", axis=1)
+    assert torch.equal(nm_mask(weight.T, "2:4", axis=0), along_rows.T)
+    assert not torch.equal(nm_mask(weight, "2:4", axis=0), along_rows)
+    assert along_rows.view(8, 3, 4).sum(-1).eq(2).all()
+
+
+def test_convolution_groups_are_of_input_channels() -> None:
+    weight = torch.randn(6, 8, 3, 3, generator=torch.Generator().manual_seed(0)).abs()
+    mask = nm_mask(weight, "2:4", axis=1)
+    by_channel = nm_mask(weight.permute(0, 2, 3, 1), "2:4", axis=3)
+    assert torch.equal(mask.permute(0, 2, 3, 1), by_channel)
+
+
+def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)).abs()
+    whole = [nm_mask(weight, "2:4", axis) for axis in (0, 1)]
+    monkeypatch.setattr(mask_module, "CHUNK", 40)
+    for axis, expected in enumerate(whole):
+        assert torch.equal(nm_mask(weight, "2:4", axis), expected)
+
+
+def test_scaling_and_sign_do_not_change_the_mask() -> None:
+    weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    mask = nm_mask(weight.abs(), "2:4", axis=1)
+    assert torch.equal(nm_mask((-weight).abs(), "2:4", axis=1), mask)
+    assert torch.equal(nm_mask((weight * 7).abs(), "2:4", axis=1), mask)
+
+
+def test_large_groups_are_ranked_right() -> None:
+    scores = torch.arange(300.0).view(1, 300)
+    mask = nm_mask(scores, "7:300", axis=1)
+    assert mask.nonzero()[:, 1].tolist() == list(range(293, 300))
+
+
+def test_n_equal_to_m_keeps_everything() -> None:
+    assert nm_mask(torch.zeros(2, 8), "4:4", axis=1).all()
+
+
+def test_a_width_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(UsageError, match="6 elements, not a multiple of M=4"):
+        nm_mask(torch.zeros(2, 6), "2:4", axis=1)
+
+
+def test_an_axis_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(UsageError, match="axis 2 does not exist"):
+        nm_mask(torch.zeros(2, 4), "2:4", axis=2)
+
+
+def test_nan_is_refused() -> None:
+    scores = torch.zeros(2, 4)
+    scores[1, 2] = torch.nan
+    with pytest.raises(NonFiniteError, match="NaN"):
+        nm_mask(scores, "2:4", axis=1)
+
+
+def test_violations_are_groups_with_too_many_nonzeros() -> None:
+    weight = torch.tensor([[1.0, 0, 2, 0, 3, 4, 5, 0], [0, 0, 0, 0, 1, 1, 1, 1]])
+    assert count_violations(weight, NMPattern(2, 4), 1) == 2
+    weight[0, 4] = weight[1, 5] = weight[1, 6] = -0.0
+    assert count_violations(weight, NMPattern(2, 4), 1) == 0
