@@ -314,9 +314,7 @@ class ExportReport(Report):
     schema_id: ClassVar[str] = "step-cli/export/1"
 
     to: str
-    out: str | None = Field(
-        serialization_alias="output", description="Null if nothing was written"
-    )
+    output: str | None = Field(description="Null if nothing was written")
     bytes: ExportBytes = ExportBytes()
     ratio: float | None = Field(None, description="Dense bytes over output bytes")
     parity: Parity | None = None

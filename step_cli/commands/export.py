@@ -118,7 +118,7 @@ def broken(config: ExportConfig, source: Source) -> ExportReport:
     return ExportReport(
         ok=False,
         to=str(config.to),
-        out=None,
+        output=None,
         bytes=ExportBytes(dense=source.dense_bytes),
         layers=source.layers(),
         skipped=source.skipped,

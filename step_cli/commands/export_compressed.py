@@ -34,7 +34,7 @@ def to_compressed(config: ExportConfig, source: Source) -> ExportReport:
     return ExportReport(
         ok=True,
         to="compressed",
-        out=str(config.out),
+        output=str(config.out),
         bytes=ExportBytes(
             dense=size, output=output, values=written.values, metadata=written.metadata
         ),
@@ -69,7 +69,7 @@ def to_dense(config: ExportConfig) -> ExportReport:
     return ExportReport(
         ok=True,
         to="dense",
-        out=str(config.out),
+        output=str(config.out),
         bytes=ExportBytes(dense=size, output=output),
         ratio=size / output,
         layers=[],

@@ -120,7 +120,7 @@ def onnx_report(
     return ExportReport(
         ok=written.ok,
         to=str(config.to),
-        out=str(config.out) if written.ok else None,
+        output=str(config.out) if written.ok else None,
         bytes=ExportBytes(dense=source.dense_bytes, output=written.size_bytes),
         ratio=source.dense_bytes / written.size_bytes,
         parity=written.parity,

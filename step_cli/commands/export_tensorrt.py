@@ -27,10 +27,7 @@ from step_cli.reports import ExportBytes, ExportReport, SparsityCounts
 
 log = logging.getLogger(__name__)
 
-IGNORED = (
-    "this backend ignores sparse weights: the engine is real, and dense; for sparse "
-    "kernels, run the trtexec command on a machine with the GPU"
-)
+IGNORED = "this backend ignores sparse weights: the engine is real, and runs dense"
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ def _report_of_onnx(config: ExportConfig, source: Source) -> ExportReport:
     report = ExportReport(
         ok=True,
         to="tensorrt",
-        out=str(config.out),
+        output=str(config.out),
         bytes=ExportBytes(dense=source.dense_bytes),
         layers=source.layers(),
         skipped=source.skipped,
@@ -132,12 +129,26 @@ def _build(
         build = build_engine(runtime, made.path, plan_path, options)
         _complete(config, report, runtime, build, options, made.path)
         if config.require_sparse and not _used(report):
-            report.ok, report.out = False, None
+            report.ok, report.output = False, None
             raise CheckFailedError(report)
         log_path.write_text(build.log, encoding="utf-8")
         report_path.write_text(report.document() + "\n", encoding="utf-8")
     _keep_timings(config, build)
     return report
+
+
+def _elsewhere(config: ExportConfig, report: ExportReport) -> str:
+    """How to get sparse kernels after all."""
+    made = _onnx_file(config)
+    first = (
+        ""
+        if made == config.checkpoint
+        else (
+            f"step-cli export {config.checkpoint} {made} --to onnx "
+            f"--precision {report.precision}, then "
+        )
+    )
+    return f"for sparse kernels, on a machine with the GPU: {first}{report.trtexec}"
 
 
 def _used(report: ExportReport) -> bool:
@@ -157,7 +168,7 @@ def _complete(
     if build.layers:
         seen = replace(seen, layers=build.layers)
     backend_report(report, runtime, seen, options, onnx_path)
-    report.out = str(config.out)
+    report.output = str(config.out)
     report.bytes.output = build.size_bytes
     report.ratio = (report.bytes.dense or 0) / build.size_bytes
     report.sha256 = {"onnx": _sha256(onnx_path), "plan": build.sha256}
@@ -174,7 +185,7 @@ def _complete(
     if seen.out_of_memory:
         report.notes.append("the builder ran out of memory for some kernels")
     if not runtime.honours_sparsity:
-        report.notes.append(IGNORED)
+        report.notes += [IGNORED, _elsewhere(config, report)]
 
 
 @contextmanager
@@ -218,9 +229,6 @@ def _fixed(
 
 def _trtexec(config: ExportConfig, profiles: list[Profile]) -> str:
     """The command for a GPU machine, on the ONNX file of `export --to onnx`."""
-    onnx_file = config.checkpoint
-    if onnx_file.suffix.lower() != ".onnx":
-        onnx_file = config.out.with_suffix(".onnx")
     if not profiles:
         given = {
             option: dict(parse_shape(option, text) for text in texts)
@@ -232,8 +240,17 @@ def _trtexec(config: ExportConfig, profiles: list[Profile]) -> str:
             if name in given["min"] and name in given["max"]
         ]
     return trtexec_line(
-        onnx_file, config.out, profiles=profiles, workspace_mib=config.workspace
+        _onnx_file(config),
+        config.out,
+        profiles=profiles,
+        workspace_mib=config.workspace,
     )
+
+
+def _onnx_file(config: ExportConfig) -> Path:
+    """The ONNX file that trtexec is to read: the checkpoint, or one to be made."""
+    given = config.checkpoint
+    return given if given.suffix.lower() == ".onnx" else config.out.with_suffix(".onnx")
 
 
 def _sha256(path: Path) -> str:

@@ -13,6 +13,7 @@ from rich.text import Text
 from step_cli.render.text import one_line
 from step_cli.reports import (
     AutoswitchProfileReport,
+    ExportReport,
     PrunedLayer,
     PruneReport,
     Report,
@@ -169,3 +170,10 @@ def _advice_on(layers: list[PrunedLayer]) -> list[str]:
         f"TensorRT: {count} of {len(layers)} layers: {one_line(advice)}"
         for advice, count in counts.items()
     ]
+
+
+@show.register
+def _export(report: ExportReport, console: Console, *, verbose: bool) -> None:
+    from step_cli.render import export_table
+
+    export_table.draw(report, console, verbose=verbose)

@@ -1,0 +1,81 @@
+"""Load a compressed checkpoint into PyTorch, 2:4 tensors onto sparse tensor cores."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from step_cli.core.pattern import NMPattern
+from step_cli.core.plan import LayerPlan
+from step_cli.errors import InputError, MissingError
+from step_cli.formats.weights import open_checkpoint
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+TWO_FOUR = NMPattern(2, 4)
+AMPERE = (8, 0)  # first compute capability with sparse tensor cores
+
+
+def load_compressed(
+    path: str | Path, device: "str | torch.device" = "cpu"
+) -> "dict[str, Tensor]":
+    """The state dict in a compressed checkpoint.
+
+    On an Ampere or later GPU, 2:4 weights of Linear layers in fp16, bf16 or int8 become
+    ``torch.sparse`` semi-structured tensors where their size allows; all others, and
+    everything elsewhere, are plain tensors. No dense file is written.
+
+    Args:
+        path: A file of ``export --to compressed``.
+        device: Where the tensors go.
+
+    Raises:
+        InputError: The file is damaged, or not a compressed one.
+        MissingError: torch is not installed.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise MissingError(
+            "load_compressed needs torch: pip install 'step-cli[train]'"
+        ) from None
+    from step_cli.formats.torch_arrays import to_tensor
+
+    checkpoint = open_checkpoint(Path(path))
+    if checkpoint.format != "compressed":
+        raise InputError("not written by export --to compressed", file=path)
+    place = torch.device(device)
+    plan = checkpoint.plan or {}
+    state = {}
+    for stored in checkpoint.tensors:
+        tensor = to_tensor(stored.read()).to(place)
+        sparse = _runs_sparse(tensor, plan.get(stored.name))
+        state[stored.name] = _semi_structured(tensor) if sparse else tensor
+    return state
+
+
+def _runs_sparse(tensor: "Tensor", layer: LayerPlan | None) -> bool:
+    import torch
+
+    return (
+        layer == LayerPlan(TWO_FOUR, 1)
+        and tensor.is_cuda
+        and tensor.ndim == 2
+        and tensor.dtype in (torch.float16, torch.bfloat16, torch.int8)
+        and torch.cuda.get_device_capability(tensor.device) >= AMPERE
+    )
+
+
+def _semi_structured(tensor: "Tensor") -> "Tensor":
+    """The tensor in hardware order, or as it is where its size is not supported."""
+    import warnings
+
+    from torch.sparse import to_sparse_semi_structured
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls the type a prototype
+        try:
+            compressed: Tensor = to_sparse_semi_structured(tensor)
+        except RuntimeError:
+            return tensor
+    return compressed
