@@ -8,8 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from step_cli.formats.semi_structured import load_compressed as load_compressed
     from step_cli.commands.verify_nm import verify as verify
+    from step_cli.formats.semi_structured import load_compressed as load_compressed
 
 _HOME = {
     "load_compressed": "step_cli.formats.semi_structured",
