@@ -174,11 +174,18 @@ def _built(spec: str, checkpoint: Checkpoint, plan: Plan) -> LoadedModel:
 
 def _hugging_face(directory: Path, checkpoint: Checkpoint, plan: Plan) -> LoadedModel:
     built = build_hugging_face(directory)
-    places = load_hugging_face(built.model, checkpoint)
+    model, places = load_hugging_face(built, checkpoint)
+    lost = [name for name in plan if name not in places]
+    if lost:
+        raise InputError(
+            "transformers changes this tensor when it loads it; exclude it",
+            file=checkpoint.path,
+            tensor=lost[0],
+        )
     renamed = {places[name]: layer for name, layer in plan.items()}
     names = {places[name]: name for name in plan}
     return LoadedModel(
-        built.model, renamed, names, built.inputs, built.vocabulary, None, "fp32"
+        model, renamed, names, built.inputs, built.vocabulary, None, "fp32"
     )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,16 +140,13 @@ def _build(
 
 def _elsewhere(config: ExportConfig, report: ExportReport) -> str:
     """How to get sparse kernels after all."""
-    made = _onnx_file(config)
-    first = (
-        ""
-        if made == config.checkpoint
-        else (
-            f"step-cli export {config.checkpoint} {made} --to onnx "
-            f"--precision {report.precision}, then "
-        )
-    )
-    return f"for sparse kernels, on a machine with the GPU: {first}{report.trtexec}"
+    made, steps = _onnx_file(config), [str(report.trtexec)]
+    if made != config.checkpoint:
+        words = ["step-cli", "export", str(config.checkpoint), str(made)]
+        words += ["--to", "onnx", "--precision", str(report.precision)]
+        steps.insert(0, shlex.join(words))
+    commands = ", then ".join(steps)
+    return f"for sparse kernels, on a machine with the GPU: {commands}"
 
 
 def _used(report: ExportReport) -> bool:

@@ -4,6 +4,7 @@ Weights come through our own readers, so that no pickle of the directory is load
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from step_cli.formats.quiet import quiet
 from step_cli.formats.weights import Checkpoint
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,15 @@ def _inputs(config: Any) -> list[GraphInput]:
     return inputs
 
 
-def load_hugging_face(model: "nn.Module", checkpoint: Checkpoint) -> dict[str, str]:
+def load_hugging_face(
+    built: HuggingFaceModel, checkpoint: Checkpoint
+) -> tuple["nn.Module", dict[str, str]]:
     """Put the tensors of a checkpoint into a model.
 
     A checkpoint of the bare model lacks the prefix that its names have below a head.
 
     Returns:
-        The model's name of each tensor of the checkpoint.
+        The model with its weights, and its name of each tensor of the checkpoint.
 
     Raises:
         InputError: A tensor has no place, or a weight is missing.
@@ -103,15 +106,29 @@ def load_hugging_face(model: "nn.Module", checkpoint: Checkpoint) -> dict[str, s
 
     from step_cli.formats.torch_arrays import to_tensor
 
-    wanted = model.state_dict()
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    wanted = built.model.state_dict()
+    prefix = f"{getattr(built.model, 'base_model_prefix', '')}."
+    places, problem = _places(wanted, checkpoint, prefix)
+    if problem is not None:
+        return _by_transformers(built, checkpoint, problem)
+    with torch.no_grad():
+        for tensor in checkpoint.tensors:
+            if tensor.name in places:
+                wanted[places[tensor.name]].copy_(to_tensor(tensor.read()))
+    return built.model, places
+
+
+def _places(
+    wanted: "Mapping[str, Tensor]", checkpoint: Checkpoint, prefix: str
+) -> tuple[dict[str, str], str | None]:
+    """Where each tensor goes, and what does not fit."""
     places, unknown = dict[str, str](), []
     for tensor in checkpoint.tensors:
         options = (tensor.name, prefix + tensor.name, tensor.name.removeprefix(prefix))
         place = next((name for name in options if name in wanted), None)
         if place is not None and tuple(wanted[place].shape) == tensor.shape:
             places[tensor.name] = place
-        elif place is not None or tensor.dtype.startswith(("float", "bfloat")):
+        elif place is not None or "float" in tensor.dtype:
             unknown.append(tensor.name)
     # Tied weights are stored once: whatever shares memory with a given one is given.
     given = {wanted[place].data_ptr() for place in places.values()}
@@ -123,12 +140,49 @@ def load_hugging_face(model: "nn.Module", checkpoint: Checkpoint) -> dict[str, s
     for found, what in ((unknown, "the model has no"), (missing, "the file lacks")):
         if found:
             more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            raise InputError(
-                f"{what} {', '.join(found[:3])}{more}; it is not of this model",
-                file=checkpoint.path,
-            )
-    with torch.no_grad():
-        for tensor in checkpoint.tensors:
-            if tensor.name in places:
-                wanted[places[tensor.name]].copy_(to_tensor(tensor.read()))
+            names = ", ".join(found[:3])
+            return places, f"{what} {names}{more}; it is not of this model"
+    return places, None
+
+
+def _by_transformers(
+    built: HuggingFaceModel, checkpoint: Checkpoint, problem: str
+) -> tuple["nn.Module", dict[str, str]]:
+    """Let transformers load its own directory, as it renames tensors of old models.
+
+    Which tensor became which is then known by their values alone.
+    """
+    import torch
+
+    safe = all(file.suffix == ".safetensors" for file in checkpoint.files)
+    if not is_hugging_face(checkpoint.path) or not safe:
+        raise InputError(problem, file=checkpoint.path)
+    with quiet():
+        model, info = type(built.model).from_pretrained(  # type: ignore[attr-defined]
+            str(checkpoint.path),
+            config=built.model.config,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
+        raise InputError(problem, file=checkpoint.path)
+    return model, _same_values(model, checkpoint)
+
+
+def _same_values(model: "nn.Module", checkpoint: Checkpoint) -> dict[str, str]:
+    import torch
+
+    from step_cli.formats.torch_arrays import to_tensor
+
+    free = dict(model.state_dict())
+    places = {}
+    for tensor in checkpoint.tensors:
+        values = to_tensor(tensor.read()).float()
+        for name, own in free.items():
+            if tuple(own.shape) == tensor.shape and torch.equal(own.float(), values):
+                places[tensor.name] = name
+                del free[name]
+                break
     return places
