@@ -7,7 +7,7 @@ EXTRAS := train,export,hf,samples,track,tensorrt-rtx,dev
 .PHONY: demo test test-slow lint clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python sample_models/demo.py
+	$(BIN)/python sample_models/digits-resnet/demo.py
 
 test: lint
 	$(BIN)/pytest -n 2 -m "not slow and not gpu"

@@ -35,6 +35,14 @@ def draw(report: Report, out: TextIO, *, verbose: bool, forge: bool = False) -> 
     show(report, console(out), verbose=verbose)
 
 
+class PlainSpokenConsole(Console):
+    """A console that reports a closed pipe, where rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the caller decide; the verdict stands."""
+        raise BrokenPipeError
+
+
 def console(out: TextIO) -> Console:
     """A console that keeps its escape codes to terminals that want them."""
     environment = os.environ
@@ -44,7 +52,7 @@ def console(out: TextIO) -> Console:
         or "CI" in environment
         or environment.get("TERM") == "dumb"
     )
-    return Console(
+    return PlainSpokenConsole(
         file=out,
         force_terminal=not plain,
         no_color=plain,

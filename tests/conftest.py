@@ -1,0 +1,63 @@
+"""What many tests use: the command line, in this process or in its own."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from step_cli import cli
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command answered."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        document = json.loads(self.out)
+        assert isinstance(document, dict)
+        return document
+
+    @property
+    def error(self) -> str:
+        """The one line of an error."""
+        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, self.err
+        assert "Traceback" not in self.err
+        return lines[0]
+
+
+@pytest.fixture
+def step_cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run a command in this process."""
+
+    def run(*arguments: object) -> Outcome:
+        out = io.StringIO()
+        capsys.readouterr()
+        code = cli.run([str(argument) for argument in arguments], out)
+        return Outcome(code, out.getvalue(), capsys.readouterr().err)
+
+    return run
+
+
+@pytest.fixture
+def step_cli_process() -> Callable[..., Outcome]:
+    """Run a command in a process of its own."""
+
+    def run(*arguments: object, **options: Any) -> Outcome:
+        words = [sys.executable, "-m", "step_cli", *(str(word) for word in arguments)]
+        done = subprocess.run(
+            words, capture_output=True, text=True, timeout=120, check=False, **options
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run
