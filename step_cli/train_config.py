@@ -250,6 +250,11 @@ def _table(name: str, values: Mapping[str, Any]) -> list[str]:
             for item in value:
                 tables += [f"[[{name}.{key}]]", *_table(f"{name}.{key}", item)[1:]]
         else:
-            # JSON strings, numbers, booleans and lists of them are TOML as they stand.
-            lines.append(f"{key} = {json.dumps(value)}")
+            lines.append(f"{key} = {_toml(value)}")
     return [*lines, "", *tables]
+
+
+def _toml(value: Any) -> str:
+    # JSON's strings, numbers, booleans and lists of them are TOML as they stand, but
+    # for its escapes of large characters, and DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,92 @@
+"""Which parameters of a model become N:M, and along which axis."""
+
+import pytest
+import torch
+from torch import nn
+
+from step_cli.core.layers import choose_layers, density, param_groups, plan_for
+from step_cli.core.pattern import NMPattern
+from step_cli.core.plan import LayerPlan
+from step_cli.core.selection import Selection
+
+TWO_FOUR = NMPattern(2, 4)
+
+
+class Zoo(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(10, 8)
+        self.linear = nn.Linear(8, 12)
+        self.conv1d = nn.Conv1d(8, 4, 3)
+        self.conv2d = nn.Conv2d(8, 4, 3)
+        self.conv3d = nn.Conv3d(8, 4, 3)
+        self.grouped = nn.Conv2d(8, 8, 3, groups=2)
+        self.depthwise = nn.Conv2d(8, 8, 3, groups=8)
+        self.up = nn.ConvTranspose2d(8, 4, 3)
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.bn = nn.BatchNorm2d(8)
+        self.odd = nn.Linear(6, 4)
+        self.recurrent = nn.LSTM(8, 4)
+        self.lookup = nn.Embedding(16, 8)
+
+
+def test_the_zoo_is_sorted_as_the_contract_says() -> None:
+    chosen = choose_layers(Zoo(), Selection())
+    layers = {tensor.name: layer for tensor, layer in chosen.layers}
+    assert layers == dict.fromkeys(
+        [
+            "linear.weight", "conv1d.weight", "conv2d.weight", "conv3d.weight",
+            "grouped.weight", "attention.in_proj_weight", "attention.out_proj.weight",
+            "recurrent.weight_ih_l0", "recurrent.weight_hh_l0",
+        ],
+        LayerPlan(TWO_FOUR, 1),
+    )  # fmt: skip
+    skipped = {tensor.name: reason for tensor, reason in chosen.skipped}
+    assert skipped["odd.weight"] == skipped["depthwise.weight"] == "size"
+    assert skipped["up.weight"] == "consumer"
+    assert skipped["linear.bias"] in {"name", "rank"}
+    assert {tensor.name for tensor, _ in chosen.layers} | set(skipped) == {
+        name for name, _ in Zoo().named_parameters()
+    }
+
+
+@pytest.mark.parametrize("name", ["tokens.weight", "lookup.weight", "bn.weight"])
+def test_embeddings_and_norms_are_known_by_their_class(name: str) -> None:
+    assert name not in plan_for(Zoo(), Selection())
+
+
+def test_conv1d_of_transformers_stores_its_inputs_first() -> None:
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    model = nn.Sequential(conv1d(12, 8))
+    assert plan_for(model, Selection()) == {"0.weight": LayerPlan(TWO_FOUR, 0)}
+
+
+def test_tied_weights_are_one_parameter() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].weight = model[0].weight
+    assert list(plan_for(model, Selection())) == ["0.weight"]
+
+
+def test_patterns_of_single_layers_come_first() -> None:
+    selection = Selection(patterns=[("conv*", NMPattern(1, 8))], exclude=["linear.*"])
+    plan = plan_for(Zoo(), selection)
+    assert plan["conv2d.weight"].pattern == NMPattern(1, 8)
+    assert plan["attention.out_proj.weight"].pattern == TWO_FOUR
+    assert "linear.weight" not in plan
+
+
+def test_every_trainable_parameter_is_in_one_group() -> None:
+    model = Zoo()
+    model.odd.weight.requires_grad_(False)
+    groups = param_groups(model, plan_for(model, Selection()))
+    names = [name for group in groups for name, _ in group["params"]]  # type: ignore[attr-defined]
+    assert sorted(names) == sorted(
+        name for name, p in model.named_parameters() if p.requires_grad
+    )
+    assert [group.get("pattern") for group in groups].count("2:4") == 1
+
+
+def test_density_counts_planned_weights_only() -> None:
+    weights = {"a": torch.tensor([[1.0, 0, 0, 2]]), "b": torch.ones(3)}
+    assert density(weights, {"a": LayerPlan(TWO_FOUR, 1)}) == 0.5
+    assert density(weights, {}) == 1.0

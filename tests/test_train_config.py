@@ -1,0 +1,126 @@
+"""The configuration: one source of truth, and an answer to every mistake."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from step_cli.config import to_step
+from step_cli.errors import InputError, UsageError
+from step_cli.samples import sample_directory
+from step_cli.train_config import load_config, to_toml
+
+CONFIG = sample_directory("digits-resnet") / "config.toml"
+
+
+def test_overrides_win_over_the_file_and_the_file_over_defaults() -> None:
+    config = load_config(CONFIG, ["train.lr=0.5", "sparsity.recipe=sr-ste"])
+    assert config.train.lr == 0.5
+    assert config.sparsity.recipe == "sr-ste"
+    assert config.train.betas == (0.9, 0.98)
+    assert config.train.grad_accumulation == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("switch.t_mn=3", "unknown key switch.t_mn; did you mean t_min"),
+        ("swich.t_min=3", "unknown key swich; did you mean switch"),
+        ('sparsity.layer=[{match="a", patern="1:4"}]', "did you mean pattern"),
+        ("train.betas=[0.9, 1.0]", "train.betas: expected less than 1"),
+        ("train.lr=0", "train.lr: expected greater than 0"),
+        ("train.lr=inf", "train.lr: expected"),
+        ("train.steps=0", "train.steps: expected"),
+        ("train.steps=many", "train.steps: expected"),
+        ("train.warmup_steps=1000", "warmup_steps 1000 exceeds steps 600"),
+        ("train.optimizer=adm", "'adamw', 'adam' or 'sgd'"),
+        ("sparsity.pattern=5:4", "expected N:M such as 2:4"),
+        ("switch.t_min=0.9", "t_min 540 lies after switch.t_max 300"),
+        ("switch.t_min=1.5", "a fraction from 0.0 to 1.0, got 1.5"),
+        ("switch.criterion=fixed", "needs step"),
+        ("train", "expected section.key=value"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key(override: str, words: str) -> None:
+    with pytest.raises(UsageError) as error:
+        load_config(CONFIG, [override])
+    assert words in error.value.message
+
+
+def test_a_file_that_is_no_toml_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("[train]\nsteps = \n")
+    with pytest.raises(UsageError, match="line 2"):
+        load_config(path)
+
+
+def test_a_key_given_twice_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("[train]\nsteps = 1\nsteps = 2\n")
+    with pytest.raises(UsageError, match="line 3"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_an_unreadable_file_is_an_input_error(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "c.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError):
+        load_config(path)
+
+
+def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None:
+    overrides = [
+        'sparsity.layer=[{match="a.*", pattern="1:8"}, {match="b", pattern="1:2"}]',
+        "sparsity.options.inner=sr-ste",
+        "sparsity.options.decay=1e-4",
+        'sparsity.include=["a*", "quote\\"d"]',
+        "switch.step=0.25",
+    ]  # fmt: skip
+    config = load_config(CONFIG, overrides)
+    path = tmp_path / "resolved.toml"
+    path.write_text(to_toml(config))
+    assert load_config(path) == config
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+    st.floats(1e-300, 1e300),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_any_text_and_number_survive_the_resolved_file(text: str, lr: float) -> None:
+    config = load_config(CONFIG)
+    train = config.train.model_copy(update={"lr": lr})
+    sparsity = config.sparsity.model_copy(update={"include": (text,)})
+    changed = config.model_copy(update={"train": train, "sparsity": sparsity})
+    document = tomllib.loads(to_toml(changed))
+    assert document["train"]["lr"] == lr
+    assert document["sparsity"]["include"] == [text]
+
+
+def test_paths_of_the_file_are_relative_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "sub" / "c.toml"
+    path.parent.mkdir()
+    path.write_text(
+        '[model]\nsource = "net.py:build"\n[data]\nsource = "digits"\n'
+        "[train]\nsteps = 1\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    config = load_config(path, ["model.weights=w.safetensors"])
+    assert config.model.source == f"{path.parent / 'net.py'}:build"
+    assert config.model.weights == str(tmp_path / "w.safetensors")
+    assert load_config(CONFIG).model.source == "sample:digits-resnet"
+
+
+@pytest.mark.parametrize(
+    ("value", "step"), [(0, 0), (7, 7), (0.25, 150), (0.5, 300), (1.0, 600), (1, 1)]
+)
+def test_a_float_is_a_fraction_and_an_integer_a_step(value: float, step: int) -> None:
+    assert to_step(value, 600) == step
