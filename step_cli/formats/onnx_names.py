@@ -64,6 +64,7 @@ def name_weights(
     sources = {
         use.value: name for use in uses if (name := _source(use, state)) is not None
     }
+    _make_room(model, set(sources.values()), set(sources), state)
     names = _Names(set(model.graph.initializers) | _node_names(model))
     found: list[OnnxWeight] = []
     nodes: set[str] = set()
@@ -95,6 +96,27 @@ def strip_metadata(model: "onnx_ir.Model") -> None:
                 value.metadata_props.clear()
     for value in (*graph.inputs, *graph.initializers.values()):
         value.metadata_props.clear()
+
+
+def _make_room(
+    model: "onnx_ir.Model",
+    wanted: set[str],
+    weights: "set[onnx_ir.Value]",
+    state: Mapping[str, "Tensor"],
+) -> None:
+    """Free the names of weights from copies that are no weights.
+
+    The exporter stores a tied embedding twice, and may call the table by the name of
+    the output head.
+    """
+    stored = model.graph.initializers
+    for name in wanted & set(stored):
+        if stored[name] in weights:
+            continue
+        place = state[name].data_ptr()
+        tied = [other for other in state if state[other].data_ptr() == place]
+        free = [other for other in tied if other not in stored and other not in wanted]
+        stored[name].name = free[0] if free else f"{name}.table"
 
 
 class _Names:
