@@ -1,0 +1,436 @@
+"""`export --to onnx` and `--to tensorrt`, from runs, user code and Hugging Face."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+from step_cli.commands import export, export_onnx, export_tensorrt  # noqa: E402
+from step_cli.commands.export_model import cast  # noqa: E402
+from step_cli.config import ExportConfig  # noqa: E402
+from step_cli.core.mask import nm_mask  # noqa: E402
+from step_cli.core.pattern import NMPattern  # noqa: E402
+from step_cli.core.plan import LayerPlan, Plan  # noqa: E402
+from step_cli.errors import (  # noqa: E402
+    InputError,
+    MissingError,
+    NonFiniteError,
+    StepError,
+    UsageError,
+)
+from step_cli.formats import trt_api  # noqa: E402
+from step_cli.formats.plan import KEY, plan_json  # noqa: E402
+from step_cli.formats.safetensors_writer import save_safetensors  # noqa: E402
+from step_cli.formats.torch_arrays import to_array  # noqa: E402
+from step_cli.formats.trt_api import TrtRuntime  # noqa: E402
+from step_cli.formats.trt_engine import EngineBuild  # noqa: E402
+from step_cli.formats.weights import open_checkpoint  # noqa: E402
+from step_cli.reports import ExportReport  # noqa: E402
+
+NET = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = torch.nn.Linear(16, 32)
+        self.head = torch.nn.Linear(32, 8)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.up(x)))
+
+def build():
+    torch.manual_seed(0)
+    return Net()
+"""
+PLAN: Plan = {
+    "up.weight": LayerPlan(NMPattern(2, 4), 1),
+    "head.weight": LayerPlan(NMPattern(2, 4), 1),
+}
+INPUT = ["x:float32:2x4x16"]
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``net.py`` and the sparse weights of its model."""
+    folder = tmp_path_factory.mktemp("net")
+    (folder / "net.py").write_text(NET)
+    scope: dict[str, Any] = {}
+    exec(NET, scope)
+    model = scope["build"]()
+    with torch.no_grad():
+        for name in PLAN:
+            weight = model.get_parameter(name)
+            weight.mul_(nm_mask(weight.abs(), "2:4", 1))
+    state = {name: to_array(value) for name, value in model.state_dict().items()}
+    save_safetensors(folder / "m.safetensors", state, {KEY: plan_json(PLAN)})
+    return folder
+
+
+def run(net: Path, out: Path, to: str = "onnx", **options: Any) -> ExportReport:
+    given = {
+        "checkpoint": net / "m.safetensors",
+        "model": f"{net / 'net.py'}:build",
+        "input": INPUT,
+    } | options
+    return export.run(
+        ExportConfig(out=out, to=to, **{k: v for k, v in given.items() if v})
+    )
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def exported(net: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("onnx") / "m.onnx"
+    assert run(net, out).ok
+    return out
+
+
+def test_the_onnx_file_is_checked_and_holds_its_pattern(exported: Path) -> None:
+    opened = open_checkpoint(exported)
+    assert opened.plan == {
+        "up.weight": LayerPlan(NMPattern(2, 4), 0),
+        "head.weight": LayerPlan(NMPattern(2, 4), 0),
+    }
+    assert str(exported.parent).encode() not in exported.read_bytes()
+    command = [sys.executable, "-m", "step_cli", "verify-nm", str(exported)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_one_changed_weight_in_the_onnx_file_is_found(
+    exported: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(str(exported))
+    tensor = next(t for t in model.graph.initializer if t.name == "up.weight")
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[:4, 0] = 1
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, str(tmp_path / "bad.onnx"))
+    if not trt_api.importable():
+        pytest.skip("no TensorRT to export to")
+    report = export.run(
+        ExportConfig(
+            checkpoint=tmp_path / "bad.onnx", out=tmp_path / "m.plan", to="tensorrt"
+        )
+    )
+    verdicts = {layer.name: layer.pattern_ok for layer in report.layers}
+    assert (report.exit_code, verdicts["up.weight"], verdicts["head.weight"]) == (
+        1,
+        False,
+        True,
+    )
+    assert left_in(tmp_path) == ["bad.onnx"]
+
+
+def test_a_parity_missed_publishes_nothing(net: Path, tmp_path: Path) -> None:
+    report = run(net, tmp_path / "m.onnx", tolerance=1e-30)
+    assert report.parity is not None
+    assert (report.ok, report.parity.ok, report.output) == (False, False, None)
+    assert left_in(tmp_path) == []
+
+
+def test_a_graph_that_breaks_the_pattern_publishes_nothing(
+    net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real: Callable[..., Any] = export_onnx.export_onnx
+
+    def careless(*given: Any, **options: Any) -> Any:
+        done, path = real(*given, **options), given[4]
+        model = onnx.load(str(path))
+        for tensor in model.graph.initializer:
+            if tensor.name == "head.weight":
+                values = onnx.numpy_helper.to_array(tensor)
+                dense = np.where(values == 0, np.float32(1e-9), values)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(dense, tensor.name))
+        onnx.save(model, str(path))
+        return done
+
+    monkeypatch.setattr(export_onnx, "export_onnx", careless)
+    report = run(net, tmp_path / "m.onnx")
+    head, up = report.layers
+    assert (report.ok, head.pattern_ok, up.pattern_ok) == (False, False, True)
+    assert "along axis 0 of head.weight break 2:4 in the graph" in str(head.advice)
+    assert left_in(tmp_path) == []
+
+
+def test_bf16_is_compared_as_fp32_with_the_same_rounded_weights(
+    net: Path, tmp_path: Path
+) -> None:
+    report = run(net, tmp_path / "m.onnx", precision="bf16")
+    assert report.parity is not None
+    assert (report.ok, report.parity_precision) == (True, "fp32")
+    assert report.parity.tolerance == 5e-2
+    assert left_in(tmp_path) == ["m.onnx"]
+    tensors = {
+        tensor.name: tensor for tensor in open_checkpoint(tmp_path / "m.onnx").tensors
+    }
+    assert tensors["up.weight"].dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"model": None}, UsageError, "pass --model"),
+        ({"input": None}, UsageError, "--input: say what the model takes"),
+        ({"input": ["z:float32:2x16"]}, UsageError, "takes no z"),
+        ({"checkpoint": Path("nowhere")}, InputError, "no such file"),
+    ],
+)
+def test_what_is_not_said_is_asked_for(
+    net: Path,
+    tmp_path: Path,
+    options: dict[str, Any],
+    kind: type[StepError],
+    message: str,
+) -> None:
+    with pytest.raises(kind, match=message):
+        run(net, tmp_path / "m.onnx", **options)
+    assert left_in(tmp_path) == []
+
+
+def test_weights_of_another_model_are_refused(net: Path, tmp_path: Path) -> None:
+    other = tmp_path / "net.py"
+    other.write_text(NET.replace("self.head", "self.tail"))
+    with pytest.raises(InputError, match=r"the checkpoint lacks|does not know"):
+        run(net, tmp_path / "m.onnx", model=f"{other}:build")
+
+
+def test_code_named_by_a_run_is_never_run(net: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    (run_dir / "model").mkdir(parents=True)
+    shutil.copy(net / "m.safetensors", run_dir / "model" / "model.safetensors")
+    marker = tmp_path / "it_ran"
+    (tmp_path / "evil.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    source = f"{tmp_path / 'evil.py'}:build"
+    (run_dir / "config.toml").write_text(f"[model]\nsource = {source!r}\n")
+    with pytest.raises(UsageError, match=r"pass --model net\.py:build"):
+        run(net, tmp_path / "m.onnx", checkpoint=run_dir, model=None)
+    assert not marker.exists()
+
+
+def test_a_cast_that_overflows_names_tensor_and_value() -> None:
+    model = torch.nn.Linear(4, 4)
+    with torch.no_grad():
+        model.weight[0, 0] = 1e5
+    with pytest.raises(NonFiniteError, match="100000 overflows fp16") as caught:
+        cast(model, "fp16", Path("m.safetensors"))
+    assert caught.value.tensor == "weight"
+    cast(model, "bf16", Path("m.safetensors"))
+    assert model.weight.dtype == torch.bfloat16
+
+
+def test_stdout_is_one_document_and_stderr_is_quiet(tmp_path: Path) -> None:
+    sample = tmp_path / "run"
+    make_sample_run(sample)
+    command = [sys.executable, "-m", "step_cli", "export", str(sample)]
+    command += [str(tmp_path / "m.onnx"), "--to", "onnx", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    assert document["parity"]["ok"]
+    assert all(layer["pattern_ok"] for layer in document["layers"])
+
+
+def make_sample_run(run_dir: Path) -> None:
+    from step_cli.models import build_model
+
+    torch.manual_seed(0)
+    model = build_model("sample:digits-resnet").model
+    plan = {}
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1 and weight.shape[1] % 4 == 0:
+                weight.mul_(nm_mask(weight.abs(), "2:4", 1))
+                plan[name] = LayerPlan(NMPattern(2, 4), 1)
+    (run_dir / "model").mkdir(parents=True)
+    state = {name: to_array(value) for name, value in model.state_dict().items()}
+    path = run_dir / "model" / "model.safetensors"
+    save_safetensors(path, state, {KEY: plan_json(plan)})
+    (run_dir / "config.toml").write_text('[model]\nsource = "sample:digits-resnet"\n')
+
+
+@pytest.mark.parametrize("family", ["gpt2", "vit"])
+def test_hugging_face_models_say_their_own_inputs(tmp_path: Path, family: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 32}
+    if family == "gpt2":
+        config = transformers.GPT2Config(
+            n_embd=32, n_layer=1, n_head=2, vocab_size=64, n_positions=32
+        )
+        model = transformers.GPT2LMHeadModel(config)
+    else:
+        config = transformers.ViTConfig(
+            **sizes, intermediate_size=64, image_size=16, patch_size=4
+        )
+        model = transformers.ViTForImageClassification(config)
+    with torch.no_grad():
+        for module in model.modules():
+            axis = {"Linear": 1, "Conv1D": 0}.get(type(module).__name__)
+            if axis is not None:
+                module.weight.mul_(nm_mask(module.weight.abs(), "2:4", axis))
+    model.save_pretrained(tmp_path / family)
+    report = export.run(
+        ExportConfig(
+            checkpoint=tmp_path / family,
+            out=tmp_path / "m.onnx",
+            to="onnx",
+            exclude=["*patch_embeddings*", "lm_head.*"],
+        )
+    )
+    assert report.ok
+    assert len(report.layers) >= 4
+    assert all(layer.pattern_ok for layer in report.layers)
+
+
+# --- TensorRT ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def rtx() -> None:
+    pytest.importorskip("tensorrt_rtx")
+
+
+@pytest.mark.tensorrt
+@pytest.mark.usefixtures("rtx")
+def test_an_engine_comes_with_its_report_and_log(net: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.plan"
+    report = run(
+        net, out, "tensorrt", compute_capability=["8.6"], backend="tensorrt-rtx"
+    )
+    assert report.ok
+    assert left_in(tmp_path) == ["m.plan", "m.plan.build.log", "m.plan.report.json"]
+    assert report.backend is not None
+    assert report.backend.sparse_weights == "ignored"
+    assert report.backend.compute_capabilities == ["8.6"]
+    assert report.precision == "fp16"
+    assert [
+        (layer.pattern_ok, layer.eligible, layer.chosen) for layer in report.layers
+    ] == [(True, None, None)] * 2
+    assert "sparse tends to win from 256" in str(report.layers[0].advice)
+    assert any("runs dense" in note for note in report.notes)
+    assert "--sparsity=enable" in str(report.trtexec)
+    assert json.loads((tmp_path / "m.plan.report.json").read_text()) == json.loads(
+        report.document()
+    )
+    assert "up" in (tmp_path / "m.plan.build.log").read_text()
+
+
+@pytest.mark.tensorrt
+@pytest.mark.usefixtures("rtx")
+def test_an_engine_from_an_onnx_file_needs_no_model(
+    exported: Path, tmp_path: Path
+) -> None:
+    config = ExportConfig(checkpoint=exported, out=tmp_path / "m.plan", to="tensorrt")
+    report = export.run(config)
+    assert report.ok
+    assert report.parity is None
+    assert f"--onnx={exported}" in str(report.trtexec)
+    for name, value in (("precision", "fp16"), ("model", "sample:digits-resnet")):
+        with pytest.raises(UsageError, match=f"--{name} has no meaning"):
+            export.run(config.model_copy(update={name: value, "force": True}))
+
+
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.tensorrt
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"require_sparse": True}, MissingError, "--require-sparse: .* ignores sparse"),
+        ({"compute_capability": ["9.0"]}, MissingError, r"does not build for 9\.0"),
+        (
+            {"compute_capability": ["9.0"], "backend": "tensorrt-rtx"},
+            UsageError,
+            r"does not build for 9\.0",
+        ),
+        ({"input": ["x:float32:batch,4,16"]}, UsageError, "has a dynamic size"),
+        (
+            {"input": ["x:float32:batch,4,16"], "opt": ["y:1x4x16"]},
+            UsageError,
+            "no input y",
+        ),
+    ],
+)
+def test_engines_that_cannot_be_built_are_refused_early(
+    net: Path,
+    tmp_path: Path,
+    options: dict[str, Any],
+    kind: type[StepError],
+    message: str,
+) -> None:
+    with pytest.raises(kind, match=message):
+        run(net, tmp_path / "m.plan", "tensorrt", **options)
+    assert left_in(tmp_path) == []
+
+
+def test_without_a_backend_it_says_what_to_install_and_to_run(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, _ in trt_api.MODULES:
+        monkeypatch.setitem(sys.modules, name, None)
+    config = ExportConfig(checkpoint=exported, out=tmp_path / "m.plan", to="tensorrt")
+    with pytest.raises(MissingError) as caught:
+        export.run(config)
+    assert "pip install 'step-cli[tensorrt-rtx]'" in caught.value.message
+    assert f"trtexec --onnx={exported} --saveEngine=" in caught.value.message
+    assert left_in(tmp_path) == []
+
+
+# CONSTRUCTED from documented formats: no GPU made these lines.
+SPARSE_LOG = """\
+VERBOSE: (Sparsity) Found 2 layer(s) eligible to use sparse tactics: up, head
+VERBOSE: (Sparsity) Chose {count} layer(s) using sparse tactics{names}
+"""
+
+
+@pytest.mark.parametrize("chosen", [1, 0])
+def test_the_ladder_and_require_sparse_follow_the_log(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: int
+) -> None:
+    """A fake build shows how evidence is judged; it is no evidence of sparsity."""
+    names = ": up" if chosen else ""
+    log = SPARSE_LOG.format(count=chosen, names=names)
+
+    def pretend(runtime: Any, source: Path, plan: Path, options: Any) -> EngineBuild:
+        assert options.sparse
+        plan.write_bytes(b"plan")
+        return EngineBuild(log, (), "0" * 64, 4, None, ())
+
+    runtime = TrtRuntime(type(sys)("tensorrt"), "tensorrt")
+    monkeypatch.setattr(export_tensorrt, "build_engine", pretend)
+    monkeypatch.setattr(export_tensorrt, "find_runtime", lambda wanted: runtime)
+    fp16 = tmp_path / "fp16.onnx"
+    model = onnx.load(str(exported))
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, str(fp16))
+    config = ExportConfig(
+        checkpoint=fp16, out=tmp_path / "m.plan", to="tensorrt", require_sparse=True
+    )
+    report = export.run(config)
+    layers = {layer.name: layer for layer in report.layers}
+    assert report.backend is not None
+    assert (layers["up.weight"].eligible, layers["up.weight"].chosen) == (
+        True,
+        bool(chosen),
+    )
+    assert layers["head.weight"].chosen is False
+    assert report.backend.sparse_weights == ("used" if chosen else "permitted")
+    assert report.exit_code == (0 if chosen else 1)
+    assert (tmp_path / "m.plan").exists() == bool(chosen)
