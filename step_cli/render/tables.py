@@ -81,7 +81,8 @@ def name(text: str) -> Text:
 
 def verdict(console: Console, ok: bool, text: str) -> None:
     """One line that says whether the checks passed."""
-    console.print(Text("ok  " if ok else "FAILED  ", "green" if ok else "red") + text)
+    word = Text("ok  " if ok else "FAILED  ", "green" if ok else "red")
+    console.print(word + text, soft_wrap=True)
 
 
 @singledispatch
