@@ -20,7 +20,8 @@ def append(report: VerifyReport) -> None:
     try:
         with open(path, "ab") as file:
             room = LARGEST - 1 - file.tell()
-            file.write(_within(markdown.text(report, verbose=False).encode(), room))
+            text = markdown.text(report, verbose=False) + "\n"
+            file.write(_within(text.encode(), room))
     except OSError as error:
         log.warning("cannot write the summary to %s: %s", path, error.strerror)
 
