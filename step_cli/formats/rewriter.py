@@ -95,6 +95,9 @@ class Rewriter:
     def _targets(self) -> list[Path]:
         if self.source.format == "torch":
             return [self.target, plan_path(self.target)]
+        if self.source.format == "onnx":
+            folder = Path(os.path.realpath(self.target)).parent
+            return [self.target, *(folder / name for name in self._data_names.values())]
         return [self.target]
 
     def write(self, changes: Sequence[Change], plan: Plan, check: Check) -> None:
@@ -159,8 +162,7 @@ class Rewriter:
 
     def _write_onnx(self, changes: Sequence[Change], plan: Plan, check: Check) -> None:
         file = self._file(changes)
-        old = self._old_locations()
-        names = self._new_names(external_locations(file), old)
+        old, names = self._old_locations(), self._data_names
         made: list[Path] = []
         with self._staged(self.target) as path:
             try:
@@ -199,16 +201,14 @@ class Rewriter:
             return external_locations(map_file(self.target))
         return []
 
-    def _new_names(
-        self, locations: Sequence[str], old: Sequence[str]
-    ) -> dict[str, str]:
+    @property
+    def _data_names(self) -> dict[str, str]:
         """A data file name for each location; never one that the old model uses.
 
         So the old model stays whole until the new one takes its name.
         """
-        names: dict[str, str] = {}
-        number = 0
-        for location in locations:
+        old, names, number = self._old_locations(), dict[str, str](), 0
+        for location in external_locations(map_file(self.source.path)):
             while True:
                 tail = f".{number}.data" if number else ".data"
                 number += 1
