@@ -14,6 +14,7 @@ from step_cli.core.autoswitch import (
 )
 from step_cli.core.replay import Replay
 from step_cli.errors import InputError, UsageError
+from step_cli.formats.target import checked_target
 from step_cli.formats.variance_log import read_header, read_samples
 from step_cli.reports import AutoswitchProfileReport, CriterionReport
 from step_cli.train_config import SwitchSection, load_config
@@ -45,6 +46,8 @@ def run(config: AutoswitchProfileConfig) -> AutoswitchProfileReport:
     if config.plot is not None and config.plot.suffix not in PLOT_SUFFIXES:
         raise UsageError(f"--plot: use one of {', '.join(PLOT_SUFFIXES)}")
     log = _find_log(config.source)
+    if config.plot is not None:
+        checked_target(config.plot, force=True, inputs=[log])
     settings, steps = _settings(config, log)
     replays = {name: Replay(_rule(name, settings)) for name in names}
     for sample in read_samples(log):
