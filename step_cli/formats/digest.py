@@ -1,7 +1,9 @@
 """Digests recorded beside a plan: safetensors and torch files cannot tell damage."""
 
 import hashlib
+import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ from step_cli.formats.mapped_file import map_file
 
 def digests(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """The field ``files`` of a plan: size in bytes and sha256 of each file, by name."""
+    found = sorted(paths)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        sums = list(pool.map(sha256, found))
     return {
-        path.name: {"size": path.stat().st_size, "sha256": sha256(path)}
-        for path in sorted(paths)
+        path.name: {"size": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(found, sums, strict=True)
     }
 
 

@@ -1,5 +1,8 @@
 """A directory as a checkpoint: a run of `train`, or a Hugging Face directory."""
 
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,13 +54,13 @@ def _open_hugging_face(path: Path) -> Checkpoint:
     files = find_weights(path)
     notes, tensors, embedded = list(files.notes), dict[str, NamedTensor](), Plan()
     document = _plan_document(path)
+    _check_digests(files.shards, document, path / plans.FILE)
     for shard, promised in files.shards.items():
         opened = open_file(shard)
         if opened.format == "compressed":
             raise InputError(
                 "a compressed file inside a directory; name the file itself", file=shard
             )
-        check_digest(shard, document, path / plans.FILE)
         check_against_index(shard, promised, (t.name for t in opened.tensors))
         for tensor in opened.tensors:
             if tensor.name in tensors:
@@ -74,6 +77,14 @@ def _open_hugging_face(path: Path) -> Checkpoint:
         tuple(notes),
         tuple(files.shards),
     )
+
+
+def _check_digests(
+    shards: Iterable[Path], document: dict[str, Any], plan: Path
+) -> None:
+    if "files" in document:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            list(pool.map(lambda shard: check_digest(shard, document, plan), shards))
 
 
 def _plan_document(path: Path) -> dict[str, Any]:

@@ -84,15 +84,12 @@ def copy_patched(source: MappedFile, target: Path, splices: Sequence[Splice]) ->
         OutputError: What reads back is not what was written.
         OSError: The system refuses a write.
     """
-    with open(target, "wb") as file:
-        out = _Counted(file.write)
-        at = 0
-        for splice in sorted(splices, key=lambda splice: (splice.begin, splice.end)):
-            _copy(source, at, splice.begin, out.write)
-            for chunk in splice.chunks():
-                out.write(chunk)
-            at = splice.end
-        _copy(source, at, source.size, out.write)
+    try:
+        with open(target, "wb") as file:
+            out = _Counted(file.write)
+            _copy_around(source, splices, out.write)
+    except OSError as error:  # a failed write does not say of which file
+        raise OSError(error.errno, error.strerror, str(target)) from error
     source.check_unchanged()
     out.check(target)
 
@@ -109,6 +106,18 @@ def pieces(source: MappedFile, begin: int, end: int) -> Iterable[memoryview]:
     """The bytes ``begin`` to ``end`` of a file, a chunk at a time."""
     for start in range(begin, end, CHUNK):
         yield source.data[start : min(start + CHUNK, end)].data
+
+
+def _copy_around(
+    source: MappedFile, splices: Sequence[Splice], write: Callable[[Bytes], None]
+) -> None:
+    at = 0
+    for splice in sorted(splices, key=lambda splice: (splice.begin, splice.end)):
+        _copy(source, at, splice.begin, write)
+        for chunk in splice.chunks():
+            write(chunk)
+        at = splice.end
+    _copy(source, at, source.size, write)
 
 
 def _copy(

@@ -47,7 +47,7 @@ def save_safetensors(
     Args:
         path: The file to create or overwrite; `staged` makes that safe.
         tensors: Arrays, or tensors that come in pieces; written widest type first,
-            then by name, as the safetensors library does.
+            so that each is aligned, then by name.
         metadata: Text for the header.
 
     Raises:

@@ -45,12 +45,12 @@ def staged(
             the system refuses a write, in this block too.
     """
     final = checked_target(target, force=force, inputs=inputs, directory=directory)
+    path = final.with_name(f".{final.name}.tmp-{os.getpid()}")
     try:
         with locked(final, shown=target):
             _repair(final)
             checked_target(target, force=force, inputs=inputs, directory=directory)
             _ask_for_space(final, size_bytes)
-            path = final.with_name(f".{final.name}.tmp-{os.getpid()}")
             try:
                 if directory:
                     path.mkdir()
@@ -59,7 +59,7 @@ def staged(
             finally:
                 _remove(path)
     except OSError as error:
-        where = error.filename if isinstance(error.filename, str) else target
+        where = str(error.filename or target).replace(str(path), str(target))
         raise OutputError(reason_of(error), file=where) from error
 
 
