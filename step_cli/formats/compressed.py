@@ -19,7 +19,6 @@ from step_cli.formats.compressed_codec import (
     Array,
     Layout,
     kept_values,
-    negative_zeros,
     packed_positions,
 )
 from step_cli.formats.plan import KEY as PLAN_KEY
@@ -112,10 +111,8 @@ def _parts(
 
 
 def _values(tensor: NamedTensor, layout: Layout, written: Written) -> Iterator[Array]:
-    array = tensor.read()
-    written.negative_zeros += negative_zeros(array)
-    for chunk in kept_values(array, layout):
-        written.negative_zeros -= negative_zeros(chunk)  # these were kept
+    for chunk, dropped in kept_values(tensor.read(), layout):
+        written.negative_zeros += dropped
         yield chunk
 
 

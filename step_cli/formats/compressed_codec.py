@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan
 
 Array = npt.NDArray[Any]
 
+TWO_FOUR = NMPattern(2, 4)
+TOO_MANY = "a group has more than N non-zeros; check the pattern first"
 CHUNK = 1 << 18  # elements worked on at a time, so that the work stays in the cache
 
 
@@ -70,16 +73,22 @@ class Layout:
         return 8 * max(1, CHUNK // (8 * self.plan.pattern.m * max(1, self.behind)))
 
 
-def kept_values(array: Array, layout: Layout) -> Iterator[Array]:
-    """The values of all slots in order, chunk by chunk, in the dtype of ``array``."""
+def kept_values(array: Array, layout: Layout) -> Iterator[tuple[Array, int]]:
+    """The values of all slots in order, and how many -0.0 were dropped, by chunks."""
     for groups in _group_chunks(array, layout):
-        yield groups.reshape(-1).take(_slots(groups, layout))
+        values = groups.reshape(-1).take(_slots(groups, layout))
+        # All non-zeros are kept, so what else has bits and is gone was a -0.0.
+        dropped = np.count_nonzero(_bits(groups)) - np.count_nonzero(_bits(values))
+        yield values, int(dropped)
 
 
 def packed_positions(array: Array, layout: Layout) -> Iterator[npt.NDArray[np.uint8]]:
     """The sparse metadata, chunk by chunk."""
     m = layout.plan.pattern.m
     for groups in _group_chunks(array, layout):
+        if layout.plan.pattern == TWO_FOUR and len(groups) % 2 == 0:
+            yield _two_four_bytes().take(_filled(groups, layout))
+            continue
         slots = _slots(groups, layout)
         positions = slots & (m - 1) if m & (m - 1) == 0 else slots % m
         yield pack_bits(positions, layout.bits)
@@ -108,12 +117,6 @@ def decode(values: Array, packed: npt.NDArray[np.uint8], layout: Layout) -> Arra
         flat[(base + positions).reshape(-1)] = raw[first : first + count].reshape(-1)
         rows[...] = flat.reshape(-1, behind, pattern.m).swapaxes(1, 2)
     return dense.reshape(layout.shape)
-
-
-def negative_zeros(array: Array) -> int:
-    """How many elements are -0.0."""
-    sign = _sign(array.dtype)
-    return int(np.count_nonzero(_bits(array) == sign)) if sign else 0
 
 
 def pack_bits(positions: Array, bits: int) -> npt.NDArray[np.uint8]:
@@ -158,8 +161,15 @@ def _group_chunks(array: Array, layout: Layout) -> Iterator[Array]:
     pattern, behind = layout.plan.pattern, layout.behind
     view = array.reshape(layout.groups // max(1, behind), pattern.m, behind)
     for start in range(0, len(view), layout.rows):
-        rows = view[start : start + layout.rows].swapaxes(1, 2)
-        yield np.ascontiguousarray(rows).reshape(-1, pattern.m)
+        rows = view[start : start + layout.rows]
+        if behind == 1:
+            yield rows.reshape(-1, pattern.m)
+            continue
+        # Member by member: 2.5 times as fast as a copy with swapped axes.
+        groups = np.empty((len(rows), behind, pattern.m), array.dtype)
+        for member in range(pattern.m):
+            groups[:, :, member] = rows[:, member, :]
+        yield groups.reshape(-1, pattern.m)
 
 
 def _slots(groups: Array, layout: Layout) -> npt.NDArray[np.intp]:
@@ -168,19 +178,30 @@ def _slots(groups: Array, layout: Layout) -> npt.NDArray[np.intp]:
     NumPy finds set flags four times faster than it selects by them, hence indices.
     """
     n, m = layout.plan.pattern.n, layout.plan.pattern.m
-    nonzero = _nonzero(groups)
     keep: npt.NDArray[np.bool_]
-    if 8 % m == 0 and nonzero.size % 8 == 0:
-        filled = _filled_bytes(n, m).take(np.packbits(nonzero, bitorder="little"))
+    if 8 % m == 0 and groups.size % 8 == 0:
+        filled = _filled(groups, layout)
         keep = np.unpackbits(filled, bitorder="little").view(np.bool_)
     else:
-        missing = n - np.count_nonzero(nonzero, axis=1, keepdims=True)
-        zeros_so_far = np.cumsum(~nonzero, axis=1, dtype=np.int32)
-        keep = nonzero | (zeros_so_far <= missing)
+        keep = _nonzero(groups)
+        missing = n - np.count_nonzero(keep, axis=1, keepdims=True)
+        if missing.any():
+            zeros_so_far = np.cumsum(~keep, axis=1, dtype=np.int32)
+            keep |= zeros_so_far <= missing
     slots = np.flatnonzero(keep)
     if slots.size != len(groups) * n:
-        raise ValueError("a group has more than N non-zeros; check the pattern first")
+        raise ValueError(TOO_MANY)
     return slots
+
+
+def _filled(groups: Array, layout: Layout) -> npt.NDArray[np.uint8]:
+    """The kept slots as flags, 8 / M groups in a byte."""
+    pattern = layout.plan.pattern
+    flags = np.packbits(_nonzero(groups), bitorder="little")
+    filled = _filled_bytes(pattern.n, pattern.m).take(flags)
+    if not filled.all():  # the table's mark for a group that cannot be encoded
+        raise ValueError(TOO_MANY)
+    return filled
 
 
 def _nonzero(values: Array) -> npt.NDArray[np.bool_]:
@@ -203,7 +224,10 @@ def _bits(values: Array) -> Array:
 
 @functools.cache
 def _filled_bytes(n: int, m: int) -> npt.NDArray[np.uint8]:
-    """For each byte of 8 / M groups' flags: the same, each group filled up to N."""
+    """For each byte of 8 / M groups' flags: the same, each group filled up to N.
+
+    0 where a group has more than N; no byte of full groups is 0.
+    """
     table = np.arange(256, dtype=np.uint8)
     for byte in range(256):
         for group in range(0, 8, m):
@@ -211,6 +235,18 @@ def _filled_bytes(n: int, m: int) -> npt.NDArray[np.uint8]:
                 held = (int(table[byte]) >> group) & ((1 << m) - 1)
                 if held.bit_count() < n:
                     table[byte] |= np.uint8(1 << bit)
+        if int(table[byte]).bit_count() != n * 8 // m:
+            table[byte] = 0
+    return table
+
+
+@functools.cache
+def _two_four_bytes() -> npt.NDArray[np.uint8]:
+    """For each byte of two 2:4 groups' flags: their four positions, packed."""
+    table = np.zeros(256, np.uint8)
+    for byte in range(256):
+        kept = [bit % 4 for bit in range(8) if byte >> bit & 1]
+        table[byte] = sum(at << 2 * slot for slot, at in enumerate(kept[:4]))
     return table
 
 

@@ -12,7 +12,6 @@ from step_cli.formats.compressed_codec import (
     Layout,
     decode,
     kept_values,
-    negative_zeros,
     pack_bits,
     packed_positions,
     unpack_bits,
@@ -40,7 +39,7 @@ def layout_of(shape: tuple[int, ...], pattern: str, axis: int) -> Layout:
 
 
 def parts_of(array: Array, layout: Layout) -> tuple[Array, npt.NDArray[np.uint8]]:
-    values = np.concatenate(list(kept_values(array, layout)))
+    values = np.concatenate([chunk for chunk, _ in kept_values(array, layout)])
     packed = np.concatenate(list(packed_positions(array, layout)))
     return values, packed
 
@@ -131,12 +130,18 @@ def test_many_chunks_join_without_a_seam(axis: int) -> None:
     assert np.array_equal(decode(values, packed, layout), array)
 
 
-def test_negative_zeros_are_counted_where_the_type_has_them() -> None:
-    assert negative_zeros(np.array([-0.0, 0.0, 1, -1], np.float16)) == 1
-    bits = np.array([0x80, 0x00], np.uint8)
-    assert negative_zeros(bits.view(ml_dtypes.float8_e4m3fn)) == 1
-    assert negative_zeros(bits.view(ml_dtypes.float8_e4m3fnuz)) == 0  # 0x80 is NaN
-    assert negative_zeros(bits.view(np.int8)) == 0
+def test_dropped_negative_zeros_are_counted_where_the_type_has_them() -> None:
+    layout = layout_of((1, 4), "1:4", 1)
+
+    def dropped(array: Array) -> int:
+        return sum(count for _, count in kept_values(array, layout))
+
+    assert dropped(np.array([[0.0, 3, -0.0, -0.0]], np.float16)) == 2
+    assert dropped(np.array([[-0.0, 0, -0.0, 0.0]], np.float16)) == 1  # one fills
+    bits = np.array([[0x00, 0x80, 0x00, 0x00]], np.uint8)
+    assert dropped(bits.view(ml_dtypes.float8_e4m3fn)) == 1
+    assert dropped(bits.view(ml_dtypes.float8_e4m3fnuz)) == 0  # 0x80 is NaN
+    assert dropped(bits.view(np.int8)) == 0
 
 
 def test_a_negative_zero_is_a_zero() -> None:
