@@ -21,9 +21,16 @@ from typing_extensions import override
 from step_cli.core.adam import EpsMode, adam_step, create_adam_state
 from step_cli.core.autoswitch import SwitchRule, VarianceSample
 from step_cli.core.mask import check_groups, keep_mask
+from step_cli.core.masters import (
+    in_place_of_parameters,
+    is_master,
+    master_copy,
+    shares_memory,
+)
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan
 from step_cli.core.recipe import Phase, Recipe
+from step_cli.core.refusals import refuse_impossible
 from step_cli.core.variance import VarianceWatch
 from step_cli.errors import UsageError
 
@@ -72,7 +79,9 @@ class SparseOptimizer(Optimizer):
         super().__init__(base.param_groups, base.defaults)
         self._share_with_base()
         self._clock.update(t=0, switch_step=0, switch_reason="", switch_memory=[])
-        self._refuse_impossible()
+        refuse_impossible(base, recipe, switch, eps_mode)
+        for p, plan in self.sparse_parameters():
+            check_groups(tuple(p.shape), plan.pattern, plan.axis)
         self._create_state()
         if recipe.before.sparse:
             self._enter_sparse()
@@ -145,7 +154,7 @@ class SparseOptimizer(Optimizer):
     def adopt(self) -> None:
         """Take the model's present weights for the dense ones, as after loading."""
         for p, _ in self.sparse_parameters():
-            self.state[p]["dense"] = _master_copy(p)
+            self.state[p]["dense"] = master_copy(p)
         if self.rules.sparse:
             self._publish()
 
@@ -169,7 +178,11 @@ class SparseOptimizer(Optimizer):
         self._watch.forget()
         if rules.learn_variance:
             self._watch.before_update(self, t, undecided=undecided)
-        with self._dense_in_place(rules):
+        swaps = [
+            (p, self.state[p]["dense"], self._grad(p, plan, rules))
+            for p, plan in self._with_own_master()
+        ]
+        with in_place_of_parameters(swaps):
             self._update(rules)
         if rules.learn_variance:
             self._watch.after_update(self)
@@ -201,28 +214,11 @@ class SparseOptimizer(Optimizer):
             for state, ours in hidden:
                 state.update(ours)
 
-    @contextmanager
-    def _dense_in_place(self, rules: Phase) -> Iterator[None]:
-        """Let the parameters be the dense weights, with gradients to match."""
-        swapped: list[tuple[Tensor, Tensor, Tensor | None]] = []
-        for p, plan in self._with_own_master():
-            swapped.append((p, p.data, p.grad))
-            dense = self.state[p]["dense"]
-            grad = None if p.grad is None else self._grad(p, dense, plan, rules)
-            p.grad, p.data = None, dense
-            p.grad = grad
-        try:
-            yield
-        finally:
-            for p, data, grad in swapped:
-                p.grad, p.data = None, data
-                p.grad = grad
-
-    def _grad(
-        self, p: Tensor, dense: Tensor, plan: LayerPlan | None, rules: Phase
-    ) -> Tensor:
+    def _grad(self, p: Tensor, plan: LayerPlan | None, rules: Phase) -> Tensor | None:
         """The gradient for the dense weights, with what the recipe adds to it."""
-        assert p.grad is not None
+        if p.grad is None:
+            return None
+        dense = self.state[p]["dense"]
         grad = p.grad.to(dense.dtype)
         if plan is None or not rules.sparse:
             return grad
@@ -261,8 +257,8 @@ class SparseOptimizer(Optimizer):
         """Part the dense weights from the parameters, and project them."""
         for p, plan in self.sparse_parameters():
             state = self.state[p]
-            if _shares_memory(state["dense"], p):
-                state["dense"] = _master_copy(p)
+            if shares_memory(state["dense"], p):
+                state["dense"] = master_copy(p)
             if not self.rules.refresh_mask:
                 scores = state["dense"].abs()
                 state["mask"] = keep_mask(scores, plan.pattern, plan.axis)
@@ -288,7 +284,7 @@ class SparseOptimizer(Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 dense = self.state[p].get("dense")
-                if dense is not None and not _shares_memory(dense, p):
+                if dense is not None and not shares_memory(dense, p):
                     yield p, _plan_of(group)
 
     # ---------------------------------------------------------------- the switch point
@@ -326,9 +322,9 @@ class SparseOptimizer(Optimizer):
                 state = self.state[p]
                 if isinstance(self.base, torch.optim.Adam):
                     create_adam_state(state, p, group)
-                if plan is not None or not _is_master(p):
+                if plan is not None or not is_master(p):
                     # In a dense phase fp32 weights are their own master: no copy yet.
-                    state["dense"] = p.detach() if _is_master(p) else _master_copy(p)
+                    state["dense"] = p.detach() if is_master(p) else master_copy(p)
                 if plan is not None and static:
                     state["mask"] = torch.ones_like(p, dtype=torch.bool)
 
@@ -358,7 +354,7 @@ class SparseOptimizer(Optimizer):
         for key, value in saved.items():
             if isinstance(value, Tensor) and value.dim():
                 self.state[p][key] = value.detach().to(p.device, copy=True)
-        if "dense" in saved and _is_master(p) and not self.rules.sparse:
+        if "dense" in saved and is_master(p) and not self.rules.sparse:
             self.state[p]["dense"] = p.detach()
 
     def _share_with_base(self) -> None:
@@ -368,33 +364,6 @@ class SparseOptimizer(Optimizer):
     @property
     def _clock(self) -> dict[str, Any]:
         return self.param_groups[0]
-
-    # ----------------------------------------------------------------- what is refused
-
-    def _refuse_impossible(self) -> None:
-        name, switch = type(self.recipe).__name__, self.rule
-        frozen = not self.recipe.after.learn_variance
-        adam = isinstance(self.base, torch.optim.Adam)
-        if not adam and (frozen or self._eps_mode == "inside"):
-            raise UsageError(f"{name} freezes Adam's variance: use Adam or AdamW")
-        if adam and any(group["amsgrad"] for group in self.param_groups):
-            raise UsageError("amsgrad keeps a second variance: leave it off")
-        if frozen and any(
-            group["weight_decay"] and not group["decoupled_weight_decay"]
-            for group in self.param_groups
-        ):
-            raise UsageError(
-                "Adam's weight decay enters the variance that STEP freezes: use AdamW"
-            )
-        if self.recipe.switches and switch is None:
-            raise UsageError(f"{name} needs a switch point: give a step or total_steps")
-        if frozen and switch is not None and switch.first_step < 1:
-            raise UsageError("switch at step 0: the variance has seen no gradient yet")
-        sparse = list(self.sparse_parameters())
-        if not sparse and (self.recipe.before.sparse or self.recipe.after.sparse):
-            raise UsageError("no parameter carries a pattern: no eligible layer found")
-        for p, plan in sparse:
-            check_groups(tuple(p.shape), plan.pattern, plan.axis)
 
     def _refuse_stale(self, rules: Phase) -> None:
         for p, version in self._versions.items() if rules.sparse else ():
@@ -409,16 +378,3 @@ def _plan_of(group: dict[str, Any]) -> LayerPlan | None:
     if group.get("pattern") is None:
         return None
     return LayerPlan(NMPattern.parse(str(group["pattern"])), int(group["axis"]))
-
-
-def _is_master(p: Tensor) -> bool:
-    """Whether a parameter is precise enough to be its own dense weight."""
-    return p.dtype in (torch.float32, torch.float64)
-
-
-def _master_copy(p: Tensor) -> Tensor:
-    return p.detach().clone() if _is_master(p) else p.detach().float()
-
-
-def _shares_memory(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and one.data_ptr() == other.data_ptr()
