@@ -138,8 +138,10 @@ class Presentation:
             words = words[: words.index("--")]
         short = "".join(word for word in words if re.fullmatch(r"-[vq]+", word))
         given = re.search(r"(?:^|\0)--format[=\0]([^\0]*)", "\0".join(words))
+        to_file = any(re.match(r"--output(=|$)", word) for word in words)
+        asked = given is not None and given[1] == "json" and not to_file
         return cls(
-            json="--json" in words,
+            json="--json" in words or asked,
             format=given and given[1],
             verbose="--verbose" in words or "v" in short,
             quiet="--quiet" in words or "q" in short,

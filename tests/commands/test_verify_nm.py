@@ -349,6 +349,9 @@ def test_json_may_be_asked_for_in_both_ways() -> None:
     path = write(Path("m.safetensors"), {"fc.weight": sparse()})
     assert shown(path, "--json") == shown(path, "--format", "json")
     assert shown(path, "--json") == shown(path, "--json", "--format", "json")
+    for asked in (["--json"], ["--format=json"], ["--format", "json"]):
+        code, text = shown(path, *asked, "--plan", "missing.json")
+        assert code == 4 == json.loads(text)["error"]["exit"]
 
 
 def test_the_file_has_the_format_and_the_table_still_shows(tmp_path: Path) -> None:
