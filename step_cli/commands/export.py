@@ -13,14 +13,14 @@ log = logging.getLogger(__name__)
 
 # Options that mean something for some targets only; others would be ignored silently.
 _SELECTION = {"nm", "include", "exclude", "axis", "plan"}
-_GRAPH = {"model", "input", "opset", "precision", "tolerance", "no_check"}
+_GRAPH = {"model", "input", "opset", "precision", "tolerance", "no_check", "bench"}
 _ENGINE = {"backend", "compute_capability", "min", "opt", "max", "require_sparse"}
 _ENGINE |= {"workspace", "timing_cache"}
 _COMMON = {"checkpoint", "out", "to", "force"}
 OPTIONS = {
     "compressed": _COMMON | _SELECTION,
     "dense": _COMMON,
-    "onnx": _COMMON | _SELECTION | _GRAPH | {"bench"},
+    "onnx": _COMMON | _SELECTION | _GRAPH,
     "tensorrt": _COMMON | _SELECTION | _GRAPH | _ENGINE,
 }
 SPARSE_SINCE = 8.0  # compute capability of the first sparse tensor cores

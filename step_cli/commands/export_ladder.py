@@ -4,9 +4,10 @@ from pathlib import Path
 
 from step_cli.commands.verify_layer import weights_of
 from step_cli.core.check import Job
+from step_cli.core.diagnosis import holds_pattern
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan
-from step_cli.core.tensorrt_rule import View, tensorrt_view
+from step_cli.core.tensorrt_rule import TWO_FOUR, implies_two_four, tensorrt_view
 from step_cli.formats.cuda_device import compute_capabilities
 from step_cli.formats.mapped_file import map_file
 from step_cli.formats.onnx_nodes import nodes_of_weights
@@ -18,24 +19,32 @@ from step_cli.formats.trt_log import BuildLog
 from step_cli.reports import BackendReport, ExportLayer, ExportReport
 
 
-def climb(report: ExportReport, onnx_path: Path) -> dict[str, View]:
-    """Judge each layer of the report as TensorRT would, before any build.
+def climb(report: ExportReport, onnx_path: Path) -> bool:
+    """Add to each layer what TensorRT would say of it before any build.
 
     Returns:
-        The view of each layer that is in the graph, by its name there.
+        Whether any layer holds 2:4 in the graph: reason to permit sparse weights.
     """
     tensors = {tensor.name: tensor for tensor in open_onnx(map_file(onnx_path)).tensors}
-    views = {}
+    fits = False
     for layer in report.layers:
         tensor = tensors.get(layer.onnx_name or "")
         if tensor is None or tensor.axis is None:
             continue
         plan = LayerPlan(NMPattern.parse(layer.pattern), tensor.axis)
         job = Job(weights_of(tensor), plan)
-        view = tensorrt_view(tensor, job, holds=layer.pattern_ok is True)
-        views[tensor.name] = view
-        layer.advice = layer.advice or view.advice
-    return views
+        holds = layer.pattern_ok is True
+        layer.advice = layer.advice or tensorrt_view(tensor, job, holds=holds).advice
+        fits = fits or _is_two_four(job, holds=holds)
+    return fits
+
+
+def _is_two_four(job: Job, *, holds: bool) -> bool:
+    if holds and implies_two_four(job.plan.pattern):
+        return True
+    axis = job.plan.axis
+    divisible = job.weights.array.shape[axis] % TWO_FOUR.m == 0
+    return divisible and holds_pattern(job, TWO_FOUR, axis)
 
 
 def backend_report(
@@ -49,15 +58,16 @@ def backend_report(
     targets = list(options.compute_capabilities)
     if not targets and runtime.kind == "tensorrt":
         targets = compute_capabilities()[:1]
-    used = sparse_weights(seen, honoured=runtime.honours_sparsity)
+    honoured = runtime.honours_sparsity
+    became = sparse_weights(seen, honoured=honoured)
     report.backend = BackendReport(
         name=runtime.kind,
         version=runtime.version,
         compute_capabilities=targets,
-        # Without the flag nothing was permitted, ignored or used.
-        sparse_weights=used if options.sparse else None,
+        # Where they are honoured and no layer fits, there was nothing to permit.
+        sparse_weights=became if options.sparse or not honoured else None,
     )
-    if not runtime.honours_sparsity:
+    if not honoured:
         return  # kernels are made on the user's GPU: names here are no evidence
     nodes = nodes_of_weights(onnx_path)
     for layer in report.layers:

@@ -75,6 +75,8 @@ def load_model(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> Load
             "--input: say what the model takes, such as --input x:float32:1x3x224x224"
         )
     precision = precision_of(config, checkpoint, plan)
+    if config.bench and precision == "bf16":
+        raise UsageError("--bench: ONNX Runtime has no bf16 kernels for the CPU")
     loaded.model.eval()
     cast(loaded.model, precision, config.checkpoint)
     inputs = [in_precision(given, precision) for given in loaded.inputs]

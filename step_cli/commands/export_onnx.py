@@ -20,7 +20,7 @@ from step_cli.formats.onnx_export import (
 )
 from step_cli.formats.onnx_file import staged_onnx
 from step_cli.formats.onnx_weights import open_onnx
-from step_cli.reports import ExportBytes, ExportLayer, ExportReport, Parity
+from step_cli.reports import BenchReport, ExportBytes, ExportLayer, ExportReport, Parity
 
 
 class CheckFailedError(Exception):
@@ -40,6 +40,7 @@ class WrittenOnnx:
         layers: The first rung of the ladder for each layer of the plan.
         parity: The comparison with PyTorch, or None without one.
         parity_precision: The precision it was made in, or None.
+        bench: Its time in ONNX Runtime, if asked for.
         size_bytes: Of the model file, and of its data file if there is one.
     """
 
@@ -47,6 +48,7 @@ class WrittenOnnx:
     layers: list[ExportLayer]
     parity: Parity | None
     parity_precision: str | None
+    bench: BenchReport | None
     size_bytes: int
 
     @property
@@ -67,8 +69,6 @@ def to_onnx(config: ExportConfig, source: Source) -> ExportReport:
             report = onnx_report(config, source, written)
             if not written.ok:
                 raise CheckFailedError(report)
-            if config.bench:
-                report.bench = time_against_dense(place.path, examples_for(loaded))
     except CheckFailedError as failed:
         return failed.report
     return report
@@ -110,7 +110,8 @@ def write_onnx(
         parity, precision = compare(config, loaded, examples, path)
     files = [path, path.with_name(data_name)]
     size = sum(file.stat().st_size for file in files if file.exists())
-    return WrittenOnnx(loaded, layers, parity, precision, size)
+    bench = time_against_dense(path, examples) if config.bench else None
+    return WrittenOnnx(loaded, layers, parity, precision, bench, size)
 
 
 def onnx_report(
@@ -129,6 +130,7 @@ def onnx_report(
         skipped=source.skipped,
         precision=written.loaded.precision,
         opset=config.opset or DEFAULT_OPSET,
+        bench=written.bench,
     )
 
 

@@ -116,16 +116,15 @@ def _build(
     profiles: list[Profile],
 ) -> ExportReport:
     report = made.report
-    views = climb(report, made.path)
     options = EngineOptions(
-        sparse=any(view.possible for view in views.values()),
+        sparse=climb(report, made.path),
         profiles=profiles,
         compute_capabilities=config.compute_capability,
         workspace_mib=config.workspace,
         timing_cache=config.timing_cache,
     )
     if not options.sparse:
-        log.warning("no layer can run sparse, so sparse weights are not even permitted")
+        log.warning("no layer is 2:4 in the graph: sparse weights are not permitted")
     with _outputs(config, source) as (plan_path, log_path, report_path):
         build = build_engine(runtime, made.path, plan_path, options)
         _complete(config, report, runtime, build, options, made.path)

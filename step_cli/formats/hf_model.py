@@ -48,18 +48,15 @@ def build_hugging_face(directory: Path) -> HuggingFaceModel:
         ) from None
     try:
         raw = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        names = raw.get("architectures") or ["AutoModel"]
+        names = raw.get("architectures") or [""]
         with quiet():
             config = transformers.AutoConfig.from_pretrained(
                 str(directory), local_files_only=True, trust_remote_code=False
             )
             config.use_cache = False  # a cache is an output that no engine needs
-            kind = getattr(transformers, str(names[0]), None)
-            model = (
-                transformers.AutoModel.from_config(config)
-                if kind is None or names[0] == "AutoModel"
-                else kind(config)
-            )
+            kind: Any = getattr(transformers, str(names[0]), None)
+            anything: Any = transformers.AutoModel
+            model = anything.from_config(config) if kind is None else kind(config)
     except Exception as error:  # transformers raises of every kind
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(

@@ -99,16 +99,19 @@ def export_onnx(
         if weight.name in plan
     }
     graph.metadata_props[PLAN_KEY] = plan_json(plan)
-    size_bytes = sum(
+    outside = _size_bytes(graph) > largest_file
+    data = (data_name or f"{path.name}.data") if outside else None
+    with quiet():
+        onnx_ir.save(graph, path, external_data=data)
+    return OnnxExport(weights, plan, outside)
+
+
+def _size_bytes(graph: "onnx_ir.Model") -> int:
+    return sum(
         value.const_value.nbytes
         for value in graph.graph.initializers.values()
         if value.const_value is not None
     )
-    outside = size_bytes > largest_file
-    name = data_name or f"{path.name}.data"
-    with quiet():
-        onnx_ir.save(graph, path, external_data=name if outside else None)
-    return OnnxExport(weights, plan, outside)
 
 
 def _trace(

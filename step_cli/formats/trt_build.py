@@ -6,6 +6,7 @@ log and the outcome go to the files it names.
 """
 
 import contextlib
+import hashlib
 import importlib
 import json
 import sys
@@ -52,13 +53,18 @@ def _build(request: dict[str, Any], log: Any, records: list[str]) -> dict[str, A
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuildFailedError("the builder returned no plan")
-    Path(request["plan"]).write_bytes(plan)
+    content = bytes(plan)
+    Path(request["plan"]).write_bytes(content)
     if cache is not None:
         # The cache fills during the build, so it is stored only now.
         Path(request["new_timing_cache"]).write_bytes(
             config.get_timing_cache().serialize()
         )
-    return {"warnings": warnings, "layers": _layers(trt, logger, plan, request)}
+    return {
+        "warnings": warnings,
+        "layers": _layers(trt, logger, plan, request),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
 
 
 def _logger(trt: Any, log: Any, records: list[str]) -> Any:

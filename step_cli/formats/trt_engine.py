@@ -128,6 +128,9 @@ def _finished(
     plan_file: Path, log: str, outcome: dict[str, Any], timings: Path
 ) -> EngineBuild:
     plan = plan_file.read_bytes()
+    sha256 = hashlib.sha256(plan).hexdigest()
+    if sha256 != outcome["sha256"]:
+        raise InputError("its sha256 differs from the build", file=plan_file)
     layers: tuple[EngineLayer, ...] = ()
     if outcome.get("layers"):
         try:
@@ -137,7 +140,7 @@ def _finished(
     return EngineBuild(
         log=log,
         layers=layers,
-        sha256=hashlib.sha256(plan).hexdigest(),
+        sha256=sha256,
         size_bytes=len(plan),
         timing_cache=timings.read_bytes() if timings.exists() else None,
         warnings=tuple(outcome["warnings"]),

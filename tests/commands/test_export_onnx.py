@@ -434,3 +434,12 @@ def test_the_ladder_and_require_sparse_follow_the_log(
     assert report.backend.sparse_weights == ("used" if chosen else "permitted")
     assert report.exit_code == (0 if chosen else 1)
     assert (tmp_path / "m.plan").exists() == bool(chosen)
+
+
+def test_bench_times_the_file_against_its_dense_twin(net: Path, tmp_path: Path) -> None:
+    report = run(net, tmp_path / "m.onnx", bench=True)
+    assert report.bench is not None
+    assert report.bench.sparse_ms > 0 < report.bench.dense_ms
+    assert left_in(tmp_path) == ["m.onnx"]
+    with pytest.raises(UsageError, match="no bf16 kernels"):
+        run(net, tmp_path / "n.onnx", bench=True, precision="bf16")

@@ -239,3 +239,14 @@ def test_a_child_that_segfaults_is_reported_as_a_crash(
     runtime = TrtRuntime(module, "tensorrt-rtx")
     with pytest.raises(InputError, match="the builder crashed"):
         build_engine(runtime, tmp_path / "m.onnx", tmp_path / "m.plan", EngineOptions())
+
+
+@pytest.mark.tensorrt
+def test_a_failed_build_leaves_no_trace_in_the_next(
+    rtx: TrtRuntime, tmp_path: Path
+) -> None:
+    source, plan = save_mlp(tmp_path / "m.onnx"), tmp_path / "m.plan"
+    fresh = build_engine(rtx, source, plan, EngineOptions()).sha256
+    with pytest.raises(UsageError):
+        build_engine(rtx, source, plan, EngineOptions(workspace_mib=1))
+    assert build_engine(rtx, source, plan, EngineOptions()).sha256 == fresh
