@@ -87,16 +87,24 @@ def _need_sparse_cores() -> None:
 def _check_options(config: ExportConfig) -> None:
     if config.to is None:
         raise UsageError("--to: say what to write: compressed, dense, onnx, tensorrt")
-    for name in sorted(config.model_fields_set - OPTIONS[config.to]):
-        if getattr(config, name) not in (None, False, []):
-            option = "--" + name.replace("_", "-")
-            raise UsageError(f"{option} has no meaning with --to {config.to}")
+    for option in _given(config, set(ExportConfig.model_fields) - OPTIONS[config.to]):
+        raise UsageError(f"{option} has no meaning with --to {config.to}")
     for text in config.input:
         parse_input(text)
     suffix = {"compressed": ".safetensors", "dense": ".safetensors", "onnx": ".onnx"}
     wanted = suffix.get(config.to)
     if wanted is not None and config.out.suffix.lower() != wanted:
         raise UsageError(f"OUT: expected a name that ends in {wanted}", file=config.out)
+
+
+def _given(config: ExportConfig, names: set[str]) -> list[str]:
+    """Those of the options that the user has given, as typed."""
+    given = sorted(names & config.model_fields_set)
+    return [
+        "--" + name.replace("_", "-")
+        for name in given
+        if getattr(config, name) not in (None, False, [])
+    ]
 
 
 def _source(config: ExportConfig) -> Source:
@@ -107,8 +115,7 @@ def _source(config: ExportConfig) -> Source:
                 "an ONNX file can be exported with --to tensorrt only",
                 file=config.checkpoint,
             )
-        for name in sorted(config.model_fields_set & _GRAPH):
-            option = "--" + name.replace("_", "-")
+        for option in _given(config, _GRAPH):
             raise UsageError(f"{option} has no meaning for a file that is ONNX already")
     return source
 

@@ -336,7 +336,11 @@ def test_an_engine_comes_with_its_report_and_log(net: Path, tmp_path: Path) -> N
 def test_an_engine_from_an_onnx_file_needs_no_model(
     exported: Path, tmp_path: Path
 ) -> None:
-    config = ExportConfig(checkpoint=exported, out=tmp_path / "m.plan", to="tensorrt")
+    # As the command line gives them: switches are always there.
+    switches = {"no_check": False, "bench": False, "require_sparse": False}
+    config = ExportConfig(
+        checkpoint=exported, out=tmp_path / "m.plan", to="tensorrt", **switches
+    )
     report = export.run(config)
     assert report.ok
     assert report.parity is None
