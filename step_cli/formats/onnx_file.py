@@ -5,6 +5,7 @@ then is the data file of the model that was replaced removed.
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ def staged_onnx(
     published: Path | None = None
     try:
         with staged(target, force=force, inputs=inputs) as path:
+            _sweep(final)
             place = OnnxPlace(path, f"{path.name}.data")
             try:
                 yield place
@@ -63,6 +65,14 @@ def staged_onnx(
     for old in replaced:
         if old != published:
             old.unlink(missing_ok=True)
+
+
+def _sweep(final: Path) -> None:
+    """Remove the data files of runs that died: the target's lock is ours alone."""
+    pattern = re.compile(re.escape(f".{final.name}.tmp-") + r"[0-9]{1,10}\.data")
+    for entry in sorted(final.parent.iterdir()):
+        if pattern.fullmatch(entry.name):
+            entry.unlink()
 
 
 def _free_name(final: Path, *, force: bool) -> Path:

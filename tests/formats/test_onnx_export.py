@@ -244,6 +244,14 @@ def test_neither_file_appears_when_the_model_cannot_be_renamed(
     assert names_in(tmp_path) == []
 
 
+def test_data_files_of_runs_that_died_are_swept(tmp_path: Path) -> None:
+    (tmp_path / ".m.onnx.tmp-123456789.data").write_bytes(b"half")
+    (tmp_path / ".other.onnx.tmp-123456789.data").write_bytes(b"not ours")
+    with staged_onnx(tmp_path / "m.onnx", force=False, inputs=[]) as place:
+        place.path.write_bytes(b"")
+    assert names_in(tmp_path) == [".other.onnx.tmp-123456789.data", "m.onnx"]
+
+
 class Fixed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape(2, 8) * 2
