@@ -3,8 +3,8 @@
     python benchmarks/prune.py [--gib N] [--shards N] [--runs N] [--polygraphy PATH]
 
 `cp` is timed with an fsync and one read of the copy, as `prune` does both; runs
-alternate, and ratios are of medians. Memory is the peak of RssAnon + RssShmem above what
-the imports take. Needs Linux and three times --gib of disk.
+alternate, and ratios are of medians. Memory is the peak of RssAnon + RssShmem above
+what the imports take. Needs Linux and three times --gib of disk.
 """
 
 import argparse
