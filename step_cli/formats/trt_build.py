@@ -57,9 +57,8 @@ def _build(request: dict[str, Any], log: Any, records: list[str]) -> dict[str, A
     Path(request["plan"]).write_bytes(content)
     if cache is not None:
         # The cache fills during the build, so it is stored only now.
-        Path(request["new_timing_cache"]).write_bytes(
-            config.get_timing_cache().serialize()
-        )
+        timings = bytes(config.get_timing_cache().serialize())
+        Path(request["new_timing_cache"]).write_bytes(timings)
     return {
         "warnings": warnings,
         "layers": _layers(trt, logger, plan, request),
