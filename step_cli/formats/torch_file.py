@@ -137,29 +137,9 @@ def _tensor(
             name, entry["dtype"], shape, partial(_refuse_kind, file, name), skip="kind"
         )
     strides = tuple(stride * dtype.itemsize for stride in entry["stride"])
-    begin, (start, size) = entry["offset"], entry["storage"]
-    span = (
-        sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + dtype.itemsize
-    )
-    if 0 in shape:
-        span = 0
-    elif storages is not None and storages.get(start) != start + size:
-        raise InputError(
-            "its data is no member of the archive", file=file.path, tensor=name
-        )
-    if min(strides, default=0) < 0 or begin < start or begin + span > start + size:
-        raise InputError(
-            f"shape {list(shape)} needs {span} bytes, its storage has {size}",
-            file=file.path,
-            tensor=name,
-        )
+    begin = entry["offset"]
+    span = _checked_span(entry, dtype, strides, storages, file)
     logical = math.prod(shape) * dtype.itemsize
-    if logical > span + MOST_EXPANDED:
-        raise InputError(
-            f"{in_units(logical)} logical, {span} bytes stored, refused",
-            file=file.path,
-            tensor=name,
-        )
     first = seen.setdefault((begin, shape, strides, dtype), name) if span else name
     order = _order(shape, strides, dtype.itemsize)
     whole = logical == span and order is not None and data is file
@@ -171,6 +151,34 @@ def _tensor(
         tied_to=None if first == name else first,
         place=Place(file, begin, begin + span, order) if whole else None,
     )
+
+
+def _checked_span(
+    entry: dict[str, Any],
+    dtype: np.dtype[Any],
+    strides: tuple[int, ...],
+    storages: dict[int, int] | None,
+    file: MappedFile,
+) -> int:
+    """The bytes from a tensor's first element to its last, all within its storage."""
+
+    def refuse(what: str) -> InputError:
+        return InputError(what, file=file.path, tensor=entry["name"])
+
+    shape, begin, (start, size) = entry["shape"], entry["offset"], entry["storage"]
+    span = (
+        sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + dtype.itemsize
+    )
+    if 0 in shape:
+        span = 0
+    elif storages is not None and storages.get(start) != start + size:
+        raise refuse("its data is no member of the archive")
+    if min(strides, default=0) < 0 or begin < start or begin + span > start + size:
+        raise refuse(f"shape {shape} needs {span} bytes, its storage has {size}")
+    logical = math.prod(shape) * dtype.itemsize
+    if logical > span + MOST_EXPANDED:
+        raise refuse(f"{in_units(logical)} logical, {span} bytes stored, refused")
+    return span
 
 
 def _order(
