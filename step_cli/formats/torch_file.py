@@ -178,7 +178,7 @@ def _checked_span(
     logical = math.prod(shape) * dtype.itemsize
     if logical > span + MOST_EXPANDED:
         raise refuse(f"{in_units(logical)} logical, {span} bytes stored, refused")
-    return span
+    return int(span)
 
 
 def _order(
