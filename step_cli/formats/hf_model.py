@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from step_cli.errors import InputError, MissingError
+from step_cli.errors import InputError, MissingError, StepError
 from step_cli.formats.graph_input import Dimension, GraphInput
 from step_cli.formats.quiet import quiet
 from step_cli.formats.weights import Checkpoint
@@ -57,6 +57,8 @@ def build_hugging_face(directory: Path) -> HuggingFaceModel:
             kind: Any = getattr(transformers, str(names[0]), None)
             anything: Any = transformers.AutoModel
             model = anything.from_config(config) if kind is None else kind(config)
+    except StepError:
+        raise
     except Exception as error:  # transformers raises of every kind
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(

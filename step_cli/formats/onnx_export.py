@@ -179,6 +179,8 @@ def _explain(error: Exception, inputs: Sequence[GraphInput]) -> StepError:
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
     for cause in reversed(chain):
+        if isinstance(cause, StepError):  # stopped on request, while torch was at work
+            return cause
         text = str(cause)
         operator = re.search(r"No ONNX function found for (\S.*?)(?:\. |$)", text, re.M)
         if operator is not None:

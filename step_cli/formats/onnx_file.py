@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from step_cli.errors import OutputError
+from step_cli.errors import InputError, OutputError
+from step_cli.formats.onnx_nodes import load_graph
 from step_cli.formats.staged import flush, staged
 
 
@@ -91,13 +92,11 @@ def _free_name(final: Path, *, force: bool) -> Path:
 
 def _data_files(final: Path) -> list[Path]:
     """The data files of an existing model that this module has named."""
-    import onnx
-
     if not final.is_file():
         return []
     names = set()
-    with suppress(Exception):  # what is replaced need not be a model
-        for tensor in onnx.load(str(final), load_external_data=False).graph.initializer:
+    with suppress(InputError):  # what is replaced need not be a model
+        for tensor in load_graph(final).initializer:
             names |= {e.value for e in tensor.external_data if e.key == "location"}
     own = (f"{final.name}.", ".data")
     return [

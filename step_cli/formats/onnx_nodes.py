@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from step_cli.errors import InputError
+from step_cli.errors import InputError, StepError
 from step_cli.formats.graph_input import Dimension, GraphInput
 from step_cli.formats.onnx_names import SEEN_THROUGH, WEIGHT_INPUTS
 
@@ -18,6 +18,8 @@ def load_graph(path: Path) -> Any:
 
     try:
         return onnx.load(str(path), load_external_data=False).graph
+    except StepError:
+        raise
     except Exception as error:  # protobuf's own class, which is not public
         raise InputError(f"not an ONNX model: {error}", file=path) from None
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.errors import InputError
+from step_cli.errors import InputError, StepError
 from step_cli.formats.quiet import quiet
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class OrtSession:
                 self._session = onnxruntime.InferenceSession(
                     str(path), options, providers=["CPUExecutionProvider"]
                 )
+            except StepError:
+                raise
             except Exception as error:  # its classes have no common base
                 first = str(error).strip().splitlines()[0]
                 raise InputError(f"ONNX Runtime refuses it: {first}") from None

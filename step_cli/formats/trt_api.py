@@ -86,6 +86,8 @@ def importable() -> list[TrtRuntime]:
     for name, kind in MODULES:
         try:
             module = importlib.import_module(name)
+        except StepError:
+            raise
         except Exception:  # a stub without its libraries raises whatever it likes
             continue
         if hasattr(module, "Builder") and hasattr(module, "OnnxParser"):

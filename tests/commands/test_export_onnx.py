@@ -28,6 +28,7 @@ from step_cli.errors import (  # noqa: E402
     MissingError,
     NonFiniteError,
     StepError,
+    StoppedError,
     UsageError,
 )
 from step_cli.formats import trt_api  # noqa: E402
@@ -447,3 +448,15 @@ def test_bench_times_the_file_against_its_dense_twin(net: Path, tmp_path: Path) 
     assert left_in(tmp_path) == ["m.onnx"]
     with pytest.raises(UsageError, match="no bf16 kernels"):
         run(net, tmp_path / "n.onnx", bench=True, precision="bf16")
+
+
+def test_a_stop_while_torch_works_stays_a_stop(
+    net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*given: Any, **options: Any) -> None:
+        raise RuntimeError("step 1/3 failed") from StoppedError("stopped on request")
+
+    monkeypatch.setattr(torch.onnx, "export", stopped)
+    with pytest.raises(StoppedError):
+        run(net, tmp_path / "m.onnx")
+    assert left_in(tmp_path) == []
