@@ -2,10 +2,10 @@
 
     python benchmarks/verify_nm.py [--polygraphy PATH] [--runs N] [--out DIR]
 
-Ratios are of medians of wall time, runs of the two processes alternating. Files are warm:
-the page cache has held them since they were written. Memory is the peak of RssAnon +
-RssShmem; pages of mapped files do not count. Needs Linux, 7 GB of disk, and as much free
-memory for the page cache.
+Ratios are of medians of wall time, runs of the two processes alternating. Files are
+warm: the page cache has held them since they were written. Memory is the peak of
+RssAnon + RssShmem; pages of mapped files do not count. Needs Linux, 7 GB of disk, and as
+much free memory for the page cache.
 """
 
 import argparse
@@ -70,6 +70,7 @@ def measure(folder: Path, runs: int, polygraphy: str | None) -> list[dict]:
     write_safetensors(big, layers=SAFETENSORS_LAYERS, size=4096)
     write_onnx(onnx, ONNX_LAYERS)
     write_onnx(large, LARGE_ONNX_LAYERS)
+    os.sync()  # or the kernel writes while others are measured
     python = [sys.executable, "-c"]
     imports = [*python, "import numpy, safetensors, typer, rich, pydantic"]
     bare = [*python, "import typer, rich, pydantic"]
@@ -242,11 +243,11 @@ def machine() -> dict:
     return {
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in packages},
         "load": [round(load, 2) for load in os.getloadavg()],
-        "command": "python " + " ".join(["benchmarks/verify_nm.py", *sys.argv[1:]]),
+        "command": "python benchmarks/verify_nm.py --polygraphy PATH",
     }
 
 
@@ -257,8 +258,8 @@ def markdown(document: dict) -> str:
         "# verify-nm: speed and memory",
         "",
         f"{host['cpu']}, {host['cores']} cores, {host['system']}, "
-        f"Python {host['python']}; {versions}; seed {document['seed']}; load before and "
-        f"while measuring {host['load']} (1, 5, 15 min). `{host['command']}`",
+        f"Python {host['python']}; {versions}; seed {document['seed']}; load averages "
+        f"{host['load']} at the end. `{host['command']}`",
         "",
         "Whole processes, warm files, medians; a ratio below the bar is good.",
         "",
