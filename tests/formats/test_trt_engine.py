@@ -12,9 +12,11 @@ import onnx.numpy_helper
 import pytest
 
 from step_cli.errors import InputError, MissingError, StepError, UsageError
+from step_cli.formats.cuda_device import compute_capabilities
 from step_cli.formats.trt_api import TrtRuntime, find_runtime
 from step_cli.formats.trt_engine import EngineOptions, build_engine
 from step_cli.formats.trt_failures import crashed, explain
+from step_cli.formats.trt_ladder import rungs
 from step_cli.formats.trt_log import parse_log
 from step_cli.formats.trt_profiles import Profile
 
@@ -250,3 +252,19 @@ def test_a_failed_build_leaves_no_trace_in_the_next(
     with pytest.raises(UsageError):
         build_engine(rtx, source, plan, EngineOptions(workspace_mib=1))
     assert build_engine(rtx, source, plan, EngineOptions()).sha256 == fresh
+
+
+@pytest.mark.gpu
+@pytest.mark.tensorrt
+def test_full_tensorrt_names_eligible_layers(tmp_path: Path) -> None:
+    """Runs on a machine with a GPU and TensorRT 10 or 11; recorded on none so far."""
+    pytest.importorskip("tensorrt")
+    if not compute_capabilities():
+        pytest.skip("no GPU")
+    source = save_mlp(tmp_path / "m.onnx")
+    build = build_engine(
+        find_runtime("tensorrt"), source, tmp_path / "m.plan", EngineOptions()
+    )
+    log = parse_log(build.log)
+    assert log.pairs, "the builder says nothing of sparsity: has its wording changed?"
+    assert rungs(log, "up").eligible is True
