@@ -4,7 +4,7 @@
 
 Ratios are of medians of wall time, runs of the two processes alternating. Files are
 warm: the page cache has held them since they were written. Memory is the peak of
-RssAnon + RssShmem; pages of mapped files do not count. Needs Linux, 7 GB of disk, and as
+RssAnon + RssShmem; mapped files do not count. Needs Linux, 7 GB of disk, and as
 much free memory for the page cache.
 """
 
