@@ -271,7 +271,7 @@ class Staleness(Criterion):
 
     @override
     def load(self, state: Sequence[float]) -> None:
-        self._norms.extend(state)
+        self._norms = deque(state, maxlen=self.window + 1)
 
 
 class Fixed(Criterion):

@@ -4,11 +4,16 @@ A parameter of at least fp32 can be its own dense weight while nothing is pruned
 fewer bits never can, as its updates would be rounded away.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+
+from step_cli.core.shards import local, split_like
 
 
 def is_master(p: Tensor) -> bool:
@@ -21,27 +26,54 @@ def master_copy(p: Tensor) -> Tensor:
     return p.detach().clone() if is_master(p) else p.detach().float()
 
 
-def shares_memory(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one shape are the same values."""
-    return one.dtype == other.dtype and one.data_ptr() == other.data_ptr()
-
-
 @contextmanager
-def in_place_of_parameters(
-    swaps: Sequence[tuple[Tensor, Tensor, Tensor | None]],
+def working_on(
+    stand_ins: Mapping[Tensor, Tensor], base: Optimizer, hidden: Collection[str]
 ) -> Iterator[None]:
-    """Let parameters be their dense weights, without a copy.
+    """Let ``base`` update ``stand_ins``, plain tensors, in its parameters' place.
+
+    The parameters themselves are not touched, so compiled graphs and distributed
+    wrappers that hold them never see anything move.
 
     Args:
-        swaps: Parameter, dense weight, and the gradient in the dense weight's dtype.
+        stand_ins: For each parameter what is to be updated, with its gradient.
+        base: Knows the parameters; its groups and state are as before on leaving.
+        hidden: Keys of the state that the base must not see.
     """
-    kept = [(p, p.data, p.grad) for p, _, _ in swaps]
-    for p, dense, grad in swaps:
-        p.grad, p.data = None, dense  # a gradient must have its parameter's dtype
-        p.grad = grad
+    groups, state = base.param_groups, base.state
+    seen: defaultdict[Tensor, Any] = defaultdict(dict)
+    for p, stand_in in stand_ins.items():
+        own = {key: value for key, value in state[p].items() if key not in hidden}
+        seen[stand_in] = {key: _local(value) for key, value in own.items()}
+    base.state = seen
+    base.param_groups = [
+        {**group, "params": [stand_ins[p] for p in group["params"]]} for group in groups
+    ]
     try:
         yield
     finally:
-        for p, data, own_grad in kept:
-            p.grad, p.data = None, data
-            p.grad = own_grad
+        for group, changed in zip(groups, base.param_groups, strict=True):
+            group.update({**changed, "params": group["params"]})
+        base.param_groups, base.state = groups, state
+        for p, stand_in in stand_ins.items():
+            _take_back(state[p], seen[stand_in], p)
+            if stand_in is not p:
+                stand_in.grad = None
+
+
+def _local(value: Any) -> Any:
+    return local(value) if isinstance(value, Tensor) else value
+
+
+def _take_back(own: dict[str, Any], seen: dict[str, Any], p: Tensor) -> None:
+    """Keep what the base optimizer created or replaced in its view of the state."""
+    shape = local(p).shape
+    for key, value in seen.items():
+        if isinstance(value, Tensor) and key in own and _same(own[key], value):
+            continue
+        whole = isinstance(value, Tensor) and value.dim() and value.shape == shape
+        own[key] = split_like(value, p) if whole else value
+
+
+def _same(own: Any, seen: Tensor) -> bool:
+    return isinstance(own, Tensor) and local(own).data_ptr() == seen.data_ptr()

@@ -4,9 +4,9 @@ In a sparse phase a parameter p *is* project(dense), so forward, backward, evalu
 and the model's ``state_dict()`` see what will be deployed, and ``p.grad`` is the
 gradient at the sparse point: line 17 of STEP's Algorithm 1 (Lu et al., ICML 2023).
 
-``SparseOptimizer`` wraps any ``torch.optim.Optimizer``. At each step it puts the dense
-weights in the parameters' place, lets the base optimizer update them, and projects the
-result back into the model. Only the update under a frozen variance is our own.
+``SparseOptimizer`` wraps any ``torch.optim.Optimizer``. At each step it gives the base
+optimizer the dense weights to update in the parameters' place, and projects the result
+back into the model. Only the update under a frozen variance is our own.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,25 +18,29 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from step_cli.core.adam import EpsMode, adam_step, create_adam_state
+from step_cli.core.adam import EpsMode, adam_step
 from step_cli.core.autoswitch import SwitchRule, VarianceSample
 from step_cli.core.mask import check_groups, keep_mask
-from step_cli.core.masters import (
-    in_place_of_parameters,
-    is_master,
-    master_copy,
-    shares_memory,
-)
+from step_cli.core.mask_watch import MaskWatch
+from step_cli.core.masters import is_master, master_copy, working_on
+from step_cli.core.optimizer_state import create_state, restored, with_index
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan
 from step_cli.core.recipe import Phase, Recipe
 from step_cli.core.refusals import refuse_impossible
-from step_cli.core.variance import VarianceWatch
+from step_cli.core.shards import (
+    ShardSum,
+    check_shards,
+    local,
+    local_grad,
+    version,
+)
+from step_cli.core.variance import VarianceWatch, variances
 from step_cli.errors import UsageError
 
 VarianceCorrection = Literal["at_switch", "none"]
 
-OUR_KEYS = ("dense", "mask", "variance_step")  # of the state; the base never sees them
+OUR_KEYS = ("dense", "mask")  # of the state; the base optimizer never sees them
 
 
 class SparseOptimizer(Optimizer):
@@ -71,17 +75,18 @@ class SparseOptimizer(Optimizer):
         record: bool = False,
     ) -> None:
         self.base, self.recipe = base, recipe
-        self.watch_flips = False
+        self.watch_masks = False
         self._eps_mode, self._raw_variance = eps_mode, v_correction == "none"
         self._watch = VarianceWatch(switch, record=record)
-        self._flips: Tensor | None = None
-        self._versions: dict[Tensor, int] = {}
+        self._mask_watch = MaskWatch()
+        self._versions: dict[Tensor, tuple[int, int]] = {}
         super().__init__(base.param_groups, base.defaults)
         self._share_with_base()
         self._clock.update(t=0, switch_step=0, switch_reason="", switch_memory=[])
         refuse_impossible(base, recipe, switch, eps_mode)
         for p, plan in self.sparse_parameters():
             check_groups(tuple(p.shape), plan.pattern, plan.axis)
+            check_shards(p, plan)
         self._create_state()
         if recipe.before.sparse:
             self._enter_sparse()
@@ -125,10 +130,12 @@ class SparseOptimizer(Optimizer):
         return None if self._watch.last is None else self._watch.last.read()
 
     def flip_rate(self) -> float | None:
-        """Share of mask entries the last step changed, if ``watch_flips`` was set."""
-        if self._flips is None:
-            return None
-        return float(self._flips) / sum(p.numel() for p, _ in self.sparse_parameters())
+        """Share of mask entries the last step changed, if ``watch_masks`` was set."""
+        return self._mask_watch.flip_rate()
+
+    def pruned_update_share(self) -> float | None:
+        """Share of the last update that fell on pruned weights, if it was watched."""
+        return self._mask_watch.pruned_update_share()
 
     def sparse_parameters(self) -> Iterator[tuple[Tensor, LayerPlan]]:
         """Each parameter that is to become N:M, with its pattern and axis."""
@@ -141,7 +148,7 @@ class SparseOptimizer(Optimizer):
     @contextmanager
     def dense_weights(self) -> Iterator[None]:
         """Let the model hold the dense weights for the length of a ``with`` block."""
-        with self._showing(lambda p, plan: self.state[p]["dense"]):
+        with self._showing(lambda p, plan: self._dense(p)):
             yield
 
     @contextmanager
@@ -153,10 +160,10 @@ class SparseOptimizer(Optimizer):
     @torch.no_grad()
     def adopt(self) -> None:
         """Take the model's present weights for the dense ones, as after loading."""
-        for p, _ in self.sparse_parameters():
+        for p, _ in self._with_own_master():
             self.state[p]["dense"] = master_copy(p)
-        if self.rules.sparse:
-            self._publish()
+        self._choose_static_masks()
+        self._publish()
 
     # ------------------------------------------------------------------------ one step
 
@@ -174,15 +181,13 @@ class SparseOptimizer(Optimizer):
                 loss = closure()
         rules, t = self.rules, self.steps_taken + 1
         undecided = self.recipe.switches and not self._switched
-        self._refuse_stale(rules)
+        self._refuse_stale()
         self._watch.forget()
+        self._mask_watch.forget()
+        stand_ins = dict(self._stand_ins(rules))
         if rules.learn_variance:
-            self._watch.before_update(self, t, undecided=undecided)
-        swaps = [
-            (p, self.state[p]["dense"], self._grad(p, plan, rules))
-            for p, plan in self._with_own_master()
-        ]
-        with in_place_of_parameters(swaps):
+            self._watch.before_update(self, stand_ins, t, undecided=undecided)
+        with working_on(stand_ins, self.base, OUR_KEYS):
             self._update(rules)
         if rules.learn_variance:
             self._watch.after_update(self)
@@ -192,100 +197,125 @@ class SparseOptimizer(Optimizer):
             self._switch_after(t, reason)
         else:
             self._publish()
+        if self.watch_masks and rules.sparse:
+            self._mask_watch.after_update(dict(self._shown_and_dense()))
         return loss
 
     def _update(self, rules: Phase) -> None:
-        """Update the parameters, which hold the dense weights now."""
-        if not rules.learn_variance or self._eps_mode == "inside":
-            adam_step(
-                self,
-                eps_mode=self._eps_mode,
-                raw_variance=self._raw_variance and not rules.learn_variance,
-                learn_variance=rules.learn_variance,
-            )
-            return
-        hidden = [
-            (state, {key: state.pop(key) for key in OUR_KEYS if key in state})
-            for state in self.state.values()
-        ]
-        try:
+        """Update the dense weights, which the base has for its parameters now."""
+        if rules.learn_variance and self._eps_mode == "outside":
             self.base.step()
-        finally:
-            for state, ours in hidden:
-                state.update(ours)
+            return
+        adam_step(
+            self.base,
+            eps_mode=self._eps_mode,
+            raw_variance=self._raw_variance and not rules.learn_variance,
+            learn_variance=rules.learn_variance,
+        )
 
-    def _grad(self, p: Tensor, plan: LayerPlan | None, rules: Phase) -> Tensor | None:
+    def _stand_ins(self, rules: Phase) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each parameter, and the tensor that is updated in its place."""
+        if self.watch_masks and rules.sparse:
+            for p, (shown, dense) in self._shown_and_dense():
+                self._mask_watch.before_update(p, shown, dense)
+        for group in self.param_groups:
+            plan = _plan_of(group)
+            for p in group["params"]:
+                dense = self._dense(p)
+                if dense is not p:
+                    dense.grad = self._grad(p, dense, plan, rules)
+                yield p, dense
+
+    def _grad(
+        self, p: Tensor, dense: Tensor, plan: LayerPlan | None, rules: Phase
+    ) -> Tensor | None:
         """The gradient for the dense weights, with what the recipe adds to it."""
-        if p.grad is None:
+        given = local_grad(p)
+        if given is None:
             return None
-        dense = self.state[p]["dense"]
-        grad = p.grad.to(dense.dtype)
+        grad = given.to(dense.dtype)
         if plan is None or not rules.sparse:
             return grad
         if not rules.refresh_mask:
-            return torch.mul(grad, self.state[p]["mask"])
-        extra = self.recipe.extra_grad(dense, p != 0)  # the mask of the last forward
+            return torch.mul(grad, local(self.state[p]["mask"]))
+        kept = local(p) != 0  # the mask of the last forward
+        extra = self.recipe.extra_grad(dense, kept)
         return grad if extra is None else grad + extra
 
     # ------------------------------------------------------------------ the projection
 
     def _publish(self) -> None:
         """Write what the optimizer owns into the model, as the present rules ask."""
-        flips: list[Tensor] = []
         for p, plan in self._with_own_master():
-            if plan is None or not self.rules.sparse:
-                p.copy_(self.state[p]["dense"])
-                continue
-            before = p != 0 if self.watch_flips else None
-            p.copy_(self._projected(p, plan))
-            self._versions[p] = p._version
-            if before is not None:
-                flips.append((before != (p != 0)).sum())
-        self._flips = torch.stack(flips).sum() if flips else None
+            local(p).copy_(self._view(p, plan))
+            self._versions[p] = version(p)
+
+    def _view(self, p: Tensor, plan: LayerPlan | None) -> Tensor:
+        """What the model is to hold of ``p`` under the present rules."""
+        if plan is None or not self.rules.sparse:
+            return self._dense(p)
+        return self._projected(p, plan)
 
     def _projected(self, p: Tensor, plan: LayerPlan) -> Tensor:
-        state, rules = self.state[p], self.rules
-        if rules.sparse and not rules.refresh_mask:
-            keep = state["mask"]
+        dense = self._dense(p)
+        if not dense.numel():
+            return dense  # more processes than rows: this one has no shard
+        if self.rules.sparse and not self.rules.refresh_mask:
+            keep = local(self.state[p]["mask"])
         else:
-            keep = keep_mask(state["dense"].abs(), plan.pattern, plan.axis)
+            keep = keep_mask(dense.abs(), plan.pattern, plan.axis)
         age = self.steps_taken - int(self._clock["switch_step"])
-        return self.recipe.project(state["dense"], keep, plan, age)
+        return self.recipe.project(dense, keep, plan, age)
 
     @torch.no_grad()
     def _enter_sparse(self) -> None:
         """Part the dense weights from the parameters, and project them."""
-        for p, plan in self.sparse_parameters():
-            state = self.state[p]
-            if shares_memory(state["dense"], p):
-                state["dense"] = master_copy(p)
-            if not self.rules.refresh_mask:
-                scores = state["dense"].abs()
-                state["mask"] = keep_mask(scores, plan.pattern, plan.axis)
+        for p, _ in self.sparse_parameters():
+            if is_master(p):
+                self.state[p]["dense"] = master_copy(p)
+        self._choose_static_masks()
         self._publish()
-        self._flips = None
+
+    def _choose_static_masks(self) -> None:
+        for p, plan in () if self.rules.refresh_mask else self.sparse_parameters():
+            dense = self._dense(p)
+            if dense.numel():
+                keep = keep_mask(dense.abs(), plan.pattern, plan.axis)
+                local(self.state[p]["mask"]).copy_(keep)
 
     @contextmanager
     def _showing(self, view: Callable[[Tensor, LayerPlan], Tensor]) -> Iterator[None]:
         with torch.no_grad():
-            kept = [(p, p.clone(), view(p, n)) for p, n in self.sparse_parameters()]
-            for p, _, shown in kept:
-                p.copy_(shown)
+            plans = dict(self.sparse_parameters())
+            own = {p: local(p).clone() for p in plans}
+            for p, plan in plans.items():
+                local(p).copy_(view(p, plan))
         try:
             yield
         finally:
             with torch.no_grad():
-                for p, own, _ in kept:
-                    p.copy_(own)
-                    self._versions[p] = p._version
+                for p, values in own.items():
+                    local(p).copy_(values)
+                    self._versions[p] = version(p)
+
+    def _dense(self, p: Tensor) -> Tensor:
+        """This process's dense weights of ``p``, wherever they lie."""
+        return local(self.state[p]["dense"] if self._has_master(p) else p)
+
+    def _has_master(self, p: Tensor) -> bool:
+        """Whether the dense weights lie outside the parameter."""
+        # By rule and not by address: a wrapper may move a parameter's memory.
+        return not is_master(p) or (self.rules.sparse and "dense" in self.state[p])
 
     def _with_own_master(self) -> Iterator[tuple[Tensor, LayerPlan | None]]:
         """Each parameter whose dense weights lie outside it, and its plan."""
         for group in self.param_groups:
-            for p in group["params"]:
-                dense = self.state[p].get("dense")
-                if dense is not None and not shares_memory(dense, p):
-                    yield p, _plan_of(group)
+            plan = _plan_of(group)
+            yield from ((p, plan) for p in group["params"] if self._has_master(p))
+
+    def _shown_and_dense(self) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
+        for p, _ in self.sparse_parameters():
+            yield p, (local(p), self._dense(p))
 
     # ---------------------------------------------------------------- the switch point
 
@@ -300,10 +330,11 @@ class SparseOptimizer(Optimizer):
         self._enter_sparse()
 
     def _freeze_variance(self, step: int) -> None:
-        states = [state for state in self.state.values() if "exp_avg_sq" in state]
-        for state in states:
-            state["variance_step"].copy_(state["step"])
-        if not any(bool(state["exp_avg_sq"].any()) for state in states):
+        seen = ShardSum(1)
+        for p, variance, _ in variances(self):
+            self.state[p]["variance_step"].copy_(self.state[p]["step"])
+            seen.beside(p).add_(variance.any())
+        if not bool(seen.total().any()):
             raise UsageError(
                 f"the variance is zero at step {step}, and freezing it would divide by "
                 "nothing; switch after a step that has gradients"
@@ -312,50 +343,44 @@ class SparseOptimizer(Optimizer):
     # ----------------------------------------------------------------------- the state
 
     def _create_state(self) -> None:
-        """Create every key now: distributed checkpoints load by key."""
-        static = not (
-            self.recipe.before.refresh_mask and self.recipe.after.refresh_mask
-        )
+        before, after = self.recipe.before, self.recipe.after
+        static = not (before.refresh_mask and after.refresh_mask)
         for group in self.param_groups:
-            plan = _plan_of(group)
             for p in group["params"]:
-                state = self.state[p]
-                if isinstance(self.base, torch.optim.Adam):
-                    create_adam_state(state, p, group)
-                if plan is not None or not is_master(p):
-                    # In a dense phase fp32 weights are their own master: no copy yet.
-                    state["dense"] = p.detach() if is_master(p) else master_copy(p)
-                if plan is not None and static:
-                    state["mask"] = torch.ones_like(p, dtype=torch.bool)
+                sparse = group.get("pattern") is not None
+                self.state[p] = create_state(
+                    self.base, p, group, sparse=sparse, static=static
+                )
 
     @override
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state, the dense weights and the state of the switch."""
+        packed = super().state_dict()
         if self.rule is not None and not self._switched:
             self._watch.flush()
-            self._clock["switch_memory"] = self.rule.criterion.state()
-        return super().state_dict()
+            packed["param_groups"][0]["switch_memory"] = self.rule.criterion.state()
+        for p, index in with_index(self, packed["param_groups"]):
+            if "dense" in self.state[p] and not self._has_master(p):
+                # The model saves this memory too, and loading is in place.
+                dense = p.detach().clone()
+                packed["state"][index] = {**self.state[p], "dense": dense}
+        return packed
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`; load the model's weights first."""
         super().load_state_dict(state_dict)
         self._share_with_base()
-        saved_groups = state_dict["param_groups"]
-        for group, saved_group in zip(self.param_groups, saved_groups, strict=True):
-            for p, index in zip(group["params"], saved_group["params"], strict=True):
-                self._restore_precision(p, state_dict["state"].get(index, {}))
+        for p, index in with_index(self, state_dict["param_groups"]):
+            self.state[p].update(restored(p, state_dict["state"].get(index, {})))
+            if "dense" in self.state[p] and not self._has_master(p):
+                self.state[p]["dense"] = p.detach()
+        self._watch.restart()
+        self._mask_watch.forget()
         if self.rule is not None and not self._switched:
             self.rule.criterion.load(self._clock["switch_memory"])
-        self._versions = {p: p._version for p, _ in self.sparse_parameters()}
-
-    def _restore_precision(self, p: Tensor, saved: dict[str, Any]) -> None:
-        # The base class casts every tensor to the parameter's dtype: masks too.
-        for key, value in saved.items():
-            if isinstance(value, Tensor) and value.dim():
-                self.state[p][key] = value.detach().to(p.device, copy=True)
-        if "dense" in saved and is_master(p) and not self.rules.sparse:
-            self.state[p]["dense"] = p.detach()
+        self._clock["switch_memory"] = []
+        self._versions = {p: version(p) for p, _ in self._with_own_master()}
 
     def _share_with_base(self) -> None:
         # One list of groups and one state: a scheduler may hold either optimizer.
@@ -365,13 +390,17 @@ class SparseOptimizer(Optimizer):
     def _clock(self) -> dict[str, Any]:
         return self.param_groups[0]
 
-    def _refuse_stale(self, rules: Phase) -> None:
-        for p, version in self._versions.items() if rules.sparse else ():
-            if version != p._version:
+    def _refuse_stale(self) -> None:
+        for p, plan in self._with_own_master():
+            if self._versions.get(p) == version(p):
+                continue
+            # Written, as by a wrapper that broadcasts, but perhaps with what it held.
+            if not torch.equal(local(p), self._view(p, plan).to(p.dtype)):
                 raise UsageError(
-                    "a sparse weight was changed behind the optimizer's back: build "
-                    "the optimizer after loading and wrapping, or call adopt()"
+                    "a weight was changed behind the optimizer's back: build the "
+                    "optimizer after loading and wrapping, or call adopt()"
                 )
+            self._versions[p] = version(p)
 
 
 def _plan_of(group: dict[str, Any]) -> LayerPlan | None:

@@ -4,8 +4,8 @@ Sums are taken on the device and stay there until they are read, all at once.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from step_cli.core.autoswitch import Fixed, SwitchRule, VarianceSample
+from step_cli.core.shards import ShardSum, local
 from step_cli.errors import NonFiniteError
 
 SUMS = ("v_l1", "v_l2 squared", "dv_l1", "dv_log", "changed")
@@ -25,29 +26,35 @@ class VarianceChange:
     Attributes:
         step: Counted from 1.
         d: Number of coordinates, with and without a gradient.
-        sums: float64, one for each of ``SUMS``.
+        parts: This process's sums, one for each of ``SUMS``.
+        sums: Those over all processes, once they are known.
     """
 
     step: int
     d: int
-    sums: Tensor
+    parts: ShardSum = field(default_factory=lambda: ShardSum(len(SUMS)))
+    sums: Tensor | None = None
 
-    def add_change(self, grad: Tensor, variance: Tensor, beta2: float) -> None:
+    def add_change(
+        self, p: Tensor, grad: Tensor, variance: Tensor, beta2: float
+    ) -> None:
         """Add one parameter's |v_t - v_(t-1)|, from the v before its update.
 
         v_t - v_(t-1) = (1 - beta2) (g^2 - v_(t-1)), so no copy of v is needed.
         """
+        sums = self.parts.beside(p)
         change = torch.addcmul(-variance, grad, grad).abs_().mul_(1 - beta2)
-        self.sums[2] += change.sum()
+        sums[2] += change.sum()
         # A coordinate that did not change has logarithm -inf: leave it out.
         changed = change > 0
-        self.sums[3] += torch.where(changed, change, 1.0).log_().sum()
-        self.sums[4] += changed.sum()
+        sums[3] += torch.where(changed, change, 1.0).log_().sum()
+        sums[4] += changed.sum()
 
-    def add_norms(self, variance: Tensor) -> None:
+    def add_norms(self, p: Tensor, variance: Tensor) -> None:
         """Add one parameter's norms of v, after its update."""
-        self.sums[0] += variance.sum()  # v is never negative
-        self.sums[1] += torch.linalg.vector_norm(variance).square()
+        sums = self.parts.beside(p)
+        sums[0] += variance.sum()  # v is never negative
+        sums[1] += torch.linalg.vector_norm(variance).square()
 
     def read(self) -> VarianceSample:
         """Bring the sums to the host; waits for the device.
@@ -55,6 +62,7 @@ class VarianceChange:
         Raises:
             NonFiniteError: A gradient was NaN or infinite.
         """
+        assert self.sums is not None
         v_l1, v_sq, dv_l1, dv_log, changed = self.sums.tolist()
         if not math.isfinite(v_l1):
             raise NonFiniteError(f"step {self.step}: the gradient is not finite")
@@ -86,27 +94,36 @@ class VarianceWatch:
         self.last = None
 
     def before_update(
-        self, optimizer: Optimizer, step: int, *, undecided: bool
+        self,
+        optimizer: Optimizer,
+        stand_ins: Mapping[Tensor, Tensor],
+        step: int,
+        *,
+        undecided: bool,
     ) -> None:
-        """Take the sums that need the v before the update, if anyone asks for them."""
+        """Take the sums that need the v before the update, if anyone asks for them.
+
+        Args:
+            optimizer: Holds the variances.
+            stand_ins: For each parameter the tensor that carries its gradient.
+            step: The step that is about to be taken.
+            undecided: The switch point is still ahead.
+        """
         if not (self._record or (undecided and self._rule_needs_sums)):
             return
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.last = VarianceChange(
-            step,
-            sum(p.numel() for p in parameters),
-            torch.zeros(len(SUMS), dtype=torch.float64, device=parameters[0].device),
-        )
+        self.last = VarianceChange(step, sum(p.numel() for p in stand_ins))
         for p, variance, group in variances(optimizer):
-            if p.grad is not None:
-                grad = p.grad.to(variance.dtype)
-                self.last.add_change(grad, variance, group["betas"][1])
+            grad = stand_ins[p].grad
+            if grad is not None:
+                grad = grad.to(variance.dtype)
+                self.last.add_change(p, grad, variance, group["betas"][1])
 
     def after_update(self, optimizer: Optimizer) -> None:
         """Take the sums that need the v after the update."""
         if self.last is not None:
-            for _, variance, _ in variances(optimizer):
-                self.last.add_norms(variance)
+            for p, variance, _ in variances(optimizer):
+                self.last.add_norms(p, variance)
+            self.last.sums = self.last.parts.total()
 
     def reason_at(self, step: int) -> str | None:
         """Why ``step`` is the switch point, or None; reads nothing before it can be."""
@@ -116,6 +133,11 @@ class VarianceWatch:
         assert self.last is not None
         self._pending.append(self.last)
         return None if step < self.rule.first_step else self.flush()
+
+    def restart(self) -> None:
+        """Drop what the rule has not read yet, as another state is being loaded."""
+        self.last = None
+        self._pending.clear()
 
     def flush(self) -> str | None:
         """Hand the rule what has not been read yet; return its last answer."""
@@ -132,9 +154,9 @@ class VarianceWatch:
 
 
 def variances(optimizer: Optimizer) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
-    """Each parameter that has a variance, the variance, and its group."""
+    """Each parameter that has a variance, this process's part of it, its group."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             variance = optimizer.state[p].get("exp_avg_sq")
             if variance is not None:
-                yield p, variance, group
+                yield p, local(variance), group

@@ -91,7 +91,7 @@ class Trainer:
             )
         if train.grad_clip > 0:
             nn.utils.clip_grad_norm_(self.setup.model.parameters(), train.grad_clip)
-        optimizer.watch_flips = watch
+        optimizer.watch_masks = watch
         optimizer.step()
         optimizer.zero_grad()
         if optimizer.switch_step != switched:
@@ -127,6 +127,7 @@ class Trainer:
             "lr": lr,
             "variance_change": None if sample is None else sample.dv_l1 / sample.d,
             "flip_rate": self.setup.optimizer.flip_rate(),
+            "pruned_update_share": self.setup.optimizer.pruned_update_share(),
         }
 
     def _evaluations(self) -> dict[str, float]:

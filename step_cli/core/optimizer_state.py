@@ -1,0 +1,69 @@
+"""The optimizer's state for each parameter: created whole, saved and loaded exactly.
+
+Distributed checkpoints load by key and in place, so all keys exist from the start, and
+no saved tensor may be one that the model saves too.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from step_cli.core.adam import create_adam_state
+from step_cli.core.masters import is_master, master_copy
+
+
+def create_state(
+    base: Optimizer, p: Tensor, group: dict[str, Any], *, sparse: bool, static: bool
+) -> dict[str, Any]:
+    """What is kept for one parameter.
+
+    Args:
+        base: Updates the dense weights.
+        p: The parameter.
+        group: Its group.
+        sparse: It is to become N:M.
+        static: The recipe keeps a mask.
+    """
+    state: dict[str, Any] = {}
+    if isinstance(base, torch.optim.Adam):
+        create_adam_state(state, p, group)
+    # Adding to zeros is what SGD does at its first step, save when damped.
+    sgd = isinstance(base, torch.optim.SGD)
+    if sgd and group["momentum"] and not group["dampening"]:
+        state["momentum_buffer"] = torch.zeros_like(master_copy(p))
+    if sparse or not is_master(p):
+        # In a dense phase fp32 weights are their own master: no copy yet.
+        state["dense"] = p.detach() if is_master(p) else master_copy(p)
+    if sparse and static:
+        state["mask"] = torch.ones_like(p, dtype=torch.bool)
+    return state
+
+
+def with_index(
+    optimizer: Optimizer, saved_groups: list[dict[str, Any]]
+) -> Iterator[tuple[Tensor, Any]]:
+    """Each parameter, and the key under which a ``state_dict`` holds its state."""
+    for group, saved in zip(optimizer.param_groups, saved_groups, strict=True):
+        yield from zip(group["params"], saved["params"], strict=True)
+
+
+def restored(p: Tensor, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The saved state of ``p``, bit for bit, in memory of its own.
+
+    The base class would cast every tensor to the parameter's dtype: counts and masks
+    too.
+    """
+    return {
+        key: _on_device(value, p) if isinstance(value, Tensor) else value
+        for key, value in saved.items()
+    }
+
+
+def _on_device(value: Tensor, p: Tensor) -> Tensor:
+    # Counts of steps stay where the base class has put them: often on the host.
+    if not value.dim():
+        return value.detach().clone()
+    return value.detach().to(p.device, copy=True)
