@@ -25,6 +25,7 @@ from step_cli.config import (
 )
 from step_cli.errors import (
     BUG,
+    EXTRA_OF,
     INTERRUPTED,
     OutputError,
     StepError,
@@ -222,10 +223,15 @@ def _detail(error: BaseException, argv: Sequence[str]) -> ErrorDetail:
             tensor=error.tensor,
             message=error.message,
         )
+    if isinstance(error, StoppedError):
+        return ErrorDetail(exit=StoppedError.exit_code, message=str(error))
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return ErrorDetail(exit=INTERRUPTED, message="interrupted, nothing written")
     if isinstance(error, typer.TyperException):
         return ErrorDetail(exit=2, message=_usage_message(error, argv))
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRA_OF:
+        extra = f"pip install 'step-cli[{EXTRA_OF[error.name]}]'"
+        return ErrorDetail(exit=6, message=f"{error.name} is not installed: {extra}")
     if isinstance(error, MemoryError):
         return ErrorDetail(exit=6, message="not enough memory on this machine")
     return ErrorDetail(

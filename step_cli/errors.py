@@ -59,11 +59,24 @@ class NonFiniteError(StepError):
     exit_code = 7
 
 
-class StoppedError(StepError):
-    """Stopped on request (SIGTERM)."""
+class StoppedError(BaseException):
+    """Stopped on request (SIGTERM); no handler of ordinary errors may swallow it."""
 
     exit_code = 75
 
 
 BUG = 70  # exit code of an error nobody foresaw
 INTERRUPTED = 130  # exit code after Ctrl-C
+
+# The extra that brings each library not every command needs.
+EXTRA_OF = {
+    "torch": "train",
+    "matplotlib": "train",
+    "jinja2": "train",
+    "onnxscript": "export",
+    "onnxruntime": "export",
+    "transformers": "hf",
+    "datasets": "hf",
+    "sklearn": "samples",
+    "tensorboard": "track",
+}

@@ -91,6 +91,8 @@ def _function(module: ModuleType, name: str, spec: str) -> Callable[[], Any]:
 def _call(function: Callable[[], Any], spec: str) -> nn.Module:
     try:
         model = function()
+    except StepError:
+        raise
     except Exception as error:
         raise InputError(f"model source {spec!r} raised {_said(error)}") from error
     if not isinstance(model, nn.Module):

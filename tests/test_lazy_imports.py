@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from step_cli.samples import sample_directory
+
+CONFIG = sample_directory("digits-resnet") / "config.toml"
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "transformers", "matplotlib")
 
 
@@ -61,3 +64,36 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("library", "arguments", "extra"),
+    [
+        ("torch", ["train", CONFIG, "--run-dir", "{out}"], "train"),
+        ("sklearn", ["train", CONFIG, "--run-dir", "{out}"], "samples"),
+        ("matplotlib", ["autoswitch-profile", "{log}", "--plot", "{out}.svg"], "train"),
+        ("onnxruntime", ["export", "{file}", "{out}.onnx", "--to", "onnx"], "export"),
+    ],
+)
+def test_a_missing_library_is_exit_6_and_names_its_extra(
+    tmp_path: Path, library: str, arguments: list[object], extra: str
+) -> None:
+    log, file = tmp_path / "variance.jsonl", tmp_path / "m.safetensors"
+    log.write_text(
+        '{"step": 1, "v_l1": 1, "v_l2": 1, "dv_l1": 1, "dv_log": 0, "d": 1}\n'
+    )
+    save_file({"fc.weight": np.zeros((4, 8), np.float32)}, file)
+    names = {"out": tmp_path / "out", "log": log, "file": file}
+    words = [str(word).format(**names) for word in arguments]
+    script = (
+        f"import io, sys; sys.modules[{library!r}] = None\n"
+        "from step_cli.cli import run; sys.exit(run(sys.argv[1:], io.StringIO()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 6, done.stderr
+    assert f"step-cli[{extra}]" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {log.name, file.name}
