@@ -12,13 +12,15 @@ from step_cli.core.autoswitch import AutoSwitch, Criterion, Fixed, SwitchRule
 from step_cli.core.layers import param_groups, plan_for
 from step_cli.core.optimizer import SparseOptimizer, VarianceCorrection
 from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan
+from step_cli.core.plan import LayerPlan, Plan
 from step_cli.core.recipe import Recipe
 from step_cli.core.selection import Description, Selection
 from step_cli.errors import NothingSelectedError, UsageError
 from step_cli.recipes import make_recipe
 
 T_MIN, T_MAX = 0.1, 0.5  # Geweke's clipping, as the STEP paper suggests
+
+NO_LENGTH = "give total_steps, which the switch is clipped to, or a switch"
 
 
 def sparse_adamw(
@@ -40,7 +42,8 @@ def sparse_adamw(
             ``axis`` (groups without them stay dense).
         pattern: The N:M pattern of every selected weight.
         recipe: A recipe or its name.
-        total_steps: Length of the training, which the switch is clipped to.
+        total_steps: Length of the training, which the switch is clipped to and the
+            schedules of recipes follow.
         switch: A step, a criterion (clipped to 10-50 % of ``total_steps``) or a whole
             rule; default AutoSwitch.
         eps_mode: See :class:`SparseOptimizer`.
@@ -52,10 +55,11 @@ def sparse_adamw(
         UsageError: Bare parameters, an impossible switch, or an unknown recipe.
         NothingSelectedError: No parameter can hold the pattern.
     """
-    base = torch.optim.AdamW(_groups(params, pattern), **adamw)
-    return sparse(
+    made = make_recipe(recipe) if isinstance(recipe, str) else recipe
+    base = torch.optim.AdamW(_groups(params, pattern, made), **adamw)
+    optimizer = sparse(
         base,
-        recipe,
+        made,
         pattern,
         total_steps=total_steps,
         switch=switch,
@@ -63,6 +67,9 @@ def sparse_adamw(
         v_correction=v_correction,
         record=record,
     )
+    if isinstance(params, nn.Module):
+        optimizer.rewire(params)
+    return optimizer
 
 
 def sparse(
@@ -79,14 +86,15 @@ def sparse(
     """Make any optimizer learn N:M weights, such as momentum SGD for SR-STE.
 
     The optimizer's groups carry ``pattern`` and ``axis``; where none does, it must have
-    been given named parameters, and the weights are chosen by name and shape.
+    been given named parameters, and the weights are chosen by name and shape. A recipe
+    that changes the backward pass also needs ``rewire(model)`` of what is returned.
 
     Raises:
         UsageError: As :func:`sparse_adamw`.
     """
     made = make_recipe(recipe) if isinstance(recipe, str) else recipe
     if not any("pattern" in group for group in optimizer.param_groups):
-        _choose_within(optimizer, pattern)
+        _choose_within(optimizer, pattern, made)
     rule = _rule(optimizer, made, switch, total_steps)
     return SparseOptimizer(
         optimizer,
@@ -95,6 +103,7 @@ def sparse(
         eps_mode=eps_mode,
         v_correction=v_correction,
         record=record,
+        total_steps=total_steps,
     )
 
 
@@ -113,21 +122,31 @@ def _rule(
         return None
     if isinstance(switch, SwitchRule):
         return switch
+    fixed = switch if isinstance(switch, int) else None
     if switch is None:
-        switch = recipe.switch_step
-    if isinstance(switch, int):
-        return SwitchRule(Fixed(switch))
+        fixed = _fixed(recipe, total_steps)
+    if fixed is not None:
+        return SwitchRule(Fixed(fixed))
     if total_steps is None:
-        raise UsageError(
-            "give total_steps, which the switch is clipped to, or a switch"
-        )
-    if switch is None:
+        raise UsageError(NO_LENGTH)
+    if not isinstance(switch, Criterion):
         group = optimizer.param_groups[0]
         switch = AutoSwitch(group["betas"][1], group["eps"])
     return SwitchRule(switch, *clip_steps(total_steps))
 
 
-def _groups(params: nn.Module | Iterable[Any], pattern: NMPattern | str) -> list[Any]:
+def _fixed(recipe: Recipe, total_steps: int | None) -> int | None:
+    """The step at which the recipe itself wants to switch."""
+    if not isinstance(recipe.switch_step, float):
+        return recipe.switch_step
+    if total_steps is None:
+        raise UsageError(NO_LENGTH)
+    return round(recipe.switch_step * total_steps)
+
+
+def _groups(
+    params: nn.Module | Iterable[Any], pattern: NMPattern | str, recipe: Recipe
+) -> list[Any]:
     """Param groups, with the sparse ones marked where the caller has not done so."""
     if isinstance(params, nn.Module):
         parsed = NMPattern.parse(pattern) if isinstance(pattern, str) else pattern
@@ -137,7 +156,8 @@ def _groups(params: nn.Module | Iterable[Any], pattern: NMPattern | str) -> list
                 f"no layer of the model can hold {parsed}; give param groups that "
                 "carry pattern and axis"
             )
-        return list(param_groups(params, plan))
+        weights = dict(params.named_parameters())
+        return list(param_groups(params, recipe.plan_layers(weights, plan)))
     given = list(params)
     bare = any(isinstance(item, Tensor) for item in given)
     if bare or (
@@ -157,7 +177,9 @@ def _named(members: Any) -> bool:
     return all(isinstance(member, tuple) for member in members)
 
 
-def _choose_within(optimizer: Optimizer, pattern: NMPattern | str) -> None:
+def _choose_within(
+    optimizer: Optimizer, pattern: NMPattern | str, recipe: Recipe
+) -> None:
     """Split each group of named parameters by pattern and axis, and mark the parts."""
     parsed = NMPattern.parse(pattern) if isinstance(pattern, str) else pattern
     if not all("param_names" in group for group in optimizer.param_groups):
@@ -165,22 +187,28 @@ def _choose_within(optimizer: Optimizer, pattern: NMPattern | str) -> None:
             "bare parameters have no names to choose by: give the optimizer "
             "named_parameters(), or param groups that carry pattern and axis"
         )
-    split = [part for group in optimizer.param_groups for part in _parts(group, parsed)]
-    if not any("pattern" in group for group in split):
-        raise NothingSelectedError(f"no named parameter can hold {parsed}")
-    optimizer.param_groups[:] = split
-
-
-def _parts(group: dict[str, Any], pattern: NMPattern) -> Sequence[dict[str, Any]]:
-    pairs = list(zip(group["param_names"], group["params"], strict=True))
+    weights = {
+        name: p
+        for group in optimizer.param_groups
+        for name, p in zip(group["param_names"], group["params"], strict=True)
+    }
     described = [
         Description(name, str(p.dtype).removeprefix("torch."), tuple(p.shape))
-        for name, p in pairs
+        for name, p in weights.items()
     ]
-    chosen = Selection(pattern=pattern).choose(described)
+    chosen = Selection(pattern=parsed).choose(described)
+    if not chosen.layers:
+        raise NothingSelectedError(f"no named parameter can hold {parsed}")
     plan = {tensor.name: layer for tensor, layer in chosen.layers}
+    plan = recipe.plan_layers(weights, plan)
+    optimizer.param_groups[:] = [
+        part for group in optimizer.param_groups for part in _parts(group, plan)
+    ]
+
+
+def _parts(group: dict[str, Any], plan: Plan) -> Sequence[dict[str, Any]]:
     parts: dict[LayerPlan | None, dict[str, Any]] = {}
-    for name, p in pairs:
+    for name, p in zip(group["param_names"], group["params"], strict=True):
         layer = plan.get(name)
         part = parts.setdefault(layer, {**group, "params": [], "param_names": []})
         part["params"].append(p)

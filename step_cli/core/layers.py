@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
+from step_cli.core.backward import is_conv1d
 from step_cli.core.plan import LayerPlan, Plan
 from step_cli.core.selection import Chosen, Description, Selection
 
@@ -73,12 +74,6 @@ def _describe(model: nn.Module) -> Iterator[Description]:
             name,
             str(parameter.dtype).removeprefix("torch."),
             tuple(parameter.shape),
-            axis=0 if _is_conv1d(module) else None,
+            axis=0 if is_conv1d(module) else None,
             skip="consumer" if isinstance(module, NORMS) else skip,
         )
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    # By name: importing transformers to ask for its class would take seconds.
-    kind = type(module)
-    return kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")

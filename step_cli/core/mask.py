@@ -61,7 +61,7 @@ def keep_mask(scores: Tensor, pattern: NMPattern, axis: int) -> Tensor:
     keep = torch.empty(groups.shape, dtype=torch.bool, device=scores.device)
     if pattern.dense:
         return keep.fill_(True).view(scores.shape)
-    rows = max(1, CHUNK // (groups.shape[1] * groups.shape[2]))
+    rows = max(1, CHUNK // max(1, groups.shape[1] * groups.shape[2]))
     parts = zip(torch.split(groups, rows), torch.split(keep, rows), strict=True)
     for part, out in parts:
         out.copy_(_beaten_by(part.movedim(1, 0)).lt(pattern.n).movedim(0, 1))
@@ -71,8 +71,8 @@ def keep_mask(scores: Tensor, pattern: NMPattern, axis: int) -> Tensor:
 def to_groups(values: Tensor, m: int, axis: int) -> Tensor:
     """View ``values`` as (X, M, B): groups of ``m`` along ``axis`` in the middle."""
     axis %= values.dim()
-    behind = values.shape[axis + 1 :].numel()
-    return values.reshape(-1, m, behind)
+    before, behind = values.shape[:axis].numel(), values.shape[axis + 1 :].numel()
+    return values.reshape(before * (values.shape[axis] // m), m, behind)
 
 
 def _beaten_by(groups: Tensor) -> Tensor:

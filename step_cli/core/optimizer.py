@@ -11,36 +11,39 @@ back into the model. Only the update under a frozen variance is our own.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from step_cli.core.adam import EpsMode, adam_step
 from step_cli.core.autoswitch import SwitchRule, VarianceSample
-from step_cli.core.mask import check_groups, keep_mask
+from step_cli.core.backward import RewiredForward, rewire
+from step_cli.core.mask import check_groups
 from step_cli.core.mask_watch import MaskWatch
 from step_cli.core.masters import is_master, master_copy, working_on
 from step_cli.core.optimizer_state import create_state, restored, with_index
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan
-from step_cli.core.recipe import Phase, Recipe
+from step_cli.core.recipe import Layer, Phase, Recipe
 from step_cli.core.refusals import refuse_impossible
 from step_cli.core.shards import (
     ShardSum,
     check_shards,
     local,
     local_grad,
+    shard_total,
+    split_like,
     version,
 )
 from step_cli.core.variance import VarianceWatch, variances
 from step_cli.errors import UsageError
 
 VarianceCorrection = Literal["at_switch", "none"]
-
-OUR_KEYS = ("dense", "mask")  # of the state; the base optimizer never sees them
 
 
 class SparseOptimizer(Optimizer):
@@ -58,6 +61,7 @@ class SparseOptimizer(Optimizer):
         v_correction: ``at_switch`` bias-corrects the frozen variance for the steps it
             has learned; ``none`` uses it raw, as the STEP paper prints it.
         record: Measure the variance at every step in which it is updated.
+        total_steps: Length of the training, for recipes that follow a schedule.
 
     Raises:
         UsageError: No group is sparse, a width does not divide into groups, the recipe
@@ -73,6 +77,7 @@ class SparseOptimizer(Optimizer):
         eps_mode: EpsMode = "outside",
         v_correction: VarianceCorrection = "at_switch",
         record: bool = False,
+        total_steps: int | None = None,
     ) -> None:
         self.base, self.recipe = base, recipe
         self.watch_masks = False
@@ -80,16 +85,18 @@ class SparseOptimizer(Optimizer):
         self._watch = VarianceWatch(switch, record=record)
         self._mask_watch = MaskWatch()
         self._versions: dict[Tensor, tuple[int, int]] = {}
+        self._rewired: list[tuple[Tensor, RewiredForward]] | None = None
         super().__init__(base.param_groups, base.defaults)
         self._share_with_base()
         self._clock.update(t=0, switch_step=0, switch_reason="", switch_memory=[])
-        refuse_impossible(base, recipe, switch, eps_mode)
+        self._clock["total_steps"] = total_steps or 0
+        refuse_impossible(base, recipe, switch, eps_mode, total_steps)
         for p, plan in self.sparse_parameters():
             check_groups(tuple(p.shape), plan.pattern, plan.axis)
             check_shards(p, plan)
         self._create_state()
         if recipe.before.sparse:
-            self._enter_sparse()
+            self._enter_phase()
         elif switch is not None and switch.first_step == 0:
             self._switch_after(0, "fixed")
 
@@ -154,7 +161,7 @@ class SparseOptimizer(Optimizer):
     @contextmanager
     def sparse_weights(self) -> Iterator[None]:
         """Let the model hold its pruned twin, in a dense phase too."""
-        with self._showing(self._projected):
+        with self._showing(self._projected if self.rules.sparse else self._twin):
             yield
 
     @torch.no_grad()
@@ -162,8 +169,20 @@ class SparseOptimizer(Optimizer):
         """Take the model's present weights for the dense ones, as after loading."""
         for p, _ in self._with_own_master():
             self.state[p]["dense"] = master_copy(p)
-        self._choose_static_masks()
-        self._publish()
+        self._publish(fresh=True)
+
+    def rewire(self, model: nn.Module) -> None:
+        """Let the layers of ``model`` compute gradients as the recipe asks.
+
+        For recipes that change the backward pass; names and weights stay.
+        """
+        rules = {
+            p: (plan.axis, rule)
+            for p, plan in self.sparse_parameters()
+            if (rule := self.recipe.backward(plan)) is not None
+        }
+        self._rewired = list(rewire(model, rules))
+        self._tell_layers()
 
     # ------------------------------------------------------------------------ one step
 
@@ -182,12 +201,13 @@ class SparseOptimizer(Optimizer):
         rules, t = self.rules, self.steps_taken + 1
         undecided = self.recipe.switches and not self._switched
         self._refuse_stale()
+        self._refuse_unwired(rules)
         self._watch.forget()
         self._mask_watch.forget()
         stand_ins = dict(self._stand_ins(rules))
         if rules.learn_variance:
             self._watch.before_update(self, stand_ins, t, undecided=undecided)
-        with working_on(stand_ins, self.base, OUR_KEYS):
+        with working_on(stand_ins, self.base, self._own_keys):
             self._update(rules)
         if rules.learn_variance:
             self._watch.after_update(self)
@@ -229,24 +249,22 @@ class SparseOptimizer(Optimizer):
     def _grad(
         self, p: Tensor, dense: Tensor, plan: LayerPlan | None, rules: Phase
     ) -> Tensor | None:
-        """The gradient for the dense weights, with what the recipe adds to it."""
+        """The gradient for the dense weights, as the recipe wants it."""
         given = local_grad(p)
         if given is None:
             return None
         grad = given.to(dense.dtype)
         if plan is None or not rules.sparse:
             return grad
-        if not rules.refresh_mask:
-            return torch.mul(grad, local(self.state[p]["mask"]))
-        kept = local(p) != 0  # the mask of the last forward
-        extra = self.recipe.extra_grad(dense, kept)
-        return grad if extra is None else grad + extra
+        return self.recipe.gradient(grad, local(p), self._layer(p, plan))
 
     # ------------------------------------------------------------------ the projection
 
-    def _publish(self) -> None:
+    def _publish(self, *, fresh: bool = False) -> None:
         """Write what the optimizer owns into the model, as the present rules ask."""
         for p, plan in self._with_own_master():
+            if plan is not None and self.rules.sparse:
+                self.recipe.renew(self._layer(p, plan, fresh=fresh))
             local(p).copy_(self._view(p, plan))
             self._versions[p] = version(p)
 
@@ -260,28 +278,44 @@ class SparseOptimizer(Optimizer):
         dense = self._dense(p)
         if not dense.numel():
             return dense  # more processes than rows: this one has no shard
-        if self.rules.sparse and not self.rules.refresh_mask:
-            keep = local(self.state[p]["mask"])
-        else:
-            keep = keep_mask(dense.abs(), plan.pattern, plan.axis)
-        age = self.steps_taken - int(self._clock["switch_step"])
-        return self.recipe.project(dense, keep, plan, age)
+        return self.recipe.project(self._layer(p, plan))
+
+    def _twin(self, p: Tensor, plan: LayerPlan) -> Tensor:
+        """What the model would hold if the recipe pruned it now, for good."""
+        dense, layer = self._dense(p), self._layer(p, plan, fresh=True)
+        if not dense.numel():
+            return dense
+        own = replace(layer, memory=self.recipe.memory(dense, plan))
+        self.recipe.renew(own)
+        return self.recipe.project(replace(own, age=own.steps or own.age))
+
+    def _layer(self, p: Tensor, plan: LayerPlan, *, fresh: bool = False) -> Layer:
+        """What the recipe is told of ``p``."""
+        clock, state = self._clock, self.state[p]
+        total, start = int(clock["total_steps"]), int(clock["switch_step"])
+        return Layer(
+            self._dense(p),
+            plan,
+            age=self.steps_taken - start,
+            steps=total - start if total else None,
+            fresh=fresh,
+            memory={key: local(state[key]) for key in self._memory_keys & state.keys()},
+            over_processes=partial(shard_total, p),
+        )
 
     @torch.no_grad()
-    def _enter_sparse(self) -> None:
-        """Part the dense weights from the parameters, and project them."""
+    def _enter_phase(self) -> None:
+        """Part the dense weights from the parameters, or join them, as rules ask."""
         for p, _ in self.sparse_parameters():
-            if is_master(p):
+            if not is_master(p):
+                continue
+            if self.rules.sparse:
                 self.state[p]["dense"] = master_copy(p)
-        self._choose_static_masks()
-        self._publish()
-
-    def _choose_static_masks(self) -> None:
-        for p, plan in () if self.rules.refresh_mask else self.sparse_parameters():
-            dense = self._dense(p)
-            if dense.numel():
-                keep = keep_mask(dense.abs(), plan.pattern, plan.axis)
-                local(self.state[p]["mask"]).copy_(keep)
+            elif self.recipe.before.sparse:
+                local(p).copy_(local(self.state[p]["dense"]))
+                self.state[p]["dense"] = p.detach()
+        self._publish(fresh=True)
+        self._tell_layers()
 
     @contextmanager
     def _showing(self, view: Callable[[Tensor, LayerPlan], Tensor]) -> Iterator[None]:
@@ -327,7 +361,7 @@ class SparseOptimizer(Optimizer):
         if not self.recipe.after.learn_variance:
             self._freeze_variance(step)
         self._clock.update(switch_step=step, switch_reason=reason, switch_memory=[])
-        self._enter_sparse()
+        self._enter_phase()
 
     def _freeze_variance(self, step: int) -> None:
         seen = ShardSum(1)
@@ -343,14 +377,23 @@ class SparseOptimizer(Optimizer):
     # ----------------------------------------------------------------------- the state
 
     def _create_state(self) -> None:
-        before, after = self.recipe.before, self.recipe.after
-        static = not (before.refresh_mask and after.refresh_mask)
+        self._memory_keys: set[str] = set()
         for group in self.param_groups:
+            plan = _plan_of(group)
             for p in group["params"]:
-                sparse = group.get("pattern") is not None
+                memory = {} if plan is None else self._create_memory(p, plan)
+                self._memory_keys |= memory.keys()
                 self.state[p] = create_state(
-                    self.base, p, group, sparse=sparse, static=static
+                    self.base, p, group, memory, sparse=plan is not None
                 )
+        self._own_keys = {"dense", *self._memory_keys}  # the base never sees them
+
+    def _create_memory(self, p: Tensor, plan: LayerPlan) -> dict[str, Tensor]:
+        part = local(master_copy(p))
+        return {
+            key: split_like(value, p) if value.shape == part.shape else value
+            for key, value in self.recipe.memory(part, plan).items()
+        }
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -381,6 +424,7 @@ class SparseOptimizer(Optimizer):
             self.rule.criterion.load(self._clock["switch_memory"])
         self._clock["switch_memory"] = []
         self._versions = {p: version(p) for p, _ in self._with_own_master()}
+        self._tell_layers()
 
     def _share_with_base(self) -> None:
         # One list of groups and one state: a scheduler may hold either optimizer.
@@ -401,6 +445,24 @@ class SparseOptimizer(Optimizer):
                     "optimizer after loading and wrapping, or call adopt()"
                 )
             self._versions[p] = version(p)
+
+    def _refuse_unwired(self, rules: Phase) -> None:
+        if self._rewired is None and rules.sparse:
+            plans = {plan for _, plan in self.sparse_parameters()}
+            if any(self.recipe.backward(plan) is not None for plan in plans):
+                raise UsageError(
+                    f"{type(self.recipe).__name__} changes the backward pass of "
+                    "layers: give the module, or call optimizer.rewire(module)"
+                )
+
+    def _tell_layers(self) -> None:
+        """Tell rewired layers which rules hold, and where the recipe's memory is."""
+        for p, forward in self._rewired or ():
+            state = self.state[p]
+            forward.active = self.rules.sparse
+            forward.memory = {
+                key: state[key] for key in self._memory_keys & state.keys()
+            }
 
 
 def _plan_of(group: dict[str, Any]) -> LayerPlan | None:

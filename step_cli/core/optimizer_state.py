@@ -16,7 +16,12 @@ from step_cli.core.masters import is_master, master_copy
 
 
 def create_state(
-    base: Optimizer, p: Tensor, group: dict[str, Any], *, sparse: bool, static: bool
+    base: Optimizer,
+    p: Tensor,
+    group: dict[str, Any],
+    memory: Mapping[str, Tensor],
+    *,
+    sparse: bool,
 ) -> dict[str, Any]:
     """What is kept for one parameter.
 
@@ -24,10 +29,10 @@ def create_state(
         base: Updates the dense weights.
         p: The parameter.
         group: Its group.
+        memory: What the recipe keeps of it.
         sparse: It is to become N:M.
-        static: The recipe keeps a mask.
     """
-    state: dict[str, Any] = {}
+    state: dict[str, Any] = dict(memory)
     if isinstance(base, torch.optim.Adam):
         create_adam_state(state, p, group)
     # Adding to zeros is what SGD does at its first step, save when damped.
@@ -37,8 +42,6 @@ def create_state(
     if sparse or not is_master(p):
         # In a dense phase fp32 weights are their own master: no copy yet.
         state["dense"] = p.detach() if is_master(p) else master_copy(p)
-    if sparse and static:
-        state["mask"] = torch.ones_like(p, dtype=torch.bool)
     return state
 
 

@@ -1,11 +1,14 @@
 """What a recipe is: the answers to a few questions, STE being the plain ones."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from step_cli.core.plan import LayerPlan
+from step_cli.core.backward import Backward
+from step_cli.core.mask import keep_mask
+from step_cli.core.plan import LayerPlan, Plan
 
 
 @dataclass(frozen=True)
@@ -15,14 +18,11 @@ class Phase:
     Attributes:
         name: As ``optimizer.phase`` says it.
         sparse: The model holds the projected weights, not the dense ones.
-        refresh_mask: The mask follows the dense weights; else it stays as it was, and
-            pruned weights receive no gradient.
         learn_variance: Adam's variance is updated; else it is frozen.
     """
 
     name: str
     sparse: bool = True
-    refresh_mask: bool = True
     learn_variance: bool = True
 
 
@@ -30,7 +30,30 @@ DENSE = Phase("dense", sparse=False)
 PRECONDITION = Phase("precondition", sparse=False)
 MASK_LEARNING = Phase("mask-learning")
 FROZEN_VARIANCE = Phase("mask-learning", learn_variance=False)
-FINE_TUNE = Phase("fine-tune", refresh_mask=False)
+FINE_TUNE = Phase("fine-tune")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One sparse weight at one step, as a recipe is told of it.
+
+    Attributes:
+        dense: The weights the optimizer owns, in at least fp32.
+        plan: Its pattern and group axis.
+        age: Steps since the sparse phase began, from 0.
+        steps: Steps from there to the end of training; None where it is not known.
+        fresh: The sparse phase begins, or the dense weights were replaced.
+        memory: What the recipe keeps of this weight, see :meth:`Recipe.memory`.
+        over_processes: Adds up a tensor of sums over all that hold parts of ``dense``.
+    """
+
+    dense: Tensor
+    plan: LayerPlan
+    age: int = 0
+    steps: int | None = None
+    fresh: bool = False
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    over_processes: Callable[[Tensor], Tensor] = field(default=lambda sums: sums)
 
 
 class Recipe:
@@ -46,30 +69,57 @@ class Recipe:
         """2. Which rules hold after it?"""
         return self.before
 
-    def project(self, dense: Tensor, keep: Tensor, plan: LayerPlan, age: int) -> Tensor:
-        """3. What does the layer multiply by, ``age`` steps into the phase?
+    @property
+    def switch_step(self) -> int | float | None:
+        """3. At which step, or share of all, do they change? None: a criterion decides.
+
+        A float is a share of all steps.
+        """
+        return None
+
+    def plan_layers(self, weights: Mapping[str, Tensor], plan: Plan) -> Plan:
+        """4. Which pattern is each weight to have, seen all together?"""
+        return plan
+
+    def memory(self, dense: Tensor, plan: LayerPlan) -> dict[str, Tensor]:
+        """5. Which tensors are kept for a weight, and saved with the optimizer?
+
+        Of at least one dimension each; made once, before the first step.
+
+        Raises:
+            UsageError: The recipe cannot hold a weight of this shape.
+        """
+        return {}
+
+    def renew(self, layer: Layer) -> None:
+        """6. What of them changes, in place, before a projection?"""
+
+    def keep(self, layer: Layer) -> Tensor:
+        """7. Which weights are kept? A boolean mask, True where one is."""
+        return keep_mask(layer.dense.abs(), layer.plan.pattern, layer.plan.axis)
+
+    def project(self, layer: Layer) -> Tensor:
+        """8. What does the layer multiply by?"""
+        return torch.where(self.keep(layer), layer.dense, 0)
+
+    def gradient(self, grad: Tensor, sparse: Tensor, layer: Layer) -> Tensor:
+        """9. Which gradient does the optimizer see, once per step?
 
         Args:
-            dense: The weights the optimizer owns, fp32.
-            keep: The mask, True where a weight is kept.
-            plan: The layer's pattern and group axis.
-            age: Steps since the sparse phase began, from 0.
+            grad: At the sparse point, in the dtype of the dense weights.
+            sparse: What the last forward multiplied by.
+            layer: The weight.
         """
-        return torch.where(keep, dense, 0)
+        return grad
 
-    def extra_grad(self, dense: Tensor, kept: Tensor) -> Tensor | None:
-        """4. What is added to the gradient, once per optimizer step?
-
-        Args:
-            dense: The weights the optimizer owns.
-            kept: The mask of the last forward pass.
-        """
+    def backward(self, plan: LayerPlan) -> Backward | None:
+        """10. How does the layer's own backward pass differ? None: not at all."""
         return None
 
     @property
-    def switch_step(self) -> int | None:
-        """5. At which step do the rules change? None: a criterion decides."""
-        return None
+    def needs_total_steps(self) -> bool:
+        """Whether it follows a schedule, for which the length of training is needed."""
+        return False
 
     @property
     def switches(self) -> bool:

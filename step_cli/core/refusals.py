@@ -10,7 +10,11 @@ from step_cli.errors import UsageError
 
 
 def refuse_impossible(
-    base: Optimizer, recipe: Recipe, switch: SwitchRule | None, eps_mode: EpsMode
+    base: Optimizer,
+    recipe: Recipe,
+    switch: SwitchRule | None,
+    eps_mode: EpsMode,
+    total_steps: int | None,
 ) -> None:
     """Say in one line what cannot work, before any state exists.
 
@@ -33,6 +37,8 @@ def refuse_impossible(
         )
     if recipe.switches and switch is None:
         raise UsageError(f"{name} needs a switch point: give a step or total_steps")
+    if recipe.needs_total_steps and total_steps is None:
+        raise UsageError(f"{name} follows a schedule: give total_steps")
     if frozen and switch is not None and switch.first_step < 1:
         raise UsageError("switch at step 0: the variance has seen no gradient yet")
     sparse = recipe.before.sparse or recipe.after.sparse

@@ -118,6 +118,13 @@ class ShardSum:
         return torch.stack([part.to(parts[0].device) for part in parts]).sum(0)
 
 
+def shard_total(p: Tensor, sums: Tensor) -> Tensor:
+    """Add up ``sums``, one-dimensional, over the processes that hold parts of ``p``."""
+    total = ShardSum(len(sums))
+    total.beside(p).add_(sums)
+    return total.total()
+
+
 def _reduced(part: Tensor, split: Any) -> Tensor:
     """Add up the parts of the processes among which parameters are split."""
     if split is None:

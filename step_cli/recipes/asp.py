@@ -6,9 +6,12 @@ later switch step it trains densely up to there.
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
 from typing_extensions import override
 
-from step_cli.core.recipe import DENSE, FINE_TUNE, Phase, Recipe
+from step_cli.core.plan import LayerPlan
+from step_cli.core.recipe import DENSE, FINE_TUNE, Layer, Phase, Recipe
 
 
 @dataclass(frozen=True)
@@ -29,3 +32,20 @@ class ASP(Recipe):
     @override
     def switch_step(self) -> int | None:
         return 0
+
+    @override
+    def memory(self, dense: Tensor, plan: LayerPlan) -> dict[str, Tensor]:
+        return {"mask": torch.ones_like(dense, dtype=torch.bool)}
+
+    @override
+    def renew(self, layer: Layer) -> None:
+        if layer.fresh:
+            layer.memory["mask"].copy_(super().keep(layer))
+
+    @override
+    def keep(self, layer: Layer) -> Tensor:
+        return layer.memory["mask"]
+
+    @override
+    def gradient(self, grad: Tensor, sparse: Tensor, layer: Layer) -> Tensor:
+        return torch.mul(grad, layer.memory["mask"])

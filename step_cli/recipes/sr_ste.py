@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.core.recipe import Recipe
+from step_cli.core.recipe import Layer, Recipe
 
 
 @dataclass(frozen=True)
@@ -21,5 +21,5 @@ class SRSTE(Recipe):
     decay: float = 2e-4
 
     @override
-    def extra_grad(self, dense: Tensor, kept: Tensor) -> Tensor:
-        return torch.where(kept, 0, dense).mul_(self.decay)
+    def gradient(self, grad: Tensor, sparse: Tensor, layer: Layer) -> Tensor:
+        return grad + torch.where(sparse == 0, layer.dense, 0).mul_(self.decay)

@@ -4,19 +4,23 @@ Source: Lu et al., ICML 2023, Algorithm 1. The switch point is AutoSwitch's, Alg
 (`core/autoswitch.py`); the update under a frozen variance is in `core/adam.py`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.core.plan import LayerPlan
+from step_cli.core.backward import Backward
+from step_cli.core.plan import LayerPlan, Plan
 from step_cli.core.recipe import (
     FROZEN_VARIANCE,
     MASK_LEARNING,
     PRECONDITION,
+    Layer,
     Phase,
     Recipe,
 )
+from step_cli.errors import UsageError
 from step_cli.recipes.ste import STE
 
 
@@ -33,6 +37,11 @@ class Step(Recipe):
     inner: Recipe = field(default_factory=STE)
     learn_variance: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.inner.after.sparse:
+            name = type(self.inner).__name__
+            raise UsageError(f"{name} ends dense, so STEP cannot wrap it")
+
     @property
     @override
     def before(self) -> Phase:
@@ -43,10 +52,31 @@ class Step(Recipe):
     def after(self) -> Phase:
         return MASK_LEARNING if self.learn_variance else FROZEN_VARIANCE
 
+    @property
     @override
-    def project(self, dense: Tensor, keep: Tensor, plan: LayerPlan, age: int) -> Tensor:
-        return self.inner.project(dense, keep, plan, age)
+    def needs_total_steps(self) -> bool:
+        return self.inner.needs_total_steps
 
     @override
-    def extra_grad(self, dense: Tensor, kept: Tensor) -> Tensor | None:
-        return self.inner.extra_grad(dense, kept)
+    def plan_layers(self, weights: Mapping[str, Tensor], plan: Plan) -> Plan:
+        return self.inner.plan_layers(weights, plan)
+
+    @override
+    def memory(self, dense: Tensor, plan: LayerPlan) -> dict[str, Tensor]:
+        return self.inner.memory(dense, plan)
+
+    @override
+    def renew(self, layer: Layer) -> None:
+        self.inner.renew(layer)
+
+    @override
+    def project(self, layer: Layer) -> Tensor:
+        return self.inner.project(layer)
+
+    @override
+    def gradient(self, grad: Tensor, sparse: Tensor, layer: Layer) -> Tensor:
+        return self.inner.gradient(grad, sparse, layer)
+
+    @override
+    def backward(self, plan: LayerPlan) -> Backward | None:
+        return self.inner.backward(plan)

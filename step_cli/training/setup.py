@@ -67,6 +67,7 @@ def set_up(config: TrainConfig, *, record: bool) -> Setup:
             f"no layer of the model can hold {config.sparsity.pattern}; "
             "look at sparsity.include, exclude and pattern"
         )
+    plan = recipe.plan_layers(dict(model.named_parameters()), plan)
     data = load_data(config.data.source)
     device = default_device()
     model.to(device)
@@ -75,8 +76,10 @@ def set_up(config: TrainConfig, *, record: bool) -> Setup:
         recipe,
         switch,
         record=record and config.train.optimizer != "sgd",
+        total_steps=config.train.steps,
         **for_optimizer,
     )
+    optimizer.rewire(model)
     return Setup(model, optimizer, plan, data, device)
 
 
