@@ -1,0 +1,140 @@
+"""What the two ranks do; the tests judge what they return."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from integration.training import (
+    Batch,
+    batches,
+    build_model,
+    by_autoswitch,
+    dense_weights,
+    loss_of,
+    optimizer_of,
+    train,
+    weights,
+)
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.nn.parallel import DistributedDataParallel
+
+from step_cli.core.optimizer import SparseOptimizer
+from step_cli.errors import UsageError
+from step_cli.optimizers import sparse_adamw
+
+
+def sharded_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    model = build_model(seed, dtype)
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def wrapped_model(kind: str) -> nn.Module:
+    return DistributedDataParallel(build_model()) if kind == "ddp" else sharded_model()
+
+
+def my_half(data: list[Batch]) -> list[Batch]:
+    mine = slice(dist.get_rank(), None, dist.get_world_size())
+    return [(inputs[mine], targets[mine]) for inputs, targets in data]
+
+
+def outcome(model: nn.Module, optimizer: SparseOptimizer) -> dict[str, Any]:
+    bare = model.module if isinstance(model, DistributedDataParallel) else model
+    return {
+        "weights": weights(bare),
+        "dense": dense_weights(bare, optimizer),
+        "switch": optimizer.switch_step,
+        "sample": optimizer.variance_sample(),
+    }
+
+
+def train_on(kind: str, options: dict[str, Any], alike: bool, steps: int) -> Any:
+    """Train with the same batches on both ranks, or each with half of them."""
+    model = wrapped_model(kind)
+    optimizer = optimizer_of(model, **options)
+    data = batches(steps)
+    train(model, optimizer, data if alike else my_half(data))
+    return outcome(model, optimizer)
+
+
+def communications(kind: str) -> list[int]:
+    """How many collectives each optimizer step calls."""
+    model = wrapped_model(kind)
+    optimizer = optimizer_of(model, switch=by_autoswitch(3))
+    counts = []
+    for batch in batches(6):
+        loss_of(model, batch).backward()
+        with CommDebugMode() as watched:
+            optimizer.step()
+        optimizer.zero_grad()
+        counts.append(watched.get_total_counts())
+    return counts
+
+
+def watched_step() -> tuple[float | None, float | None]:
+    model = sharded_model()
+    optimizer = optimizer_of(model, recipe="ste")
+    optimizer.watch_masks = True
+    train(model, optimizer, batches(3))
+    return optimizer.flip_rate(), optimizer.pruned_update_share()
+
+
+def rows_as_groups(rows: int, dim: int) -> str | list[int]:
+    """Shard a weight of ``rows`` x 16 along ``dim``; its groups run down the rows."""
+    layer = nn.Linear(16, rows, bias=False)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    fully_shard(layer, mesh=mesh, shard_placement_fn=lambda p: Shard(dim))
+    groups = [{"params": [layer.weight], "pattern": "2:4", "axis": 0}]
+    try:
+        sparse_adamw(groups, recipe="ste")
+    except UsageError as error:
+        return error.message
+    kept: Tensor = layer.weight.detach().full_tensor() != 0  # type: ignore[operator]
+    return kept.view(-1, 4, 16).sum(1).unique().tolist()
+
+
+def resumed(cut: int, options: dict[str, Any], flat: bool, folder: Path) -> Any:
+    """Train, save after ``cut`` steps, load into a fresh run, and train on."""
+    dtype = options.pop("dtype", torch.float32)
+    data = batches(8)
+    model = sharded_model(dtype=dtype)
+    optimizer = optimizer_of(model, switch=by_autoswitch(), **options)
+    train(model, optimizer, data[:cut])
+    save(model, optimizer, folder, flat=flat)
+    train(model, optimizer, data[cut:])
+    fresh = sharded_model(seed=7, dtype=dtype)
+    fresh_optimizer = optimizer_of(fresh, switch=by_autoswitch(), **options)
+    load(fresh, fresh_optimizer, folder, flat=flat)
+    steps = fresh_optimizer.steps_taken
+    train(fresh, fresh_optimizer, data[cut:])
+    return outcome(model, optimizer), outcome(fresh, fresh_optimizer), steps
+
+
+def save(model: nn.Module, opt: SparseOptimizer, folder: Path, *, flat: bool) -> None:
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    states = get_optimizer_state_dict(model, opt, options=options)
+    dcp.save({"model": model.state_dict(), "optimizer": states}, checkpoint_id=folder)
+
+
+def load(model: nn.Module, opt: SparseOptimizer, folder: Path, *, flat: bool) -> None:
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    states = get_optimizer_state_dict(model, opt, options=options)
+    both = {"model": model.state_dict(), "optimizer": states}
+    dcp.load(both, checkpoint_id=folder)
+    model.load_state_dict(both["model"])
+    set_optimizer_state_dict(model, opt, both["optimizer"], options=options)
