@@ -58,6 +58,23 @@ def test_checking_safetensors_imports_nothing_heavy(tmp_path: Path) -> None:
     assert heavy_imports("verify-nm", path) == set()
 
 
+def test_a_check_loads_no_report_but_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file({"fc.weight": np.zeros((4, 8), np.float32)}, path)
+    script = (
+        "import io, sys; from step_cli.cli import run; run(sys.argv[1:], io.StringIO())\n"
+        "print(*[m for m in sys.modules if m.startswith('step_cli.reports.')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "verify-nm", path],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = {name.rpartition(".")[2] for name in done.stdout.split()}
+    assert names == {"report", "verify_nm"}
+
+
 def test_importing_the_package_imports_nothing_heavy() -> None:
     script = f"import step_cli, sys; print([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from step_cli.commands.verify_layer import HEADS, weights_of
+from step_cli.commands.verify_layer import weights_of
 from step_cli.config import PruneConfig
 from step_cli.core.check import Job, tally_all
 from step_cli.core.groups import Weights
@@ -18,6 +18,7 @@ from step_cli.core.one_shot import PRUNABLE, OneShot, Pruned
 from step_cli.core.plan import LayerPlan, Plan
 from step_cli.core.selection import Selection
 from step_cli.core.tensorrt_rule import tensorrt_view
+from step_cli.core.weight_rule import is_head
 from step_cli.errors import (
     InputError,
     NothingSelectedError,
@@ -134,8 +135,7 @@ def _refuse_torn_ties(tensors: Sequence[NamedTensor], layers: Sequence[Layer]) -
 def _warn_of_heads(layers: Sequence[Layer]) -> None:
     for layer in layers:
         name = layer.tensor.name
-        parts = name.split(".")[:-1]
-        if any(part in HEADS or part.endswith("head") for part in parts):
+        if is_head(name):
             log.warning(
                 "%s looks like an output head, mostly left dense: --exclude %r",
                 name,

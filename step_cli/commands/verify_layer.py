@@ -9,11 +9,11 @@ from step_cli.core.groups import Weights, index_of
 from step_cli.core.mask_match import mismatch
 from step_cli.core.plan import LayerPlan
 from step_cli.core.tensorrt_rule import tensorrt_view
+from step_cli.core.weight_rule import is_head
 from step_cli.formats.weights import Checkpoint, NamedTensor
 from step_cli.reports import GroupAt, LayerVerdict, MaskDifference, TensorrtView
 
 EXPLAINED = 32  # failing layers that are read again to see what they look like
-HEADS = ("lm_head", "classifier", "score")
 
 
 @dataclass(frozen=True)
@@ -160,16 +160,10 @@ def _looks_like(item: Judged) -> list[str]:
 
 def _dense_heads(names: Sequence[str]) -> list[str]:
     """What to try when every failing layer is an output head."""
-    modules = [name.rpartition(".")[0] for name in names]
-    heads = [
-        any(part in HEADS or part.endswith("head") for part in module.split("."))
-        for module in modules
-    ]
-    if not names or not all(heads):
+    if not names or not all(is_head(name) for name in names):
         return []
-    options = " ".join(
-        f"--exclude {quoted(module + '.*')}" for module in dict.fromkeys(modules)
-    )
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in names)
+    options = " ".join(f"--exclude {quoted(module + '.*')}" for module in modules)
     return [f"a dense head? {options}"]
 
 

@@ -25,6 +25,7 @@ SkipReason = Literal[
 _FLOATING = re.compile(r"float(64|32|16)|bfloat16|float8_(?!e8m0)\w+")
 _RECURRENT = re.compile(r"weight_[ih]h_l\d+(_reverse)?")
 _EXPERT = re.compile(r"(\w+_)?proj|w[123]|\w*weight")
+_HEADS = {"lm_head", "classifier", "score"}
 _EMBEDDINGS = {"wte", "wpe", "shared", "relative_attention_bias"}
 # Hugging Face's Conv1D stores [in, out]; the GPT-2 family is the one that uses it.
 _CONV1D = re.compile(
@@ -94,6 +95,12 @@ def name_reason(name: str, shape: Sequence[int]) -> SkipReason | None:
     ):
         return "name"
     return None
+
+
+def is_head(name: str) -> bool:
+    """Whether a weight's name is that of an output head, which is mostly left dense."""
+    modules = name.split(".")[:-1]
+    return any(module in _HEADS or module.endswith("head") for module in modules)
 
 
 def default_axis(name: str, shape: Sequence[int]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from step_cli.core.weight_rule import default_axis
 from step_cli.errors import InputError
 from step_cli.formats.json_text import json_object, read_json
-from step_cli.formats.mapped_file import map_file
+from step_cli.formats.mapped_file import map_file, reason_of
 from step_cli.formats.weights import NamedTensor
 
 # In the order in which from_pretrained looks.
@@ -75,9 +75,8 @@ def inside(directory: Path, name: str) -> Path:
     path = directory / name
     try:
         real = Path(os.path.realpath(path, strict=True))
-    except OSError as error:
-        reason = (error.strerror or "cannot be followed").lower()
-        raise InputError(reason, file=path) from None
+    except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
+        raise InputError(reason_of(error), file=path) from None
     home = Path(os.path.realpath(directory))
     allowed = [home]
     for parent in (home, *home.parents):

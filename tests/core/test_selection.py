@@ -11,6 +11,7 @@ from step_cli.core.selection import (
     parse_axis,
     weight_skip_reason,
 )
+from step_cli.core.weight_rule import is_head
 from step_cli.errors import InputError, NothingSelectedError, UsageError
 
 TWO_FOUR = NMPattern(2, 4)
@@ -81,6 +82,21 @@ def test_these_names_are_not(name: str, reason: str) -> None:
 )
 def test_weights_are_floating(dtype: str, reason: str | None) -> None:
     assert weight_skip_reason("fc.weight", dtype, (8, 16)) == reason
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("lm_head.weight", True),
+        ("model.score.weight", True),
+        ("cls.seq_classhead.dense.weight", True),
+        ("classifier.1.weight", True),
+        ("headless.weight", False),
+        ("lm_head", False),
+    ],
+)
+def test_a_head_is_known_by_a_module_of_its_name(name: str, expected: bool) -> None:
+    assert is_head(name) is expected
 
 
 def test_a_vector_is_no_weight() -> None:

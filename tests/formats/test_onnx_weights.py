@@ -197,6 +197,8 @@ def test_external_data_is_mapped(tmp_path: Path) -> None:
         ({"location": "link"}, "outside the model directory"),
         ({"location": "folder/secret"}, "outside the model directory"),
         ({"location": "none"}, "no such file"),
+        ({"location": "m\0.data"}, "null byte|null character"),
+        ({"location": "x" * 5000}, "name too long"),
         ({"offset": "1"}, "needs 129 bytes, m.data has 128"),
         ({"offset": str(2**62)}, "truncated"),
         ({"offset": "-1"}, "is no size"),

@@ -1,0 +1,70 @@
+"""What commands return: data that `render` shows, and `--json` dumps as it is.
+
+One module for each command, imported when one of its names is first used: a check
+starts without the reports of training and export.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from step_cli.reports.report import ErrorDetail, Part, Report, SkippedTensor
+
+if TYPE_CHECKING:
+    from step_cli.reports.autoswitch_profile import (
+        AutoswitchProfileReport as AutoswitchProfileReport,
+    )
+    from step_cli.reports.autoswitch_profile import CriterionReport as CriterionReport
+    from step_cli.reports.export import BackendReport as BackendReport
+    from step_cli.reports.export import BenchReport as BenchReport
+    from step_cli.reports.export import ExportBytes as ExportBytes
+    from step_cli.reports.export import ExportLayer as ExportLayer
+    from step_cli.reports.export import ExportReport as ExportReport
+    from step_cli.reports.export import Parity as Parity
+    from step_cli.reports.export import SparsityCounts as SparsityCounts
+    from step_cli.reports.prune import PrunedLayer as PrunedLayer
+    from step_cli.reports.prune import PruneReport as PruneReport
+    from step_cli.reports.prune import PruneTotals as PruneTotals
+    from step_cli.reports.train import SwitchPoint as SwitchPoint
+    from step_cli.reports.train import TrainReport as TrainReport
+    from step_cli.reports.verify_nm import CheckpointVerdict as CheckpointVerdict
+    from step_cli.reports.verify_nm import GroupAt as GroupAt
+    from step_cli.reports.verify_nm import LayerVerdict as LayerVerdict
+    from step_cli.reports.verify_nm import MaskDifference as MaskDifference
+    from step_cli.reports.verify_nm import TensorrtView as TensorrtView
+    from step_cli.reports.verify_nm import VerifyReport as VerifyReport
+    from step_cli.reports.verify_nm import VerifyTotals as VerifyTotals
+    from step_cli.reports.verify_nm import gravest as gravest
+
+_NAMES = {
+    "autoswitch_profile": ("CriterionReport", "AutoswitchProfileReport"),
+    "export": (
+        "ExportBytes",
+        "Parity",
+        "ExportLayer",
+        "SparsityCounts",
+        "BackendReport",
+        "BenchReport",
+        "ExportReport",
+    ),
+    "prune": ("PrunedLayer", "PruneTotals", "PruneReport"),
+    "train": ("SwitchPoint", "TrainReport"),
+    "verify_nm": (
+        "GroupAt",
+        "MaskDifference",
+        "TensorrtView",
+        "LayerVerdict",
+        "VerifyTotals",
+        "CheckpointVerdict",
+        "VerifyReport",
+        "gravest",
+    ),
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = ["ErrorDetail", "Part", "Report", "SkippedTensor", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,49 @@
+"""The report of ``prune``."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from step_cli.reports.report import Part, Report, SkippedTensor
+
+
+class PrunedLayer(Part):
+    """What was done to one tensor; ``retained`` is the share of L1 magnitude kept."""
+
+    name: str
+    pattern: str
+    axis: int
+    shape: list[int]
+    dtype: str
+    density: float
+    retained: float
+    changed: int = Field(description="Weights set to zero that were not")
+    tied_to: str | None = None
+    advice: str | None = Field(None, description="Why TensorRT may not run it sparse")
+
+
+class PruneTotals(Part):
+    """Sums over the layers, tied ones counted once."""
+
+    layers: int
+    skipped: int
+    elements: int
+    nonzeros: int
+    density: float
+    retained: float
+    changed: int
+
+
+class PruneReport(Report):
+    """What ``prune`` wrote; with ``dry_run``, what it would write."""
+
+    schema_id: ClassVar[str] = "step-cli/prune/1"
+
+    out: str = Field(serialization_alias="output")
+    method: str
+    dry_run: bool
+    bytes_needed: int
+    bytes_free: int
+    layers: list[PrunedLayer]
+    skipped: list[SkippedTensor]
+    totals: PruneTotals

@@ -1,0 +1,92 @@
+"""What all reports share: data that `render` shows, and `--json` dumps as it is."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr
+
+
+class Part(BaseModel):
+    """A part of a report; its validator is built when first used, to start fast."""
+
+    model_config = ConfigDict(defer_build=True)
+
+
+class ErrorDetail(Part):
+    """One faulty input, as shown on stderr and in the JSON of a failure."""
+
+    exit: int
+    file: str | None = None
+    tensor: str | None = None
+    message: str
+
+
+class SkippedTensor(Part):
+    """A tensor that was not checked, and why.
+
+    ``selected`` if it should have been; that is not ``ok`` with --strict.
+    """
+
+    name: str
+    shape: list[int]
+    dtype: str
+    reason: str
+    selected: bool = False
+    ok: bool = True
+
+
+class Report(BaseModel):
+    """The outcome of a command; a subclass names its schema, ``step-cli/NAME/1``."""
+
+    model_config = ConfigDict(
+        ser_json_inf_nan="null", protected_namespaces=(), defer_build=True
+    )
+    schema_id: ClassVar[str]
+
+    ok: bool
+
+    _format: str | None = PrivateAttr(None)
+    _file: Path | None = PrivateAttr(None)
+
+    def asked_for(self, format: str | None, file: Path | None) -> Self:
+        """Remember how the user wants it shown: `render` obeys."""
+        self._format, self._file = format, file
+        return self
+
+    @property
+    def asked_format(self) -> str | None:
+        """The output format that was asked for, or None: a table."""
+        return self._format
+
+    @property
+    def asked_file(self) -> Path | None:
+        """The file to write the report to, beside showing the table."""
+        return self._file
+
+    def document(self) -> str:
+        """The JSON document, its schema first; non-finite numbers are null."""
+        body = _finite(self.model_dump(mode="json", by_alias=True))
+        # ASCII, as names from files may hold what UTF-8 cannot say.
+        return json.dumps({"schema": self.schema_id, **body}, indent=2, allow_nan=False)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every check passed, 1 when one failed."""
+        return 0 if self.ok else 1
+
+    @property
+    def problems(self) -> list[ErrorDetail]:
+        """Faulty inputs met on the way, each shown as one ``error:`` line."""
+        return []
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

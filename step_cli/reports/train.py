@@ -1,0 +1,31 @@
+"""The report of ``train``."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from step_cli.reports.report import Part, Report
+
+
+class SwitchPoint(Part):
+    """The step t0 after which masks were learned, and what decided it."""
+
+    step: int
+    reason: str
+    criterion: str
+
+
+class TrainReport(Report):
+    """What ``train`` reached; accuracies are shares of 1, losses means per sample."""
+
+    schema_id: ClassVar[str] = "step-cli/train/1"
+
+    recipe: str | None  # None where a checkpoint was evaluated
+    pattern: str | None
+    steps: int
+    switch: SwitchPoint | None
+    metrics: dict[str, float]
+    dense_metrics: dict[str, float] | None
+    density: float
+    run_dir: str
+    advice: list[str] = Field([])

@@ -1,0 +1,113 @@
+"""The report of ``verify-nm``."""
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from step_cli.reports.report import ErrorDetail, Part, Report, SkippedTensor
+
+
+class GroupAt(Part):
+    """A group, by the index of its first element."""
+
+    index: list[int]
+    nonzeros: int
+
+
+class MaskDifference(Part):
+    """Against --baseline: how many weights one mask keeps and the other drops."""
+
+    count: int | None = Field(description="None if it cannot be compared")
+    first_index: list[int] | None
+    message: str
+
+
+class TensorrtView(Part):
+    """Whether TensorRT could run a layer sparse; the build decides whether it does."""
+
+    possible: bool
+    likely: bool
+    advice: str | None
+
+
+class LayerVerdict(Part):
+    """Whether one tensor holds its pattern; counts are of groups and of weights."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+    pattern: str
+    axis: int
+    ok: bool
+    groups: int
+    violations: int
+    elements: int
+    nonzeros: int
+    density: float
+    first_violation: GroupAt | None
+    nonfinite: int = 0
+    first_nonfinite: list[int] | None = None
+    tied_to: str | None = None
+    baseline: MaskDifference | None = None
+    tensorrt: TensorrtView | None = None
+    message: str | None = Field(None, description="Why it is not ok, and what to do")
+    notes: list[str] = Field([])
+
+
+class VerifyTotals(Part):
+    """Sums over the layers, tied ones counted once."""
+
+    layers: int
+    failed: int
+    skipped: int
+    groups: int
+    violations: int
+    elements: int
+    nonzeros: int
+    density: float
+
+
+class CheckpointVerdict(Part):
+    """What was found in one checkpoint."""
+
+    path: str
+    format: str | None
+    ok: bool
+    layers: list[LayerVerdict] = Field([])
+    skipped: list[SkippedTensor] = Field([])
+    totals: VerifyTotals | None = None
+    hints: list[str] = Field([])
+    error: ErrorDetail | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code for this checkpoint alone."""
+        if self.error is not None:
+            return self.error.exit
+        return 0 if self.ok else 1
+
+
+class VerifyReport(Report):
+    """Whether each checkpoint holds its patterns."""
+
+    schema_id: ClassVar[str] = "step-cli/verify-nm/1"
+
+    checkpoints: list[CheckpointVerdict]
+    error: ErrorDetail | None = Field(None, description="The gravest of the errors")
+
+    @property
+    @override
+    def exit_code(self) -> int:
+        return gravest(verdict.exit_code for verdict in self.checkpoints)
+
+    @property
+    @override
+    def problems(self) -> list[ErrorDetail]:
+        return [v.error for v in self.checkpoints if v.error is not None]
+
+
+def gravest(codes: Iterable[int]) -> int:
+    """The exit code of several findings: the first of 4, 6, 7, 1, 3, 0 among them."""
+    return min(codes, key=[4, 6, 7, 1, 3, 0].index)
