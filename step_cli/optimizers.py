@@ -157,7 +157,7 @@ def _groups(
                 "carry pattern and axis"
             )
         weights = dict(params.named_parameters())
-        return list(param_groups(params, recipe.plan_layers(weights, plan)))
+        return list(param_groups(params, recipe.learner.plan_layers(weights, plan)))
     given = list(params)
     bare = any(isinstance(item, Tensor) for item in given)
     if bare or (
@@ -200,7 +200,7 @@ def _choose_within(
     if not chosen.layers:
         raise NothingSelectedError(f"no named parameter can hold {parsed}")
     plan = {tensor.name: layer for tensor, layer in chosen.layers}
-    plan = recipe.plan_layers(weights, plan)
+    plan = recipe.learner.plan_layers(weights, plan)
     optimizer.param_groups[:] = [
         part for group in optimizer.param_groups for part in _parts(group, plan)
     ]

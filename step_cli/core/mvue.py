@@ -8,11 +8,19 @@ Source: Chmiel et al., ICLR 2023 (arXiv 2203.10991). The paper gives 1:2 and 2:4
 case; systematic sampling realises the optimum for any N:M with one random number.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from step_cli.core.mask import check_groups, to_groups
 from step_cli.core.pattern import NMPattern
+from step_cli.errors import UsageError
+
+Sampling = Literal["optimal", "approximate", "off"]
 
 
 def mvue(
@@ -118,3 +126,32 @@ def _draw(size: Tensor, draw: Tensor) -> Tensor:
     # Rounding may put a draw at the very end, or on one that must not be drawn.
     place = place.clamp_(max=size.shape[-1] - 1)
     return torch.zeros_like(size, dtype=torch.bool).scatter_(-1, place, True)
+
+
+def sample_tokens(
+    grad: Tensor, pattern: NMPattern, *, approximate: bool = False
+) -> Tensor:
+    """Sample a gradient ``[out, tokens]`` along its tokens, for the weight's gradient.
+
+    Tokens are filled up with zeros to a multiple of M, which stay zero and are cut off.
+    """
+    tokens = grad.shape[1]
+    padded = functional.pad(grad, (0, -tokens % pattern.m))
+    if approximate:
+        return approximate_mvue(padded, 1)[:, :tokens]
+    return mvue(padded, pattern, 1)[:, :tokens]
+
+
+def token_sampler(
+    kind: Sampling, pattern: NMPattern
+) -> Callable[[Tensor], Tensor] | None:
+    """What an option of recipes names; None where nothing is to be sampled.
+
+    Raises:
+        UsageError: The approximation is asked for another pattern than 2:4.
+    """
+    if kind == "off" or pattern.dense:
+        return None
+    if kind == "approximate" and pattern != NMPattern(2, 4):
+        raise UsageError(f"mvue 'approximate' is for 2:4, not {pattern}: use 'optimal'")
+    return partial(sample_tokens, pattern=pattern, approximate=kind == "approximate")

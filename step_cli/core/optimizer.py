@@ -179,7 +179,7 @@ class SparseOptimizer(Optimizer):
         rules = {
             p: (plan.axis, rule)
             for p, plan in self.sparse_parameters()
-            if (rule := self.recipe.backward(plan)) is not None
+            if (rule := self.recipe.learner.backward(plan)) is not None
         }
         self._rewired = list(rewire(model, rules))
         self._tell_layers()
@@ -256,7 +256,7 @@ class SparseOptimizer(Optimizer):
         grad = given.to(dense.dtype)
         if plan is None or not rules.sparse:
             return grad
-        return self.recipe.gradient(grad, local(p), self._layer(p, plan))
+        return self.recipe.learner.gradient(grad, local(p), self._layer(p, plan))
 
     # ------------------------------------------------------------------ the projection
 
@@ -264,7 +264,7 @@ class SparseOptimizer(Optimizer):
         """Write what the optimizer owns into the model, as the present rules ask."""
         for p, plan in self._with_own_master():
             if plan is not None and self.rules.sparse:
-                self.recipe.renew(self._layer(p, plan, fresh=fresh))
+                self.recipe.learner.renew(self._layer(p, plan, fresh=fresh))
             local(p).copy_(self._view(p, plan))
             self._versions[p] = version(p)
 
@@ -278,26 +278,28 @@ class SparseOptimizer(Optimizer):
         dense = self._dense(p)
         if not dense.numel():
             return dense  # more processes than rows: this one has no shard
-        return self.recipe.project(self._layer(p, plan))
+        return self.recipe.learner.project(self._layer(p, plan))
 
     def _twin(self, p: Tensor, plan: LayerPlan) -> Tensor:
         """What the model would hold if the recipe pruned it now, for good."""
-        dense, layer = self._dense(p), self._layer(p, plan, fresh=True)
+        learner, dense = self.recipe.learner, self._dense(p)
+        memory = learner.memory(dense, plan)
+        layer = replace(self._layer(p, plan, fresh=True), memory=memory)
+        learner.renew(layer)  # by all processes, also one without a shard
         if not dense.numel():
             return dense
-        own = replace(layer, memory=self.recipe.memory(dense, plan))
-        self.recipe.renew(own)
-        return self.recipe.project(replace(own, age=own.steps or own.age))
+        end = max(layer.age, (layer.total_steps or 0) - layer.start)
+        return learner.project(replace(layer, age=end))
 
     def _layer(self, p: Tensor, plan: LayerPlan, *, fresh: bool = False) -> Layer:
         """What the recipe is told of ``p``."""
-        clock, state = self._clock, self.state[p]
-        total, start = int(clock["total_steps"]), int(clock["switch_step"])
+        state, start = self.state[p], int(self._clock["switch_step"])
         return Layer(
             self._dense(p),
             plan,
             age=self.steps_taken - start,
-            steps=total - start if total else None,
+            start=start,
+            total_steps=self._clock["total_steps"] or None,
             fresh=fresh,
             memory={key: local(state[key]) for key in self._memory_keys & state.keys()},
             over_processes=partial(shard_total, p),
@@ -392,7 +394,7 @@ class SparseOptimizer(Optimizer):
         part = local(master_copy(p))
         return {
             key: split_like(value, p) if value.shape == part.shape else value
-            for key, value in self.recipe.memory(part, plan).items()
+            for key, value in self.recipe.learner.memory(part, plan).items()
         }
 
     @override
@@ -448,11 +450,12 @@ class SparseOptimizer(Optimizer):
 
     def _refuse_unwired(self, rules: Phase) -> None:
         if self._rewired is None and rules.sparse:
+            learner = self.recipe.learner
             plans = {plan for _, plan in self.sparse_parameters()}
-            if any(self.recipe.backward(plan) is not None for plan in plans):
+            if any(learner.backward(plan) is not None for plan in plans):
                 raise UsageError(
-                    f"{type(self.recipe).__name__} changes the backward pass of "
-                    "layers: give the module, or call optimizer.rewire(module)"
+                    f"{type(learner).__name__} changes the backward pass of layers: "
+                    "give the module, or call optimizer.rewire(module)"
                 )
 
     def _tell_layers(self) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,7 +42,8 @@ class Layer:
         dense: The weights the optimizer owns, in at least fp32.
         plan: Its pattern and group axis.
         age: Steps since the sparse phase began, from 0.
-        steps: Steps from there to the end of training; None where it is not known.
+        start: The step after which it began.
+        total_steps: Length of the training; None where it is not known.
         fresh: The sparse phase begins, or the dense weights were replaced.
         memory: What the recipe keeps of this weight, see :meth:`Recipe.memory`.
         over_processes: Adds up a tensor of sums over all that hold parts of ``dense``.
@@ -50,14 +52,22 @@ class Layer:
     dense: Tensor
     plan: LayerPlan
     age: int = 0
-    steps: int | None = None
+    start: int = 0
+    total_steps: int | None = None
     fresh: bool = False
     memory: dict[str, Tensor] = field(default_factory=dict)
     over_processes: Callable[[Tensor], Tensor] = field(default=lambda sums: sums)
 
 
 class Recipe:
-    """Plain STE; a subclass overrides only the answers in which it differs."""
+    """Plain STE; a subclass overrides only the answers in which it differs.
+
+    Attributes:
+        needs_total_steps: It follows a schedule, for which the length of training is
+            needed.
+    """
+
+    needs_total_steps: ClassVar[bool] = False
 
     @property
     def before(self) -> Phase:
@@ -77,12 +87,17 @@ class Recipe:
         """
         return None
 
+    @property
+    def learner(self) -> "Recipe":
+        """4. Whose answers to the questions below hold, where it wraps another?"""
+        return self
+
     def plan_layers(self, weights: Mapping[str, Tensor], plan: Plan) -> Plan:
-        """4. Which pattern is each weight to have, seen all together?"""
+        """5. Which pattern is each weight to have, seen all together?"""
         return plan
 
     def memory(self, dense: Tensor, plan: LayerPlan) -> dict[str, Tensor]:
-        """5. Which tensors are kept for a weight, and saved with the optimizer?
+        """6. Which tensors are kept for a weight, and saved with the optimizer?
 
         Of at least one dimension each; made once, before the first step.
 
@@ -92,18 +107,18 @@ class Recipe:
         return {}
 
     def renew(self, layer: Layer) -> None:
-        """6. What of them changes, in place, before a projection?"""
+        """7. What of them changes, in place, before a projection?"""
 
     def keep(self, layer: Layer) -> Tensor:
-        """7. Which weights are kept? A boolean mask, True where one is."""
+        """8. Which weights are kept? A boolean mask, True where one is."""
         return keep_mask(layer.dense.abs(), layer.plan.pattern, layer.plan.axis)
 
     def project(self, layer: Layer) -> Tensor:
-        """8. What does the layer multiply by?"""
+        """9. What does the layer multiply by?"""
         return torch.where(self.keep(layer), layer.dense, 0)
 
     def gradient(self, grad: Tensor, sparse: Tensor, layer: Layer) -> Tensor:
-        """9. Which gradient does the optimizer see, once per step?
+        """10. Which gradient does the optimizer see, once per step?
 
         Args:
             grad: At the sparse point, in the dtype of the dense weights.
@@ -113,13 +128,8 @@ class Recipe:
         return grad
 
     def backward(self, plan: LayerPlan) -> Backward | None:
-        """10. How does the layer's own backward pass differ? None: not at all."""
+        """11. How does the layer's own backward pass differ? None: not at all."""
         return None
-
-    @property
-    def needs_total_steps(self) -> bool:
-        """Whether it follows a schedule, for which the length of training is needed."""
-        return False
 
     @property
     def switches(self) -> bool:

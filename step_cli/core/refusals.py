@@ -37,7 +37,7 @@ def refuse_impossible(
         )
     if recipe.switches and switch is None:
         raise UsageError(f"{name} needs a switch point: give a step or total_steps")
-    if recipe.needs_total_steps and total_steps is None:
+    if recipe.learner.needs_total_steps and total_steps is None:
         raise UsageError(f"{name} follows a schedule: give total_steps")
     if frozen and switch is not None and switch.first_step < 1:
         raise UsageError("switch at step 0: the variance has seen no gradient yet")

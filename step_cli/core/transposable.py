@@ -121,12 +121,12 @@ def _greedy(blocks: Tensor, pattern: NMPattern) -> Tensor:
 def _to_blocks(matrix: Tensor, m: int) -> Tensor:
     """From ``[out, in, ...]`` to ``[blocks, M * M]``, outputs first."""
     rows, columns = matrix.shape[:2]
-    parts = matrix.reshape(rows // m, m, columns // m, m, -1)
-    return parts.permute(0, 2, 4, 1, 3).reshape(-1, m * m)
+    parts = matrix.reshape(rows // m, m, columns // m, m, matrix.shape[2:].numel())
+    return parts.permute(0, 2, 4, 1, 3).reshape(matrix.numel() // m**2, m * m)
 
 
 def _from_blocks(blocks: Tensor, matrix: Tensor) -> Tensor:
     rows, columns = matrix.shape[:2]
     m = int(blocks.shape[1] ** 0.5)
-    parts = blocks.view(rows // m, columns // m, -1, m, m)
+    parts = blocks.view(rows // m, columns // m, matrix.shape[2:].numel(), m, m)
     return parts.permute(0, 3, 1, 4, 2).reshape(matrix.shape)

@@ -3,15 +3,23 @@
 from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from step_cli.core.recipe import Recipe
 from step_cli.errors import UsageError
 from step_cli.recipes.asp import ASP
+from step_cli.recipes.bi_mask import BiMask
+from step_cli.recipes.decaying_mask import DecayingMask
 from step_cli.recipes.dense import Dense
+from step_cli.recipes.domino_search import DominoSearch
+from step_cli.recipes.mask_decay import MaskDecay
+from step_cli.recipes.s_ste import SSTE
 from step_cli.recipes.sr_ste import SRSTE
 from step_cli.recipes.ste import STE
 from step_cli.recipes.step import Step
+from step_cli.recipes.t_sr_ste import TSRSTE
 
 RECIPES: dict[str, type[Recipe]] = {
     "dense": Dense,
@@ -19,7 +27,15 @@ RECIPES: dict[str, type[Recipe]] = {
     "sr-ste": SRSTE,
     "asp": ASP,
     "step": Step,
+    "s-ste": SSTE,
+    "t-sr-ste": TSRSTE,
+    "decaying-mask": DecayingMask,
+    "mask-decay": MaskDecay,
+    "domino-search": DominoSearch,
+    "bi-mask": BiMask,
 }
+
+TYPES = ConfigDict(arbitrary_types_allowed=True)
 
 
 def make_recipe(name: str, options: Mapping[str, Any] | None = None) -> Recipe:
@@ -29,7 +45,7 @@ def make_recipe(name: str, options: Mapping[str, Any] | None = None) -> Recipe:
     know are handed to it.
 
     Raises:
-        UsageError: No such recipe, or no such option.
+        UsageError: No such recipe or option, or an option's value is wrong.
     """
     if name not in RECIPES:
         raise UsageError(f"no such recipe {name!r}{_nearest(name, RECIPES)}")
@@ -43,7 +59,17 @@ def make_recipe(name: str, options: Mapping[str, Any] | None = None) -> Recipe:
         raise UsageError(
             f"recipe {name} has no option {unknown!r}{_nearest(unknown, known)}"
         )
-    return kind(**given)
+    hints = get_type_hints(kind, include_extras=True)
+    return kind(**{k: _checked(k, value, hints[k]) for k, value in given.items()})
+
+
+def _checked(option: str, value: Any, kind: Any) -> Any:
+    """The value as its type wants it, so that a wrong one is told before training."""
+    try:
+        return TypeAdapter(kind, config=TYPES).validate_python(value)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise UsageError(f"{option}: {message}, got {value!r}") from None
 
 
 def _nearest(name: str, known: Any) -> str:

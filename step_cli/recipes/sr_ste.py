@@ -8,6 +8,7 @@ for each micro-batch and process, and vanish under fp16 loss scaling.
 from dataclasses import dataclass
 
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor
 from typing_extensions import override
 
@@ -18,8 +19,13 @@ from step_cli.core.recipe import Layer, Recipe
 class SRSTE(Recipe):
     """``decay`` is the paper's lambda_w, in gradient per unit of pruned weight."""
 
-    decay: float = 2e-4
+    decay: NonNegativeFloat = 2e-4
 
     @override
     def gradient(self, grad: Tensor, sparse: Tensor, layer: Layer) -> Tensor:
-        return grad + torch.where(sparse == 0, layer.dense, 0).mul_(self.decay)
+        return masked_decay(grad, sparse, layer.dense, self.decay)
+
+
+def masked_decay(grad: Tensor, sparse: Tensor, dense: Tensor, decay: float) -> Tensor:
+    """The gradient with ``decay`` times the weights that the last forward pruned."""
+    return grad + torch.where(sparse == 0, dense, 0).mul_(decay)

@@ -4,19 +4,14 @@ Source: Lu et al., ICML 2023, Algorithm 1. The switch point is AutoSwitch's, Alg
 (`core/autoswitch.py`); the update under a frozen variance is in `core/adam.py`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor
 from typing_extensions import override
 
-from step_cli.core.backward import Backward
-from step_cli.core.plan import LayerPlan, Plan
 from step_cli.core.recipe import (
     FROZEN_VARIANCE,
     MASK_LEARNING,
     PRECONDITION,
-    Layer,
     Phase,
     Recipe,
 )
@@ -54,29 +49,5 @@ class Step(Recipe):
 
     @property
     @override
-    def needs_total_steps(self) -> bool:
-        return self.inner.needs_total_steps
-
-    @override
-    def plan_layers(self, weights: Mapping[str, Tensor], plan: Plan) -> Plan:
-        return self.inner.plan_layers(weights, plan)
-
-    @override
-    def memory(self, dense: Tensor, plan: LayerPlan) -> dict[str, Tensor]:
-        return self.inner.memory(dense, plan)
-
-    @override
-    def renew(self, layer: Layer) -> None:
-        self.inner.renew(layer)
-
-    @override
-    def project(self, layer: Layer) -> Tensor:
-        return self.inner.project(layer)
-
-    @override
-    def gradient(self, grad: Tensor, sparse: Tensor, layer: Layer) -> Tensor:
-        return self.inner.gradient(grad, sparse, layer)
-
-    @override
-    def backward(self, plan: LayerPlan) -> Backward | None:
-        return self.inner.backward(plan)
+    def learner(self) -> Recipe:
+        return self.inner

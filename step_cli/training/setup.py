@@ -22,6 +22,7 @@ from step_cli.formats.weights import open_checkpoint
 from step_cli.models import build_model, load_weights
 from step_cli.recipes import make_recipe
 from step_cli.train_config import TrainConfig
+from step_cli.training.search import find_patterns
 
 OPTIMIZER_OPTIONS = ("eps_mode", "v_correction")  # of [sparsity.options], not recipes'
 
@@ -67,10 +68,10 @@ def set_up(config: TrainConfig, *, record: bool) -> Setup:
             f"no layer of the model can hold {config.sparsity.pattern}; "
             "look at sparsity.include, exclude and pattern"
         )
-    plan = recipe.plan_layers(dict(model.named_parameters()), plan)
     data = load_data(config.data.source)
     device = default_device()
     model.to(device)
+    plan = find_patterns(config, recipe, model, plan, data)
     optimizer = SparseOptimizer(
         _base(config, param_groups(model, plan)),
         recipe,

@@ -7,20 +7,19 @@ from torch.nn import functional
 
 from step_cli.core.mask import count_violations
 from step_cli.core.optimizer import SparseOptimizer
-from step_cli.core.pattern import NMPattern
 from step_cli.errors import UsageError
 from step_cli.optimizers import sparse_adamw
 from step_cli.recipes import RECIPES, make_recipe
 from step_cli.recipes.sr_ste import SRSTE
 from step_cli.recipes.step import Step
 
-SWITCH = 3
+STEPS, SWITCH = 8, 3
 
 
 def build(recipe: str, pattern: str = "2:4") -> tuple[nn.Module, SparseOptimizer]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
-    optimizer = sparse_adamw(model, pattern, recipe, switch=SWITCH, lr=1e-2)
+    optimizer = sparse_adamw(model, pattern, recipe, STEPS, SWITCH, lr=1e-2)
     return model, optimizer
 
 
@@ -37,13 +36,12 @@ def train(model: nn.Module, optimizer: SparseOptimizer, steps: int) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_end_result_holds_the_pattern_or_is_dense(recipe: str) -> None:
     model, optimizer = build(recipe)
-    train(model, optimizer, 8)
-    broken = sum(
-        count_violations(p, NMPattern(2, 4), 1)
-        for p in model.parameters()
-        if p.dim() > 1
-    )
+    train(model, optimizer, STEPS)
+    plans = list(optimizer.sparse_parameters())
+    broken = sum(count_violations(p, plan.pattern, plan.axis) for p, plan in plans)
     assert (broken > 0) == (recipe == "dense")
+    kept = sum(p.numel() * plan.pattern.density for p, plan in plans)
+    assert kept <= sum(p.numel() for p, _ in plans) / 2
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -53,7 +51,7 @@ def test_a_pattern_that_keeps_all_trains_as_adamw_while_v_is_learned(
     model, optimizer = build(recipe, "4:4")
     reference, _ = build("dense")
     adamw = torch.optim.AdamW(reference.parameters(), lr=1e-2)
-    steps = SWITCH if recipe == "step" else 8
+    steps = SWITCH if recipe == "step" else STEPS
     train(model, optimizer, steps)
     train(reference, adamw, steps)  # type: ignore[arg-type]
     pairs = zip(model.parameters(), reference.parameters(), strict=True)

@@ -1,0 +1,60 @@
+"""Decaying Mask: the pattern itself becomes sparser in stages.
+
+Sources: Kao et al. 2022, arXiv 2209.07617; Bambhaniya et al. 2024, arXiv 2402.04744,
+which calls it SdGf. The stages are in `core/decay.py`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+from typing_extensions import override
+
+from step_cli.core import decay
+from step_cli.core.decay import StepOrShare
+from step_cli.core.mask import keep_mask
+from step_cli.core.recipe import DENSE, MASK_LEARNING, Layer, Phase, Recipe
+
+
+@dataclass(frozen=True)
+class DecayingMask(Recipe):
+    """Dense, then N falling from M - 1, then the final pattern; plain STE throughout.
+
+    Args:
+        dense: How long training is dense first: a share of all steps, or steps.
+        fine_tune: How long, at the end, the final pattern is sure to hold.
+        structure: ``stepwise`` halves N; ``geometric`` N and M, from 8N:8M.
+    """
+
+    dense: StepOrShare = 0.1
+    fine_tune: StepOrShare = 0.1
+    structure: Literal["stepwise", "geometric"] = "stepwise"
+    needs_total_steps: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        decay.check_lengths(dense=self.dense, fine_tune=self.fine_tune)
+
+    @property
+    @override
+    def before(self) -> Phase:
+        return DENSE
+
+    @property
+    @override
+    def after(self) -> Phase:
+        return MASK_LEARNING
+
+    @property
+    @override
+    def switch_step(self) -> StepOrShare:
+        return self.dense
+
+    @override
+    def keep(self, layer: Layer) -> Tensor:
+        pattern, axis = layer.plan.pattern, layer.plan.axis
+        stages = decay.stepwise_stages(pattern)
+        if self.structure == "geometric":
+            stages = decay.geometric_stages(pattern, layer.dense.shape[axis])
+        span = decay.decay_span(layer.total_steps, layer.start, self.fine_tune)
+        stage = decay.stage_at(stages, layer.age, span)
+        return keep_mask(layer.dense.abs(), stage, axis)

@@ -1,0 +1,54 @@
+"""DominoSearch: each layer its own N, then SR-STE.
+
+Source: Sun et al., NeurIPS 2021. What is searched, and how, is in `core/domino.py` and
+`core/domino_search.py`; ``STEP`` around this recipe trains the patterns found by STEP.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import NonNegativeFloat, NonNegativeInt
+from torch import Tensor
+from typing_extensions import override
+
+from step_cli.core.domino import allocate
+from step_cli.core.plan import Plan
+from step_cli.core.recipe import Layer, Recipe
+from step_cli.errors import UsageError
+from step_cli.recipes.sr_ste import masked_decay
+
+
+@dataclass(frozen=True)
+class DominoSearch(Recipe):
+    """SR-STE with N from a search, or from the weights where there is no data.
+
+    Args:
+        decay: As in SR-STE.
+        density: Share of all selected weights to keep; default that of the plan.
+        search_steps: Longest search on training data, which `train` makes; 0, and
+            wherever there is no data: N is chosen from the weights alone.
+    """
+
+    decay: NonNegativeFloat = 5e-4
+    density: float | None = None
+    search_steps: NonNegativeInt = 3000
+
+    def __post_init__(self) -> None:
+        if self.density is not None and not 0 < self.density <= 1:
+            raise UsageError(f"density {self.density}: give a share such as 0.25")
+
+    @override
+    def plan_layers(self, weights: Mapping[str, Tensor], plan: Plan) -> Plan:
+        return allocate(weights, plan, self.target(weights, plan))
+
+    def target(self, weights: Mapping[str, Tensor], plan: Plan) -> float:
+        """Share of the weights of ``plan`` that is to be kept."""
+        if self.density is not None:
+            return self.density
+        count = {name: weights[name].numel() for name in plan}
+        kept = sum(count[name] * layer.pattern.density for name, layer in plan.items())
+        return kept / sum(count.values())
+
+    @override
+    def gradient(self, grad: Tensor, sparse: Tensor, layer: Layer) -> Tensor:
+        return masked_decay(grad, sparse, layer.dense, self.decay)

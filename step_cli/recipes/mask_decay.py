@@ -1,0 +1,65 @@
+"""Mask decay: pruned weights fade out instead of being cut off (MdGf).
+
+Source: Bambhaniya et al. 2024, arXiv 2402.04744. The gradient passes through unscaled,
+as in the authors' code.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import NonNegativeFloat
+from torch import Tensor
+from typing_extensions import override
+
+from step_cli.core.decay import (
+    StepOrShare,
+    check_lengths,
+    decay_span,
+    exponential_fade,
+    linear_fade,
+)
+from step_cli.core.recipe import DENSE, MASK_LEARNING, Layer, Phase, Recipe
+
+
+@dataclass(frozen=True)
+class MaskDecay(Recipe):
+    """Multiply by where(kept, w, beta(t) w), with beta falling from 1.
+
+    Args:
+        schedule: beta(t) = max(0, 1 - rate t), or exp(-rate t).
+        rate: Of the schedule, per step.
+        dense: How long training is dense first: a share of all steps, or steps.
+        fine_tune: How long, at the end, beta is 0 whatever the schedule says.
+    """
+
+    schedule: Literal["linear", "exponential"] = "linear"
+    rate: NonNegativeFloat = 2e-4
+    dense: StepOrShare = 0.0
+    fine_tune: StepOrShare = 0.1
+    needs_total_steps: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_lengths(dense=self.dense, fine_tune=self.fine_tune)
+
+    @property
+    @override
+    def before(self) -> Phase:
+        return DENSE
+
+    @property
+    @override
+    def after(self) -> Phase:
+        return MASK_LEARNING
+
+    @property
+    @override
+    def switch_step(self) -> StepOrShare:
+        return self.dense
+
+    @override
+    def project(self, layer: Layer) -> Tensor:
+        span = decay_span(layer.total_steps, layer.start, self.fine_tune)
+        fade = linear_fade if self.schedule == "linear" else exponential_fade
+        beta = fade(layer.age, self.rate) if layer.age < span else 0.0
+        return torch.where(self.keep(layer), layer.dense, beta * layer.dense)

@@ -1,0 +1,39 @@
+"""DominoSearch on the training data, before training begins."""
+
+from itertools import count
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from step_cli.core.domino_search import search
+from step_cli.core.plan import Plan
+from step_cli.core.recipe import Recipe
+from step_cli.data import Dataset, batch_at
+from step_cli.recipes.domino_search import DominoSearch
+from step_cli.train_config import TrainConfig
+from step_cli.training.evaluate import scores_of
+
+
+def find_patterns(
+    config: TrainConfig, recipe: Recipe, model: nn.Module, plan: Plan, data: Dataset
+) -> Plan:
+    """The plan with the patterns that the recipe wants, searched where it says so.
+
+    The search sees the batches of training in their order and leaves ``model`` as it
+    is, so the same configuration finds the same patterns again.
+    """
+    learner, weights = recipe.learner, dict(model.named_parameters())
+    if not isinstance(learner, DominoSearch) or not learner.search_steps:
+        return learner.plan_layers(weights, plan)
+    train, batches = config.train, count()
+    device = next(model.parameters()).device
+
+    def loss(trial: nn.Module) -> Tensor:
+        batch = batch_at(
+            data.train, index=next(batches), size=train.batch_size, seed=train.seed
+        )
+        scores, labels = scores_of(trial, batch, device)
+        return functional.cross_entropy(scores, labels)
+
+    density = learner.target(weights, plan)
+    return search(model, plan, loss, density, steps=learner.search_steps)
