@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 EpsMode = Literal["outside", "inside"]
+Count = float | Tensor  # of steps
 
 
 def adam_direction(
@@ -18,8 +19,8 @@ def adam_direction(
     exp_avg: Tensor,  # first moment m, updated in place
     variance: Tensor,  # second moment v, updated in place unless frozen
     *,
-    step: float,  # t, from 1
-    variance_step: float | None,  # steps v has learned for; None: use the raw v
+    step: Count,  # t, from 1
+    variance_step: Count | None,  # steps v has learned for; None: use the raw v
     betas: tuple[float, float],
     eps: float,
     eps_mode: EpsMode = "outside",
@@ -75,8 +76,8 @@ def adam_step(
                 -p.grad if group["maximize"] else p.grad,
                 state["exp_avg"],
                 state["exp_avg_sq"],
-                step=float(state["step"]),
-                variance_step=None if raw_variance else float(state["variance_step"]),
+                step=_count(state["step"]),
+                variance_step=None if raw_variance else _count(state["variance_step"]),
                 betas=group["betas"],
                 eps=group["eps"],
                 eps_mode=eps_mode,
@@ -84,6 +85,11 @@ def adam_step(
             )
             p.mul_(1 - float(group["lr"]) * group["weight_decay"])
             p.add_(direction, alpha=-float(group["lr"]))
+
+
+def _count(steps: Tensor) -> Count:
+    """Exact in double precision; reading it from a device would wait for the device."""
+    return float(steps) if steps.device.type == "cpu" else steps.double()
 
 
 def create_adam_state(state: dict[str, Any], p: Tensor, group: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ optimizer the dense weights to update in the parameters' place, and projects the
 back into the model. Only the update under a frozen variance is our own.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -41,9 +42,11 @@ from step_cli.core.shards import (
     version,
 )
 from step_cli.core.variance import VarianceWatch, variances
-from step_cli.errors import UsageError
+from step_cli.errors import NonFiniteError, UsageError
 
 VarianceCorrection = Literal["at_switch", "none"]
+
+CHECK_EVERY = 100  # steps between looks at the weights, as each waits for the device
 
 
 class SparseOptimizer(Optimizer):
@@ -86,7 +89,9 @@ class SparseOptimizer(Optimizer):
         self._mask_watch = MaskWatch()
         self._versions: dict[Tensor, tuple[int, int]] = {}
         self._rewired: list[tuple[Tensor, RewiredForward]] | None = None
+        self._complete = False
         super().__init__(base.param_groups, base.defaults)
+        self._complete = True
         self._share_with_base()
         self._clock.update(t=0, switch_step=0, switch_reason="", switch_memory=[])
         self._clock["total_steps"] = total_steps or 0
@@ -217,6 +222,8 @@ class SparseOptimizer(Optimizer):
             self._switch_after(t, reason)
         else:
             self._publish()
+        if t % CHECK_EVERY == 0:
+            self._refuse_not_finite(t)
         if self.watch_masks and rules.sparse:
             self._mask_watch.after_update(dict(self._shown_and_dense()))
         return loss
@@ -369,8 +376,11 @@ class SparseOptimizer(Optimizer):
         seen = ShardSum(1)
         for p, variance, _ in variances(self):
             self.state[p]["variance_step"].copy_(self.state[p]["step"])
-            seen.beside(p).add_(variance.any())
-        if not bool(seen.total().any()):
+            seen.beside(p).add_(variance.sum())
+        whole = float(seen.total())
+        if not math.isfinite(whole):
+            raise NonFiniteError(f"step {step}: the gradient is not finite")
+        if not whole:
             raise UsageError(
                 f"the variance is zero at step {step}, and freezing it would divide by "
                 "nothing; switch after a step that has gradients"
@@ -428,6 +438,20 @@ class SparseOptimizer(Optimizer):
         self._versions = {p: version(p) for p, _ in self._with_own_master()}
         self._tell_layers()
 
+    @override
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Only for the base class: all groups are known from the start.
+
+        Raises:
+            UsageError: The optimizer exists already.
+        """
+        if self._complete:
+            raise UsageError(
+                "the optimizer must know every parameter from the start: give it all, "
+                "and let requires_grad_(False) hold back those that come later"
+            )
+        super().add_param_group(param_group)
+
     def _share_with_base(self) -> None:
         # One list of groups and one state: a scheduler may hold either optimizer.
         self.base.param_groups, self.base.state = self.param_groups, self.state
@@ -447,6 +471,17 @@ class SparseOptimizer(Optimizer):
                     "optimizer after loading and wrapping, or call adopt()"
                 )
             self._versions[p] = version(p)
+
+    def _refuse_not_finite(self, step: int) -> None:
+        # NaN stays, and beats no other weight: its group would keep more than N.
+        sums = ShardSum(1)
+        for p, _ in self.sparse_parameters():
+            sums.beside(p).add_(self._dense(p).sum())
+        if not bool(sums.total().isfinite()):
+            raise NonFiniteError(
+                f"step {step}: weights are not finite, after a gradient of the last "
+                f"{CHECK_EVERY} steps that was not; go back to a checkpoint before it"
+            )
 
     def _refuse_unwired(self, rules: Phase) -> None:
         if self._rewired is None and rules.sparse:

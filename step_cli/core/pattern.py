@@ -3,6 +3,12 @@
 import re
 from dataclasses import dataclass
 
+from step_cli.errors import UsageError
+
+
+class BadPatternError(UsageError, ValueError):
+    """Not N:M with 1 <= N <= M; a ``ValueError`` too, as option parsers expect."""
+
 
 @dataclass(frozen=True)
 class NMPattern:
@@ -13,22 +19,26 @@ class NMPattern:
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= self.m:
-            raise ValueError(f"expected N:M with 1 <= N <= M, got {self.n}:{self.m}")
+            raise BadPatternError(
+                f"expected N:M with 1 <= N <= M, got {self.n}:{self.m}"
+            )
 
     @classmethod
     def parse(cls, text: str) -> "NMPattern":
         """Read ``"2:4"``.
 
         Raises:
-            ValueError: The text is not N:M with 1 <= N <= M.
+            BadPatternError: The text is not N:M with 1 <= N <= M.
         """
         # ASCII digits only: int() also reads other scripts' digits.
         match = re.fullmatch(r"([0-9]{1,6}):([0-9]{1,6})", text.strip())
         if match is None:
-            raise ValueError(f"expected N:M such as 2:4, got '{text}'")
+            raise BadPatternError(f"expected N:M such as 2:4, got '{text}'")
         n, m = (int(part) for part in match.groups())
         if not 1 <= n <= m:
-            raise ValueError(f"expected N:M such as 2:4 with 1 <= N <= M, got '{text}'")
+            raise BadPatternError(
+                f"expected N:M such as 2:4 with 1 <= N <= M, got '{text}'"
+            )
         return cls(n, m)
 
     @property
