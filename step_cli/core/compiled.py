@@ -1,0 +1,201 @@
+"""The mask and the frozen-variance update, compiled where a compiler exists.
+
+Masks are bit-identical to `mask.py`; the update differs from `adam.py` by rounding,
+about 1e-7. The forms were chosen by measuring on a CPU: ranks in 32-bit integers; where
+groups lie along the last axis a mask of bytes, applied to the bits of the weights;
+elsewhere the weights written directly; the update as one flat pass.
+
+Functions are compiled once for all sizes. The first call takes seconds, so it pays from
+tens of millions of weights on.
+"""
+
+import functools
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from step_cli.core.mask import to_groups
+from step_cli.core.pattern import NMPattern
+
+logger = logging.getLogger(__name__)
+
+PAIRS_UP_TO = 8  # M; the graph of pairs grows with its square, that of a loop with it
+
+
+@functools.cache
+def can_compile() -> bool:
+    """Whether ``torch.compile`` works here; tried once, and said if it does not."""
+    codes = torch.ones(8, dtype=torch.int8)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, when it is first imported
+            torch.compile(_apply, dynamic=True)(torch.empty(8), torch.ones(8), codes)
+    except Exception as error:  # a missing compiler raises of every kind
+        kind = type(error).__name__
+        logger.info("no compiled kernels here (%s), going on without", kind)
+        return False
+    return True
+
+
+def compiled_keep_mask(scores: Tensor, pattern: NMPattern, axis: int) -> Tensor:
+    """``mask.keep_mask`` of fp32 or fp64 scores, compiled."""
+    groups = to_groups(scores, pattern.m, axis)
+    return _kept(groups, _count(pattern, scores.device)).view(scores.shape)
+
+
+def compiled_project(p: Tensor, dense: Tensor, pattern: NMPattern, axis: int) -> None:
+    """Write ``dense`` into ``p`` where it is among the N largest of its group, else 0.
+
+    Args:
+        p: Parameter of the dtype of ``dense``, contiguous.
+        dense: fp32, contiguous.
+        pattern: The N:M pattern.
+        axis: The group axis.
+    """
+    groups, n = to_groups(dense, pattern.m, axis), _count(pattern, dense.device)
+    if groups.shape[2] > 1 and pattern.m <= PAIRS_UP_TO:
+        _compiled(_project_pairs)(to_groups(p, pattern.m, axis), groups, n)
+        return
+    codes = _kept(groups, n).view(torch.int8)
+    _compiled(_apply)(p.view(-1), dense.view(-1), codes.view(-1))
+
+
+def compiled_frozen_step(
+    weight: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    variance: Tensor,
+    scalars: dict[str, Tensor],
+) -> None:
+    """Adam's step under a frozen variance, eps outside the root; in place.
+
+    Args:
+        weight: Dense weights, fp32, contiguous.
+        grad: Like ``weight``.
+        exp_avg: First moment m.
+        variance: Second moment v, only read.
+        scalars: From :func:`step_scalars`; tensors, so that no value is compiled in.
+    """
+    flat = (x.view(-1) for x in (weight, grad, exp_avg, variance))
+    _compiled(_frozen_step)(*flat, **scalars)
+
+
+def step_scalars(
+    *,
+    lr: float,
+    weight_decay: float,
+    beta1: float,
+    eps: float,
+    step: float,
+    v_correction: float,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """What :func:`compiled_frozen_step` multiplies by.
+
+    Args:
+        lr: Learning rate.
+        weight_decay: Decoupled decay.
+        beta1: Of the first moment.
+        eps: Added to the root.
+        step: t, from 1, which corrects the first moment.
+        v_correction: What the variance is divided by, 1 - beta2^t0, or 1.
+        device: Where the weights are.
+    """
+    values = {
+        "decay": 1 - lr * weight_decay,
+        "step_size": lr / (1 - beta1**step),
+        "one_minus_beta1": 1 - beta1,
+        "v_factor": 1 / v_correction,
+        "eps": eps,
+    }
+    return {key: torch.tensor(value, device=device) for key, value in values.items()}
+
+
+def _kept(groups: Tensor, n: Tensor) -> Tensor:
+    """True where a magnitude of ``[X, M, B]`` is kept."""
+    _, m, behind = groups.shape
+    if m > PAIRS_UP_TO:
+        ranked = _loop_bytes
+    else:
+        ranked = _pair_mask if behind == 1 else _pair_bytes
+    kept: Tensor = _compiled(ranked)(groups, n)
+    return kept.view(torch.bool)
+
+
+def _count(pattern: NMPattern, device: torch.device) -> Tensor:
+    """N as a tensor, so that every N shares one compiled function."""
+    return torch.tensor(pattern.n, dtype=torch.int32, device=device)
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(function, dynamic=True)
+    return compiled
+
+
+def _ranks(groups: Tensor) -> list[Tensor]:
+    """How many of its group beat each member of ``[X, M, B]``, M times ``[X, B]``."""
+    members = groups.abs().unbind(1)
+    ranks = []
+    for i, own in enumerate(members):
+        rank = torch.zeros((), dtype=torch.int32, device=groups.device)
+        for j, other in enumerate(members):
+            if i != j:
+                beats = other >= own if j < i else other > own
+                rank = rank + beats.to(torch.int32)
+        ranks.append(rank)
+    return ranks
+
+
+def _pair_mask(groups: Tensor, n: Tensor) -> Tensor:
+    return torch.stack([rank < n for rank in _ranks(groups)], 1)
+
+
+def _pair_bytes(groups: Tensor, n: Tensor) -> Tensor:
+    return torch.stack([(rank < n).to(torch.int8) for rank in _ranks(groups)], 1)
+
+
+def _project_pairs(out: Tensor, groups: Tensor, n: Tensor) -> None:
+    for i, rank in enumerate(_ranks(groups)):
+        out[:, i].copy_(torch.where(rank < n, groups[:, i], 0.0))
+
+
+def _loop_bytes(groups: Tensor, n: Tensor) -> Tensor:
+    """:func:`_pair_bytes` for large M, whose graph of pairs would be large too."""
+    groups = groups.abs()
+    place = torch.arange(groups.shape[1], device=groups.device).view(1, -1, 1)
+    rank = torch.zeros(groups.shape, dtype=torch.int32, device=groups.device)
+    for j in range(groups.shape[1]):
+        other = groups[:, j : j + 1]
+        beats = torch.where(place > j, other >= groups, other > groups)
+        rank = rank + beats.to(torch.int32)
+    return (rank < n).to(torch.int8)
+
+
+def _apply(out: Tensor, weight: Tensor, codes: Tensor) -> None:
+    """``out`` = weight where the code is 1, else +0.0, bit by bit."""
+    bits = torch.int32 if weight.dtype == torch.float32 else torch.int64
+    mask = -codes.to(bits)
+    out.view(bits).copy_(weight.view(bits) & mask)
+
+
+def _frozen_step(
+    weight: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    variance: Tensor,
+    *,
+    decay: Tensor,
+    step_size: Tensor,
+    one_minus_beta1: Tensor,
+    v_factor: Tensor,
+    eps: Tensor,
+) -> None:
+    exp_avg.lerp_(grad, one_minus_beta1)
+    # A coordinate that has never seen a gradient stays where it is (see adam.py).
+    v_hat = torch.where(variance == 0, torch.inf, variance * v_factor)
+    weight.copy_(weight * decay - step_size * exp_avg / (v_hat.sqrt() + eps))

@@ -1,0 +1,94 @@
+"""Compiled kernels against their eager forms: masks bit for bit, updates closely."""
+
+import pytest
+import torch
+
+from step_cli.core import compiled
+from step_cli.core.adam import adam_direction
+from step_cli.core.compiled import (
+    can_compile,
+    compiled_frozen_step,
+    compiled_keep_mask,
+    compiled_project,
+    step_scalars,
+)
+from step_cli.core.mask import keep_mask
+from step_cli.core.pattern import NMPattern
+
+needs_compiler = pytest.mark.skipif(
+    not can_compile(), reason="torch.compile does not work here: no C++ compiler"
+)
+SHAPES = [((48, 96), 1), ((96, 48), 0), ((8, 48, 3, 3), 1), ((96, 1), 0)]
+
+
+def weights(shape: tuple[int, ...], kind: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(len(shape))
+    if kind == "ties":
+        return torch.randint(-2, 3, shape, generator=generator).float()
+    return torch.randn(shape, generator=generator)
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", ["normal", "ties"])
+@pytest.mark.parametrize("pattern", ["2:4", "3:8", "1:16"])
+def test_masks_are_bit_identical(pattern: str, kind: str) -> None:
+    for shape, axis in SHAPES:
+        weight, parsed = weights(shape, kind), NMPattern.parse(pattern)
+        expected = keep_mask(weight.abs(), parsed, axis)
+        assert torch.equal(compiled_keep_mask(weight, parsed, axis), expected)
+        out = torch.full_like(weight, 7.0)
+        compiled_project(out, weight, parsed, axis)
+        assert torch.equal(out, torch.where(expected, weight, 0))
+        assert not torch.signbit(out[~expected]).any()  # +0.0, whatever was pruned
+
+
+@needs_compiler
+@pytest.mark.parametrize("corrected", [True, False])
+def test_the_frozen_update_is_close_to_the_eager_one(corrected: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    w, g, m = (torch.randn(64, 32, generator=generator) for _ in range(3))
+    v = torch.rand(64, 32, generator=generator) * 1e-4
+    v[::3] = 0.0  # coordinates that have never seen a gradient
+    correction = 1 - 0.999**7 if corrected else 1.0
+    expected_m, expected_w = m.clone(), w.clone()
+    direction = adam_direction(
+        g, expected_m, v, step=12, variance_step=7 if corrected else None,
+        betas=(0.9, 0.999), eps=1e-8, learn_variance=False,
+    )  # fmt: skip
+    expected_w.mul_(1 - 1e-3 * 0.1).add_(direction, alpha=-1e-3)
+    scalars = step_scalars(
+        lr=1e-3, weight_decay=0.1, beta1=0.9, eps=1e-8, step=12,
+        v_correction=correction, device=w.device,
+    )  # fmt: skip
+    variance = v.clone()
+    compiled_frozen_step(w, g, m, v, scalars)
+    torch.testing.assert_close(w, expected_w, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(m, expected_m, atol=1e-6, rtol=1e-6)
+    assert torch.equal(v, variance)
+
+
+@needs_compiler
+def test_sizes_and_steps_share_one_compiled_function() -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    counter = CompileCounter()
+    fresh = torch.compile(compiled._frozen_step, backend=counter, dynamic=True)
+    for size, step in ((64, 1), (96, 2), (128, 3)):
+        scalars = step_scalars(
+            lr=1e-3 / step, weight_decay=0.1, beta1=0.9, eps=1e-8, step=step,
+            v_correction=0.5, device=torch.device("cpu"),
+        )  # fmt: skip
+        fresh(*(torch.ones(size) for _ in range(4)), **scalars)
+    assert counter.frame_count == 1
+
+
+def test_without_a_compiler_it_says_so_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(*arguments: object, **options: object) -> None:
+        raise RuntimeError("no C++ compiler")
+
+    can_compile.cache_clear()
+    monkeypatch.setattr(torch, "compile", missing)
+    assert can_compile() is False
+    can_compile.cache_clear()
