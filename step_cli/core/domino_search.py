@@ -101,7 +101,8 @@ def search(
         plan: The layers; M stays, N is what is searched.
         loss: The loss of a model on the next batch.
         density: The target, 1 - sparsity.
-        steps: Longest search; N falls by one in 100 steps at most.
+        steps: Longest search; N falls by one in 100 steps at most, and usually slower:
+            weights must shrink by half where penalties take 0.1 % of them.
         lr: Of plain SGD without momentum.
 
     Raises:
@@ -130,7 +131,7 @@ def search(
     if not domino.reached(found, counts, 1 - density):
         raise UsageError(
             f"the search did not come down to density {density:g} in {steps} steps; "
-            "raise search_steps, or use 0 to choose N without data"
+            "raise search_steps or search_lr, or leave them to choose N without data"
         )
     return domino.with_n(plan, {name: pattern.n for name, pattern in found.items()})
 

@@ -7,7 +7,7 @@ Source: Sun et al., NeurIPS 2021. What is searched, and how, is in `core/domino.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pydantic import NonNegativeFloat, NonNegativeInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 from typing_extensions import override
 
@@ -25,13 +25,15 @@ class DominoSearch(Recipe):
     Args:
         decay: As in SR-STE.
         density: Share of all selected weights to keep; default that of the plan.
-        search_steps: Longest search on training data, which `train` makes; 0, and
-            wherever there is no data: N is chosen from the weights alone.
+        search_steps: Longest search on training data, which `train` makes (the paper:
+            30 000); 0, and where there is no data: N is chosen from the weights alone.
+        search_lr: Of the search's SGD; N falls faster where it is higher.
     """
 
     decay: NonNegativeFloat = 5e-4
     density: float | None = None
-    search_steps: NonNegativeInt = 3000
+    search_steps: NonNegativeInt = 0
+    search_lr: PositiveFloat = 0.01
 
     def __post_init__(self) -> None:
         if self.density is not None and not 0 < self.density <= 1:

@@ -36,4 +36,5 @@ def find_patterns(
         return functional.cross_entropy(scores, labels)
 
     density = learner.target(weights, plan)
-    return search(model, plan, loss, density, steps=learner.search_steps)
+    steps, lr = learner.search_steps, learner.search_lr
+    return search(model, plan, loss, density, steps=steps, lr=lr)
