@@ -187,21 +187,26 @@ class TensorData:
         chunks = tensor.typed.get(number, [])
         parts = [self._numbers(chunk, number) for chunk in chunks]
         found = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-        if number in _FIXED:
-            values = found.view(dtype)
-        elif dtype.kind in "iub" and tensor.data_type not in NIBBLES:
-            values = found.astype(dtype)
-        else:  # the bits of a narrow type, one element (or two halves) a number
-            values = found.astype(np.dtype(f"u{dtype.itemsize}")).view(dtype)
-            if tensor.data_type in NIBBLES:
-                codes = found.astype(np.uint8)
-                return _unpacked(codes, dtype, tensor.shape)
-        if len(values) != math.prod(tensor.shape):
+        needed = math.prod(tensor.shape)
+        nibbles = tensor.data_type in NIBBLES
+        if nibbles:
+            needed = (needed + 1) // 2
+        elif dtype.kind == "c":  # two numbers an element
+            needed *= 2
+        if len(found) != needed:
             raise self._refuse(
                 tensor,
-                f"shape {tensor.shape} needs {math.prod(tensor.shape)} numbers, "
-                f"it has {len(values)}",
+                f"{dtype_name(tensor)} of shape {tensor.shape} needs {needed} numbers, "
+                f"it has {len(found)}",
             )
+        if nibbles:
+            return _unpacked(found.astype(np.uint8), dtype, tensor.shape)
+        if number in _FIXED:
+            values = found.view(dtype)
+        elif dtype.kind in "iub":
+            values = found.astype(dtype)
+        else:  # the bits of a narrow type, one element a number
+            values = found.astype(np.dtype(f"u{dtype.itemsize}")).view(dtype)
         return values.reshape(tensor.shape)
 
     def _numbers(self, chunk: Field, number: int) -> Array:

@@ -263,6 +263,20 @@ def test_inline_data_must_fill_its_shape(tmp_path: Path) -> None:
         read(proto, tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["FLOAT", "INT4", "BFLOAT16", "INT64", "COMPLEX64"])
+def test_numbers_must_fill_their_shape(kind: str, tmp_path: Path) -> None:
+    """INT4 was found by fuzzing (onnx-1-130)."""
+    tensor = TensorProto(name="w", dims=[3, 1])
+    tensor.data_type = TensorProto.DataType.Value(kind)
+    tensor.int32_data.append(1)
+    tensor.int64_data.append(1)
+    tensor.float_data.append(1)
+    proto = model([node("MatMul", ["x", "w"], ["y"])], {})
+    proto.graph.initializer.append(tensor)
+    with pytest.raises(InputError, match=r"needs \d+ (numbers|bytes), it has"):
+        read(proto, tmp_path)["w"].read()
+
+
 def test_every_other_initializer_is_listed(tmp_path: Path) -> None:
     proto = linear()
     proto.graph.initializer.append(helper.make_tensor("s", 8, [1], [b"text"]))

@@ -1,0 +1,180 @@
+"""The sound checkpoints that fuzzing starts from: small, and of every kind."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import torch
+from attacks.onnx_attacks import linear, model
+from attacks.torch_attacks import saved
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save
+
+from step_cli.core.pattern import NMPattern
+from step_cli.core.plan import LayerPlan
+from step_cli.formats.compressed import save_compressed
+from step_cli.formats.weights import NamedTensor
+
+Files = dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Good:
+    """A checkpoint: its files, the one named to the command, the one to damage."""
+
+    files: Files
+    target: str
+    victim: str
+
+
+def sparse(shape: tuple[int, ...], axis: int = 1, seed: int = 0) -> np.ndarray:
+    """Random numbers that hold 2:4 along ``axis``."""
+    rng = np.random.default_rng(seed)
+    groups = rng.normal(size=(*shape[:axis], shape[axis] // 4, 4, *shape[axis + 1 :]))
+    rank = rng.random(groups.shape).argsort(axis=axis + 1).argsort(axis=axis + 1)
+    return np.where(rank < 2, groups, 0).reshape(shape)
+
+
+def goods() -> dict[str, list[Good]]:
+    """All of them, by what is damaged."""
+    plain, packed = _safetensors()
+    return {
+        "safetensors": [_alone("m.safetensors", data) for data in plain],
+        "compressed": [_alone("m.safetensors", packed)],
+        "torch": [_alone("m.pt", data) for data in _torch()],
+        "onnx": [_alone("m.onnx", data) for data in _onnx()],
+        "external": [_external()],
+        "json": _directories(plain[0]),
+    }
+
+
+def _alone(name: str, data: bytes) -> Good:
+    return Good({name: data}, name, name)
+
+
+def _arrays() -> dict[str, np.ndarray[Any, Any]]:
+    conv = sparse((4, 8, 3), seed=1).astype(ml_dtypes.bfloat16)
+    return {
+        "fc.weight": sparse((8, 16)).astype(np.float16),
+        "conv.weight": conv,
+        "fc.bias": np.arange(8, dtype=np.float32),
+        "emb.weight": np.ones((8, 8), np.float32),
+    }
+
+
+PLAN = {"schema": "step-cli/plan/1", "layers": {"fc.weight": {}, "conv.weight": {}}}
+for _layer in PLAN["layers"].values():  # type: ignore[attr-defined]
+    _layer.update(pattern="2:4", axis=1)
+
+
+def _safetensors() -> tuple[list[bytes], bytes]:
+    arrays = _arrays()
+    wide = {"a.weight": sparse((4, 8)), "b.weight": sparse((8, 4), 0).astype("f4")}
+    plain = [save(arrays), save(arrays, {"step_cli.plan": json.dumps(PLAN)})]
+    pages = {f"{i}.weight": sparse((64, 256), 1, i).astype("f2") for i in range(3)}
+    plain.append(save(pages))
+    plain.append(save({**wide, "h.0.attn.c_attn.weight": sparse((8, 8), 0)}))
+    layer = LayerPlan(NMPattern(2, 4), 1)
+    named = [
+        NamedTensor(name, array.dtype.name, array.shape, lambda array=array: array)
+        for name, array in arrays.items()
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.safetensors"
+        save_compressed(path, named, {"fc.weight": layer, "conv.weight": layer})
+        return plain, path.read_bytes()
+
+
+def _torch() -> list[bytes]:
+    weight = torch.from_numpy(sparse((8, 16))).half()
+    pages = {"p.weight": torch.from_numpy(sparse((64, 256))).bfloat16()}
+    bias = torch.arange(8.0)
+    state = {
+        "fc.weight": weight,
+        "tied.weight": weight,
+        "t.weight": weight.T,
+        "b": bias,
+    }
+    legacy = saved(
+        {"fc.weight": weight, "b": bias}, _use_new_zipfile_serialization=False
+    )
+    wrapped = {"state_dict": state, "epoch": 3}
+    return [saved(state), saved(wrapped), legacy, saved(pages)]
+
+
+def _onnx() -> list[bytes]:
+    weight = sparse((8, 4), 0).astype(np.float32)
+    make: Callable[..., onnx.NodeProto] = helper.make_node
+    gemm = model([make("Gemm", ["x", "w"], ["y"], transB=1)], {"w": weight.T.copy()})
+    codes = (sparse((8, 8), 0) * 40).astype(np.int8) + np.int8(3)
+    quantised = model(
+        [
+            make("DequantizeLinear", ["q", "s", "z"], ["w"]),
+            make("Transpose", ["w"], ["t"], perm=[1, 0]),
+            make("MatMul", ["x", "t"], ["y"]),
+        ],
+        {"q": codes, "s": np.array(0.1, np.float32), "z": np.array(3, np.int8)},
+    )
+    constant = numpy_helper.from_array(weight.astype(np.float16), "c")
+    body = helper.make_graph(
+        [
+            make("Constant", [], ["k"], value=constant),
+            make("MatMul", ["x", "k"], ["r"]),
+        ],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("r", TensorProto.FLOAT16, [None, None])],
+    )
+    branch = make("If", ["cond"], ["y"], then_branch=body, else_branch=body)
+    conv = model(
+        [make("Conv", ["x", "w"], ["y"])], {"w": sparse((4, 8, 3, 3)).astype("f4")}
+    )
+    typed = linear()
+    values = numpy_helper.to_array(typed.graph.initializer[0]).ravel().tolist()
+    typed.graph.initializer[0].ClearField("raw_data")
+    typed.graph.initializer[0].float_data.extend(values)
+    models = [gemm, quantised, model([branch], {"cond": np.array(True)}), conv, typed]
+    return [proto.SerializeToString() for proto in models]
+
+
+def _external() -> Good:
+    proto = linear()
+    tensor = proto.graph.initializer[0]
+    raw = sparse((8, 4), 0).astype(np.float32).tobytes()
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "m.data"), ("offset", "0"), ("length", len(raw))):
+        tensor.external_data.add(key=key, value=str(value))
+    files = {"m.onnx": proto.SerializeToString(), "m.data": raw}
+    return Good(files, "m.onnx", "m.onnx")
+
+
+def _directories(weights: bytes) -> list[Good]:
+    """Directories and plans whose JSON is damaged, one file of each at a time."""
+    names = ["s-1.safetensors", "s-2.safetensors"]
+    shards = {
+        names[0]: save({"fc.weight": sparse((8, 16)).astype(np.float16)}),
+        names[1]: save({"h.0.mlp.c_fc.weight": sparse((8, 8), 0)}),
+    }
+    index = {
+        "metadata": {"total_size": 1},
+        "weight_map": {"fc.weight": names[0], "h.0.mlp.c_fc.weight": names[1]},
+    }
+    config = {"model_type": "gpt2", "auto_map": {"AutoModel": "x--y.z"}, "n": [1, 2]}
+    plan = {"schema": "step-cli/plan/1", "layers": {"fc.weight": {"pattern": "2:4"}}}
+    plan["layers"]["fc.weight"]["axis"] = 1  # type: ignore[index]
+    files = {
+        **{f"d/{name}": data for name, data in shards.items()},
+        "d/model.safetensors.index.json": json.dumps(index).encode(),
+        "d/config.json": json.dumps(config).encode(),
+        "d/nm_plan.json": json.dumps(plan).encode(),
+    }
+    found = [Good(files, "d", name) for name in files if name.endswith(".json")]
+    alone = {"m.safetensors": weights, "plan.json": json.dumps(PLAN).encode()}
+    return [*found, Good(alone, "m.safetensors", "plan.json")]
