@@ -34,7 +34,9 @@ def main() -> None:
     step_cli("verify-nm", sparse)
     step_cli("verify-nm", dense, *head, expect=1)
     say("Export: compressed, ONNX, and a TensorRT-RTX engine, built without a GPU")
-    packed, onnx, plan = (OUT / f"model.{x}" for x in ("nm.safetensors", "onnx", "plan"))
+    packed, onnx, plan = (
+        OUT / f"model.{x}" for x in ("nm.safetensors", "onnx", "plan")
+    )
     step_cli("export", sparse, packed, "--to", "compressed", "--force")
     step_cli("export", sparse, onnx, "--to", "onnx", "--force")
     targets = [word for cc in TARGETS for word in ("--compute-capability", cc)]
