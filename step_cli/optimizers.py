@@ -15,6 +15,7 @@ from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan, Plan
 from step_cli.core.recipe import Recipe
 from step_cli.core.selection import Description, Selection
+from step_cli.core.shards import Gathered
 from step_cli.errors import NothingSelectedError, UsageError
 from step_cli.recipes import make_recipe
 
@@ -156,7 +157,7 @@ def _groups(
                 f"no layer of the model can hold {parsed}; give param groups that "
                 "carry pattern and axis"
             )
-        weights = dict(params.named_parameters())
+        weights = Gathered(dict(params.named_parameters()))
         return list(param_groups(params, recipe.learner.plan_layers(weights, plan)))
     given = list(params)
     bare = any(isinstance(item, Tensor) for item in given)
@@ -200,7 +201,7 @@ def _choose_within(
     if not chosen.layers:
         raise NothingSelectedError(f"no named parameter can hold {parsed}")
     plan = {tensor.name: layer for tensor, layer in chosen.layers}
-    plan = recipe.learner.plan_layers(weights, plan)
+    plan = recipe.learner.plan_layers(Gathered(weights), plan)
     optimizer.param_groups[:] = [
         part for group in optimizer.param_groups for part in _parts(group, plan)
     ]

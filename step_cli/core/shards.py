@@ -6,10 +6,12 @@ no group of M is ever cut. Only sums over all coordinates are exchanged.
 
 import math
 import sys
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from step_cli.core.plan import LayerPlan
 from step_cli.errors import UsageError
@@ -87,6 +89,29 @@ def check_shards(p: Tensor, plan: LayerPlan) -> None:
             f"cuts groups of M={plan.pattern.m}; give fully_shard a "
             f"shard_placement_fn that returns {other} for it, or exclude the layer"
         )
+
+
+class Gathered(Mapping[str, Tensor]):
+    """Whole weights by name, each brought together when it is asked for.
+
+    All processes must ask for the same ones in the same order.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self._weights = weights
+
+    @override
+    def __getitem__(self, name: str) -> Tensor:
+        weight = self._weights[name].detach()
+        return weight.full_tensor() if is_shard(weight) else weight
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    @override
+    def __len__(self) -> int:
+        return len(self._weights)
 
 
 class ShardSum:

@@ -83,6 +83,9 @@ def test_the_records_tell_the_run(finished: Path) -> None:
         assert line["phase"] == ("mask-learning" if learning else "precondition")
         measured = line["step"] <= switch["step"]
         assert (line["variance_change"] is not None) == measured
+        for watched in ("flip_rate", "pruned_update_share"):
+            assert (line[watched] is not None) == (line["step"] > switch["step"])
+        assert 0 < (line["pruned_update_share"] or 0.5) < 1
     assert metrics[-1]["eval_accuracy"] == report["metrics"]["eval_accuracy"]
     assert report["metrics"]["eval_accuracy"] > 0.3
     assert report["dense_metrics"]["eval_accuracy"] > 0.3

@@ -9,6 +9,7 @@ import torch.distributed.checkpoint as dcp
 from integration.training import (
     Batch,
     batches,
+    build_blocks,
     build_model,
     by_autoswitch,
     dense_weights,
@@ -33,10 +34,16 @@ from step_cli.core.optimizer import SparseOptimizer
 from step_cli.errors import UsageError
 from step_cli.optimizers import sparse_adamw
 
+BLOCKS = ("t-sr-ste", "bi-mask")  # their masks look along both axes
+
 
 def sharded_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    model = build_model(seed, dtype)
+    return sharded(build_model(seed, dtype), (dist.get_world_size(),))
+
+
+def sharded(model: nn.Sequential, shape: tuple[int, ...]) -> nn.Sequential:
+    names = ("replicas", "shards")[-len(shape) :]
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
     for layer in model:
         if isinstance(layer, nn.Linear):
             fully_shard(layer, mesh=mesh)
@@ -44,8 +51,11 @@ def sharded_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Seque
     return model
 
 
-def wrapped_model(kind: str) -> nn.Module:
-    return DistributedDataParallel(build_model()) if kind == "ddp" else sharded_model()
+def wrapped_model(kind: str, *, blocks: bool = False) -> nn.Module:
+    model = build_blocks() if blocks else build_model()
+    if kind == "ddp":
+        return DistributedDataParallel(model)
+    return sharded(model, {"fsdp2": (2,), "hsdp": (2, 1)}[kind])
 
 
 def my_half(data: list[Batch]) -> list[Batch]:
@@ -65,7 +75,7 @@ def outcome(model: nn.Module, optimizer: SparseOptimizer) -> dict[str, Any]:
 
 def train_on(kind: str, options: dict[str, Any], alike: bool, steps: int) -> Any:
     """Train with the same batches on both ranks, or each with half of them."""
-    model = wrapped_model(kind)
+    model = wrapped_model(kind, blocks=options.get("recipe") in BLOCKS)
     optimizer = optimizer_of(model, **options)
     data = batches(steps)
     train(model, optimizer, data if alike else my_half(data))

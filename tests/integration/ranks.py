@@ -38,9 +38,10 @@ class Ranks:
         answers = []
         for rank, pipe in enumerate(self._pipes):
             assert pipe.poll(PATIENCE_S), f"rank {rank} hangs"
-            answer = torch.load(io.BytesIO(pipe.recv_bytes()), weights_only=False)
-            assert not isinstance(answer, _Failed), f"rank {rank}:\n{answer.trace}"
-            answers.append(answer)
+            file = io.BytesIO(pipe.recv_bytes())
+            answers.append(torch.load(file, weights_only=False))
+        failed = [answer.trace for answer in answers if isinstance(answer, _Failed)]
+        assert not failed, failed[0]
         return answers
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from integration import distributed_work as work
 from integration.ranks import Ranks
 from integration.training import (
     batches,
+    build_blocks,
     build_model,
     by_autoswitch,
     different,
@@ -17,24 +18,29 @@ from integration.training import (
 )
 
 from step_cli.core.autoswitch import AutoSwitch, SwitchRule
+from step_cli.recipes import RECIPES
 
-KINDS = ["ddp", "fsdp2"]
+KINDS = ["ddp", "fsdp2", "hsdp"]
 STEPS = 8
 
 
 def alone(options: dict[str, Any]) -> dict[str, Any]:
-    model = build_model()
+    blocks = options.get("recipe") in work.BLOCKS
+    model = build_blocks() if blocks else build_model()
     optimizer = optimizer_of(model, **options)
     train(model, optimizer, batches(STEPS))
     return work.outcome(model, optimizer)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("recipe", ["step", "sr-ste", "asp"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_two_processes_fed_the_same_gradients_equal_one(
     ranks: Ranks, kind: str, recipe: str
 ) -> None:
-    options = {"recipe": recipe, "switch": 3 if recipe == "step" else None}
+    if recipe == "bi-mask" and kind != "ddp":
+        pytest.skip("refused: a backward mask spans all rows; see below")
+    switch = 3 if recipe == "step" else None
+    options = {"recipe": recipe, "switch": switch, "total_steps": STEPS}
     one, other = ranks.run(work.train_on, kind, options, True, STEPS)
     reference = alone(options)
     for part in ("weights", "dense"):
@@ -112,6 +118,11 @@ def test_a_split_that_cuts_groups_is_refused_on_every_rank(ranks: Ranks) -> None
 @pytest.mark.parametrize(("rows", "dim"), [(16, 0), (12, 1)])
 def test_a_split_between_groups_is_accepted(ranks: Ranks, rows: int, dim: int) -> None:
     assert ranks.run(work.rows_as_groups, rows, dim) == [[2], [2]]
+
+
+def test_a_mask_over_all_rows_is_refused(ranks: Ranks) -> None:
+    with pytest.raises(AssertionError, match=r"UsageError: .*which FSDP splits"):
+        ranks.run(work.train_on, "fsdp2", {"recipe": "bi-mask"}, True, 1)
 
 
 # ------------------------------------------------------------- distributed checkpoints
