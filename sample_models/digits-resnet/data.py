@@ -9,7 +9,7 @@ HELD_OUT = 5  # every fifth image is held out
 
 
 def load() -> Dataset:
-    """Images ``[n, 1, 8, 8]`` from 0 to 1, labels 0 to 9; 1,437 to train on, 360 not."""
+    """Images ``[n, 1, 8, 8]`` from 0 to 1, labels 0 to 9; 1,437 to train on."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(digits.target, dtype=torch.int64)

@@ -13,6 +13,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 OUT = Path("demo")
 COMMAND = Path(sys.executable).with_name("step-cli")
+DECIDED = {"threshold": "its threshold decided", "t_max": "clipping (t_max) decided"}
 TARGETS = ("8.0", "8.6", "8.9")  # compute capabilities: A100, RTX 30, RTX 40
 
 
@@ -81,8 +82,7 @@ def results(
         (
             "switch step",
             f"{switch['step']} of {ours['steps']}, by {switch['criterion']}: "
-            f"{'its threshold' if switch['reason'] == 'threshold' else 'clipping'} "
-            f"decided ({switch['reason']})",
+            + DECIDED[switch["reason"]],
         ),
         ("checkpoint, dense", f"{bytes_dense:,} bytes"),
         (

@@ -28,10 +28,12 @@ def show(report: Report, console: Console, *, verbose: bool) -> None:
 
 @show.register
 def _train(report: TrainReport, console: Console, *, verbose: bool) -> None:
-    table = new_table("metric", "sparse", "dense", right=("sparse", "dense"))
+    columns = ("metric", "the model", "its dense weights")
+    twin = report.dense_metrics
+    table = new_table(*columns[: 2 if twin is None else 3], right=columns[1:])
     for key, value in report.metrics.items():
-        dense = (report.dense_metrics or {}).get(key)
-        table.add_row(key, f"{value:.4f}", "-" if dense is None else f"{dense:.4f}")
+        dense = [] if twin is None else [f"{twin[key]:.4f}"]
+        table.add_row(key, f"{value:.4f}", *dense)
     console.print(table)
     switch = report.switch
     if switch is not None:
@@ -50,22 +52,27 @@ def _train(report: TrainReport, console: Console, *, verbose: bool) -> None:
 def _autoswitch_profile(
     report: AutoswitchProfileReport, console: Console, *, verbose: bool
 ) -> None:
-    columns = ("criterion", "switch", "without clipping", "decided by", "change after")
+    columns = ["criterion", "switch", "without clipping", "decided by"]
+    after = any(row.post_switch_change is not None for row in report.criteria)
+    if after:
+        columns.append("change after")
     table = new_table(*columns, right=("switch", "without clipping", "change after"))
     for row in report.criteria:
-        decided = row.reason + (" (clipped)" if row.clipped else "")
-        table.add_row(
+        cells = [
             row.name,
             "-" if row.switch_step is None else str(row.switch_step),
             "-" if row.raw_step is None else str(row.raw_step),
-            decided,
-            "-" if row.post_switch_change is None else f"{row.post_switch_change:.3g}",
-        )
+            row.reason + (" (clipped)" if row.clipped else ""),
+        ]
+        change = row.post_switch_change
+        table.add_row(*cells, *(["-" if change is None else f"{change:.3g}"] * after))
     console.print(
         f"{report.steps} steps, beta2 {report.beta2:g}, eps {report.eps:g}, "
         f"window {report.window}, clipped to {report.t_min}-{report.t_max}"
     )
     console.print(table)
+    if report.recommended is not None:
+        console.print(f"recommended: {report.recommended}")
     for line in report.advice:
         console.print(line)
 
