@@ -91,6 +91,22 @@ def test_convolution_groups_are_of_input_channels() -> None:
     assert torch.equal(mask.permute(0, 2, 3, 1), by_channel)
 
 
+def test_a_1x1_convolution_has_the_mask_of_the_flat_weight() -> None:
+    weight = torch.randn(6, 8, 1, 1, generator=torch.Generator().manual_seed(0)).abs()
+    flat = nm_mask(weight.view(6, 8), "2:4", axis=1)
+    assert torch.equal(nm_mask(weight, "2:4", axis=1).view(6, 8), flat)
+
+
+def test_negative_zero_is_a_zero() -> None:
+    mask = nm_mask(torch.tensor([[0.0, -0.0, -0.0, 0.0]]), "2:4", axis=1)
+    assert mask.tolist() == [[True, True, False, False]]
+
+
+def test_a_shard_without_rows_has_an_empty_mask() -> None:
+    assert nm_mask(torch.zeros(0, 8), "2:4", axis=1).shape == (0, 8)
+    assert nm_mask(torch.zeros(8, 0), "2:4", axis=0).shape == (8, 0)
+
+
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)).abs()
     whole = [nm_mask(weight, "2:4", axis) for axis in (0, 1)]
