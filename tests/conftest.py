@@ -4,13 +4,16 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from step_cli import cli
+
+if TYPE_CHECKING:
+    from integration.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -61,3 +64,13 @@ def step_cli_process() -> Callable[..., Outcome]:
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Ranks]":
+    """Two processes that train together."""
+    from integration.ranks import Ranks
+
+    two = Ranks(tmp_path_factory.mktemp("ranks") / "meeting")
+    yield two
+    two.close()

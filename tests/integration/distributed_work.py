@@ -82,6 +82,18 @@ def train_on(kind: str, options: dict[str, Any], alike: bool, steps: int) -> Any
     return outcome(model, optimizer)
 
 
+def wrapped_late(seeds: list[int]) -> Any:
+    """Build the optimizer, then wrap: DDP overwrites all weights with rank 0's."""
+    model = build_model(seeds[dist.get_rank()])
+    optimizer = optimizer_of(model, recipe="ste")
+    wrapped = DistributedDataParallel(model)
+    try:
+        train(wrapped, optimizer, batches(3))
+    except UsageError as error:
+        return error.message
+    return outcome(model, optimizer)
+
+
 def communications(kind: str) -> list[int]:
     """How many collectives each optimizer step calls."""
     model = wrapped_model(kind)

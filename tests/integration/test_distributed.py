@@ -24,11 +24,11 @@ KINDS = ["ddp", "fsdp2", "hsdp"]
 STEPS = 8
 
 
-def alone(options: dict[str, Any]) -> dict[str, Any]:
+def alone(options: dict[str, Any], steps: int = STEPS) -> dict[str, Any]:
     blocks = options.get("recipe") in work.BLOCKS
     model = build_blocks() if blocks else build_model()
     optimizer = optimizer_of(model, **options)
-    train(model, optimizer, batches(STEPS))
+    train(model, optimizer, batches(steps))
     return work.outcome(model, optimizer)
 
 
@@ -84,6 +84,12 @@ def test_autoswitch_fires_at_the_same_step(ranks: Ranks, kind: str) -> None:
     rule = SwitchRule(AutoSwitch(0.5, 0.00395), 2, 100)
     one, other = ranks.run(work.train_on, kind, {"switch": rule}, False, STEPS)
     assert one["switch"] == other["switch"] == alone({"switch": rule})["switch"] == 5
+
+
+def test_wrapping_late_is_well_where_weights_are_equal(ranks: Ranks) -> None:
+    one, other = ranks.run(work.wrapped_late, [0, 0])
+    assert not list(different(one["weights"], alone({"recipe": "ste"}, 3)["weights"]))
+    assert not list(different(one["weights"], other["weights"]))
 
 
 def test_fsdp_reduces_once_a_step_and_only_before_the_switch(ranks: Ranks) -> None:

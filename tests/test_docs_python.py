@@ -1,0 +1,47 @@
+"""Every snippet of docs/python.md runs as it stands."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from integration import snippets
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "python.md"
+SNIPPET = re.compile(r"(?:<!-- with: (\w+) -->\n)?```python\n(.*?)```", re.DOTALL)
+SNIPPETS = SNIPPET.findall(DOCUMENT.read_text())
+NAMES = {"plain": snippets.plain, "gpt2": snippets.gpt2,
+         "lightning": snippets.lightning, "ranks": snippets.plain}  # fmt: skip
+
+
+def titled() -> list[Any]:
+    return [
+        pytest.param(kind, code, id=f"{kind}-{i}")
+        for i, (kind, code) in enumerate(SNIPPETS)
+    ]
+
+
+def test_every_snippet_says_what_it_runs_with() -> None:
+    assert {kind for kind, _ in SNIPPETS} == set(NAMES)
+
+
+@pytest.mark.parametrize(("kind", "code"), titled())
+def test_a_snippet_runs(
+    kind: str,
+    code: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if kind == "ranks":
+        request.getfixturevalue("ranks").run(snippets.run_on_rank, code, tmp_path)
+        return
+    if kind == "gpt2":
+        pytest.importorskip("accelerate")
+    names = NAMES[kind](tmp_path)
+    if kind == "lightning":
+        monkeypatch.setitem(sys.modules, "lightning", names["lightning"])
+    snippets.run(code, names)
+    if kind == "lightning":
+        assert names["Module"]().configure_optimizers().phase == "precondition"
