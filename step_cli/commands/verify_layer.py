@@ -4,7 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from step_cli.core.check import Job, Tally
-from step_cli.core.diagnosis import axis_that_holds, pattern_that_holds
+from step_cli.core.diagnosis import (
+    axis_that_holds,
+    holds_as_fp16,
+    pattern_that_holds,
+)
 from step_cli.core.groups import Weights, index_of
 from step_cli.core.mask_match import mismatch
 from step_cli.core.plan import LayerPlan
@@ -148,6 +152,8 @@ def _broken(found: LayerVerdict, *, planned: bool, exact: bool) -> str:
 
 def _looks_like(item: Judged) -> list[str]:
     job = Job(weights_of(item.tensor), item.plan)
+    if holds_as_fp16(job):
+        return ["the values too many are zero after a cast to fp16"]
     axis = axis_that_holds(job)
     if axis is not None:
         option = quoted(f"{item.tensor.name}={axis}")

@@ -135,6 +135,7 @@ def _checked(
         skipped=skipped,
         totals=_totals(layers, len(skipped)),
         hints=hints,
+        integrity=checkpoint.integrity,
         error=None if error is None else _detail(error, checkpoint.path),
     )
 
@@ -195,7 +196,7 @@ def _nonfinite(layers: list[LayerVerdict]) -> StepError | None:
 
 
 def _nothing(chosen: Chosen[NamedTensor]) -> StepError:
-    if not chosen.skipped:
+    if all(0 in tensor.shape for tensor, _ in chosen.skipped):
         return NothingSelectedError("no tensor with elements in it")
     counts = Counter(reason for _, reason in chosen.skipped)
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())

@@ -14,6 +14,17 @@ USUAL = tuple(
 )
 
 
+# Magnitudes up to 2**-25 become zero in fp16, which rounds to even.
+ZERO_IN_FP16 = {"float64": 0x3E60 << 48, "float32": 0x3300 << 16, "bfloat16": 0x3300}
+
+
+def holds_as_fp16(job: Job) -> bool:
+    """Whether the pattern would hold after a cast to fp16, which drops tiny values."""
+    tiny = ZERO_IN_FP16.get(job.weights.dtype, 0)
+    plan = job.plan
+    return tiny > 0 and holds_pattern(job, plan.pattern, plan.axis, above=tiny)
+
+
 def axis_that_holds(job: Job) -> int | None:
     """Another axis along which the pattern holds, or None."""
     pattern, shape = job.plan.pattern, job.weights.array.shape
@@ -34,11 +45,14 @@ def pattern_that_holds(job: Job) -> NMPattern | None:
     return None
 
 
-def holds_pattern(job: Job, pattern: NMPattern, axis: int) -> bool:
-    """Whether a tensor holds ``pattern`` along ``axis``, whatever it promises."""
+def holds_pattern(job: Job, pattern: NMPattern, axis: int, above: int = 0) -> bool:
+    """Whether a tensor holds ``pattern`` along ``axis``, whatever it promises.
+
+    Magnitudes, as codes, count as zero unless they are ``above``.
+    """
     groups, scratch = Groups(job.weights, pattern.m, axis), Scratch()
     for piece in groups.pieces():  # stops at the first bad one
-        nonzero = groups.magnitude(piece, scratch) != 0
+        nonzero = groups.magnitude(piece, scratch) > above
         if int(count_in_groups(nonzero, scratch).max()) > pattern.n:
             return False
     return True

@@ -62,7 +62,14 @@ def open_compressed(file: MappedFile, header: Header) -> Checkpoint:
         for part in (VALUES, POSITIONS):
             del dense[name + part]
     tensors = sorted([*dense.values(), *layers], key=lambda tensor: tensor.name)
-    return Checkpoint(file.path, "compressed", tensors, plan, files=(file.path,))
+    return Checkpoint(
+        file.path,
+        "compressed",
+        tensors,
+        plan,
+        files=(file.path,),
+        integrity="sha256",
+    )
 
 
 def read_description(file: MappedFile, header: Header) -> Description:

@@ -22,8 +22,8 @@ def digests(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     }
 
 
-def check_digest(path: Path, document: dict[str, Any], plan: Path) -> None:
-    """Compare a file with what was recorded of it, if it was.
+def check_digest(path: Path, document: dict[str, Any], plan: Path) -> bool:
+    """Compare a file with what was recorded of it; False if nothing was.
 
     Raises:
         InputError: It has another size or digest.
@@ -31,12 +31,15 @@ def check_digest(path: Path, document: dict[str, Any], plan: Path) -> None:
     recorded = document.get("files")
     entry = recorded.get(path.name) if isinstance(recorded, dict) else None
     wanted = entry.get("sha256") if isinstance(entry, dict) else None
-    if wanted is not None and wanted != sha256(path):
+    if wanted is None:
+        return False
+    if wanted != sha256(path):
         raise InputError(
             f"its sha256 differs from the one in {plan.name}: damaged, or from "
             "another run; remove that entry if the change was meant",
             file=path,
         )
+    return True
 
 
 def sha256(path: Path) -> str:

@@ -54,7 +54,8 @@ def _open_hugging_face(path: Path) -> Checkpoint:
     files = find_weights(path)
     notes, tensors, embedded = list(files.notes), dict[str, NamedTensor](), Plan()
     document = _plan_document(path)
-    _check_digests(files.shards, document, path / plans.FILE)
+    compared = _check_digests(files.shards, document, path / plans.FILE)
+    integrity = {"sha256" if compared else "crc32"}
     for shard, promised in files.shards.items():
         opened = open_file(shard)
         if opened.format == "compressed":
@@ -67,6 +68,7 @@ def _open_hugging_face(path: Path) -> Checkpoint:
                 raise InputError("stands in two shards", file=path, tensor=tensor.name)
             tensors[tensor.name] = tensor
         notes += opened.notes
+        integrity |= set() if compared else {opened.integrity}
         embedded |= opened.plan or {}
     plan_file = path / plans.FILE
     return Checkpoint(
@@ -76,15 +78,20 @@ def _open_hugging_face(path: Path) -> Checkpoint:
         plans.plan_of(document, file=plan_file) if document else embedded or None,
         tuple(notes),
         tuple(files.shards),
+        max(integrity),  # "unchecked", if it is one of them
     )
 
 
 def _check_digests(
     shards: Iterable[Path], document: dict[str, Any], plan: Path
-) -> None:
-    if "files" in document:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+) -> bool:
+    """Whether there is a digest of every shard, all of which were compared."""
+    if "files" not in document:
+        return False
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return all(
             list(pool.map(lambda shard: check_digest(shard, document, plan), shards))
+        )
 
 
 def _plan_document(path: Path) -> dict[str, Any]:

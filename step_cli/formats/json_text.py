@@ -1,11 +1,14 @@
 """JSON from files, read strictly: no name twice, no endless nesting."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from step_cli.errors import InputError
 from step_cli.formats.mapped_file import in_units, map_file
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def json_object(text: str | bytes, what: str, *, file: object) -> dict[str, Any]:
@@ -22,7 +25,11 @@ def json_object(text: str | bytes, what: str, *, file: object) -> dict[str, Any]
     try:
         if isinstance(text, bytes):
             text = text.decode()
-        document = json.loads(text, object_pairs_hook=_without_repeats)
+        document = json.loads(
+            text, object_pairs_hook=_without_repeats, parse_constant=_refuse
+        )
+        if _SURROGATE.search(text):
+            _refuse_lone_surrogates(document)
     except RecursionError:
         raise InputError(f"{what} is nested too deep", file=file) from None
     except ValueError as error:
@@ -45,6 +52,18 @@ def read_json(path: Path, what: str, *, limit_bytes: int) -> dict[str, Any]:
             file=path,
         )
     return json_object(file.head(file.size), what, file=path)
+
+
+def _refuse(constant: str) -> None:
+    """NaN and infinity are Python's own; no other reader takes them."""
+    raise ValueError(f"{constant} is no JSON number")
+
+
+def _refuse_lone_surrogates(document: object) -> None:
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("a lone surrogate, which is not text") from None
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -43,8 +43,12 @@ def open_torch(file: MappedFile) -> Checkpoint:
         raise MissingError(
             "reading it needs torch: pip install 'step-cli[train]'", file=file.path
         )
+    integrity = "unchecked"
     if file.head(2) == b"PK":
-        storages = {member.begin: member.end for member in read_members(file)}
+        members = read_members(file)
+        storages = {member.begin: member.end for member in members}
+        if all(member.crc or member.begin == member.end for member in members):
+            integrity = "crc32"
         document, data = _ask_child(file), file
     else:
         storages = None
@@ -55,14 +59,16 @@ def open_torch(file: MappedFile) -> Checkpoint:
     seen: dict[object, str] = {}
     for entry in document["tensors"]:
         tensors.append(_tensor(entry, file, data, storages, seen))
+    plan, compared = _plan_beside(file.path)
     notes = (f"carried over unread: {', '.join(document['rest'])[:300]}",)
     return Checkpoint(
         file.path,
         "torch",
         tensors,
-        _plan_beside(file.path),
+        plan,
         notes if document["rest"] else (),
         (file.path,),
+        "sha256" if compared else integrity,
     )
 
 
@@ -71,13 +77,14 @@ def plan_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.{plans.FILE}")
 
 
-def _plan_beside(path: Path) -> Plan | None:
+def _plan_beside(path: Path) -> tuple[Plan | None, bool]:
+    """The plan, if there is one, and whether a digest in it was compared."""
     beside = plan_path(path)
     if not os.path.lexists(beside):
-        return None
+        return None, False
     document = plans.read_document(beside)
-    check_digest(path, document, beside)
-    return plans.plan_of(document, file=beside)
+    compared = check_digest(path, document, beside)
+    return plans.plan_of(document, file=beside), compared
 
 
 def _ask_child(file: MappedFile, spill: Path | None = None) -> dict[str, Any]:

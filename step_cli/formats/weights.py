@@ -81,6 +81,8 @@ class Checkpoint:
         plan: The plan stored with the weights, or None.
         notes: What the user should know of how it was read.
         files: The files that were read, for those who must not write onto them.
+        integrity: What told that the data is undamaged: ``sha256``, ``crc32``, or
+            ``unchecked`` where nothing is recorded.
     """
 
     path: Path
@@ -89,6 +91,7 @@ class Checkpoint:
     plan: Plan | None
     notes: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+    integrity: str = "unchecked"
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -49,6 +49,8 @@ def _draw(report: VerifyReport, to: Console, *, verbose: bool) -> None:
         _messages(checkpoint, to, verbose=verbose)
         if verbose and checkpoint.skipped:
             to.print(_skipped(checkpoint))
+        if verbose and checkpoint.integrity is not None:
+            to.print(f"integrity: {checkpoint.integrity}")
         shown = one_line(checkpoint.path)
         verdict(to, checkpoint.ok, f"{shown}: {summary(checkpoint)}")
 

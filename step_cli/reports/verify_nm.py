@@ -79,6 +79,9 @@ class CheckpointVerdict(Part):
     skipped: list[SkippedTensor] = Field([])
     totals: VerifyTotals | None = None
     hints: list[str] = Field([])
+    integrity: str | None = Field(
+        None, description="What told damage: sha256, crc32, or unchecked"
+    )
     error: ErrorDetail | None = None
 
     @property

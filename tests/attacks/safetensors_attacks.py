@@ -41,6 +41,11 @@ def attacks() -> dict[str, tuple[bytes, str]]:
             file_of(json.dumps({"\ud800": entry(0, 32)}), bytes(32)),
             "surrogate",
         ),
+        "lone surrogate, elsewhere": (
+            tensors(32, a=entry(0, 32) | {"\ud800": 1}),
+            "surrogate",
+        ),
+        "NaN": (tensors(32, a=entry(0, 32) | {"x": float("nan")}), "NaN is no JSON"),
         "overlap": (tensors(48, a=entry(0, 32), b=entry(16, 48)), "overlaps"),
         "gap": (tensors(80, a=entry(0, 32), b=entry(48, 80)), "leaves a gap"),
         "gap at the start": (tensors(40, a=entry(8, 40)), "leaves a gap"),
