@@ -17,6 +17,7 @@ from step_cli.recipes import RECIPES, make_recipe
 
 STEPS = 14
 CASES: dict[str, dict[str, Any]] = {name: {} for name in RECIPES} | {
+    "bi-mask": {"candidates": 10},
     "t-sr-ste dense": {"finish": "dense", "refresh_steps": 4},
     "t-sr-ste often": {"refresh_steps": 3},
     "bi-mask often": {"refresh_steps": 3, "candidates": 4},
@@ -24,8 +25,8 @@ CASES: dict[str, dict[str, Any]] = {name: {} for name in RECIPES} | {
     "decaying-mask no-dense": {"dense": 0.0, "structure": "geometric"},
     "mask-decay fast": {"rate": 0.1, "schedule": "exponential"},
     **{f"step {inner}": {"inner": inner} for inner in
-       ("sr-ste", "s-ste", "t-sr-ste", "decaying-mask", "mask-decay", "domino-search",
-        "bi-mask")},
+       ("sr-ste", "s-ste", "t-sr-ste", "decaying-mask", "mask-decay", "domino-search")},
+    "step bi-mask": {"inner": "bi-mask", "candidates": 4},
 }  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def test_a_run_continues_bit_for_bit(case: str) -> None:
         train(model, optimizer, step, step + 1)
     whole = copy.deepcopy(everything(model, optimizer))
     assert {p: set(state) for p, state in optimizer.state.items()} == keys
-    for cut in (0, 1, 3, 6, 7, 8, 11, 12, 13):
+    for cut in (1, 6, 7, 8, 12):  # around every switch
         again, resumed = build(case)
         weights, state = torch.load(io.BytesIO(saved[cut]), weights_only=True)
         again.load_state_dict(weights)
