@@ -76,16 +76,31 @@ def _everywhere(
     """Take a model to N:M structured sparsity with STEP, and prove it."""
 
 
-@app.command()
+def _examples(*lines: str) -> str:
+    # "\b": the paragraph keeps its line ends.
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@app.command(
+    epilog=_examples(
+        "step-cli verify-nm model.safetensors --nm 2:4",
+        "step-cli verify-nm ./Llama --exclude 'lm_head.*' --format junit --output nm.xml",
+    )
+)
 @options_from(VerifyConfig)
 def verify_nm(config: VerifyConfig) -> Report:
-    """Check that checkpoints hold their N:M pattern; exit 1 if one does not."""
+    """Check that checkpoints hold their N:M pattern."""
     from step_cli.commands import verify_nm
 
     return verify_nm.run(config)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "step-cli prune model.safetensors model-24.safetensors",
+        "step-cli prune ./Llama ./Llama-24 --exclude 'lm_head.*' --dry-run",
+    )
+)
 @options_from(PruneConfig)
 def prune(config: PruneConfig) -> Report:
     """Prune a checkpoint to an N:M pattern in one shot."""
@@ -94,28 +109,43 @@ def prune(config: PruneConfig) -> Report:
     return prune.run(config)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "step-cli train config.toml --run-dir runs/a",
+        "step-cli train config.toml --set sparsity.recipe=sr-ste --set train.seed=1",
+    )
+)
 @options_from(TrainCommandConfig)
 def train(config: TrainCommandConfig) -> Report:
-    """Train a model to an N:M pattern with STEP or one of the baselines."""
+    """Train to an N:M pattern, by STEP or a baseline."""
     from step_cli.commands import train
 
     return train.run(config)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "step-cli autoswitch-profile runs/dense --plot autoswitch.svg",
+        "step-cli autoswitch-profile variance.jsonl --eps 1e-10 --t-max 0.8",
+    )
+)
 @options_from(AutoswitchProfileConfig)
 def autoswitch_profile(config: AutoswitchProfileConfig) -> Report:
-    """Find and explain the switch point on a recorded dense run."""
+    """Find and explain the switch point of a run."""
     from step_cli.commands import autoswitch_profile
 
     return autoswitch_profile.run(config)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "step-cli export runs/a model.onnx --to onnx",
+        "step-cli export runs/a model.plan --to tensorrt --require-sparse",
+    )
+)
 @options_from(ExportConfig)
 def export(config: ExportConfig) -> Report:
-    """Write a compressed file, an ONNX model or a TensorRT engine, and check it."""
+    """Write a compressed file, ONNX or an engine."""
     from step_cli.commands import export
 
     return export.run(config)

@@ -1,0 +1,49 @@
+"""The pages about commands: written by the commands, and forgetting none."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from step_cli.cli import app
+from step_cli.recipes import RECIPES
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    command.callback.__name__.replace("_", "-")
+    for command in app.registered_commands
+    if command.callback
+]
+
+
+def test_the_reference_is_what_the_commands_say() -> None:
+    reference = runpy.run_path(str(ROOT / "docs" / "commands.py"))["reference"]
+    written = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert written == reference(), "out of date: run `make docs`"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_readme_shows_every_command(command: str) -> None:
+    assert f"### {command}\n" in README
+    assert f"$ step-cli {command} " in README
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_readme_lists_every_recipe(recipe: str) -> None:
+    assert re.search(rf"^\| `{recipe}` \|", README, re.M)
+
+
+def test_the_readme_lists_every_exit_code() -> None:
+    for code in (0, 1, 2, 3, 4, 5, 6, 7, 70, 75, 130):
+        assert re.search(rf"^\| {code} \|", README, re.M)
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *[p.name for p in ROOT.glob("docs/*.md")]]
+)
+def test_links_lead_somewhere(page: str) -> None:
+    path = ROOT / page if page == "README.md" else ROOT / "docs" / page
+    for link in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / link).exists(), link
