@@ -1,7 +1,5 @@
 """Print commands.md: the help of every command, as it is. `make docs` writes it."""
 
-import os
-
 from typer.testing import CliRunner
 
 from step_cli.cli import app
@@ -25,8 +23,8 @@ def reference() -> str:
 def help_of(*words: str) -> str:
     """What ``--help`` prints, 88 columns wide on any terminal."""
     environment = {"COLUMNS": "90", "TERMINAL_WIDTH": "90", "NO_COLOR": "1"}
-    os.environ.update(environment)
-    shown = CliRunner().invoke(app, [*words, "--help"], prog_name="step-cli")
+    runner = CliRunner(env=environment)
+    shown = runner.invoke(app, [*words, "--help"], prog_name="step-cli")
     return "\n".join(line.rstrip() for line in shown.output.splitlines())
 
 
