@@ -96,9 +96,6 @@ class SparseOptimizer(Optimizer):
         self._clock.update(t=0, switch_step=0, switch_reason="", switch_memory=[])
         self._clock["total_steps"] = total_steps or 0
         refuse_impossible(base, recipe, switch, eps_mode, total_steps)
-        for p, plan in self.sparse_parameters():
-            check_groups(tuple(p.shape), plan.pattern, plan.axis)
-            check_shards(p, plan)
         self._create_state()
         if recipe.before.sparse:
             self._enter_phase()
@@ -171,7 +168,16 @@ class SparseOptimizer(Optimizer):
 
     @torch.no_grad()
     def adopt(self) -> None:
-        """Take the model's present weights for the dense ones, as after loading."""
+        """Take the model's present weights for the dense ones, as after loading.
+
+        Before anything is pruned or learned, other parameters may have taken the place
+        of those the optimizer was built with.
+        """
+        if self._exchanged and not self.rules.sparse and not self.steps_taken:
+            self.state.clear()
+            self._rewired = None
+            self._create_state()
+        self._refuse_exchanged()
         for p, _ in self._with_own_master():
             self.state[p]["dense"] = master_copy(p)
         self._publish(fresh=True)
@@ -205,6 +211,7 @@ class SparseOptimizer(Optimizer):
                 loss = closure()
         rules, t = self.rules, self.steps_taken + 1
         undecided = self.recipe.switches and not self._switched
+        self._refuse_exchanged()
         self._refuse_stale()
         self._refuse_unwired(rules)
         self._watch.forget()
@@ -389,6 +396,9 @@ class SparseOptimizer(Optimizer):
     # ----------------------------------------------------------------------- the state
 
     def _create_state(self) -> None:
+        for p, layer in self.sparse_parameters():
+            check_groups(tuple(p.shape), layer.pattern, layer.axis)
+            check_shards(p, layer)
         self._memory_keys: set[str] = set()
         for group in self.param_groups:
             plan = _plan_of(group)
@@ -459,6 +469,20 @@ class SparseOptimizer(Optimizer):
     @property
     def _clock(self) -> dict[str, Any]:
         return self.param_groups[0]
+
+    @property
+    def _exchanged(self) -> bool:
+        """Whether other parameters than those it was built with stand in the groups."""
+        known = (self.state.get(p, {}) for p, _ in self.sparse_parameters())
+        return any("dense" not in state for state in known)
+
+    def _refuse_exchanged(self) -> None:
+        if self._exchanged:
+            raise UsageError(
+                "the optimizer's parameters were exchanged, as wrappers do that shard: "
+                "build it after wrapping, or call adopt() before the first step if "
+                "nothing is pruned yet"
+            )
 
     def _refuse_stale(self) -> None:
         for p, plan in self._with_own_master():

@@ -94,6 +94,31 @@ def wrapped_late(seeds: list[int]) -> Any:
     return outcome(model, optimizer)
 
 
+def exchanged(recipe: str, steps_before: int) -> Any:
+    """Shard under the optimizer, as accelerate does, and put the shards in its groups.
+
+    Returns:
+        What ``step`` says, and what ``adopt`` says or how training ends after it.
+    """
+    model = build_model()
+    optimizer = optimizer_of(model, recipe=recipe, switch=3)
+    train(model, optimizer, batches(steps_before))
+    names = {p: name for name, p in model.named_parameters()}
+    sharded(model, (2,))
+    shards = dict(model.named_parameters())
+    for group in optimizer.param_groups:
+        group["params"] = [shards[names[p]] for p in group["params"]]
+    said = []
+    for use in (optimizer.step, optimizer.adopt):
+        try:
+            use()
+        except UsageError as error:
+            said.append(error.message)
+    if len(said) == 1:
+        train(model, optimizer, batches(8))
+    return said, outcome(model, optimizer) if len(said) == 1 else None
+
+
 def communications(kind: str) -> list[int]:
     """How many collectives each optimizer step calls."""
     model = wrapped_model(kind)

@@ -92,6 +92,20 @@ def test_wrapping_late_is_well_where_weights_are_equal(ranks: Ranks) -> None:
     assert not list(different(one["weights"], other["weights"]))
 
 
+def test_shards_put_in_the_place_of_parameters_are_adopted(ranks: Ranks) -> None:
+    for said, ended in ranks.run(work.exchanged, "step", 0):
+        assert len(said) == 1 and "call adopt()" in said[0]
+        assert not list(different(ended["dense"], alone({"switch": 3})["dense"]))
+
+
+@pytest.mark.parametrize(("recipe", "steps"), [("ste", 0), ("step", 1)])
+def test_but_not_where_the_dense_weights_would_be_lost(
+    ranks: Ranks, recipe: str, steps: int
+) -> None:
+    for said, _ in ranks.run(work.exchanged, recipe, steps):
+        assert len(said) == 2 and "build it after wrapping" in said[1]
+
+
 def test_fsdp_reduces_once_a_step_and_only_before_the_switch(ranks: Ranks) -> None:
     # The switch at step 4 looks once more whether any variance is known.
     assert ranks.run(work.communications, "fsdp2") == [[1, 1, 1, 2, 0, 0]] * 2
