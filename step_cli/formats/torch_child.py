@@ -54,6 +54,9 @@ def _limit_memory(file_bytes: int) -> None:
         return  # only Linux tells; the time limit holds everywhere
     start = pages * resource.getpagesize()
     limit = start + 3 * file_bytes + (2 << 30)
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[1]  # by whoever started us
+    if allowed != resource.RLIM_INFINITY:
+        limit = min(limit, allowed)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +138,13 @@ def test_a_child_that_takes_too_long_is_stopped(
     monkeypatch.setattr(torch_file, "LONGEST_S", 0.05)
     with pytest.raises(InputError, match="took more than"):
         opened(tmp_path, saved({"a": W}))
+
+
+def test_a_limit_that_is_there_already_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    path.write_bytes(saved({"w": W}))
+    limited = "import resource as r; r.setrlimit(r.RLIMIT_AS, (2 << 30, 2 << 30))\n"
+    code = f"{limited}from step_cli.cli import main; main()"
+    words = [sys.executable, "-c", code, "verify-nm", str(path), "--include", "w"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr  # a verdict: the tensor is dense
