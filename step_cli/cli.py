@@ -84,7 +84,7 @@ def _examples(*lines: str) -> str:
 @app.command(
     epilog=_examples(
         "step-cli verify-nm model.safetensors --nm 2:4",
-        "step-cli verify-nm ./Llama --exclude 'lm_head.*' --format junit --output nm.xml",
+        "step-cli verify-nm ./Llama --exclude 'lm_head.*' --output nm.txt",
     )
 )
 @options_from(VerifyConfig)
@@ -263,7 +263,9 @@ def _detail(error: BaseException, argv: Sequence[str]) -> ErrorDetail:
         extra = f"pip install 'step-cli[{EXTRA_OF[error.name]}]'"
         return ErrorDetail(exit=6, message=f"{error.name} is not installed: {extra}")
     if isinstance(error, MemoryError):
-        return ErrorDetail(exit=6, message="not enough memory on this machine")
+        wanted = str(error).partition(" with shape")[0]  # Unable to allocate 512. MiB
+        message = "not enough memory on this machine" + (wanted and f": {wanted}")
+        return ErrorDetail(exit=6, message=message)
     return ErrorDetail(
         exit=BUG,
         message=f"a bug in step-cli: {type(error).__name__}: {error}; "

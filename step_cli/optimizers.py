@@ -34,6 +34,7 @@ def sparse_adamw(
     eps_mode: EpsMode = "outside",
     v_correction: VarianceCorrection = "at_switch",
     record: bool = False,
+    compile: bool | None = None,
     **adamw: Any,
 ) -> SparseOptimizer:
     """AdamW that learns N:M weights: use it in place of ``torch.optim.AdamW``.
@@ -50,6 +51,7 @@ def sparse_adamw(
         eps_mode: See :class:`SparseOptimizer`.
         v_correction: See :class:`SparseOptimizer`.
         record: Measure the variance at every step.
+        compile: See :class:`SparseOptimizer`.
         **adamw: Options of ``torch.optim.AdamW``: lr, betas, eps, weight_decay, ...
 
     Raises:
@@ -67,6 +69,7 @@ def sparse_adamw(
         eps_mode=eps_mode,
         v_correction=v_correction,
         record=record,
+        compile=compile,
     )
     if isinstance(params, nn.Module):
         optimizer.rewire(params)
@@ -83,6 +86,7 @@ def sparse(
     eps_mode: EpsMode = "outside",
     v_correction: VarianceCorrection = "at_switch",
     record: bool = False,
+    compile: bool | None = None,
 ) -> SparseOptimizer:
     """Make any optimizer learn N:M weights, such as momentum SGD for SR-STE.
 
@@ -104,6 +108,7 @@ def sparse(
         eps_mode=eps_mode,
         v_correction=v_correction,
         record=record,
+        compile=compile,
         total_steps=total_steps,
     )
 

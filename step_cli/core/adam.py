@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from step_cli.core.compiled import compiled_frozen_step, step_scalars
+
 EpsMode = Literal["outside", "inside"]
 Count = float | Tensor  # of steps
 
@@ -53,7 +55,12 @@ def adam_direction(
 
 
 def adam_step(
-    optimizer: Optimizer, *, eps_mode: EpsMode, raw_variance: bool, learn_variance: bool
+    optimizer: Optimizer,
+    *,
+    eps_mode: EpsMode,
+    raw_variance: bool,
+    learn_variance: bool,
+    compiled: bool = False,
 ) -> None:
     """Update every parameter that has a gradient, in place.
 
@@ -63,6 +70,7 @@ def adam_step(
         eps_mode: See :func:`adam_direction`.
         raw_variance: Do not bias-correct the variance.
         learn_variance: Update the variance too.
+        compiled: Use the compiled kernel for the frozen update, where it fits.
     """
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -72,6 +80,10 @@ def adam_step(
             state["step"] += 1
             if learn_variance:
                 state["variance_step"].copy_(state["step"])
+            frozen = not learn_variance and eps_mode == "outside"
+            if compiled and frozen and p.is_contiguous() and not group["maximize"]:
+                _compiled_step(p, state, group, raw_variance=raw_variance)
+                continue
             direction = adam_direction(
                 -p.grad if group["maximize"] else p.grad,
                 state["exp_avg"],
@@ -85,6 +97,25 @@ def adam_step(
             )
             p.mul_(1 - float(group["lr"]) * group["weight_decay"])
             p.add_(direction, alpha=-float(group["lr"]))
+
+
+def _compiled_step(
+    p: Tensor, state: dict[str, Any], group: dict[str, Any], *, raw_variance: bool
+) -> None:
+    beta1, beta2 = group["betas"]
+    learned = _count(state["variance_step"])
+    scalars = step_scalars(
+        lr=float(group["lr"]),
+        weight_decay=group["weight_decay"],
+        beta1=beta1,
+        eps=group["eps"],
+        step=_count(state["step"]),
+        v_correction=1.0 if raw_variance else 1 - beta2**learned,
+        like=p,
+    )
+    assert p.grad is not None
+    grad = p.grad.contiguous()
+    compiled_frozen_step(p, grad, state["exp_avg"], state["exp_avg_sq"], scalars)
 
 
 def _count(steps: Tensor) -> Count:

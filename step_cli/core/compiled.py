@@ -90,9 +90,9 @@ def step_scalars(
     weight_decay: float,
     beta1: float,
     eps: float,
-    step: float,
-    v_correction: float,
-    device: torch.device,
+    step: float | Tensor,
+    v_correction: float | Tensor,
+    like: Tensor,
 ) -> dict[str, Tensor]:
     """What :func:`compiled_frozen_step` multiplies by.
 
@@ -103,7 +103,7 @@ def step_scalars(
         eps: Added to the root.
         step: t, from 1, which corrects the first moment.
         v_correction: What the variance is divided by, 1 - beta2^t0, or 1.
-        device: Where the weights are.
+        like: Weights, for dtype and device.
     """
     values = {
         "decay": 1 - lr * weight_decay,
@@ -112,7 +112,10 @@ def step_scalars(
         "v_factor": 1 / v_correction,
         "eps": eps,
     }
-    return {key: torch.tensor(value, device=device) for key, value in values.items()}
+    return {
+        key: torch.as_tensor(value, dtype=like.dtype, device=like.device)
+        for key, value in values.items()
+    }
 
 
 def _kept(groups: Tensor, n: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from typing_extensions import override
 from step_cli.core.adam import EpsMode, adam_step
 from step_cli.core.autoswitch import SwitchRule, VarianceSample
 from step_cli.core.backward import RewiredForward, rewire
+from step_cli.core.compiled import can_compile, compiled_project
 from step_cli.core.mask import check_groups
 from step_cli.core.mask_watch import MaskWatch
 from step_cli.core.masters import is_master, master_copy, working_on
@@ -46,6 +47,7 @@ from step_cli.errors import NonFiniteError, UsageError
 
 VarianceCorrection = Literal["at_switch", "none"]
 
+COMPILE_FROM = 20_000_000  # sparse weights
 CHECK_EVERY = 100  # steps between looks at the weights, as each waits for the device
 
 
@@ -65,6 +67,8 @@ class SparseOptimizer(Optimizer):
             has learned; ``none`` uses it raw, as the STEP paper prints it.
         record: Measure the variance at every step in which it is updated.
         total_steps: Length of the training, for recipes that follow a schedule.
+        compile: Use compiled kernels where the recipe and the dtype allow; None: from
+            `COMPILE_FROM` weights on a CPU, where the first call's seconds pay.
 
     Raises:
         UsageError: No group is sparse, a width does not divide into groups, the recipe
@@ -81,6 +85,7 @@ class SparseOptimizer(Optimizer):
         v_correction: VarianceCorrection = "at_switch",
         record: bool = False,
         total_steps: int | None = None,
+        compile: bool | None = None,
     ) -> None:
         self.base, self.recipe = base, recipe
         self.watch_masks = False
@@ -97,6 +102,7 @@ class SparseOptimizer(Optimizer):
         self._clock["total_steps"] = total_steps or 0
         refuse_impossible(base, recipe, switch, eps_mode, total_steps)
         self._create_state()
+        self._compiled = self._will_compile(compile)
         if recipe.before.sparse:
             self._enter_phase()
         elif switch is not None and switch.first_step == 0:
@@ -245,6 +251,7 @@ class SparseOptimizer(Optimizer):
             eps_mode=self._eps_mode,
             raw_variance=self._raw_variance and not rules.learn_variance,
             learn_variance=rules.learn_variance,
+            compiled=self._compiled,
         )
 
     def _stand_ins(self, rules: Phase) -> Iterator[tuple[Tensor, Tensor]]:
@@ -279,8 +286,27 @@ class SparseOptimizer(Optimizer):
         for p, plan in self._with_own_master():
             if plan is not None and self.rules.sparse:
                 self.recipe.learner.renew(self._layer(p, plan, fresh=fresh))
-            local(p).copy_(self._view(p, plan))
+            if not self._project_compiled(p, plan):
+                local(p).copy_(self._view(p, plan))
             self._versions[p] = version(p)
+
+    def _project_compiled(self, p: Tensor, plan: LayerPlan | None) -> bool:
+        """Project plainly by a compiled kernel; False where that is not the rule."""
+        learner, shown, dense = type(self.recipe.learner), local(p), self._dense(p)
+        plain = learner.project is Recipe.project and learner.keep is Recipe.keep
+        if not (self._compiled and plan and plain and self.rules.sparse):
+            return False
+        if shown.dtype != dense.dtype or not shown.is_contiguous() or not dense.numel():
+            return False
+        compiled_project(shown, dense, plan.pattern, plan.axis)
+        return True
+
+    def _will_compile(self, wanted: bool | None) -> bool:
+        weights = sum(local(p).numel() for p, _ in self.sparse_parameters())
+        on_cpu = all(p.device.type == "cpu" for p, _ in self.sparse_parameters())
+        if wanted is None:
+            wanted = on_cpu and weights >= COMPILE_FROM
+        return wanted and can_compile()
 
     def _view(self, p: Tensor, plan: LayerPlan | None) -> Tensor:
         """What the model is to hold of ``p`` under the present rules."""

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from step_cli.core import compiled
 from step_cli.core.adam import adam_direction
@@ -14,6 +15,7 @@ from step_cli.core.compiled import (
 )
 from step_cli.core.mask import keep_mask
 from step_cli.core.pattern import NMPattern
+from step_cli.optimizers import sparse_adamw
 
 needs_compiler = pytest.mark.skipif(
     not can_compile(), reason="torch.compile does not work here: no C++ compiler"
@@ -58,7 +60,7 @@ def test_the_frozen_update_is_close_to_the_eager_one(corrected: bool) -> None:
     expected_w.mul_(1 - 1e-3 * 0.1).add_(direction, alpha=-1e-3)
     scalars = step_scalars(
         lr=1e-3, weight_decay=0.1, beta1=0.9, eps=1e-8, step=12,
-        v_correction=correction, device=w.device,
+        v_correction=correction, like=w,
     )  # fmt: skip
     variance = v.clone()
     compiled_frozen_step(w, g, m, v, scalars)
@@ -76,7 +78,7 @@ def test_sizes_and_steps_share_one_compiled_function() -> None:
     for size, step in ((64, 1), (96, 2), (128, 3)):
         scalars = step_scalars(
             lr=1e-3 / step, weight_decay=0.1, beta1=0.9, eps=1e-8, step=step,
-            v_correction=0.5, device=torch.device("cpu"),
+            v_correction=0.5, like=torch.ones(1),
         )  # fmt: skip
         fresh(*(torch.ones(size) for _ in range(4)), **scalars)
     assert counter.frame_count == 1
@@ -92,3 +94,30 @@ def test_without_a_compiler_it_says_so_and_goes_on(
     monkeypatch.setattr(torch, "compile", missing)
     assert can_compile() is False
     can_compile.cache_clear()
+
+
+@needs_compiler
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_compiled_optimizer_learns_what_an_eager_one_learns(axis: int) -> None:
+    found = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        p = nn.Parameter(torch.randn(16, 32))
+        group = {"params": [p], "pattern": "2:4", "axis": axis}
+        optimizer = sparse_adamw([group], switch=3, lr=1e-2, compile=compile)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(10):
+            p.grad = p.detach() - torch.randn(16, 32, generator=generator)
+            optimizer.step()
+        found.append((p.detach().clone(), optimizer.state[p]["dense"]))
+    (shown, dense), (fast_shown, fast_dense) = found
+    torch.testing.assert_close(fast_dense, dense, atol=1e-5, rtol=1e-5)
+    assert torch.equal(fast_shown != 0, shown != 0)
+    kept = keep_mask(fast_dense.abs(), NMPattern(2, 4), axis)
+    assert torch.equal(fast_shown, torch.where(kept, fast_dense, 0))
+
+
+def test_small_models_are_not_compiled_unless_asked() -> None:
+    p = nn.Parameter(torch.randn(4, 4))
+    group = {"params": [p], "pattern": "2:4", "axis": 1}
+    assert sparse_adamw([group], recipe="ste")._compiled is False
