@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from step_cli.core.autoswitch import AutoSwitch, Staleness, SwitchRule
-from step_cli.core.optimizer import CHECK_EVERY, SparseOptimizer
+from step_cli.core.optimizer import SparseOptimizer
+from step_cli.core.sparse_view import CHECK_EVERY
 from step_cli.errors import NonFiniteError, UsageError
 from step_cli.optimizers import sparse, sparse_adamw
 
