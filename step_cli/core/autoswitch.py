@@ -90,10 +90,12 @@ class Criterion(ABC):
 
     Attributes:
         name: What a user types.
+        needs: The fields of a sample that are read.
         threshold: What the value is compared with; None where there is no value.
     """
 
     name: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
     threshold: float | None = None
 
     @abstractmethod
@@ -122,6 +124,7 @@ class AutoSwitch(Criterion):
     """Option I: the mean of ``|v_t - v_(t-1)|`` over coordinates and window < eps."""
 
     name = "autoswitch"
+    needs = frozenset({"dv_l1"})
 
     def __init__(
         self, beta2: float, eps: float | None = None, window: int | None = None
@@ -161,6 +164,7 @@ class GeometricAutoSwitch(AutoSwitch):
     """
 
     name = "autoswitch-geometric"
+    needs = frozenset({"dv_log"})
 
     @override
     def sample_change(self, sample: VarianceSample) -> float:
@@ -176,6 +180,7 @@ class RelativeAutoSwitch(Criterion):
     """
 
     name = "autoswitch-relative"
+    needs = frozenset({"dv_l1", "v_l1"})
 
     def __init__(
         self, beta2: float, eps: float | None = None, window: int | None = None
@@ -212,6 +217,7 @@ class RelativeNorm(Criterion):
     """
 
     name = "relative-norm"
+    needs = frozenset({"v_l2"})
     threshold = 0.5
 
     def __init__(self) -> None:
@@ -243,6 +249,7 @@ class Staleness(Criterion):
     """
 
     name = "staleness"
+    needs = frozenset({"v_l1"})
     threshold = 0.96
 
     def __init__(self, beta2: float, window: int | None = None) -> None:

@@ -41,6 +41,13 @@ def can_compile() -> bool:
     return True
 
 
+@functools.cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` compiled once, for tensors of all sizes."""
+    made: Callable[..., Any] = torch.compile(function, dynamic=True)
+    return made
+
+
 def compiled_keep_mask(scores: Tensor, pattern: NMPattern, axis: int) -> Tensor:
     """``mask.keep_mask`` of fp32 or fp64 scores, compiled."""
     groups = to_groups(scores, pattern.m, axis)
@@ -58,10 +65,10 @@ def compiled_project(p: Tensor, dense: Tensor, pattern: NMPattern, axis: int) ->
     """
     groups, n = to_groups(dense, pattern.m, axis), _count(pattern, dense.device)
     if groups.shape[2] > 1 and pattern.m <= PAIRS_UP_TO:
-        _compiled(_project_pairs)(to_groups(p, pattern.m, axis), groups, n)
+        compiled(_project_pairs)(to_groups(p, pattern.m, axis), groups, n)
         return
     codes = _kept(groups, n).view(torch.int8)
-    _compiled(_apply)(p.view(-1), dense.view(-1), codes.view(-1))
+    compiled(_apply)(p.view(-1), dense.view(-1), codes.view(-1))
 
 
 def compiled_frozen_step(
@@ -81,7 +88,7 @@ def compiled_frozen_step(
         scalars: From :func:`step_scalars`; tensors, so that no value is compiled in.
     """
     flat = (x.view(-1) for x in (weight, grad, exp_avg, variance))
-    _compiled(_frozen_step)(*flat, **scalars)
+    compiled(_frozen_step)(*flat, **scalars)
 
 
 def step_scalars(
@@ -125,19 +132,13 @@ def _kept(groups: Tensor, n: Tensor) -> Tensor:
         ranked = _loop_bytes
     else:
         ranked = _pair_mask if behind == 1 else _pair_bytes
-    kept: Tensor = _compiled(ranked)(groups, n)
+    kept: Tensor = compiled(ranked)(groups, n)
     return kept.view(torch.bool)
 
 
 def _count(pattern: NMPattern, device: torch.device) -> Tensor:
     """N as a tensor, so that every N shares one compiled function."""
     return torch.tensor(pattern.n, dtype=torch.int32, device=device)
-
-
-@functools.cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = torch.compile(function, dynamic=True)
-    return compiled
 
 
 def _ranks(groups: Tensor) -> list[Tensor]:

@@ -79,7 +79,7 @@ class SparseOptimizer(SparseView):
         super().__init__(base, recipe, total_steps)
         refuse_impossible(base, recipe, switch, eps_mode, total_steps)
         self._create_state()
-        self._compiled = self._will_compile(compile)
+        self._compiled = self._watch.compiled = self._will_compile(compile)
         if recipe.before.sparse:
             self._enter_phase()
         elif switch is not None and switch.first_step == 0:
@@ -111,8 +111,6 @@ class SparseOptimizer(SparseView):
             self._watch.before_update(self, stand_ins, t, undecided=undecided)
         with working_on(stand_ins, self.base, self._own_keys):
             self._update(rules)
-        if rules.learn_variance:
-            self._watch.after_update(self)
         self._clock["t"] = t
         reason = self._watch.reason_at(t) if undecided else None
         if reason is not None:

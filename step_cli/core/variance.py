@@ -5,7 +5,7 @@ Sums are taken on the device and stay there until they are read, all at once.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,10 +13,57 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from step_cli.core.autoswitch import Fixed, SwitchRule, VarianceSample
+from step_cli.core.compiled import compiled
 from step_cli.core.shards import ShardSum, local
 from step_cli.errors import NonFiniteError
 
-SUMS = ("v_l1", "v_l2 squared", "dv_l1", "dv_log", "changed")
+SUMS = ("v_l1", "v_l2", "dv_l1", "dv_log")  # as `VarianceSample` names them
+CHUNK = 1 << 18  # coordinates summed at a time, so that the work stays in the cache
+
+
+def change_sums(
+    grad: Tensor, variance: Tensor, beta2: float, wanted: frozenset[str]
+) -> Tensor:
+    """What a step is about to do to one parameter's v, from the v before it.
+
+    v_t = v_(t-1) + (1 - beta2) (g^2 - v_(t-1)), so no copy of v is needed.
+
+    Args:
+        grad: Like ``variance``.
+        variance: v before the update.
+        beta2: Adam's.
+        wanted: Which of ``SUMS`` are asked for; the others stay 0.
+
+    Returns:
+        [5], fp32 or fp64: L1 norm and squared L2 norm of the new v, sum of
+        |v_t - v_(t-1)|, sum of its logarithm where it is not 0, and number of those.
+    """
+    sums = [torch.zeros((), dtype=variance.dtype, device=variance.device)] * 5
+    change = torch.addcmul(variance, grad, grad, value=-1).mul_(beta2 - 1)
+    if "v_l1" in wanted or "v_l2" in wanted:
+        now = variance + change  # never negative
+        sums[0], sums[1] = now.sum(), now.square().sum()
+    if "dv_l1" in wanted or "dv_log" in wanted:
+        sums[2] = change.abs().sum()
+    if "dv_log" in wanted:
+        # A coordinate that did not change has logarithm -inf: leave it out.
+        changed = change != 0
+        sums[3] = torch.where(changed, change.abs(), 1.0).log().sum()
+        sums[4] = changed.sum().to(variance.dtype)
+    return torch.stack(sums)
+
+
+def chunked_sums(
+    grad: Tensor, variance: Tensor, beta2: float, wanted: frozenset[str]
+) -> Tensor:
+    """:func:`change_sums` in pieces that fit the cache, added up in fp64."""
+    pieces = zip(
+        torch.split(grad.reshape(-1), CHUNK),
+        torch.split(variance.reshape(-1), CHUNK),
+        strict=True,
+    )
+    parts = [change_sums(g, v, beta2, wanted) for g, v in pieces]
+    return torch.stack(parts).sum(0, dtype=torch.float64)
 
 
 @dataclass
@@ -26,58 +73,36 @@ class VarianceChange:
     Attributes:
         step: Counted from 1.
         d: Number of coordinates, with and without a gradient.
-        parts: This process's sums, one for each of ``SUMS``.
-        sums: Those over all processes, once they are known.
+        wanted: Which of ``SUMS`` were asked for.
+        sums: Those of :func:`change_sums`, over all parameters and processes.
     """
 
     step: int
     d: int
-    parts: ShardSum = field(default_factory=lambda: ShardSum(len(SUMS)))
-    sums: Tensor | None = None
-
-    def add_change(
-        self, p: Tensor, grad: Tensor, variance: Tensor, beta2: float
-    ) -> None:
-        """Add one parameter's |v_t - v_(t-1)|, from the v before its update.
-
-        v_t - v_(t-1) = (1 - beta2) (g^2 - v_(t-1)), so no copy of v is needed.
-        """
-        sums = self.parts.beside(p)
-        change = torch.addcmul(-variance, grad, grad).abs_().mul_(1 - beta2)
-        sums[2] += change.sum()
-        # A coordinate that did not change has logarithm -inf: leave it out.
-        changed = change > 0
-        sums[3] += torch.where(changed, change, 1.0).log_().sum()
-        sums[4] += changed.sum()
-
-    def add_norms(self, p: Tensor, variance: Tensor) -> None:
-        """Add one parameter's norms of v, after its update."""
-        sums = self.parts.beside(p)
-        sums[0] += variance.sum()  # v is never negative
-        sums[1] += torch.linalg.vector_norm(variance).square()
+    wanted: frozenset[str]
+    sums: Tensor
 
     def read(self) -> VarianceSample:
-        """Bring the sums to the host; waits for the device.
+        """Bring the sums to the host; waits for the device. NaN where none was wanted.
 
         Raises:
             NonFiniteError: A gradient was NaN or infinite.
         """
-        assert self.sums is not None
         v_l1, v_sq, dv_l1, dv_log, changed = self.sums.tolist()
-        if not math.isfinite(v_l1):
+        if not math.isfinite(v_l1 + dv_l1):
             raise NonFiniteError(f"step {self.step}: the gradient is not finite")
-        return VarianceSample(
-            step=self.step,
-            d=self.d,
-            v_l1=v_l1,
-            v_l2=math.sqrt(v_sq),
-            dv_l1=dv_l1,
-            dv_log=dv_log / changed if changed else None,
-        )
+        values = {
+            "v_l1": v_l1,
+            "v_l2": math.sqrt(v_sq),
+            "dv_l1": dv_l1,
+            "dv_log": dv_log / changed if changed else None,
+        }
+        seen = {k: v if k in self.wanted else math.nan for k, v in values.items()}
+        return VarianceSample(step=self.step, d=self.d, **seen)
 
 
 class VarianceWatch:
-    """Measures the variance around each update, and asks the switch rule.
+    """Measures what each update does to the variance, and asks the switch rule.
 
     Args:
         rule: Decides the switch point; None where there is none to decide.
@@ -88,6 +113,7 @@ class VarianceWatch:
         self.rule, self._record = rule, record
         self._pending: list[VarianceChange] = []
         self.last: VarianceChange | None = None
+        self.compiled = False
 
     def forget(self) -> None:
         """Drop the measurement of the last step; the rule has its own memory."""
@@ -101,7 +127,7 @@ class VarianceWatch:
         *,
         undecided: bool,
     ) -> None:
-        """Take the sums that need the v before the update, if anyone asks for them.
+        """Take the sums of the update that is about to be done, if anyone asks.
 
         Args:
             optimizer: Holds the variances.
@@ -111,19 +137,21 @@ class VarianceWatch:
         """
         if not (self._record or (undecided and self._rule_needs_sums)):
             return
-        self.last = VarianceChange(step, sum(p.numel() for p in stand_ins))
+        wanted = frozenset(SUMS)
+        if not self._record and self.rule is not None:
+            wanted = self.rule.criterion.needs
+        take = compiled(change_sums) if self.compiled else chunked_sums
+        total = ShardSum(5)
         for p, variance, group in variances(optimizer):
-            grad = stand_ins[p].grad
-            if grad is not None:
-                grad = grad.to(variance.dtype)
-                self.last.add_change(p, grad, variance, group["betas"][1])
-
-    def after_update(self, optimizer: Optimizer) -> None:
-        """Take the sums that need the v after the update."""
-        if self.last is not None:
-            for p, variance, _ in variances(optimizer):
-                self.last.add_norms(p, variance)
-            self.last.sums = self.last.parts.total()
+            grad, beta2 = stand_ins[p].grad, group["betas"][1]
+            if grad is None:  # v stays
+                norms = torch.stack([variance.sum(), variance.square().sum()])
+                total.beside(p)[:2].add_(norms)
+                continue
+            grad = grad.to(variance.dtype)
+            total.beside(p).add_(take(grad, variance, beta2, wanted))
+        count = sum(p.numel() for p in stand_ins)
+        self.last = VarianceChange(step, count, wanted, total.total())
 
     def reason_at(self, step: int) -> str | None:
         """Why ``step`` is the switch point, or None; reads nothing before it can be."""

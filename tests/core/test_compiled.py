@@ -15,6 +15,7 @@ from step_cli.core.compiled import (
 )
 from step_cli.core.mask import keep_mask
 from step_cli.core.pattern import NMPattern
+from step_cli.core.variance import SUMS, change_sums, chunked_sums
 from step_cli.optimizers import sparse_adamw
 
 needs_compiler = pytest.mark.skipif(
@@ -121,3 +122,17 @@ def test_small_models_are_not_compiled_unless_asked() -> None:
     p = nn.Parameter(torch.randn(4, 4))
     group = {"params": [p], "pattern": "2:4", "axis": 1}
     assert sparse_adamw([group], recipe="ste")._compiled is False
+
+
+@needs_compiler
+@pytest.mark.parametrize("wanted", [SUMS, ("dv_l1",), ("dv_log",), ("v_l2",)])
+def test_sums_of_the_variance_agree(wanted: tuple[str, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    grad = torch.randn(40, 30, generator=generator)
+    variance = torch.rand(40, 30, generator=generator)
+    variance[0] = grad[0] = 0.0
+    names = frozenset(wanted)
+    slow = change_sums(grad.double(), variance.double(), 0.9, names)
+    for fast in (chunked_sums(grad, variance, 0.9, names),
+                 compiled.compiled(change_sums)(grad, variance, 0.9, names)):  # fmt: skip
+        torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-6)
