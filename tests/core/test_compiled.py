@@ -133,6 +133,6 @@ def test_sums_of_the_variance_agree(wanted: tuple[str, ...]) -> None:
     variance[0] = grad[0] = 0.0
     names = frozenset(wanted)
     slow = change_sums(grad.double(), variance.double(), 0.9, names)
-    for fast in (chunked_sums(grad, variance, 0.9, names),
-                 compiled.compiled(change_sums)(grad, variance, 0.9, names)):  # fmt: skip
+    for take in (chunked_sums, compiled.compiled(change_sums)):
+        fast = take(grad, variance, 0.9, names)
         torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-6)
