@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+MINUTES ?= 30
+SEED    ?= 0
 EXTRAS := train,export,hf,samples,track,tensorrt-rtx,dev
 
-.PHONY: demo test test-slow lint docs clean
+.PHONY: demo test test-slow fuzz lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python sample_models/digits-resnet/demo.py
@@ -14,6 +16,10 @@ test: lint
 
 test-slow: $(VENV)/.installed
 	$(BIN)/pytest -m "slow and not gpu"
+
+# Damaged checkpoints against verify-nm; findings are kept in fuzz-findings/.
+fuzz: $(VENV)/.installed
+	nice -n 19 $(BIN)/python tests/fuzz/run.py --minutes $(MINUTES) --seed $(SEED)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
@@ -28,7 +34,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo build dist *.egg-info fuzz-findings .pytest_cache .mypy_cache .ruff_cache
 
 docs: $(VENV)/.installed
 	$(BIN)/python docs/commands.py > docs/commands.tmp && mv docs/commands.tmp docs/commands.md

@@ -313,7 +313,9 @@ def _results_only_on_stdout() -> Iterator[TextIO]:
     sys.stdout.flush()
     out = open(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
     os.dup2(2, 1)
-    python_stdout, sys.stdout = sys.stdout, out
+    # Typer prints help and version itself; whatever else is printed is no result.
+    asks = {"--help", "-h", "--version"}.intersection(sys.argv[1:])
+    python_stdout, sys.stdout = sys.stdout, out if asks else sys.stderr
     try:
         yield out
     finally:

@@ -62,7 +62,9 @@ def test_a_check_loads_no_report_but_its_own(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     save_file({"fc.weight": np.zeros((4, 8), np.float32)}, path)
     script = (
-        "import io, sys; from step_cli.cli import run; run(sys.argv[1:], io.StringIO())\n"
+        "import io, sys\n"
+        "from step_cli.cli import run\n"
+        "run(sys.argv[1:], io.StringIO())\n"
         "print(*[m for m in sys.modules if m.startswith('step_cli.reports.')])"
     )
     done = subprocess.run(

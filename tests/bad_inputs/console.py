@@ -22,7 +22,7 @@ opened, peak = [], None
 def watch(event, arguments):
     if event == "open":
         opened.append(str(arguments[0]))
-    elif event.startswith("socket."):
+    elif event in ("socket.__new__", "socket.connect", "socket.getaddrinfo"):
         opened.append("socket")
 sys.addaudithook(watch)
 def tell():

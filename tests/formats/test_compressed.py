@@ -1,12 +1,12 @@
 import json
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from attacks.compressed_attacks import Header, rewrite
 
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan, Plan
@@ -27,7 +27,6 @@ PLAN: Plan = {
     "fc.weight": LayerPlan(NMPattern(2, 4), 1),
     "conv.weight": LayerPlan(NMPattern(1, 3), 1),
 }
-Header = dict[str, Any]
 
 
 def arrays() -> dict[str, np.ndarray[Any, Any]]:
@@ -56,42 +55,6 @@ def good(tmp_path: Path) -> Path:
 
 def read_all(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     return {tensor.name: tensor.read() for tensor in open_checkpoint(path).tensors}
-
-
-def rewrite(
-    path: Path,
-    change: Callable[[Header, dict[str, bytes]], None],
-    *,
-    resign: bool = True,
-) -> None:
-    """Change header and data of a file, as a careless or hostile writer would."""
-    content = path.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    data = {
-        name: content[8 + length :][slice(*entry["data_offsets"])]
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
-    change(header, data)
-    offset = 0
-    for name, raw in data.items():
-        header[name]["data_offsets"] = [offset, offset + len(raw)]
-        offset += len(raw)
-    if resign:
-        sign(header, data)
-    path.write_bytes(packed_header(header) + b"".join(data.values()))
-
-
-def sign(header: Header, data: dict[str, bytes]) -> None:
-    metadata = header["__metadata__"]
-    if KEY in metadata and metadata[KEY].startswith("{"):
-        description = json.loads(metadata[KEY])
-        if "sha256" in description:
-            digests = {name: sha256(raw).hexdigest() for name, raw in data.items()}
-            description["sha256"] = digests
-        metadata[KEY] = json.dumps(description)
-    metadata[HEADER_KEY] = header_digest(header)
 
 
 def describe(header: Header, **changes: Any) -> None:
