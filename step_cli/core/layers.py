@@ -5,6 +5,7 @@ add what names cannot tell: embeddings and norms by class, transposed convolutio
 Hugging Face's Conv1D, which stores ``[in, out]``.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from step_cli.core.backward import is_conv1d
 from step_cli.core.plan import LayerPlan, Plan
 from step_cli.core.selection import Chosen, Description, Selection
+
+logger = logging.getLogger(__name__)
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (
@@ -33,8 +36,18 @@ def choose_layers(model: nn.Module, selection: Selection) -> Chosen[Description]
 
 
 def plan_for(model: nn.Module, selection: Selection) -> Plan:
-    """The plan of ``model``: each chosen weight with its pattern and group axis."""
+    """The plan of ``model``: each chosen weight with its pattern and group axis.
+
+    What was chosen but does not divide into groups is said in a warning.
+    """
     chosen = choose_layers(model, selection)
+    for text in chosen.warnings:
+        logger.warning("%s", text)
+    for tensor in chosen.unchecked:
+        shape = list(tensor.shape)
+        logger.warning(
+            "%s stays dense: shape %s has no whole groups", tensor.name, shape
+        )
     return {tensor.name: layer for tensor, layer in chosen.layers}
 
 

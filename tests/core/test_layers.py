@@ -1,5 +1,7 @@
 """Which parameters of a model become N:M, and along which axis."""
 
+import logging
+
 import pytest
 import torch
 from torch import nn
@@ -73,6 +75,17 @@ def test_patterns_of_single_layers_come_first() -> None:
     assert plan["conv2d.weight"].pattern == NMPattern(1, 8)
     assert plan["attention.out_proj.weight"].pattern == TWO_FOUR
     assert "linear.weight" not in plan
+
+
+def test_what_does_not_divide_into_groups_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("WARNING", "step_cli"):
+        logging.getLogger("step_cli").propagate = True
+        plan_for(Zoo(), Selection(exclude=["depthwise.*", "nothing.*"]))
+    assert "odd.weight stays dense: shape [4, 6] has no whole groups" in caplog.text
+    assert "depthwise.weight stays" not in caplog.text
+    assert "'nothing.*' matches no tensor" in caplog.text
 
 
 def test_every_trainable_parameter_is_in_one_group() -> None:
