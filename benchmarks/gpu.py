@@ -263,6 +263,7 @@ class Block(nn.Module):
         self.c_out = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[batch, length, width]`` in and out."""
         batch, length, width = x.shape
         parts = self.c_attn(self.ln_1(x)).view(batch, length, 3, self.heads, -1)
         q, k, v = parts.permute(2, 0, 3, 1, 4)
@@ -282,6 +283,7 @@ class Model(nn.Module):
         self.ln_f = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Scores ``[batch, length, words]`` of ``[batch, length]`` tokens."""
         place = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.h(self.wte(tokens) + self.wpe(place))
         return functional.linear(self.ln_f(x), self.wte.weight)
