@@ -27,9 +27,11 @@ def main(path: str, data_path: str | None) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     _limit_memory(Path(path).stat().st_size)
-    mapped: list[int] = []
+    addresses: list[int] = []  # of the mapping, or of all storages that got data
     if data_path is None:
-        _record_mapping(torch, mapped)
+        _record_mapping(torch, addresses)
+    else:
+        _record_filled(torch, addresses)
     loaded = torch.load(
         path, map_location="cpu", weights_only=True, mmap=data_path is None
     )
@@ -39,7 +41,7 @@ def main(path: str, data_path: str | None) -> dict[str, Any]:
     tensors = []
     for name, value in state.items():
         if isinstance(value, torch.Tensor):
-            tensors.append(_described(torch, name, value, mapped, spill, written))
+            tensors.append(_described(torch, name, value, addresses, spill, written))
     if spill is not None:
         spill.close()
     return {"tensors": tensors, "rest": rest}
@@ -60,16 +62,28 @@ def _limit_memory(file_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _record_mapping(torch: Any, mapped: list[int]) -> None:
+def _record_mapping(torch: Any, addresses: list[int]) -> None:
     """Learn at which address torch maps the file: all storages are views of it."""
     original = torch.UntypedStorage.from_file
 
     def recording(*args: Any, **kwargs: Any) -> Any:
         storage = original(*args, **kwargs)
-        mapped.append(storage.data_ptr())
+        addresses.append(storage.data_ptr())
         return storage
 
     torch.UntypedStorage.from_file = recording
+
+
+def _record_filled(torch: Any, addresses: list[int]) -> None:
+    """Learn which storages got data: torch leaves those not listed as they were."""
+    original = torch.UntypedStorage._set_from_file
+
+    def recording(storage: Any, *args: Any) -> Any:
+        result = original(storage, *args)
+        addresses.append(storage.data_ptr())
+        return result
+
+    torch.UntypedStorage._set_from_file = recording
 
 
 def _state_dict(torch: Any, loaded: Any) -> tuple[Mapping[str, Any], list[str]]:
@@ -105,7 +119,7 @@ def _described(
     torch: Any,
     name: str,
     value: Any,
-    mapped: list[int],
+    addresses: list[int],
     spill: Any,
     written: dict[int, int],
 ) -> dict[str, Any]:
@@ -126,8 +140,12 @@ def _described(
     ):
         return entry  # without a place: of a kind that is not supported
     storage = value.untyped_storage()
+    if spill is not None and storage.nbytes() and storage.data_ptr() not in addresses:
+        raise Unfit(f"holds no data for {name!r:.80}")
     if spill is None:
-        start = storage.data_ptr() - mapped[0] if mapped and storage.nbytes() else 0
+        start = (
+            storage.data_ptr() - addresses[0] if addresses and storage.nbytes() else 0
+        )
     else:
         start = _spilled(storage, spill, written)
     entry["stride"] = list(value.stride())

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,7 @@ def pickles(marker: Path) -> dict[str, tuple[bytes, str]]:
         "gadget": (saved({"w": W, "x": run}), r"wants to call posix\.system, refused"),
         "gadget, legacy": (pickle.dumps({"w": run}), "refused|not a torch checkpoint"),
         "gadget, then broken": (b"\x80\x02" + raw, "refused|not a torch checkpoint"),
+        "no data": (without_data(), "holds no data for 'w'"),
         "memory": (saved({"w": W, "x": Gadget(bytearray, 2**34)}), "asks for more"),
         "stride 0": (
             saved({"w": torch.zeros(1).expand(2**20, 2**20)}),
@@ -80,6 +82,21 @@ def pickles(marker: Path) -> dict[str, tuple[bytes, str]]:
         ),
         "module": (saved(nn.Linear(2, 2)), r"torch\.nn\.modules.*model\.state_dict"),
     }
+
+
+def without_data() -> bytes:
+    """A file of before torch 1.6 whose list of storages is empty.
+
+    torch reads it without a word, and the weights are whatever stood in memory.
+    Found by fuzzing (torch-100-12660).
+    """
+    data = saved({"w": W}, _use_new_zipfile_serialization=False)
+    stream, end = io.BytesIO(data), 0
+    for _ in range(4):
+        for _ in pickletools.genops(stream):
+            pass
+        end = stream.tell()
+    return data[:end] + pickle.dumps([], 2)
 
 
 def unfit() -> dict[str, tuple[object, str]]:
