@@ -27,7 +27,8 @@ def main(path: str, data_path: str | None) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     _limit_memory(Path(path).stat().st_size)
-    addresses: list[int] = []  # of the mapping, or of all storages that got data
+    # Of the mapping, or of all storages that got data.
+    addresses: dict[int, None] = {}
     if data_path is None:
         _record_mapping(torch, addresses)
     else:
@@ -62,25 +63,25 @@ def _limit_memory(file_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _record_mapping(torch: Any, addresses: list[int]) -> None:
+def _record_mapping(torch: Any, addresses: dict[int, None]) -> None:
     """Learn at which address torch maps the file: all storages are views of it."""
     original = torch.UntypedStorage.from_file
 
     def recording(*args: Any, **kwargs: Any) -> Any:
         storage = original(*args, **kwargs)
-        addresses.append(storage.data_ptr())
+        addresses.setdefault(storage.data_ptr())
         return storage
 
     torch.UntypedStorage.from_file = recording
 
 
-def _record_filled(torch: Any, addresses: list[int]) -> None:
+def _record_filled(torch: Any, addresses: dict[int, None]) -> None:
     """Learn which storages got data: torch leaves those not listed as they were."""
     original = torch.UntypedStorage._set_from_file
 
     def recording(storage: Any, *args: Any) -> Any:
         result = original(storage, *args)
-        addresses.append(storage.data_ptr())
+        addresses.setdefault(storage.data_ptr())
         return result
 
     torch.UntypedStorage._set_from_file = recording
@@ -119,7 +120,7 @@ def _described(
     torch: Any,
     name: str,
     value: Any,
-    addresses: list[int],
+    addresses: dict[int, None],
     spill: Any,
     written: dict[int, int],
 ) -> dict[str, Any]:
@@ -143,9 +144,8 @@ def _described(
     if spill is not None and storage.nbytes() and storage.data_ptr() not in addresses:
         raise Unfit(f"holds no data for {name!r:.80}")
     if spill is None:
-        start = (
-            storage.data_ptr() - addresses[0] if addresses and storage.nbytes() else 0
-        )
+        mapping = next(iter(addresses), 0)
+        start = storage.data_ptr() - mapping if storage.nbytes() else 0
     else:
         start = _spilled(storage, spill, written)
     entry["stride"] = list(value.stride())
