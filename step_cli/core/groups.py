@@ -152,11 +152,28 @@ def count_in_groups(nonzero: Mask, scratch: Scratch) -> Codes:
     if inner == 1 and m in (2, 4, 8, 16, 32, 64):
         return _count_in_words(nonzero.reshape(groups, m), scratch)
     members = nonzero.view(np.uint8)
-    dtype = np.uint8 if m < 256 else np.uint32
-    counts: Codes = scratch.take("counts", dtype, (groups, inner))
+    if m > 255:
+        return _count_large_groups(members, scratch)
+    counts: Codes = scratch.take("counts", np.uint8, (groups, inner))
+    # NumPy's own loop over members pays where what lies in a row is long.
+    if inner >= 256 or (inner == 1 and m > 64):
+        return np.add.reduce(members, axis=1, dtype=np.uint8, out=counts)
     np.copyto(counts, members[:, 0])
     for member in range(1, m):
         np.add(counts, members[:, member], out=counts)
+    return counts
+
+
+def _count_large_groups(members: Codes, scratch: Scratch) -> Codes:
+    """Count groups of more than 255, which one byte cannot: 255 members at a time."""
+    groups, m, inner = members.shape
+    counts: Codes = scratch.take("counts", np.uint32, (groups, inner))
+    part: Codes = scratch.take("part", np.uint8, (groups, inner))
+    counts[...] = 0
+    for first in range(0, m, 255):
+        some = members[:, first : first + 255]
+        np.add.reduce(some, axis=1, dtype=np.uint8, out=part)
+        np.add(counts, part, out=counts)
     return counts
 
 

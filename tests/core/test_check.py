@@ -122,6 +122,19 @@ def test_small_pieces_and_threads_change_nothing(
     assert found == [slow_tally(array, pattern, axis, exact)] * 3
 
 
+@pytest.mark.parametrize("m", [65, 128, 255, 256, 511, 1020, 1021])
+@pytest.mark.parametrize("inner", [1, 2, 255, 256])
+def test_large_groups_are_counted_exactly(m: int, inner: int) -> None:
+    rng = np.random.default_rng(m)
+    array = (rng.random((2, m, inner)) < 0.9).astype(np.float32)
+    array[0] = 1  # a byte cannot hold the count of a full group of 256
+    found = tally(job(array, f"{m // 2}:{m}", 1))
+    kept = (array != 0).sum(1)
+    assert found.nonzeros == kept.sum()
+    assert found.violations == (kept > m // 2).sum()
+    assert found.violation == (0, m)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_one_weight_too_many_is_found_in_each_dtype(dtype: str) -> None:
     array = np.zeros((64, 16), numpy_dtype(dtype))
