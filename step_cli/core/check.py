@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from step_cli.core.bits import Codes
-from step_cli.core.groups import Groups, Piece, Scratch, Weights, count_in_groups
+from step_cli.core.groups import (
+    Groups,
+    Mask,
+    Piece,
+    Scratch,
+    Weights,
+    count_in_groups,
+)
 from step_cli.core.plan import LayerPlan
 
 if TYPE_CHECKING:
@@ -159,11 +166,22 @@ def _count_piece(
         groups=counts.size,
         violations=violations,
         elements=nonzero.size,
-        nonzeros=int(np.count_nonzero(nonzero)),
+        nonzeros=_nonzeros(counts, nonzero),
         violation=violation,
         nonfinite=nonfinite,
         nonfinite_at=nonfinite_at,
     )
+
+
+def _nonzeros(counts: Codes, nonzero: Mask) -> int:
+    """All non-zeros of a piece; where counts are wide words, their sum reads less."""
+    if counts.itemsize == 8:
+        return int(counts.sum())
+    if counts.itemsize == 4 and counts.size % 2 == 0 and nonzero.size < 2**32:
+        # Two counts a word: neither of the two sums can reach the other.
+        both = int(counts.reshape(-1).view(np.uint64).sum())
+        return (both >> 32) + (both & 0xFFFFFFFF)
+    return int(np.count_nonzero(nonzero))
 
 
 def _sum(parts: Iterable[Callable[[], Tally]]) -> Tally:
