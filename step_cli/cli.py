@@ -254,7 +254,7 @@ def _detail(error: BaseException, argv: Sequence[str]) -> ErrorDetail:
             message=error.message,
         )
     if isinstance(error, StoppedError):
-        return ErrorDetail(exit=StoppedError.exit_code, message=str(error))
+        return ErrorDetail(exit=error.exit_code, message=str(error))
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return ErrorDetail(exit=INTERRUPTED, message="interrupted, nothing written")
     if isinstance(error, typer.TyperException):

@@ -101,6 +101,7 @@ class TrainCommandConfig(Config):
     evaluate: Path | None = option(
         None, "Print the metrics of this checkpoint; train and write nothing"
     )
+    resume: bool = option(False, "Go on with a run that was stopped, bit for bit")
     force: bool = option(False, "Replace an existing run directory")
 
 

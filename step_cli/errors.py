@@ -60,12 +60,20 @@ class NonFiniteError(StepError):
 
 
 class StoppedError(BaseException):
-    """Stopped on request (SIGTERM); no handler of ordinary errors may swallow it."""
+    """Stopped on request; no handler of ordinary errors may swallow it.
 
-    exit_code = 75
+    Args:
+        message: What was stopped, and how to go on.
+        exit_code: 75, or 130 after Ctrl-C.
+    """
+
+    def __init__(self, message: str, exit_code: int | None = None) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code or STOPPED
 
 
 BUG = 70  # exit code of an error nobody foresaw
+STOPPED = 75  # exit code after SIGTERM
 INTERRUPTED = 130  # exit code after Ctrl-C
 
 # The extra that brings each library not every command needs.

@@ -6,7 +6,7 @@ all steps, rounded to the nearest step.
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -62,6 +62,8 @@ class TrainSection(Config):
     precision: Literal["fp32", "bf16"] = "fp32"
     eval_every: int = Field(100, ge=1)
     log_every: int = Field(10, ge=1)
+    checkpoint_every: int = Field(100, ge=1)
+    keep: int = Field(2, ge=1, description="Newest checkpoints kept")
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
@@ -229,6 +231,13 @@ def _keys(path: Sequence[str]) -> list[str]:
         if not isinstance(model, type) or not issubclass(model, BaseModel):
             model = LayerSection
     return list(model.model_fields)
+
+
+def keys_of(config: TrainConfig) -> Iterator[tuple[str, Any]]:
+    """Every ``section.key`` of the configuration with its value."""
+    for section, values in config.model_dump(mode="json").items():
+        for key, value in values.items():
+            yield f"{section}.{key}", value
 
 
 def to_toml(config: TrainConfig) -> str:

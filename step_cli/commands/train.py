@@ -6,6 +6,7 @@ The file is checked before torch is imported, so that its mistakes are told at o
 from pathlib import Path
 
 from step_cli.config import TrainCommandConfig
+from step_cli.errors import UsageError
 from step_cli.reports import TrainReport
 from step_cli.train_config import load_config
 
@@ -16,10 +17,12 @@ def run(command: TrainCommandConfig) -> TrainReport:
     Raises:
         StepError: Something the user can mend; then no run directory is left.
     """
+    if command.resume and command.force:
+        raise UsageError("--resume goes on with a run, --force replaces it: use one")
     config = load_config(command.config, command.set)
     from step_cli.training.run import evaluate_checkpoint, train
 
     if command.evaluate is not None:
         return evaluate_checkpoint(config, command.evaluate)
     run_dir = command.run_dir or Path("runs") / command.config.stem
-    return train(config, run_dir, force=command.force)
+    return train(config, run_dir, force=command.force, resume=command.resume)

@@ -1,45 +1,87 @@
 """A whole training run: its directory, the loop, its results."""
 
+from functools import partial
 from pathlib import Path
 
 from step_cli.core.layers import density, plan_for
 from step_cli.data import load_data
+from step_cli.errors import InputError
 from step_cli.formats.variance_log import VarianceHeader
 from step_cli.formats.weights import open_checkpoint
 from step_cli.models import build_model, load_weights
 from step_cli.reports import SwitchPoint, TrainReport
-from step_cli.train_config import TrainConfig, to_toml
+from step_cli.train_config import TrainConfig, keys_of, load_config, to_toml
+from step_cli.training.checkpoints import load_checkpoint, save_checkpoint
 from step_cli.training.curves import draw_curves
 from step_cli.training.evaluate import evaluate
-from step_cli.training.run_directory import run_directory
+from step_cli.training.run_directory import resumed_directory, run_directory
 from step_cli.training.run_files import Records, save_model, save_text
-from step_cli.training.setup import default_device, selection, set_up
+from step_cli.training.setup import Setup, default_device, selection, set_up
+from step_cli.training.stop import stop_on_request
 from step_cli.training.trainer import Trainer
 
 
-def train(config: TrainConfig, run_dir: Path, *, force: bool = False) -> TrainReport:
+def train(
+    config: TrainConfig, run_dir: Path, *, force: bool = False, resume: bool = False
+) -> TrainReport:
     """Train, and leave records, model, report and curves in ``run_dir``.
 
     Raises:
-        StepError: Something the user can mend; then no run directory is left.
+        StepError: Something the user can mend; a run directory is left only if it can
+            be resumed.
+        StoppedError: A signal asked to stop, and a checkpoint was saved.
     """
-    settings = config.train
+    if resume:
+        refuse_other_config(config, run_dir)
     setup = set_up(config, record=True)
-    optimizer = setup.optimizer
-    header = VarianceHeader(settings.betas[1], settings.eps, settings.steps)
+    if resume:
+        with resumed_directory(run_dir) as path:
+            step = load_checkpoint(path, setup.model, setup.optimizer)
+            return _go_on(config, setup, path, run_dir, after=step)
     with run_directory(run_dir, force=force) as path:
         save_text(path / "config.toml", to_toml(config))
-        with Records(path, header) as records:
-            trainer = Trainer(config, setup, records)
-            trainer.run()
-        report = _report(trainer, run_dir)
-        if report.ok:
-            plan = setup.plan if optimizer.rules.sparse else None
-            save_model(path / "model", setup.model, plan)
-        save_text(path / "report.json", report.document() + "\n")
-        eps = config.switch.eps or settings.eps
-        draw_curves(path, eps=eps, switch_step=optimizer.switch_step)
+        return _go_on(config, setup, path, run_dir, after=0)
+
+
+def _go_on(
+    config: TrainConfig, setup: Setup, path: Path, run_dir: Path, *, after: int
+) -> TrainReport:
+    settings, optimizer = config.train, setup.optimizer
+    header = VarianceHeader(settings.betas[1], settings.eps, settings.steps)
+    save = partial(save_checkpoint, path, setup.model, optimizer, keep=settings.keep)
+    with Records(path, header, after) as records, stop_on_request() as stop:
+        trainer = Trainer(config, setup, records, save)
+        trainer.run(stop)
+        if stop() and optimizer.steps_taken < settings.steps:
+            save()
+            raise stop.stopped_at(optimizer.steps_taken)
+    report = _report(trainer, run_dir)
+    if report.ok:
+        plan = setup.plan if optimizer.rules.sparse else None
+        save_model(path / "model", setup.model, plan)
+    save_text(path / "report.json", report.document() + "\n")
+    eps = config.switch.eps or settings.eps
+    draw_curves(path, eps=eps, switch_step=optimizer.switch_step)
     return report
+
+
+def refuse_other_config(config: TrainConfig, run_dir: Path) -> None:
+    """Refuse to go on with another configuration than the run began with.
+
+    Raises:
+        InputError: There is no run, or keys differ.
+    """
+    path = run_dir / "config.toml"
+    if not path.is_file():
+        raise InputError("nothing to resume: no run was begun here", file=run_dir)
+    ours, theirs = dict(keys_of(config)), dict(keys_of(load_config(path)))
+    differ = [
+        f"{key} is {ours.get(key)!r}, was {theirs.get(key)!r}"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    ]
+    if differ:
+        raise InputError(f"another configuration: {'; '.join(differ)}", file=run_dir)
 
 
 def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:

@@ -1,5 +1,6 @@
 """The files of a run directory: records while it runs, results at its end."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, Self, TextIO
@@ -17,12 +18,19 @@ from step_cli.formats.variance_log import VarianceHeader, header_line, sample_li
 
 
 class Records:
-    """``metrics.jsonl`` and ``variance.jsonl``, one flushed line at a time."""
+    """``metrics.jsonl`` and ``variance.jsonl``, one flushed line at a time.
 
-    def __init__(self, run_dir: Path, header: VarianceHeader) -> None:
-        self._metrics = _open(run_dir / "metrics.jsonl")
-        self._variance = _open(run_dir / "variance.jsonl")
-        self._write(self._variance, header_line(header))
+    Args:
+        run_dir: Where they are.
+        header: First line of ``variance.jsonl``.
+        after: The step to go on after; what was recorded later is cut off.
+    """
+
+    def __init__(self, run_dir: Path, header: VarianceHeader, after: int = 0) -> None:
+        metrics, variance = run_dir / "metrics.jsonl", run_dir / "variance.jsonl"
+        save_text(metrics, _up_to(metrics, after))
+        save_text(variance, header_line(header) + _up_to(variance, after))
+        self._metrics, self._variance = _open(metrics), _open(variance)
 
     def __enter__(self) -> Self:
         return self
@@ -52,9 +60,21 @@ class Records:
 
 def _open(path: Path) -> TextIO:
     try:
-        return path.open("w", encoding="utf-8")
+        return path.open("a", encoding="utf-8")
     except OSError as error:
         raise OutputError((error.strerror or "").lower(), file=path) from None
+
+
+def _up_to(path: Path, step: int) -> str:
+    """The whole lines of a record up to ``step``; a crash may have torn the last."""
+    if not step or not path.exists():
+        return ""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        with contextlib.suppress(ValueError):
+            if line.endswith("\n") and 0 < json.loads(line).get("step", 0) <= step:
+                kept.append(line)
+    return "".join(kept)
 
 
 def save_text(path: Path, text: str) -> None:

@@ -37,13 +37,15 @@ class Trainer:
         setup: Model, optimizer and data. The model holds what will be deployed: dense
             weights first, sparse ones then. The optimizer counts the steps.
         records: Where logged steps go.
+        save: Saves a checkpoint.
     """
 
     config: TrainConfig
     setup: Setup
     records: Records
+    save: Callable[[], None]
 
-    def run(self, stop: Callable[[], bool] = lambda: False) -> None:
+    def run(self, stop: Callable[[], bool]) -> None:
         """Train up to the last step, or until ``stop`` says so after a step.
 
         Raises:
@@ -66,6 +68,8 @@ class Trainer:
             if evaluated or time.monotonic() - said > SAY_EVERY_S:
                 said = time.monotonic()
                 self._say(step, loss, values if evaluated else {})
+            if step % train.checkpoint_every == 0 and step < train.steps:
+                self.save()
 
     def evaluate(self) -> dict[str, float]:
         """The metrics of the model as it is."""
