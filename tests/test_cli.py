@@ -220,7 +220,7 @@ def test_names_in_errors_are_escaped(step_cli: Run, tmp_path: Path) -> None:
     assert not any(line.startswith("::") for line in outcome.err.splitlines())
 
 
-def test_sigterm_is_exit_75_and_leaves_nothing(tmp_path: Path) -> None:
+def test_sigterm_is_exit_75_without_a_traceback(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "step_cli", "train", str(CONFIG)]
     words += ["--run-dir", str(tmp_path / "run"), "--set", "train.steps=100000"]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
