@@ -27,9 +27,9 @@ def show(report: Report, out: TextIO, *, as_json: bool, verbose: bool) -> None:
         )
         asked = "json" if as_json else "table"
     if asked in (None, "table"):
-        from step_cli.render import tables
+        from step_cli.render.draw import draw
 
-        tables.draw(report, out, verbose=verbose, forge=asked is None)
+        draw(report, out, verbose=verbose, forge=asked is None)
     else:
         out.write(text(report, asked, verbose=verbose))
 

@@ -8,10 +8,10 @@ from step_cli.reports import Report, VerifyReport
 def text(report: Report, format: str, *, verbose: bool) -> str:
     """The report in ``format``; only `verify-nm` has others than table and json."""
     if format == "table" or not isinstance(report, VerifyReport):
-        from step_cli.render import tables
+        from step_cli.render.draw import draw
 
         out = io.StringIO()
-        tables.draw(report, out, verbose=verbose)
+        draw(report, out, verbose=verbose)
         return out.getvalue()
     if format == "jsonl":
         from step_cli.render import jsonl

@@ -1,4 +1,4 @@
-"""Tables for people: what all of them look like, and who draws which report."""
+"""Tables for people: what all of them look like."""
 
 import os
 from typing import TextIO
@@ -9,22 +9,6 @@ from rich.table import Table
 from rich.text import Text
 
 from step_cli.render.text import one_line
-from step_cli.reports import Report, VerifyReport
-
-
-def draw(report: Report, out: TextIO, *, verbose: bool, forge: bool = False) -> None:
-    """Write ``report`` to ``out`` as text, coloured on a terminal only.
-
-    With ``forge``, a report that has annotations adds them where a forge reads them.
-    """
-    if isinstance(report, VerifyReport):
-        from step_cli.render import verify_table
-
-        verify_table.draw(report, out, verbose=verbose, forge=forge)
-        return
-    from step_cli.render import result_tables
-
-    result_tables.show(report, console(out), verbose=verbose)
 
 
 class PlainSpokenConsole(Console):
