@@ -1,0 +1,18 @@
+"""No row of the matrix that concerns `verify-nm` is without a test."""
+
+import re
+from pathlib import Path
+
+ROWS = [f"R{row:02}" for row in range(1, 33)] + [f"V{row:02}" for row in range(1, 15)]
+ROWS += ["W01", "W05", *(f"W{row}" for row in range(11, 19))]
+KEY = re.compile(r'"([RVW]\d\d)[",]')  # of a table of rows
+NAME = re.compile(r"def test_((?:[RVW]\d\d_)+)")
+
+
+def test_every_row_has_a_test() -> None:
+    found = set()
+    for path in Path(__file__).parent.glob("test_*.py"):
+        text = path.read_text()
+        found |= set(KEY.findall(text)) - set(ROWS if path.samefile(__file__) else ())
+        found |= {row for names in NAME.findall(text) for row in names.split("_")}
+    assert [row for row in ROWS if row not in found] == []
