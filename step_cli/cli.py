@@ -213,7 +213,10 @@ def run(argv: Sequence[str], out: TextIO) -> int:
     try:
         shown.refuse_two_formats()
         report = app(list(argv), prog_name="step-cli", standalone_mode=False)
+        if report == INTERRUPTED:  # how Typer answers Ctrl-C
+            raise KeyboardInterrupt
         if not isinstance(report, Report):  # --help, --version
+            out.flush()
             return int(report or 0)
         _tell(report.problems)
         _show(report, out, shown)
@@ -240,8 +243,9 @@ def _show(report: Report, out: TextIO, shown: Presentation) -> None:
 
 
 def _tell(problems: Sequence[ErrorDetail]) -> None:
-    for problem in problems:
-        print(render.error_line(problem), file=sys.stderr)
+    with contextlib.suppress(OSError):  # the exit code still tells
+        for problem in problems:
+            print(render.error_line(problem), file=sys.stderr)
 
 
 def _detail(error: BaseException, argv: Sequence[str]) -> ErrorDetail:
@@ -262,6 +266,9 @@ def _detail(error: BaseException, argv: Sequence[str]) -> ErrorDetail:
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRA_OF:
         extra = f"pip install 'step-cli[{EXTRA_OF[error.name]}]'"
         return ErrorDetail(exit=6, message=f"{error.name} is not installed: {extra}")
+    if isinstance(error, OSError) and error.filename is None:
+        reason = error.strerror or type(error).__name__
+        return ErrorDetail(exit=5, message=f"cannot write: {reason.lower()}")
     if isinstance(error, MemoryError):
         wanted = str(error).partition(" with shape")[0]  # Unable to allocate 512. MiB
         message = "not enough memory on this machine" + (wanted and f": {wanted}")

@@ -124,7 +124,7 @@ class AutoswitchProfileConfig(Config):
         lt=1,
     )
     window: int | None = option(
-        None, "Steps averaged over (default: round(1 / (1 - beta2)))", ge=1
+        None, "Steps averaged over (default: round(1 / (1 - beta2)))", ge=1, le=10**9
     )
     step: StepOrFraction = option(0.25, "Step of `fixed`", metavar="STEP|FRACTION")
     t_min: StepOrFraction | None = option(

@@ -56,7 +56,9 @@ class TrainSection(Config):
     ] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0, allow_inf_nan=False)
     momentum: float = Field(0.9, ge=0, lt=1, description="Of sgd")
-    grad_clip: float = Field(0.0, ge=0, description="Largest L2 norm; 0: no clipping")
+    grad_clip: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="Largest L2 norm; 0: no clipping"
+    )
     grad_accumulation: int = Field(1, ge=1)
     seed: int = Field(0, ge=0, lt=2**31)
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -98,7 +100,7 @@ class SwitchSection(Config):
 
     criterion: CriterionName = "autoswitch"
     step: StepOrFraction | None = None
-    eps: float | None = Field(None, gt=0)
+    eps: float | None = Field(None, gt=0, allow_inf_nan=False)
     window: int | None = Field(None, ge=1)
     t_min: StepOrFraction = 0.1
     t_max: StepOrFraction = 0.5

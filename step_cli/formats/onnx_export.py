@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from step_cli.core.plan import LayerPlan, Plan
-from step_cli.errors import InputError, MissingError, StepError, UsageError
+from step_cli.errors import (
+    InputError,
+    MissingError,
+    StepError,
+    StoppedError,
+    UsageError,
+)
 from step_cli.formats.graph_input import GraphInput
 from step_cli.formats.onnx_names import OnnxWeight, name_weights, strip_metadata
 from step_cli.formats.plan import KEY as PLAN_KEY
@@ -173,13 +179,14 @@ def _fixed(given: GraphInput, dimension: str, size: object) -> UsageError:
     )
 
 
-def _explain(error: Exception, inputs: Sequence[GraphInput]) -> StepError:
+def _explain(error: Exception, inputs: Sequence[GraphInput]) -> BaseException:
     """The error behind the exporter's page of text, in one line."""
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
     for cause in reversed(chain):
-        if isinstance(cause, StepError):  # stopped on request, while torch was at work
+        # Stopped on request, while torch was at work.
+        if isinstance(cause, StepError | StoppedError | KeyboardInterrupt):
             return cause
         text = str(cause)
         operator = re.search(r"No ONNX function found for (\S.*?)(?:\. |$)", text, re.M)

@@ -4,7 +4,6 @@ A first line may say with which settings it was recorded. Needs no torch.
 """
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,12 @@ from step_cli.core.autoswitch import VarianceSample
 from step_cli.errors import InputError, NonFiniteError
 
 SCHEMA = "step-cli/variance/1"
+# Sums of a window of such values, and exp of the logarithm, are still finite.
+LARGEST = dict.fromkeys(("v_l1", "v_l2", "dv_l1"), 1e290) | {
+    "dv_log": 700.0,
+    "step": 2**62,
+    "d": 2**62,
+}
 FIELDS = ("step", "v_l1", "v_l2", "dv_l1", "dv_log", "d")
 
 
@@ -48,6 +53,8 @@ def read_header(path: Path) -> VarianceHeader:
     Raises:
         InputError: The file cannot be read, or was written by a newer step-cli.
     """
+    if path.exists() and not path.is_file():
+        raise InputError("not a regular file", file=path)
     try:
         with path.open(encoding="utf-8-sig") as file:
             first = _parse(path, 1, file.readline())
@@ -62,9 +69,10 @@ def read_header(path: Path) -> VarianceHeader:
             file=path,
         )
     beta2, eps, steps = (first.get(key) for key in ("beta2", "eps", "steps"))
-    numbers = all(value is None or _is_number(value) for value in (beta2, eps, steps))
+    given = [value for value in (beta2, eps, steps) if value is not None]
+    numbers = all(_is_number(value) and 0 < value < 2**62 for value in given)
     if not numbers or (beta2 is not None and not 0 < beta2 < 1):
-        raise InputError("line 1: beta2, eps and steps are numbers", file=path)
+        raise InputError("line 1: beta2, eps and steps are positive numbers", file=path)
     return VarianceHeader(beta2, eps, None if steps is None else int(steps))
 
 
@@ -118,11 +126,16 @@ def _sample(path: Path, number: int, record: dict[str, Any]) -> VarianceSample:
             continue
         if not _is_number(value):
             raise InputError(f"line {number}: {name} is not a number", file=path)
-        if not math.isfinite(value):
-            raise NonFiniteError(f"line {number}: {name} is {value}", file=path)
+        if not abs(value) < LARGEST[name]:  # NaN too
+            raise NonFiniteError(
+                f"line {number}: {name} is {value!r:.30}, not finite or beyond all "
+                "bounds",
+                file=path,
+            )
         if value < 0 and name != "dv_log":
             raise InputError(f"line {number}: {name} is negative", file=path)
-    if not isinstance(values["step"], int) or values["d"] < 1:
+    whole = isinstance(values["step"], int) and isinstance(values["d"], int)
+    if not whole or values["d"] < 1:
         raise InputError(f"line {number}: step and d are whole numbers", file=path)
     return VarianceSample(**values)
 

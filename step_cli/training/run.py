@@ -1,11 +1,12 @@
 """A whole training run: its directory, the loop, its results."""
 
+import os
 from functools import partial
 from pathlib import Path
 
 from step_cli.core.layers import density, plan_for
 from step_cli.data import load_data
-from step_cli.errors import InputError
+from step_cli.errors import InputError, OutputError
 from step_cli.formats.variance_log import VarianceHeader
 from step_cli.formats.weights import open_checkpoint
 from step_cli.models import build_model, load_weights
@@ -33,6 +34,8 @@ def train(
     """
     if resume:
         refuse_other_config(config, run_dir)
+    elif os.path.lexists(run_dir) and not force:  # before any work
+        raise OutputError("exists, use --force to replace it", file=run_dir)
     setup = set_up(config, record=True)
     if resume:
         with resumed_directory(run_dir) as path:

@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from step_cli.data import batch_at
 from step_cli.errors import NonFiniteError
 from step_cli.train_config import TrainConfig
-from step_cli.training.evaluate import autocast, evaluate, scores_of
+from step_cli.training.evaluate import autocast, evaluate, loss_of, scores_of
 from step_cli.training.run_files import Records
 from step_cli.training.schedule import lr_at
 from step_cli.training.setup import Setup
@@ -113,7 +112,7 @@ class Trainer:
         )
         with autocast(setup.device, train.precision):
             scores, labels = scores_of(setup.model, batch, setup.device)
-        loss = functional.cross_entropy(scores, labels) / train.grad_accumulation
+        loss = loss_of(scores, labels) / train.grad_accumulation
         torch.autograd.backward(loss)
         return loss.detach()
 
