@@ -44,6 +44,7 @@ def main() -> None:
             "safetensors": against_cp(Path(folder), options.gib, options.runs),
             "sharded": sharded(Path(folder), options.gib, options.shards),
             "onnx": on_onnx(Path(folder), options.runs, options.polygraphy),
+            "load": [round(load, 2) for load in os.getloadavg()],  # at the end
         }
     options.out.mkdir(exist_ok=True)
     text = json.dumps(document, indent=2)
