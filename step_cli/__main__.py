@@ -1,6 +1,17 @@
-"""``python -m step_cli``."""
+"""``step-cli`` and ``python -m step_cli``."""
 
-from step_cli.cli import main
+from typing import NoReturn
+
+from step_cli import signals
+
+
+def main() -> NoReturn:
+    """Run the command line; a signal is met from here on."""
+    signals.note()
+    from step_cli.cli import main
+
+    main()
+
 
 if __name__ == "__main__":
     main()

@@ -6,16 +6,14 @@ import gc
 import logging
 import os
 import re
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Annotated, NoReturn, TextIO
 
 import typer
 
-from step_cli import render
+from step_cli import render, signals
 from step_cli.config import (
     AutoswitchProfileConfig,
     ExportConfig,
@@ -187,11 +185,12 @@ class Presentation:
 
 def main() -> NoReturn:
     """Run the command line of this process and exit with its code."""
-    signal.signal(signal.SIGTERM, _stop)
+    signals.note()
     if _command_of(sys.argv[1:]) == "verify-nm":
         _start_fast()
     with _results_only_on_stdout() as out:
         code = run(sys.argv[1:], out)
+        signals.let_end()
     sys.exit(code)
 
 
@@ -211,6 +210,7 @@ def run(argv: Sequence[str], out: TextIO) -> int:
     shown = Presentation.of(argv)
     log_to_stderr(quiet=shown.quiet, verbose=shown.verbose)
     try:
+        signals.let_raise()
         shown.refuse_two_formats()
         report = app(list(argv), prog_name="step-cli", standalone_mode=False)
         if report == INTERRUPTED:  # how Typer answers Ctrl-C
@@ -222,6 +222,7 @@ def run(argv: Sequence[str], out: TextIO) -> int:
         _show(report, out, shown)
         return report.exit_code
     except BaseException as error:
+        signals.let_end()
         if shown.debug and not isinstance(error, KeyboardInterrupt):
             logging.getLogger(__name__).error("", exc_info=error)
         detail = _detail(error, argv)
@@ -305,10 +306,6 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
 
 def _command_of(argv: Sequence[str]) -> str:
     return next((word for word in argv if not word.startswith("-")), "step-cli")
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise StoppedError("stopped on request, nothing written; run it again")
 
 
 @contextlib.contextmanager

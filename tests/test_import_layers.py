@@ -12,8 +12,12 @@ PACKAGE = Path(step_cli.__file__).parent
 # Each part may import itself and the parts named here.
 LAYERS = {
     "__init__": {"commands", "core", "formats", "optimizers"},  # when a name is used
-    "__main__": {"cli"},
-    "cli": {"commands", "config", "errors", "logs", "options", "render", "reports"},
+    "__main__": {"cli", "signals"},
+    "cli": {
+        "commands", "config", "errors", "logs", "options", "render", "reports",
+        "signals",
+    },
+    "signals": {"errors"},
     "logs": {"render"},
     "commands": {
         "config", "core", "errors", "formats", "models", "reports", "samples",

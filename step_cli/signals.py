@@ -1,0 +1,56 @@
+"""Ctrl-C and SIGTERM, from the first moment of a process to its last.
+
+While modules are imported a signal is only noted: an exception there comes out as
+something else. Then it raises; and once it has, or the result is told, a signal ends
+the process at once and without a word.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from step_cli.errors import INTERRUPTED, STOPPED, StoppedError
+
+CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: STOPPED}
+_noted: list[int] | None = None  # None: the process is not ours, but a caller's
+
+
+def note() -> None:
+    """Only remember signals, until :func:`let_raise`."""
+    global _noted
+    if _noted is None:
+        _noted = []
+        _handle(lambda number, frame: _noted.append(number))
+
+
+def let_raise() -> None:
+    """Let signals raise from now on, one that was noted too.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came before.
+        StoppedError: SIGTERM came before.
+    """
+    if _noted is not None:
+        _handle(_raise)
+        if _noted:
+            _raise(_noted[0], None)
+
+
+def let_end() -> None:
+    """Let a signal end the process from now on; nothing is left to be told."""
+    if _noted is not None:
+        _handle(lambda number, frame: os._exit(CODES[signal.Signals(number)]))
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    let_end()
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise StoppedError("stopped on request, nothing written; run it again")
+
+
+def _handle(handler: Callable[[int, FrameType | None], Any]) -> None:
+    for number in CODES:
+        signal.signal(number, handler)
