@@ -22,6 +22,7 @@ import numpy as np
 
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan
+from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed import save_compressed
 from step_cli.formats.compressed_codec import (
     Layout,
@@ -29,7 +30,7 @@ from step_cli.formats.compressed_codec import (
     kept_values,
     packed_positions,
 )
-from step_cli.formats.weights import NamedTensor, open_checkpoint
+from step_cli.formats.weights import open_checkpoint
 
 BAR = 0.4  # GB/s for fp16 2:4, from the issue
 SHAPE = (8192, 4096)

@@ -18,7 +18,8 @@ from pydantic import (
 )
 
 from step_cli.core.pattern import NMPattern
-from step_cli.core.selection import parse_axis
+from step_cli.core.plan import Plan
+from step_cli.core.selection import Selection, parse_axis
 
 
 def _read_pattern(value: object) -> object:
@@ -88,6 +89,32 @@ def option(
     return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 
+class SelectionConfig(Config):
+    """The options that choose tensors, patterns and axes, of three commands."""
+
+    nm: SparsePattern | None = option(
+        None, "N:M pattern (default: that of the plan; without one, 2:4)", metavar="N:M"
+    )
+    include: list[str] = option(list, "Only tensors with these names", metavar="GLOB")
+    exclude: list[str] = option(
+        list, "Leave out tensors with these names", metavar="GLOB"
+    )
+    axis: list[AxisOfGlob] = option(
+        list, "Axis the groups run along", metavar="GLOB=AXIS"
+    )
+    plan: Path | None = option(None, "Plan file, instead of the one stored")
+
+    def selection(self, plan: Plan | None) -> Selection:
+        """The selection that these options make; ``plan`` is the one that holds."""
+        return Selection(
+            include=self.include,
+            exclude=self.exclude,
+            axes=self.axis,
+            pattern=self.nm,
+            plan=plan,
+        )
+
+
 class TrainCommandConfig(Config):
     """Options of ``train``."""
 
@@ -143,29 +170,14 @@ class AutoswitchProfileConfig(Config):
 Method = Literal["magnitude", "random"]
 
 
-class PruneConfig(Config):
+class PruneConfig(SelectionConfig):
     """Options of ``prune``."""
 
     checkpoint: Path = Field(
         description="A file (.safetensors, .onnx, .pt, ...) or a directory"
     )
     out: Path = Field(description="What to write, in the format of CHECKPOINT")
-    nm: SparsePattern | None = option(
-        None,
-        "Pattern to enforce (default: that of the plan; without one, 2:4)",
-        metavar="N:M",
-    )
     method: Method = option("magnitude", "What decides which weights are kept")
-    include: list[str] = option(
-        list, "Prune only tensors with these names", metavar="GLOB"
-    )
-    exclude: list[str] = option(
-        list, "Leave tensors with these names dense", metavar="GLOB"
-    )
-    axis: list[AxisOfGlob] = option(
-        list, "Axis the groups run along", metavar="GLOB=AXIS"
-    )
-    plan: Path | None = option(None, "Plan file, instead of the one stored")
     seed: int = option(0, "Seed of --method random", ge=0)
     dry_run: bool = option(False, "Show what would be done, and write nothing")
     force: bool = option(False, "Replace an existing OUT")
@@ -174,28 +186,13 @@ class PruneConfig(Config):
 Format = Literal["table", "json", "jsonl", "markdown", "junit", "sarif", "github"]
 
 
-class VerifyConfig(Config):
+class VerifyConfig(SelectionConfig):
     """Options of ``verify-nm``."""
 
     checkpoint: list[Path] = Field(
         min_length=1,
         description="A file (.safetensors, .onnx, .pt, ...) or a directory",
     )
-    nm: SparsePattern | None = option(
-        None,
-        "Pattern to hold (default: that of the plan; without one, 2:4)",
-        metavar="N:M",
-    )
-    include: list[str] = option(
-        list, "Check only tensors with these names", metavar="GLOB"
-    )
-    exclude: list[str] = option(
-        list, "Leave out tensors with these names", metavar="GLOB"
-    )
-    axis: list[AxisOfGlob] = option(
-        list, "Axis the groups run along", metavar="GLOB=AXIS"
-    )
-    plan: Path | None = option(None, "Plan file, instead of the one stored")
     exact: bool = option(False, "Want exactly N non-zeros, not at most N")
     strict: bool = option(False, "Fail if a selected tensor cannot be checked")
     baseline: Path | None = option(None, "Want the same masks as this checkpoint")
@@ -211,7 +208,7 @@ Precision = Literal["fp32", "fp16", "bf16"]
 Backend = Literal["auto", "tensorrt", "tensorrt-rtx"]
 
 
-class ExportConfig(Config):
+class ExportConfig(SelectionConfig):
     """Options of ``export``."""
 
     checkpoint: Path = Field(description="A file or directory of weights")
@@ -223,19 +220,6 @@ class ExportConfig(Config):
         "directory, file.py:function or package.module:function",
         metavar="SPEC",
     )
-    nm: SparsePattern | None = option(
-        None,
-        "Pattern to hold (default: that of the plan; without one, 2:4)",
-        metavar="N:M",
-    )
-    include: list[str] = option(list, "Only tensors with these names", metavar="GLOB")
-    exclude: list[str] = option(
-        list, "Leave out tensors with these names", metavar="GLOB"
-    )
-    axis: list[AxisOfGlob] = option(
-        list, "Axis the groups run along", metavar="GLOB=AXIS"
-    )
-    plan: Path | None = option(None, "Plan file, instead of the one stored")
     input: list[str] = option(
         list,
         "Input of the model; a dimension may be a name: input_ids:int64:batch,seq",

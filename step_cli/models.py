@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from step_cli.errors import InputError, StepError, UsageError
+from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.torch_arrays import to_tensor
-from step_cli.formats.weights import Checkpoint
 from step_cli.samples import load_module, load_sample
 
 

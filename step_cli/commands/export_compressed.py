@@ -8,6 +8,7 @@ import numpy as np
 from step_cli.commands.export_source import Source, size_bytes
 from step_cli.config import ExportConfig
 from step_cli.errors import InputError, OutputError
+from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed import save_compressed
 from step_cli.formats.compressed_codec import differing_bits
 from step_cli.formats.compressed_reader import dropped_negative_zeros
@@ -17,7 +18,7 @@ from step_cli.formats.plan import plan_json
 from step_cli.formats.safetensors_file import open_safetensors
 from step_cli.formats.safetensors_writer import TensorToSave, save_safetensors
 from step_cli.formats.staged import staged
-from step_cli.formats.weights import NamedTensor, open_checkpoint
+from step_cli.formats.weights import open_checkpoint
 from step_cli.reports import ExportBytes, ExportReport
 
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from step_cli.commands.verify_layer import weights_of
 from step_cli.core.check import Job
 from step_cli.core.diagnosis import holds_pattern
 from step_cli.core.pattern import NMPattern
@@ -32,7 +31,7 @@ def climb(report: ExportReport, onnx_path: Path) -> bool:
         if tensor is None or tensor.axis is None:
             continue
         plan = LayerPlan(NMPattern.parse(layer.pattern), tensor.axis)
-        job = Job(weights_of(tensor), plan)
+        job = Job(tensor.weights(), plan)
         holds = layer.pattern_ok is True
         layer.advice = layer.advice or tensorrt_view(tensor, job, holds=holds).advice
         fits = fits or _is_two_four(job, holds=holds)

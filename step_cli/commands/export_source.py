@@ -1,21 +1,22 @@
 """What `export` starts from: the checkpoint, its plan, and whether it holds it."""
 
-import logging
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from step_cli.commands.verify_layer import Judged, add_advice, verdict_of, weights_of
+from step_cli.commands.selecting import (
+    choose,
+    plan_that_holds,
+    skipped_tensors,
+    why_nothing,
+)
+from step_cli.commands.verify_layer import Judged, add_advice, verdict_of
 from step_cli.config import ExportConfig
 from step_cli.core.check import Job, tally_all
 from step_cli.core.plan import LayerPlan, Plan
-from step_cli.core.selection import Chosen, Selection
 from step_cli.errors import NonFiniteError, NothingSelectedError
-from step_cli.formats.plan import read_plan
-from step_cli.formats.weights import Checkpoint, NamedTensor, open_checkpoint
+from step_cli.formats.checkpoint import Checkpoint, NamedTensor
+from step_cli.formats.weights import open_checkpoint
 from step_cli.reports import ExportLayer, LayerVerdict, SkippedTensor
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,20 +88,12 @@ def open_source(config: ExportConfig) -> Source:
         NonFiniteError: A selected layer holds NaN or infinity.
     """
     checkpoint = open_checkpoint(config.checkpoint)
-    for note in checkpoint.notes:
-        log.info("%s: %s", config.checkpoint, note)
-    plan = checkpoint.plan if config.plan is None else read_plan(config.plan)
-    chosen = Selection(
-        include=config.include,
-        exclude=config.exclude,
-        axes=config.axis,
-        pattern=config.nm,
-        plan=plan,
-    ).choose(checkpoint.tensors)
-    for warning in chosen.warnings:
-        log.warning("%s: %s", config.checkpoint, warning)
+    plan = plan_that_holds(config, checkpoint)
+    chosen = choose(config, checkpoint, plan)
     if not chosen.layers:
-        raise NothingSelectedError(_nothing(chosen), file=config.checkpoint)
+        raise NothingSelectedError(
+            why_nothing(chosen, "export"), file=config.checkpoint
+        )
     judged = judge(chosen.layers)
     refuse_nonfinite(judged, config.checkpoint)
     planned = plan is not None and config.nm is None
@@ -109,14 +102,14 @@ def open_source(config: ExportConfig) -> Source:
         checkpoint,
         {tensor.name: layer for tensor, layer in chosen.layers},
         sorted((item.verdict for item in judged), key=lambda verdict: verdict.name),
-        _skipped(chosen),
+        skipped_tensors(chosen),
         advice,
     )
 
 
 def judge(layers: list[tuple[NamedTensor, LayerPlan]]) -> list[Judged]:
     """Count the non-zeros of each layer."""
-    tallies = tally_all(Job(weights_of(tensor), plan) for tensor, plan in layers)
+    tallies = tally_all(Job(tensor.weights(), plan) for tensor, plan in layers)
     return [
         Judged(tensor, plan, False, verdict_of(tensor, plan, tally))
         for (tensor, plan), tally in zip(layers, tallies, strict=True)
@@ -133,21 +126,3 @@ def refuse_nonfinite(judged: list[Judged], file: Path) -> None:
                 file=file,
                 tensor=item.tensor.name,
             )
-
-
-def _skipped(chosen: Chosen[NamedTensor]) -> list[SkippedTensor]:
-    return [
-        SkippedTensor(
-            name=tensor.name,
-            shape=list(tensor.shape),
-            dtype=tensor.dtype,
-            reason=reason,
-        )
-        for tensor, reason in sorted(chosen.skipped, key=lambda item: item[0].name)
-    ]
-
-
-def _nothing(chosen: Chosen[NamedTensor]) -> str:
-    counts = Counter(reason for _, reason in chosen.skipped)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-    return f"no layer to export; skipped: {reasons or 'nothing, the file is empty'}"

@@ -3,20 +3,23 @@
 import logging
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from step_cli.commands.verify_layer import weights_of
+from step_cli.commands.selecting import (
+    choose,
+    plan_that_holds,
+    skipped_tensors,
+    why_nothing,
+)
 from step_cli.config import PruneConfig
 from step_cli.core.check import Job, tally_all
 from step_cli.core.groups import Weights
 from step_cli.core.one_shot import PRUNABLE, OneShot, Pruned
 from step_cli.core.plan import LayerPlan, Plan
-from step_cli.core.selection import Selection
 from step_cli.core.tensorrt_rule import tensorrt_view
 from step_cli.core.weight_rule import is_head
 from step_cli.errors import (
@@ -26,10 +29,10 @@ from step_cli.errors import (
     StepError,
     UsageError,
 )
+from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.patched_copy import Change
-from step_cli.formats.plan import read_plan
 from step_cli.formats.rewriter import Rewriter
-from step_cli.formats.weights import Checkpoint, NamedTensor, open_checkpoint
+from step_cli.formats.weights import open_checkpoint
 from step_cli.reports import PrunedLayer, PruneReport, PruneTotals, SkippedTensor
 
 log = logging.getLogger(__name__)
@@ -75,49 +78,19 @@ def run(config: PruneConfig) -> PruneReport:
 def _choose(
     checkpoint: Checkpoint, config: PruneConfig
 ) -> tuple[list[Layer], list[SkippedTensor]]:
-    for note in checkpoint.notes:
-        log.info("%s: %s", checkpoint.path, note)
-    plan = checkpoint.plan if config.plan is None else read_plan(config.plan)
-    selection = Selection(
-        include=config.include,
-        exclude=config.exclude,
-        axes=config.axis,
-        pattern=config.nm,
-        plan=plan,
-    )
-    chosen = selection.choose(checkpoint.tensors)
-    for warning in chosen.warnings:
-        log.warning("%s: %s", checkpoint.path, warning)
-    skipped = [_skipped(tensor, reason) for tensor, reason in chosen.skipped]
+    chosen = choose(config, checkpoint, plan_that_holds(config, checkpoint))
     layers = []
     for tensor, layer_plan in chosen.layers:
         if tensor.dtype in PRUNABLE:
             layers.append(Layer(tensor, layer_plan, Pruned()))
         else:
-            skipped.append(_skipped(tensor, "dtype"))
+            chosen.skipped.append((tensor, "dtype"))
     if not layers:
-        raise _nothing(skipped)
+        raise NothingSelectedError(why_nothing(chosen, "prune"))
     _refuse_torn_ties(checkpoint.tensors, layers)
     _warn_of_heads(layers)
     order = {layer.tensor.name: layer for layer in layers}
-    skipped.sort(key=lambda tensor: tensor.name)
-    return [order[name] for name in sorted(order)], skipped
-
-
-def _skipped(tensor: NamedTensor, reason: str) -> SkippedTensor:
-    return SkippedTensor(
-        name=tensor.name, shape=list(tensor.shape), dtype=tensor.dtype, reason=reason
-    )
-
-
-def _nothing(skipped: Sequence[SkippedTensor]) -> NothingSelectedError:
-    counts = Counter(tensor.reason for tensor in skipped).most_common()
-    reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
-    return NothingSelectedError(
-        f"nothing to prune, skipped: {reasons}; name a tensor with --include"
-        if skipped
-        else "no tensor with elements in it"
-    )
+    return [order[name] for name in sorted(order)], skipped_tensors(chosen)
 
 
 def _refuse_torn_ties(tensors: Sequence[NamedTensor], layers: Sequence[Layer]) -> None:
@@ -145,7 +118,7 @@ def _warn_of_heads(layers: Sequence[Layer]) -> None:
 
 def _pruned(layer: Layer, config: PruneConfig) -> Iterator[np.ndarray]:
     """The new data of a layer, in the order of the file; counts in ``layer.done``."""
-    tensor, weights = layer.tensor, weights_of(layer.tensor)
+    tensor, weights = layer.tensor, layer.tensor.weights()
     plan, order = layer.plan, tensor.place.order if tensor.place else None
     if order is not None:  # in the file, its axes stand in another order
         array = weights.array.transpose(order)
@@ -185,7 +158,7 @@ def _check(written: Checkpoint, layers: Sequence[Layer], plan: Plan) -> None:
     tensors = {tensor.name: tensor for tensor in written.tensors}
     if written.plan not in (None, plan):
         raise OutputError("the plan that was written does not read back")
-    jobs = (Job(weights_of(tensors[x.tensor.name]), x.plan) for x in layers)
+    jobs = (Job(tensors[x.tensor.name].weights(), x.plan) for x in layers)
     for layer, tally in zip(layers, tally_all(jobs), strict=True):
         wrong = tally.violations or tally.nonfinite
         if wrong or (
@@ -233,7 +206,7 @@ def _report(
 
 def _row(layer: Layer, done: Pruned) -> PrunedLayer:
     tensor, plan = layer.tensor, layer.plan
-    job = Job(weights_of(tensor), plan)
+    job = Job(tensor.weights(), plan)
     return PrunedLayer(
         name=tensor.name,
         pattern=str(plan.pattern),

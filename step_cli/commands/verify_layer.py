@@ -9,12 +9,12 @@ from step_cli.core.diagnosis import (
     holds_as_fp16,
     pattern_that_holds,
 )
-from step_cli.core.groups import Weights, index_of
+from step_cli.core.groups import index_of
 from step_cli.core.mask_match import mismatch
 from step_cli.core.plan import LayerPlan
 from step_cli.core.tensorrt_rule import tensorrt_view
 from step_cli.core.weight_rule import is_head
-from step_cli.formats.weights import Checkpoint, NamedTensor
+from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.reports import GroupAt, LayerVerdict, MaskDifference, TensorrtView
 
 EXPLAINED = 32  # failing layers that are read again to see what they look like
@@ -28,14 +28,6 @@ class Judged:
     plan: LayerPlan
     exact: bool
     verdict: LayerVerdict
-
-
-def weights_of(tensor: NamedTensor) -> Weights:
-    """The data of a tensor, with the codes that mean zero."""
-    zero = tensor.zero_point
-    if zero is None:
-        return Weights(tensor.read(), tensor.dtype)
-    return Weights(tensor.read(), tensor.dtype, zero.codes, zero.axis)
 
 
 def verdict_of(tensor: NamedTensor, plan: LayerPlan, tally: Tally) -> LayerVerdict:
@@ -88,7 +80,7 @@ def _difference(item: Judged, other: NamedTensor | None) -> MaskDifference | Non
             first_index=None,
             message=f"the baseline has {found}, which cannot be compared",
         )
-    found_at = mismatch(weights_of(item.tensor), weights_of(other))
+    found_at = mismatch(item.tensor.weights(), other.weights())
     if found_at is None:
         return None
     index = list(found_at.index)
@@ -116,7 +108,7 @@ def add_advice(judged: Sequence[Judged], *, planned: bool, tensorrt: bool) -> li
 
 def _tensorrt(item: Judged) -> TensorrtView:
     tensor = item.tensor
-    job = Job(weights_of(tensor), item.plan)
+    job = Job(tensor.weights(), item.plan)
     view = tensorrt_view(tensor, job, holds=item.verdict.violations == 0)
     return TensorrtView(possible=view.possible, likely=view.likely, advice=view.advice)
 
@@ -151,7 +143,7 @@ def _broken(found: LayerVerdict, *, planned: bool, exact: bool) -> str:
 
 
 def _looks_like(item: Judged) -> list[str]:
-    job = Job(weights_of(item.tensor), item.plan)
+    job = Job(item.tensor.weights(), item.plan)
     if holds_as_fp16(job):
         return ["the values too many are zero after a cast to fp16"]
     axis = axis_that_holds(job)

@@ -1,38 +1,34 @@
 """`verify-nm`: does a checkpoint hold its N:M pattern? The check that CI relies on."""
 
-import logging
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from step_cli.commands.selecting import choose, skipped_tensors, why_nothing
 from step_cli.commands.verify_layer import (
     Judged,
     add_advice,
     compare_masks,
     verdict_of,
-    weights_of,
 )
 from step_cli.config import VerifyConfig
 from step_cli.core.check import Job, tally_all
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import Plan
-from step_cli.core.selection import Chosen, Selection
+from step_cli.core.selection import Chosen
 from step_cli.errors import NonFiniteError, NothingSelectedError, StepError, UsageError
+from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.plan import read_plan
 from step_cli.formats.target import checked_target
-from step_cli.formats.weights import Checkpoint, NamedTensor, open_checkpoint
+from step_cli.formats.weights import open_checkpoint
 from step_cli.reports import (
     CheckpointVerdict,
     ErrorDetail,
     LayerVerdict,
-    SkippedTensor,
     VerifyReport,
     VerifyTotals,
     gravest,
 )
-
-log = logging.getLogger(__name__)
 
 
 def run(config: VerifyConfig) -> VerifyReport:
@@ -83,8 +79,6 @@ def _verdict(
     checkpoint = None
     try:
         checkpoint = open_checkpoint(path)
-        for note in checkpoint.notes:
-            log.info("%s: %s", path, note)
         return _checked(checkpoint, config, plan, baseline)
     except UsageError as error:
         error.file = error.file or str(path)
@@ -105,16 +99,7 @@ def _checked(
     baseline: Checkpoint | None,
 ) -> CheckpointVerdict:
     plan = checkpoint.plan if plan is None else plan
-    selection = Selection(
-        include=config.include,
-        exclude=config.exclude,
-        axes=config.axis,
-        pattern=config.nm,
-        plan=plan,
-    )
-    chosen = selection.choose(checkpoint.tensors)
-    for warning in chosen.warnings:
-        log.warning("%s: %s", checkpoint.path, warning)
+    chosen = choose(config, checkpoint, plan)
     judged = list(_judge(chosen, config))
     judged.sort(key=lambda item: item.verdict.name)
     if baseline is not None:
@@ -122,11 +107,11 @@ def _checked(
     planned = plan is not None and config.nm is None
     hints = add_advice(judged, planned=planned, tensorrt=config.tensorrt)
     layers = [item.verdict for item in judged]
-    skipped = _skipped(chosen, strict=config.strict)
+    skipped = skipped_tensors(chosen, strict=config.strict)
     ok = all(layer.ok for layer in layers) and all(tensor.ok for tensor in skipped)
     error = _nonfinite(layers)
     if not layers and ok:
-        error = _nothing(chosen)
+        error = NothingSelectedError(why_nothing(chosen, "check"))
     return CheckpointVerdict(
         path=str(checkpoint.path),
         format=checkpoint.format,
@@ -141,28 +126,10 @@ def _checked(
 
 
 def _judge(chosen: Chosen[NamedTensor], config: VerifyConfig) -> Iterator[Judged]:
-    jobs = (
-        Job(weights_of(tensor), plan, config.exact) for tensor, plan in chosen.layers
-    )
+    jobs = (Job(tensor.weights(), plan, config.exact) for tensor, plan in chosen.layers)
     tallies = tally_all(jobs)
     for (tensor, plan), tally in zip(chosen.layers, tallies, strict=True):
         yield Judged(tensor, plan, config.exact, verdict_of(tensor, plan, tally))
-
-
-def _skipped(chosen: Chosen[NamedTensor], *, strict: bool) -> list[SkippedTensor]:
-    selected = {tensor.name for tensor in chosen.unchecked}
-    listed = [
-        SkippedTensor(
-            name=tensor.name,
-            shape=list(tensor.shape),
-            dtype=tensor.dtype,
-            reason=reason,
-            selected=tensor.name in selected,
-            ok=not (strict and tensor.name in selected),
-        )
-        for tensor, reason in chosen.skipped
-    ]
-    return sorted(listed, key=lambda tensor: tensor.name)
 
 
 def _totals(layers: list[LayerVerdict], skipped: int) -> VerifyTotals:
@@ -192,16 +159,6 @@ def _nonfinite(layers: list[LayerVerdict]) -> StepError | None:
         f"{first.nonfinite} NaN or infinity, the first at {first.first_nonfinite}"
         f"{others}; find out where training diverged",
         tensor=first.name,
-    )
-
-
-def _nothing(chosen: Chosen[NamedTensor]) -> StepError:
-    if all(0 in tensor.shape for tensor, _ in chosen.skipped):
-        return NothingSelectedError("no tensor with elements in it")
-    counts = Counter(reason for _, reason in chosen.skipped)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-    return NothingSelectedError(
-        f"no tensor to check, skipped: {reasons}; name one with --include"
     )
 
 

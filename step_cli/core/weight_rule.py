@@ -34,7 +34,7 @@ _CONV1D = re.compile(
 
 
 class Described(Protocol):
-    """What the rule needs to know of a tensor; `formats.weights.NamedTensor` is one."""
+    """What the rule needs to know of a tensor, of a file or not."""
 
     @property
     def name(self) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from step_cli.core.plan import Plan
 from step_cli.errors import InputError
+from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed_codec import (
     Array,
     Layout,
@@ -29,7 +30,6 @@ from step_cli.formats.safetensors_writer import (
     packed_header,
     save_safetensors,
 )
-from step_cli.formats.weights import NamedTensor
 
 HEADER_KEY = "step_cli.header_sha256"
 SCHEMA = "step-cli/compressed/1"

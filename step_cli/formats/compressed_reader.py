@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from step_cli.core.plan import Plan
+from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.compressed import (
     HEADER_KEY,
     POSITIONS,
@@ -33,7 +34,6 @@ from step_cli.formats.plan import parse_plan
 from step_cli.formats.safetensors_file import COMPRESSED_KEY as KEY
 from step_cli.formats.safetensors_file import read_entry, tensors_of
 from step_cli.formats.safetensors_header import Entry, Header, read_header
-from step_cli.formats.weights import Checkpoint, NamedTensor
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 from step_cli.core.plan import Plan
 from step_cli.errors import InputError
 from step_cli.formats import plan as plans
+from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.digest import check_digest
 from step_cli.formats.hf_directory import (
     check_against_index,
@@ -17,7 +18,7 @@ from step_cli.formats.hf_directory import (
     inside,
     with_axes,
 )
-from step_cli.formats.weights import Checkpoint, NamedTensor, open_file
+from step_cli.formats.one_file import open_file
 
 RUN_FILES = ("config.toml", "metrics.jsonl", "checkpoints")  # written by `train`
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from step_cli.errors import InputError, MissingError, StepError
+from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.graph_input import Dimension, GraphInput
 from step_cli.formats.quiet import quiet
-from step_cli.formats.weights import Checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

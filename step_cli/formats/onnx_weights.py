@@ -11,12 +11,12 @@ from functools import partial
 import numpy as np
 
 from step_cli.errors import InputError
+from step_cli.formats.checkpoint import Checkpoint, NamedTensor, ZeroPoint
 from step_cli.formats.mapped_file import MappedFile
 from step_cli.formats.onnx_data import TensorData, dtype_name
 from step_cli.formats.onnx_graph import Graph, ModelReader, Node, Tensor
 from step_cli.formats.plan import KEY, parse_plan
 from step_cli.formats.protobuf import WireError
-from step_cli.formats.weights import Checkpoint, NamedTensor, ZeroPoint
 
 SEEN_THROUGH = {
     "Transpose",

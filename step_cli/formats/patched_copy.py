@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from step_cli.errors import InputError, OutputError
+from step_cli.formats.checkpoint import Place
 from step_cli.formats.mapped_file import MappedFile, map_file
-from step_cli.formats.weights import Place
 
 CHUNK = 4 << 20  # bytes copied at a time
 

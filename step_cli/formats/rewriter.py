@@ -8,6 +8,7 @@ from pathlib import Path
 
 from step_cli.core.plan import Plan
 from step_cli.errors import InputError, UsageError
+from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.content import SUFFIXES
 from step_cli.formats.digest import digests
 from step_cli.formats.directory import open_directory
@@ -32,7 +33,6 @@ from step_cli.formats.staged import staged
 from step_cli.formats.target import checked_target
 from step_cli.formats.torch_file import open_torch, plan_path
 from step_cli.formats.torch_rewriter import rewrite_torch
-from step_cli.formats.weights import Checkpoint
 
 DIRECTORIES = ("huggingface", "run")
 

@@ -19,10 +19,10 @@ from step_cli.core.optimizer import SparseOptimizer
 from step_cli.errors import InputError
 from step_cli.formats.digest import sha256
 from step_cli.formats.json_text import read_json
+from step_cli.formats.one_file import open_file
 from step_cli.formats.safetensors_writer import save_safetensors
 from step_cli.formats.staged import staged
 from step_cli.formats.torch_arrays import to_array, to_tensor
-from step_cli.formats.weights import open_file
 
 SCHEMA = "step-cli/training-state/1"
 STATE_LIMIT = 64 << 20  # bytes of state.json

@@ -20,9 +20,9 @@ from torch import nn
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan
 from step_cli.errors import MissingError
+from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed import save_compressed
 from step_cli.formats.mapped_file import map_file
-from step_cli.formats.weights import NamedTensor
 
 GOOD = torch.from_numpy(sparse())
 

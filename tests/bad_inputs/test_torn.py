@@ -15,9 +15,9 @@ from safetensors.numpy import save
 from step_cli import cli
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan
+from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed import save_compressed
 from step_cli.formats.digest import digests
-from step_cli.formats.weights import NamedTensor
 
 PAGE = 4096
 PLACES = 64

@@ -16,9 +16,9 @@ from safetensors.numpy import save
 
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan
+from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed import save_compressed
 from step_cli.formats.safetensors_writer import packed_header
-from step_cli.formats.weights import NamedTensor
 
 POSITIONS, VALUES = f"{NAME}.nm_positions", f"{NAME}.nm_values"
 

@@ -138,7 +138,7 @@ def test_without_a_plan_two_of_four_on_the_default_weights(tmp_path: Path) -> No
             "c.safetensors",
             {"exclude": ["*"]},
             NothingSelectedError,
-            "no layer to export; skipped: 1 name, 1 excluded",
+            "no tensor to export, skipped: 1 name, 1 excluded",
         ),
         (
             "dense",

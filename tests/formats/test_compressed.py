@@ -11,6 +11,7 @@ from attacks.compressed_attacks import Header, rewrite
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan, Plan
 from step_cli.errors import InputError
+from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed import (
     HEADER_KEY,
     KEY,
@@ -21,7 +22,7 @@ from step_cli.formats.compressed_flaw import CompressedFileError, Flaw
 from step_cli.formats.compressed_reader import dropped_negative_zeros
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.safetensors_writer import packed_header
-from step_cli.formats.weights import NamedTensor, open_checkpoint
+from step_cli.formats.weights import open_checkpoint
 
 PLAN: Plan = {
     "fc.weight": LayerPlan(NMPattern(2, 4), 1),

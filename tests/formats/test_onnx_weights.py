@@ -11,7 +11,8 @@ from attacks.onnx_attacks import linear, model, nested_graphs, with_external_dat
 from onnx import TensorProto, helper, numpy_helper
 
 from step_cli.errors import InputError
-from step_cli.formats.weights import NamedTensor, open_checkpoint
+from step_cli.formats.checkpoint import NamedTensor
+from step_cli.formats.weights import open_checkpoint
 
 W = np.arange(32, dtype=np.float32).reshape(8, 4)
 node = helper.make_node

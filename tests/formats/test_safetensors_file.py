@@ -13,8 +13,9 @@ from attacks.safetensors_attacks import attacks, entry, file_of, pages, tensors
 from safetensors.numpy import save
 
 from step_cli.errors import InputError
+from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.plan import KEY
-from step_cli.formats.weights import Checkpoint, open_checkpoint
+from step_cli.formats.weights import open_checkpoint
 
 DTYPES = {
     "F64": "float64",

@@ -9,9 +9,9 @@ import step_cli  # noqa: E402
 from step_cli.core.pattern import NMPattern  # noqa: E402
 from step_cli.core.plan import LayerPlan  # noqa: E402
 from step_cli.errors import InputError  # noqa: E402
+from step_cli.formats.checkpoint import NamedTensor  # noqa: E402
 from step_cli.formats.compressed import save_compressed  # noqa: E402
 from step_cli.formats.safetensors_writer import save_safetensors  # noqa: E402
-from step_cli.formats.weights import NamedTensor  # noqa: E402
 
 
 def two_four(shape: tuple[int, int]) -> np.ndarray:

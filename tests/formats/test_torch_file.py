@@ -10,8 +10,9 @@ from attacks.torch_attacks import W, archives, pickles, saved, unfit
 
 from step_cli.errors import InputError, MissingError
 from step_cli.formats import torch_child, torch_file
+from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.digest import digests
-from step_cli.formats.weights import Checkpoint, open_checkpoint
+from step_cli.formats.weights import open_checkpoint
 
 
 def opened(tmp_path: Path, data: bytes, name: str = "m.pt") -> Checkpoint:

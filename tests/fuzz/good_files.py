@@ -18,8 +18,8 @@ from safetensors.numpy import save
 
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan
+from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed import save_compressed
-from step_cli.formats.weights import NamedTensor
 
 Files = dict[str, bytes]
 

@@ -1,0 +1,71 @@
+"""Which tensors of a checkpoint a command works on, and what it says of the others."""
+
+import logging
+from collections import Counter
+
+from step_cli.config import SelectionConfig
+from step_cli.core.plan import Plan
+from step_cli.core.selection import Chosen
+from step_cli.formats.checkpoint import Checkpoint, NamedTensor
+from step_cli.formats.plan import read_plan
+from step_cli.reports import SkippedTensor
+
+log = logging.getLogger(__name__)
+
+
+def plan_that_holds(config: SelectionConfig, checkpoint: Checkpoint) -> Plan | None:
+    """The plan file that the user gave, else the plan stored with the weights.
+
+    Raises:
+        InputError: The file is no plan.
+    """
+    return checkpoint.plan if config.plan is None else read_plan(config.plan)
+
+
+def choose(
+    config: SelectionConfig, checkpoint: Checkpoint, plan: Plan | None
+) -> Chosen[NamedTensor]:
+    """Select the tensors, and log what the user should know of the choice.
+
+    Args:
+        config: The user's options.
+        checkpoint: Whose tensors to choose from.
+        plan: The plan that holds.
+
+    Raises:
+        StepError: As `Selection.choose`.
+    """
+    for note in checkpoint.notes:
+        log.info("%s: %s", checkpoint.path, note)
+    chosen = config.selection(plan).choose(checkpoint.tensors)
+    for warning in chosen.warnings:
+        log.warning("%s: %s", checkpoint.path, warning)
+    return chosen
+
+
+def skipped_tensors(
+    chosen: Chosen[NamedTensor], *, strict: bool = False
+) -> list[SkippedTensor]:
+    """The tensors left out, by name; with ``strict``, selected ones are not ok."""
+    selected = {tensor.name for tensor in chosen.unchecked}
+    listed = [
+        SkippedTensor(
+            name=tensor.name,
+            shape=list(tensor.shape),
+            dtype=tensor.dtype,
+            reason=reason,
+            selected=tensor.name in selected,
+            ok=not (strict and tensor.name in selected),
+        )
+        for tensor, reason in chosen.skipped
+    ]
+    return sorted(listed, key=lambda tensor: tensor.name)
+
+
+def why_nothing(chosen: Chosen[NamedTensor], to: str) -> str:
+    """Say why there is no tensor ``to`` do something with, and what to do."""
+    if all(0 in tensor.shape for tensor, _ in chosen.skipped):
+        return "no tensor with elements in it"
+    counts = Counter(reason for _, reason in chosen.skipped)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    return f"no tensor to {to}, skipped: {reasons}; name one with --include"

@@ -1,0 +1,98 @@
+"""What a checkpoint is, whatever its format: named tensors, a plan, and notes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from step_cli.core.groups import Weights
+from step_cli.core.plan import Plan
+from step_cli.formats.mapped_file import MappedFile
+
+
+@dataclass(frozen=True)
+class ZeroPoint:
+    """Which integer code means zero: one for all, or one for each slice of ``axis``."""
+
+    codes: npt.NDArray[np.generic]
+    axis: int | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in a file, row by row.
+
+    Attributes:
+        file: The file.
+        begin: First byte.
+        end: One past the last byte.
+        order: Its axes from the slowest to the fastest, if they lie in another order.
+    """
+
+    file: MappedFile
+    begin: int
+    end: int
+    order: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class NamedTensor:
+    """One tensor of a file: its description, and its data when asked for.
+
+    Attributes:
+        name: As stored, unescaped.
+        dtype: NumPy spelling; ``bfloat16`` and ``float8_*`` too.
+        shape: As stored.
+        read: Returns the data as a read-only array of ``shape``, mapped where possible.
+        axis: The group axis if the file tells (ONNX node, Conv1D), else None: by rule.
+        skip: Why the file itself rules it out (``consumer``, ``kind``), or None.
+        is_weight: True if the file itself tells that it is a weight (ONNX node).
+        tied_to: The earlier name that shares this storage, or None.
+        zero_point: For integer codes, which code means zero.
+        place: Where it lies row by row, for those who write a changed copy of the file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], npt.NDArray[np.generic]]
+    axis: int | None = None
+    skip: str | None = None
+    is_weight: bool = False
+    tied_to: str | None = None
+    zero_point: ZeroPoint | None = None
+    place: Place | None = None
+
+    def weights(self) -> Weights:
+        """The data, and the codes that mean zero."""
+        if self.zero_point is None:
+            return Weights(self.read(), self.dtype)
+        return Weights(
+            self.read(), self.dtype, self.zero_point.codes, self.zero_point.axis
+        )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint.
+
+    Attributes:
+        path: As the user gave it.
+        format: safetensors, compressed, huggingface, torch, onnx or run.
+        tensors: In the order of the file.
+        plan: The plan stored with the weights, or None.
+        notes: What the user should know of how it was read.
+        files: The files that were read, for those who must not write onto them.
+        integrity: What told that the data is undamaged: ``sha256``, ``crc32``, or
+            ``unchecked`` where nothing is recorded.
+    """
+
+    path: Path
+    format: str
+    tensors: list[NamedTensor]
+    plan: Plan | None
+    notes: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    integrity: str = "unchecked"
