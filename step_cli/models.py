@@ -1,12 +1,13 @@
-"""From a SPEC to a model: ``sample:NAME``, ``file.py:function``, ``module:function``.
+"""From a SPEC to a model: ``sample:NAME``, a Hugging Face directory, or Python code.
 
 Python runs only when the user names it here; nothing is imported because a checkpoint
-says so.
+says so, and nothing is downloaded.
 """
 
 import importlib
 import inspect
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,8 +18,19 @@ from torch import Tensor, nn
 
 from step_cli.errors import InputError, StepError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
+from step_cli.formats.hf_directory import has_weights
+from step_cli.formats.hf_model import (
+    build_hugging_face,
+    is_hugging_face,
+    is_transformers,
+    without_cache,
+)
+from step_cli.formats.hf_weights import load_hugging_face
 from step_cli.formats.torch_arrays import to_tensor
+from step_cli.formats.weights import open_checkpoint
 from step_cli.samples import load_module, load_sample
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,26 +41,55 @@ class BuiltModel:
     example_inputs: dict[str, Tensor] | None
 
 
-def build_model(spec: str) -> BuiltModel:
+def build_model(spec: str, options: Mapping[str, Any] | None = None) -> BuiltModel:
     """Build the untrained model that ``spec`` names.
 
     Args:
-        spec: ``sample:NAME``, ``file.py:function`` or ``package.module:function``; the
-            function takes nothing and returns a module.
+        spec: ``sample:NAME``, a Hugging Face directory, ``file.py:function`` or
+            ``package.module:function``; the function returns a module.
+        options: Keyword arguments of the function, or values that replace those of
+            the directory's ``config.json``.
 
     Raises:
-        UsageError: The SPEC names nothing.
+        UsageError: The SPEC names nothing, or takes no such option.
         InputError: The user's function raised, or returned no module.
         MissingError: A library the model needs is not installed.
     """
+    options = options or {}
+    if is_hugging_face(Path(spec)):
+        return BuiltModel(build_hugging_face(Path(spec), options).model, None)
     if spec.startswith("sample:"):
-        module = load_sample(spec.removeprefix("sample:"), "model")
-        return BuiltModel(_call(module.build, spec), module.example_inputs())
-    module = _module_of(spec)
-    name = spec.rpartition(":")[2]
-    model = _call(_function(module, name, spec), spec)
+        module, name = load_sample(spec.removeprefix("sample:"), "model"), "build"
+    else:
+        module, name = _module_of(spec), spec.rpartition(":")[2]
+    model = _call(_function(module, name, spec), options, spec)
     examples = getattr(module, "example_inputs", None)
     return BuiltModel(model, examples() if callable(examples) else None)
+
+
+def start_model(
+    spec: str, options: Mapping[str, Any] | None = None, weights: str = ""
+) -> nn.Module:
+    """Build the model of ``spec`` with the weights that training starts from.
+
+    Args:
+        spec: As for `build_model`.
+        options: As for `build_model`.
+        weights: Path of a checkpoint; without one, those of a Hugging Face directory
+            that has some, else random ones. Of another head they are left out.
+
+    Raises:
+        StepError: As `build_model`, or the weights do not fit.
+    """
+    model = build_model(spec, options).model
+    if not weights and is_hugging_face(Path(spec)):
+        if has_weights(Path(spec)):
+            weights = spec
+        else:
+            logger.warning("%s holds no weights: starting from random ones", spec)
+    if weights:
+        load_weights(model, open_checkpoint(Path(weights)), new_head=True)
+    return model
 
 
 def is_user_code(spec: str) -> bool:
@@ -59,9 +100,10 @@ def is_user_code(spec: str) -> bool:
 def _module_of(spec: str) -> ModuleType:
     place, colon, _ = spec.rpartition(":")
     if not colon or not place:
+        what = "has no config.json" if Path(spec).is_dir() else "names no model"
         raise UsageError(
-            f"model source {spec!r} names no model; use sample:NAME, file.py:function "
-            "or package.module:function"
+            f"model source {spec!r} {what}; use sample:NAME, a Hugging Face directory, "
+            "file.py:function or package.module:function"
         )
     try:
         if place.endswith(".py"):
@@ -78,7 +120,7 @@ def _module_of(spec: str) -> ModuleType:
         raise InputError(f"model source {spec!r} raised {_said(error)}") from error
 
 
-def _function(module: ModuleType, name: str, spec: str) -> Callable[[], Any]:
+def _function(module: ModuleType, name: str, spec: str) -> Callable[..., Any]:
     found = getattr(module, name, None)
     if callable(found):
         return found  # type: ignore[no-any-return]
@@ -88,9 +130,15 @@ def _function(module: ModuleType, name: str, spec: str) -> Callable[[], Any]:
     raise UsageError(f"model source {spec!r}: no function {name!r}{hint}")
 
 
-def _call(function: Callable[[], Any], spec: str) -> nn.Module:
+def _call(
+    function: Callable[..., Any], options: Mapping[str, Any], spec: str
+) -> nn.Module:
     try:
-        model = function()
+        inspect.signature(function).bind(**options)
+    except TypeError as error:
+        raise UsageError(f"model.options: {spec!r}: {error}") from None
+    try:
+        model = function(**options)
     except StepError:
         raise
     except Exception as error:
@@ -98,7 +146,7 @@ def _call(function: Callable[[], Any], spec: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise InputError(f"model source {spec!r} returned {kind}, not a torch module")
-    return model
+    return without_cache(model) if is_transformers(model) else model
 
 
 def _said(error: Exception) -> str:
@@ -106,12 +154,22 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {first[0]}" if first else type(error).__name__
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+def load_weights(
+    model: nn.Module, checkpoint: Checkpoint, *, new_head: bool = False
+) -> None:
     """Put the tensors of a checkpoint into a model, which must have the same names.
+
+    Args:
+        model: Changed in place.
+        checkpoint: Of that model.
+        new_head: Whether a model of transformers may keep a head of its own.
 
     Raises:
         InputError: A name or shape differs.
     """
+    if is_transformers(model):
+        load_hugging_face(model, checkpoint, new_head=new_head)
+        return
     given = {tensor.name: tensor for tensor in checkpoint.tensors}
     wanted = model.state_dict()
     # Counters such as BatchNorm's may be left out by tools that keep weights only.

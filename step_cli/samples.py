@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 
-from step_cli.errors import MissingError, UsageError
+from step_cli.errors import EXTRA_OF, MissingError, UsageError
 
 PACKAGE = Path(__file__).resolve().parent
 PLACES = (
@@ -46,8 +46,9 @@ def load_sample(name: str, part: str) -> ModuleType:
     try:
         return load_module(path, f"step_cli_sample_{name.replace('-', '_')}_{part}")
     except ModuleNotFoundError as error:
+        extra = EXTRA_OF.get(str(error.name).partition(".")[0], "samples")
         raise MissingError(
-            f"sample {name!r} needs {error.name}: pip install 'step-cli[samples]'"
+            f"sample {name!r} needs {error.name}: pip install 'step-cli[{extra}]'"
         ) from None
 
 

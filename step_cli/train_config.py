@@ -31,8 +31,14 @@ CriterionName = Literal[
 class ModelSection(Config):
     """Which model is trained."""
 
-    source: str = Field(description="sample:NAME, file.py:function or module:function")
+    source: str = Field(
+        description="sample:NAME, Hugging Face directory, file.py:function or "
+        "module:function"
+    )
     weights: str = Field("", description="Checkpoint to start from")
+    options: dict[str, Any] = Field(
+        {}, description="Arguments of the function, or values for config.json"
+    )
 
 
 class DataSection(Config):
@@ -181,7 +187,9 @@ def _anchor(document: dict[str, Any], base: Path) -> None:
         value = table[key]
         if not value:
             continue
-        if key != "source" or value.rpartition(":")[0].endswith(".py"):
+        # sample:NAME and module:function are no paths, and nothing else has a colon.
+        place, colon, _ = value.rpartition(":")
+        if key != "source" or not colon or place.endswith(".py"):
             table[key] = str(base / value)
 
 

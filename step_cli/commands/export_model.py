@@ -12,11 +12,8 @@ from step_cli.core.plan import Plan
 from step_cli.errors import InputError, NonFiniteError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.graph_input import GraphInput, parse_input
-from step_cli.formats.hf_model import (
-    build_hugging_face,
-    is_hugging_face,
-    load_hugging_face,
-)
+from step_cli.formats.hf_model import build_hugging_face, is_hugging_face
+from step_cli.formats.hf_weights import load_hugging_face
 
 if TYPE_CHECKING:
     import torch
@@ -176,7 +173,7 @@ def _built(spec: str, checkpoint: Checkpoint, plan: Plan) -> LoadedModel:
 
 def _hugging_face(directory: Path, checkpoint: Checkpoint, plan: Plan) -> LoadedModel:
     built = build_hugging_face(directory)
-    model, places = load_hugging_face(built, checkpoint)
+    places = load_hugging_face(built.model, checkpoint)
     lost = [name for name in plan if name not in places]
     if lost:
         raise InputError(
@@ -187,7 +184,7 @@ def _hugging_face(directory: Path, checkpoint: Checkpoint, plan: Plan) -> Loaded
     renamed = {places[name]: layer for name, layer in plan.items()}
     names = {places[name]: name for name in plan}
     return LoadedModel(
-        model, renamed, names, built.inputs, built.vocabulary, None, "fp32"
+        built.model, renamed, names, built.inputs, built.vocabulary, None, "fp32"
     )
 
 

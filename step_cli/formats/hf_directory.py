@@ -40,6 +40,11 @@ class WeightFiles:
     notes: tuple[str, ...]
 
 
+def has_weights(directory: Path) -> bool:
+    """Whether any file that `find_weights` looks for is there."""
+    return any(os.path.lexists(directory / name) for name in WEIGHTS)
+
+
 def find_weights(directory: Path) -> WeightFiles:
     """Choose the files that ``from_pretrained`` would read.
 

@@ -1,21 +1,23 @@
 """Build a Hugging Face model from its ``config.json``: library classes, no remote code.
 
-Weights come through our own readers, so that no pickle of the directory is loaded.
+Weights come through our own readers (`hf_weights`), so that no pickle is loaded.
 """
 
-import json
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from step_cli.errors import InputError, MissingError, StepError
-from step_cli.formats.checkpoint import Checkpoint
+from step_cli.errors import InputError, MissingError, StepError, UsageError
 from step_cli.formats.graph_input import Dimension, GraphInput
 from step_cli.formats.quiet import quiet
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
+
+LIBRARY = "transformers."
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,34 @@ def is_hugging_face(path: Path) -> bool:
     return (path / "config.json").is_file()
 
 
-def build_hugging_face(directory: Path) -> HuggingFaceModel:
+def is_transformers(model: "nn.Module") -> bool:
+    """Whether a model is of a class of transformers, so that its library can load it.
+
+    A subclass of the user's is not: the directory would not say where its code is.
+    """
+    if not any(
+        kind.__name__ == "PreTrainedModel" and kind.__module__.startswith(LIBRARY)
+        for kind in type(model).__mro__
+    ):
+        return False
+    import transformers
+
+    name = type(model).__name__.removeprefix("FSDP")  # as fully_shard calls it
+    return isinstance(model, getattr(transformers, name, ()))
+
+
+def build_hugging_face(
+    directory: Path, options: Mapping[str, Any] | None = None
+) -> HuggingFaceModel:
     """The untrained model of a directory, as its ``architectures`` names it.
+
+    Args:
+        directory: With a ``config.json``; nothing else of it is read.
+        options: Values that replace those of ``config.json``.
 
     Raises:
         MissingError: transformers is not installed.
+        UsageError: The configuration has no such option.
         InputError: transformers does not know the model, or it needs remote code.
     """
     try:
@@ -47,24 +72,76 @@ def build_hugging_face(directory: Path) -> HuggingFaceModel:
             "this model needs transformers: pip install 'step-cli[hf]'"
         ) from None
     try:
-        raw = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        names = raw.get("architectures") or [""]
         with quiet():
-            config = transformers.AutoConfig.from_pretrained(
+            config: Any = transformers.AutoConfig.from_pretrained(
                 str(directory), local_files_only=True, trust_remote_code=False
             )
-            config.use_cache = False  # a cache is an output that no engine needs
-            kind: Any = getattr(transformers, str(names[0]), None)
-            anything: Any = transformers.AutoModel
-            model = anything.from_config(config) if kind is None else kind(config)
+            if options:
+                config = _with_options(config, options)
+            model = _class_of(config, directory)(config)
     except StepError:
         raise
     except Exception as error:  # transformers raises of every kind
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        said = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"transformers cannot build this model: {line[:200]}", file=directory
+            f"transformers cannot build this model: {said[:200]}", file=directory
         ) from None
-    return HuggingFaceModel(model, _inputs(config), _vocabulary(config))
+    return HuggingFaceModel(without_cache(model), _inputs(config), _vocabulary(config))
+
+
+def _with_options(config: Any, options: Mapping[str, Any]) -> Any:
+    """The configuration made anew, as some of its values follow from others."""
+    values = config.to_dict()
+    for key in options:
+        if not hasattr(config, key):
+            close = get_close_matches(key, [*values, "num_labels"], n=1)
+            hint = f"; did you mean {close[0]}" if close else ""
+            raise UsageError(
+                f"model.options: {config.model_type} has no option {key}{hint}"
+            )
+    if "num_labels" in options:  # which these would overrule
+        values.pop("id2label", None)
+        values.pop("label2id", None)
+    return type(config).from_dict(values | dict(options))
+
+
+def _class_of(config: Any, directory: Path) -> Any:
+    """The class of transformers that ``architectures`` names, else the bare model."""
+    import transformers
+
+    names = config.architectures
+    if not names:
+        return transformers.MODEL_MAPPING[type(config)]
+    kind: Any = getattr(transformers, str(names[0]), None)
+    if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
+        raise InputError(
+            f"transformers has no model {names[0]!r}; code of a model's own is never "
+            "run",
+            file=directory / "config.json",
+        )
+    if not isinstance(config, kind.config_class or ()):
+        raise InputError(
+            f"architectures names {names[0]}, which is no {config.model_type}",
+            file=directory / "config.json",
+        )
+    return kind
+
+
+def without_cache(model: "nn.Module") -> "nn.Module":
+    """Have a model return no cache of keys and values unless its caller asks for one.
+
+    Neither training nor an engine needs it. The configuration, which is saved with the
+    weights, is left as it is.
+    """
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        model.register_forward_pre_hook(_no_cache, with_kwargs=True)
+    return model
+
+
+def _no_cache(
+    model: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, {"use_cache": False, **kwargs}
 
 
 def _vocabulary(config: Any) -> int:
@@ -86,102 +163,3 @@ def _inputs(config: Any) -> list[GraphInput]:
     if getattr(config, "is_encoder_decoder", False):
         inputs.append(GraphInput("decoder_input_ids", "int64", ("batch", "target")))
     return inputs
-
-
-def load_hugging_face(
-    built: HuggingFaceModel, checkpoint: Checkpoint
-) -> tuple["nn.Module", dict[str, str]]:
-    """Put the tensors of a checkpoint into a model.
-
-    A checkpoint of the bare model lacks the prefix that its names have below a head.
-
-    Returns:
-        The model with its weights, and its name of each tensor of the checkpoint.
-
-    Raises:
-        InputError: A tensor has no place, or a weight is missing.
-    """
-    import torch
-
-    from step_cli.formats.torch_arrays import to_tensor
-
-    wanted = built.model.state_dict()
-    prefix = f"{getattr(built.model, 'base_model_prefix', '')}."
-    places, problem = _places(wanted, checkpoint, prefix)
-    if problem is not None:
-        return _by_transformers(built, checkpoint, problem)
-    with torch.no_grad():
-        for tensor in checkpoint.tensors:
-            if tensor.name in places:
-                wanted[places[tensor.name]].copy_(to_tensor(tensor.read()))
-    return built.model, places
-
-
-def _places(
-    wanted: "Mapping[str, Tensor]", checkpoint: Checkpoint, prefix: str
-) -> tuple[dict[str, str], str | None]:
-    """Where each tensor goes, and what does not fit."""
-    places, unknown = dict[str, str](), []
-    for tensor in checkpoint.tensors:
-        options = (tensor.name, prefix + tensor.name, tensor.name.removeprefix(prefix))
-        place = next((name for name in options if name in wanted), None)
-        if place is not None and tuple(wanted[place].shape) == tensor.shape:
-            places[tensor.name] = place
-        elif place is not None or "float" in tensor.dtype:
-            unknown.append(tensor.name)
-    # Tied weights are stored once: whatever shares memory with a given one is given.
-    given = {wanted[place].data_ptr() for place in places.values()}
-    missing = [
-        name
-        for name, value in wanted.items()
-        if value.is_floating_point() and value.data_ptr() not in given
-    ]
-    for found, what in ((unknown, "the model has no"), (missing, "the file lacks")):
-        if found:
-            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            names = ", ".join(found[:3])
-            return places, f"{what} {names}{more}; it is not of this model"
-    return places, None
-
-
-def _by_transformers(
-    built: HuggingFaceModel, checkpoint: Checkpoint, problem: str
-) -> tuple["nn.Module", dict[str, str]]:
-    """Let transformers load its own directory, as it renames tensors of old models.
-
-    Which tensor became which is then known by their values alone.
-    """
-    import torch
-
-    safe = all(file.suffix == ".safetensors" for file in checkpoint.files)
-    if not is_hugging_face(checkpoint.path) or not safe:
-        raise InputError(problem, file=checkpoint.path)
-    with quiet():
-        model, info = type(built.model).from_pretrained(  # type: ignore[attr-defined]
-            str(checkpoint.path),
-            config=built.model.config,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
-        raise InputError(problem, file=checkpoint.path)
-    return model, _same_values(model, checkpoint)
-
-
-def _same_values(model: "nn.Module", checkpoint: Checkpoint) -> dict[str, str]:
-    import torch
-
-    from step_cli.formats.torch_arrays import to_tensor
-
-    free = dict(model.state_dict())
-    places = {}
-    for tensor in checkpoint.tensors:
-        values = to_tensor(tensor.read()).float()
-        for name, own in free.items():
-            if tuple(own.shape) == tensor.shape and torch.equal(own.float(), values):
-                places[tensor.name] = name
-                del free[name]
-                break
-    return places

@@ -94,7 +94,7 @@ def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:
         StepError: Something the user can mend.
     """
     opened = open_checkpoint(checkpoint)
-    model = build_model(config.model.source).model
+    model = build_model(config.model.source, config.model.options).model
     load_weights(model, opened)
     data, device = load_data(config.data.source), default_device()
     plan = opened.plan or plan_for(model, selection(config))

@@ -18,8 +18,7 @@ from step_cli.core.selection import Selection
 from step_cli.data import Dataset, load_data
 from step_cli.errors import NothingSelectedError, UsageError
 from step_cli.formats.plan import read_plan
-from step_cli.formats.weights import open_checkpoint
-from step_cli.models import build_model, load_weights
+from step_cli.models import start_model
 from step_cli.recipes import make_recipe
 from step_cli.train_config import TrainConfig
 from step_cli.training.search import find_patterns
@@ -91,10 +90,8 @@ def default_device() -> torch.device:
 
 def load_model(config: TrainConfig) -> nn.Module:
     """The model of ``[model]``, with the weights it starts from."""
-    model = build_model(config.model.source).model
-    if config.model.weights:
-        load_weights(model, open_checkpoint(Path(config.model.weights)))
-    return model
+    start = config.model
+    return start_model(start.source, start.options, start.weights)
 
 
 def selection(config: TrainConfig) -> Selection:
