@@ -1,12 +1,13 @@
 """A whole training run: its directory, the loop, its results."""
 
-import os
 from functools import partial
 from pathlib import Path
 
 from step_cli.core.layers import density, plan_for
 from step_cli.data import load_data
-from step_cli.errors import InputError, OutputError
+from step_cli.errors import InputError
+from step_cli.formats.plan import FILE as PLAN
+from step_cli.formats.plan import plan_json, read_plan
 from step_cli.formats.variance_log import VarianceHeader
 from step_cli.formats.weights import open_checkpoint
 from step_cli.models import build_model, load_weights
@@ -15,7 +16,11 @@ from step_cli.train_config import TrainConfig, keys_of, load_config, to_toml
 from step_cli.training.checkpoints import load_checkpoint, save_checkpoint
 from step_cli.training.curves import draw_curves
 from step_cli.training.evaluate import evaluate
-from step_cli.training.run_directory import resumed_directory, run_directory
+from step_cli.training.run_directory import (
+    refuse_existing,
+    resumed_directory,
+    run_directory,
+)
 from step_cli.training.run_files import Records, save_model, save_text
 from step_cli.training.setup import Setup, default_device, selection, set_up
 from step_cli.training.stop import stop_on_request
@@ -33,16 +38,17 @@ def train(
         StoppedError: A signal asked to stop, and a checkpoint was saved.
     """
     if resume:
-        refuse_other_config(config, run_dir)
-    elif os.path.lexists(run_dir) and not force:  # before any work
-        raise OutputError("exists, use --force to replace it", file=run_dir)
-    setup = set_up(config, record=True)
-    if resume:
         with resumed_directory(run_dir) as path:
+            refuse_other_config(config, run_dir)
+            setup = set_up(config, record=True, plan=read_plan(path / PLAN))
             step = load_checkpoint(path, setup.model, setup.optimizer)
             return _go_on(config, setup, path, run_dir, after=step)
+    if not force:
+        refuse_existing(run_dir)
+    setup = set_up(config, record=True)
     with run_directory(run_dir, force=force) as path:
         save_text(path / "config.toml", to_toml(config))
+        save_text(path / PLAN, plan_json(setup.plan))
         return _go_on(config, setup, path, run_dir, after=0)
 
 

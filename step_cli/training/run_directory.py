@@ -1,6 +1,8 @@
 """Taking possession of a run directory: one trainer at a time, never by accident."""
 
+import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +14,16 @@ from step_cli.formats.target import checked_target
 from step_cli.formats.target_lock import locked
 from step_cli.training.checkpoints import has_checkpoint
 
+logger = logging.getLogger(__name__)
+
 
 @contextmanager
 def run_directory(path: Path, *, force: bool) -> Iterator[Path]:
     """Make the directory of a new run, and keep other trainers out of it.
 
     The directory grows in place, so that a run can be followed and resumed. With
-    ``force`` an old run stands aside meanwhile; it comes back if the new one fails.
+    ``force`` an old run stands aside meanwhile; it comes back if the new one fails, or
+    if it dies before its first checkpoint: then as soon as another trainer comes.
 
     Raises:
         OutputError: It exists without ``force``, another trainer is in it, or the
@@ -28,6 +33,7 @@ def run_directory(path: Path, *, force: bool) -> Iterator[Path]:
         aside = final.with_name(f".{final.name}.old-{os.getpid()}")
         if final.exists():
             os.rename(final, aside)
+            logger.info("the old run is kept in %s until this one ends", aside)
         try:
             final.mkdir()
             yield final
@@ -49,11 +55,25 @@ def resumed_directory(path: Path) -> Iterator[Path]:
         InputError: There is no such run.
         OutputError: Another trainer is in it, or the system refuses.
     """
-    if not path.is_dir():
-        raise InputError("nothing to resume: no such run directory", file=path)
+    missing = InputError("nothing to resume: no such run directory", file=path)
+    if not path.parent.is_dir():
+        raise missing
     with _held(path, force=True) as final:
+        if not final.is_dir():
+            raise missing
         yield final
         _forget_old_runs(final)
+
+
+def refuse_existing(path: Path) -> None:
+    """Refuse to begin a run where one is, before any work is done.
+
+    Raises:
+        OutputError: It exists, or another trainer is in it.
+    """
+    if os.path.lexists(path):
+        with _held(path, force=False):
+            pass
 
 
 @contextmanager
@@ -62,16 +82,30 @@ def _held(path: Path, *, force: bool) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         real = Path(os.path.realpath(path))
         with locked(real, shown=path):
-            left = sorted(real.parent.glob(f".{real.name}.old-*"))
-            if left and not real.exists():  # died between making room and beginning
-                os.rename(left[-1], real)
+            _bring_back(real)
             yield checked_target(path, force=force, directory=True)
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else path
         raise OutputError(reason_of(error), file=where) from error
 
 
+def _bring_back(final: Path) -> None:
+    """Undo the replacing of a run by one that died with nothing to resume from."""
+    old = _old_runs(final)
+    if not old or has_checkpoint(final) or (final / "report.json").exists():
+        return
+    shutil.rmtree(final, ignore_errors=True)
+    os.rename(old[-1], final)
+
+
 def _forget_old_runs(final: Path) -> None:
     """What stood aside, also of trainers that died; nobody else holds the lock."""
-    for old in final.parent.glob(f".{final.name}.old-*"):
+    for old in _old_runs(final):
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _old_runs(final: Path) -> list[Path]:
+    """What stands aside, the newest last."""
+    name = re.compile(re.escape(f".{final.name}.old-") + "[0-9]+")
+    found = [path for path in final.parent.iterdir() if name.fullmatch(path.name)]
+    return sorted(found, key=lambda path: path.stat().st_ctime_ns)

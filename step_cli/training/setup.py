@@ -45,12 +45,13 @@ class Setup:
     device: torch.device
 
 
-def set_up(config: TrainConfig, *, record: bool) -> Setup:
+def set_up(config: TrainConfig, *, record: bool, plan: Plan | None = None) -> Setup:
     """Build model, data and optimizer.
 
     Args:
         config: The configuration.
         record: Measure the variance at every step in which it is updated.
+        plan: What an earlier part of the run has settled; None: it is to be found.
 
     Raises:
         StepError: Something the user can mend.
@@ -61,8 +62,8 @@ def set_up(config: TrainConfig, *, record: bool) -> Setup:
     recipe = make_recipe(config.sparsity.recipe, options)
     switch = switch_rule(config, recipe)
     model = load_model(config)
-    plan = plan_for(model, selection(config))
-    if not plan:
+    wanted = plan or plan_for(model, selection(config))
+    if not wanted:
         raise NothingSelectedError(
             f"no layer of the model can hold {config.sparsity.pattern}; "
             "look at sparsity.include, exclude and pattern"
@@ -70,7 +71,7 @@ def set_up(config: TrainConfig, *, record: bool) -> Setup:
     data = load_data(config.data.source)
     device = default_device()
     model.to(device)
-    plan = find_patterns(config, recipe, model, plan, data)
+    plan = plan or find_patterns(config, recipe, model, wanted, data)
     optimizer = SparseOptimizer(
         _base(config, param_groups(model, plan)),
         recipe,

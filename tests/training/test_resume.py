@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from step_cli.errors import INTERRUPTED, InputError, NonFiniteError, StoppedError
+from step_cli.formats.plan import read_plan
+from step_cli.formats.weights import open_checkpoint
 from step_cli.samples import sample_directory
 from step_cli.train_config import TrainConfig, load_config
 from step_cli.training import run as run_module
@@ -161,6 +163,26 @@ def test_another_configuration_is_refused_with_its_keys(
         train(other, stopped, resume=True)
     assert "train.lr is 0.5, was 0.001" in refused.value.message
     assert "train.seed is 3, was 0" in refused.value.message
+
+
+def test_patterns_that_were_searched_are_not_searched_again(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(tmp_path / "net" / "net.py", "sparsity.recipe=domino-search")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.Trainer, "run", stopping_at(9, signal.SIGTERM))
+        with pytest.raises(StoppedError):
+            train(config, tmp_path / "run")
+    plan = read_plan(tmp_path / "run" / "nm_plan.json")
+    assert {str(layer.pattern) for layer in plan.values()} != {"2:4"}
+
+    def searched_again(*given: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("step_cli.training.setup.find_patterns", searched_again)
+    train(config, tmp_path / "run", resume=True)
+    written = open_checkpoint(tmp_path / "run").plan
+    assert written == plan
 
 
 def test_nothing_to_resume_is_an_error(config: TrainConfig, tmp_path: Path) -> None:
