@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from step_cli.core.compiled import can_compile, compiled_keep_mask
-from step_cli.core.mask import keep_mask
+from step_cli.core.mask import magnitude_mask
 from step_cli.core.pattern import NMPattern
 from step_cli.optimizers import sparse_adamw
 
@@ -89,7 +89,7 @@ def mask_row(text: str, axis: int, runs: int) -> dict[str, object]:
     weight = torch.randn(SHAPE, generator=torch.Generator().manual_seed(SEED))
     calls: dict[str, Callable[[], object]] = {
         "copy": weight.clone,
-        "eager": lambda: keep_mask(weight.abs(), pattern, axis),
+        "eager": lambda: magnitude_mask(weight, pattern, axis),
         "topk": lambda: topk_mask(weight.abs(), pattern, axis),
     }
     if can_compile():
@@ -97,7 +97,7 @@ def mask_row(text: str, axis: int, runs: int) -> dict[str, object]:
     if math.comb(pattern.m, pattern.n) <= ASP_PATTERNS:
         calls["asp"] = lambda: asp_mask(weight.abs(), pattern, axis)
     found = medians(calls, runs)
-    expected = keep_mask(weight.abs(), pattern, axis)
+    expected = magnitude_mask(weight, pattern, axis)
     assert torch.equal(topk_mask(weight.abs(), pattern, axis), expected)
     return {"pattern": text, "axis": axis, "seconds": found}
 

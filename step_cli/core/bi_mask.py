@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from step_cli.core.mask import keep_mask
+from step_cli.core.mask import magnitude_mask
 from step_cli.core.plan import LayerPlan
 
 
@@ -35,7 +35,7 @@ def backward_mask(
     """
     axis, permutation = output_axis(plan), memory["permutation"]
     moved = sparse.index_select(axis, permutation)
-    keep = keep_mask(moved.abs(), plan.pattern, axis).logical_and_(moved != 0)
+    keep = magnitude_mask(moved, plan.pattern, axis).logical_and_(moved != 0)
     back = torch.argsort(permutation)
     return keep.index_select(axis, back)
 

@@ -3,7 +3,8 @@
 Masks are bit-identical to `mask.py`; the update differs from `adam.py` by rounding,
 about 1e-7. The forms were chosen by measuring on a CPU: ranks in 32-bit integers; where
 groups lie along the last axis a mask of bytes, applied to the bits of the weights;
-elsewhere the weights written directly; the update as one flat pass.
+elsewhere the weights written directly, and masks without a compiler, as storing single
+bytes is slow; the update as one flat pass.
 
 Functions are compiled once for all sizes. The first call takes seconds, so it pays from
 tens of millions of weights on.
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from step_cli.core.mask import to_groups
+from step_cli.core.mask import magnitude_mask, to_groups
 from step_cli.core.pattern import NMPattern
 
 logger = logging.getLogger(__name__)
@@ -48,10 +49,18 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return made
 
 
-def compiled_keep_mask(scores: Tensor, pattern: NMPattern, axis: int) -> Tensor:
-    """``mask.keep_mask`` of fp32 or fp64 scores, compiled."""
-    groups = to_groups(scores, pattern.m, axis)
-    return _kept(groups, _count(pattern, scores.device)).view(scores.shape)
+def compiled_keep_mask(weight: Tensor, pattern: NMPattern, axis: int) -> Tensor:
+    """``mask.magnitude_mask`` of fp32 or fp64 weights."""
+    groups, n = to_groups(weight, pattern.m, axis), _count(pattern, weight.device)
+    if groups.shape[2] > 1 and weight.device.type == "cpu":
+        return magnitude_mask(weight, pattern, axis)
+    if pattern.m <= PAIRS_UP_TO:
+        kept: Tensor = compiled(_pair_mask)(groups, n)
+    elif pattern.n == 1 and pattern.m % 4 == 0 and groups.shape[2] == 1:
+        kept = compiled(_highest_words)(groups).view(torch.bool)
+    else:
+        kept = compiled(_loop_bytes)(groups, n).view(torch.bool)
+    return kept.view(weight.shape)
 
 
 def compiled_project(p: Tensor, dense: Tensor, pattern: NMPattern, axis: int) -> None:
@@ -65,9 +74,10 @@ def compiled_project(p: Tensor, dense: Tensor, pattern: NMPattern, axis: int) ->
     """
     groups, n = to_groups(dense, pattern.m, axis), _count(pattern, dense.device)
     if groups.shape[2] > 1 and pattern.m <= PAIRS_UP_TO:
-        compiled(_project_pairs)(to_groups(p, pattern.m, axis), groups, n)
+        members = to_groups(p, pattern.m, axis).unbind(1)
+        compiled(_project_pairs)(members, groups, n)
         return
-    codes = _kept(groups, n).view(torch.int8)
+    codes = compiled_keep_mask(dense, pattern, axis).view(torch.int8)
     compiled(_apply)(p.view(-1), dense.view(-1), codes.view(-1))
 
 
@@ -125,17 +135,6 @@ def step_scalars(
     }
 
 
-def _kept(groups: Tensor, n: Tensor) -> Tensor:
-    """True where a magnitude of ``[X, M, B]`` is kept."""
-    _, m, behind = groups.shape
-    if m > PAIRS_UP_TO:
-        ranked = _loop_bytes
-    else:
-        ranked = _pair_mask if behind == 1 else _pair_bytes
-    kept: Tensor = compiled(ranked)(groups, n)
-    return kept.view(torch.bool)
-
-
 def _count(pattern: NMPattern, device: torch.device) -> Tensor:
     """N as a tensor, so that every N shares one compiled function."""
     return torch.tensor(pattern.n, dtype=torch.int32, device=device)
@@ -159,17 +158,30 @@ def _pair_mask(groups: Tensor, n: Tensor) -> Tensor:
     return torch.stack([rank < n for rank in _ranks(groups)], 1)
 
 
-def _pair_bytes(groups: Tensor, n: Tensor) -> Tensor:
-    return torch.stack([(rank < n).to(torch.int8) for rank in _ranks(groups)], 1)
-
-
-def _project_pairs(out: Tensor, groups: Tensor, n: Tensor) -> None:
+def _project_pairs(out: tuple[Tensor, ...], groups: Tensor, n: Tensor) -> None:
+    # Each member is written by itself: into one tensor, all would be computed M times.
     for i, rank in enumerate(_ranks(groups)):
-        out[:, i].copy_(torch.where(rank < n, groups[:, i], 0.0))
+        out[i].copy_(torch.where(rank < n, groups[:, i], 0.0))
+
+
+def _highest_words(groups: Tensor) -> Tensor:
+    """The mask of 1:M groups ``[X, M, 1]``, its bytes four to a word."""
+    members = groups.abs().squeeze(2).unbind(1)
+    best = functools.reduce(torch.maximum, members)
+    seen, hits = torch.zeros((), dtype=torch.int32, device=groups.device), []
+    for own in members:
+        hit = (own >= best).to(torch.int32) & (1 - seen)
+        seen = seen | hit
+        hits.append(hit)
+    words = [
+        hits[i] | hits[i + 1] << 8 | hits[i + 2] << 16 | hits[i + 3] << 24
+        for i in range(0, len(hits), 4)
+    ]
+    return torch.stack(words, 1)
 
 
 def _loop_bytes(groups: Tensor, n: Tensor) -> Tensor:
-    """:func:`_pair_bytes` for large M, whose graph of pairs would be large too."""
+    """:func:`_pair_mask` for large M, whose graph of pairs would be large too."""
     groups = groups.abs()
     place = torch.arange(groups.shape[1], device=groups.device).view(1, -1, 1)
     rank = torch.zeros(groups.shape, dtype=torch.int32, device=groups.device)

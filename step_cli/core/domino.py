@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from step_cli.core.mask import keep_mask, to_groups
+from step_cli.core.mask import magnitude_mask, to_groups
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan, Plan
 from step_cli.errors import UsageError
@@ -167,6 +167,6 @@ def _energies(weight: Tensor, layer: LayerPlan) -> dict[int, float]:
     dense = weight.detach().float()
     found = {}
     for n in allowed(layer.pattern.m):
-        keep = keep_mask(dense.abs(), NMPattern(n, layer.pattern.m), layer.axis)
+        keep = magnitude_mask(dense, NMPattern(n, layer.pattern.m), layer.axis)
         found[n] = float(torch.where(keep, dense, 0).double().square().sum())
     return found

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from step_cli.core import domino
-from step_cli.core.mask import keep_mask
+from step_cli.core.mask import magnitude_mask
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan, Plan
 from step_cli.errors import UsageError
@@ -82,7 +82,7 @@ class _Searched:
 
     def _keep(self) -> Tensor:
         pattern = NMPattern(self.trial, self.m)
-        return keep_mask(self.dense.abs(), pattern, self.plan.axis)
+        return magnitude_mask(self.dense, pattern, self.plan.axis)
 
 
 def search(

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from step_cli.core.pattern import NMPattern
+from step_cli.core.ranks import Ranks
 from step_cli.errors import NonFiniteError, UsageError
-
-CHUNK = 1 << 18  # weights ranked at a time, so that the work stays in the cache
 
 
 def nm_mask(scores: Tensor, pattern: NMPattern | str, axis: int) -> Tensor:
@@ -57,15 +56,21 @@ def check_groups(shape: tuple[int, ...], pattern: NMPattern, axis: int) -> None:
 
 def keep_mask(scores: Tensor, pattern: NMPattern, axis: int) -> Tensor:
     """:func:`nm_mask` for scores known to be divisible and free of NaN."""
-    groups = to_groups(scores, pattern.m, axis)
-    keep = torch.empty(groups.shape, dtype=torch.bool, device=scores.device)
-    if pattern.dense:
-        return keep.fill_(True).view(scores.shape)
-    rows = max(1, CHUNK // max(1, groups.shape[1] * groups.shape[2]))
-    parts = zip(torch.split(groups, rows), torch.split(keep, rows), strict=True)
-    for part, out in parts:
-        out.copy_(_beaten_by(part.movedim(1, 0)).lt(pattern.n).movedim(0, 1))
-    return keep.view(scores.shape)
+    return _highest(scores, pattern, axis, magnitude=False)
+
+
+def magnitude_mask(weight: Tensor, pattern: NMPattern, axis: int) -> Tensor:
+    """:func:`keep_mask` of ``weight.abs()``, without a copy of the whole."""
+    return _highest(weight, pattern, axis, magnitude=True)
+
+
+def _highest(
+    values: Tensor, pattern: NMPattern, axis: int, *, magnitude: bool
+) -> Tensor:
+    if pattern.dense or not values.numel():
+        return torch.ones(values.shape, dtype=torch.bool, device=values.device)
+    groups = to_groups(values, pattern.m, axis)
+    return Ranks(groups, magnitude=magnitude).highest(pattern.n).view(values.shape)
 
 
 def to_groups(values: Tensor, m: int, axis: int) -> Tensor:
@@ -73,16 +78,6 @@ def to_groups(values: Tensor, m: int, axis: int) -> Tensor:
     axis %= values.dim()
     before, behind = values.shape[:axis].numel(), values.shape[axis + 1 :].numel()
     return values.reshape(before * (values.shape[axis] // m), m, behind)
-
-
-def _beaten_by(groups: Tensor) -> Tensor:
-    """How many of its group beat each score; ``groups`` is (M, X, B)."""
-    groups = groups.contiguous()  # the group first: each comparison is one long row
-    rank = torch.zeros(groups.shape, dtype=torch.int16, device=groups.device)
-    for j, score in enumerate(groups):
-        rank[:j] += score > groups[:j]
-        rank[j + 1 :] += score >= groups[j + 1 :]
-    return rank
 
 
 def count_violations(weight: Tensor, pattern: NMPattern, axis: int) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from step_cli.core.backward import Backward
-from step_cli.core.mask import keep_mask
+from step_cli.core.mask import magnitude_mask
 from step_cli.core.plan import LayerPlan, Plan
 
 
@@ -111,7 +111,7 @@ class Recipe:
 
     def keep(self, layer: Layer) -> Tensor:
         """8. Which weights are kept? A boolean mask, True where one is."""
-        return keep_mask(layer.dense.abs(), layer.plan.pattern, layer.plan.axis)
+        return magnitude_mask(layer.dense, layer.plan.pattern, layer.plan.axis)
 
     def project(self, layer: Layer) -> Tensor:
         """9. What does the layer multiply by?"""

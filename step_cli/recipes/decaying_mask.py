@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from step_cli.core import decay
 from step_cli.core.decay import StepOrShare
-from step_cli.core.mask import keep_mask
+from step_cli.core.mask import magnitude_mask
 from step_cli.core.recipe import DENSE, MASK_LEARNING, Layer, Phase, Recipe
 
 
@@ -57,4 +57,4 @@ class DecayingMask(Recipe):
             stages = decay.geometric_stages(pattern, layer.dense.shape[axis])
         span = decay.decay_span(layer.total_steps, layer.start, self.fine_tune)
         stage = decay.stage_at(stages, layer.age, span)
-        return keep_mask(layer.dense.abs(), stage, axis)
+        return magnitude_mask(layer.dense, stage, axis)

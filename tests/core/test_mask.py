@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_cli.core import mask as mask_module
-from step_cli.core.mask import count_violations, nm_mask
+from step_cli.core import ranks
+from step_cli.core.mask import count_violations, magnitude_mask, nm_mask
 from step_cli.core.pattern import NMPattern
 from step_cli.errors import NonFiniteError, UsageError
 
@@ -107,12 +107,13 @@ def test_a_shard_without_rows_has_an_empty_mask() -> None:
     assert nm_mask(torch.zeros(8, 0), "2:4", axis=0).shape == (8, 0)
 
 
-def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pattern", ["2:4", "1:16"])
+def test_chunks_do_not_show(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)).abs()
-    whole = [nm_mask(weight, "2:4", axis) for axis in (0, 1)]
-    monkeypatch.setattr(mask_module, "CHUNK", 40)
+    whole = [nm_mask(weight, pattern, axis) for axis in (0, 1)]
+    monkeypatch.setattr(ranks, "CHUNK", 40)
     for axis, expected in enumerate(whole):
-        assert torch.equal(nm_mask(weight, "2:4", axis), expected)
+        assert torch.equal(nm_mask(weight, pattern, axis), expected)
 
 
 def test_scaling_and_sign_do_not_change_the_mask() -> None:
@@ -120,6 +121,35 @@ def test_scaling_and_sign_do_not_change_the_mask() -> None:
     mask = nm_mask(weight.abs(), "2:4", axis=1)
     assert torch.equal(nm_mask((-weight).abs(), "2:4", axis=1), mask)
     assert torch.equal(nm_mask((weight * 7).abs(), "2:4", axis=1), mask)
+
+
+@pytest.mark.parametrize("pattern", ["1:16", "1:20", "3:16", "1:32", "5:130"])
+@pytest.mark.parametrize("behind", [1, 9, ranks.LONG])
+def test_wide_groups_equal_the_slow_loop(pattern: str, behind: int) -> None:
+    parsed = NMPattern.parse(pattern)
+    generator = torch.Generator().manual_seed(parsed.m)
+    scores = torch.randint(-3, 3, (3, 2 * parsed.m, behind), generator=generator)
+    found = nm_mask(scores.float(), parsed, 1)
+    assert torch.equal(found, slow_mask(scores.float(), parsed.n, parsed.m, 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_mask_by_magnitude_is_that_of_the_absolute_weights(
+    dtype: torch.dtype, axis: int
+) -> None:
+    weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for pattern in (NMPattern(2, 4), NMPattern(1, 16), NMPattern(4, 4)):
+        found = magnitude_mask(weight, pattern, axis)
+        assert torch.equal(found, nm_mask(weight.abs(), pattern, axis))
+
+
+def test_a_mask_of_what_is_no_block_of_memory() -> None:
+    weight = torch.randn(8, 24, generator=torch.Generator().manual_seed(0))
+    for view in (weight.T, weight[:, ::3], weight.T[::2]):
+        assert torch.equal(
+            nm_mask(view.abs(), "2:4", 0), slow_mask(view.abs(), 2, 4, 0)
+        )
 
 
 def test_large_groups_are_ranked_right() -> None:

@@ -1,0 +1,109 @@
+"""Which weights of each group are kept, with the plain operations of torch.
+
+In memory the members of a group stand equally far apart. So comparing a line of weights
+with itself, shifted by d of these distances, compares every weight with the one d
+places behind it in its group; what reaches into another group is set to 0.
+
+The forms were chosen by measuring on a CPU: comparisons that write floats and sums of
+8-bit integers are vectorised there, those that write booleans are not; and the work of
+one chunk stays in the cache.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 19  # weights ranked at a time on a CPU
+LARGE_CHUNK = 1 << 24  # elsewhere, where each operation costs a launch
+LONG = 64  # weights; rows of at least this many are lines of their own
+INT8_UP_TO = 127  # M
+MANY = 16  # members of a group, from which finding its highest beats ranking all
+
+
+class Ranks:
+    """Ranks the members of all groups of ``[X, M, B]``, a chunk at a time.
+
+    Args:
+        groups: M scores, or weights, per group.
+        magnitude: Whether the scores are the magnitudes of what is given.
+    """
+
+    def __init__(self, groups: Tensor, *, magnitude: bool) -> None:
+        self.groups, self.magnitude = groups.detach(), magnitude
+        count, self.m, self.behind = groups.shape
+        chunk = CHUNK if groups.device.type == "cpu" else LARGE_CHUNK
+        self.rows = max(1, min(count, chunk // max(1, self.m * self.behind)))
+        self.long = self.behind >= LONG
+        self._dtype = torch.int8 if self.m <= INT8_UP_TO else torch.int16
+        place = torch.arange(self.m, dtype=self._dtype, device=groups.device)
+        self._place = self._line(place)
+        self._same_group = [self._line(place < self.m - d) for d in range(self.m)]
+        size = self.rows * self.m * self.behind
+        self._scores, self._found = groups.new_empty(size), groups.new_empty(size)
+        self._small = groups.new_empty(size, dtype=self._dtype)
+
+    def highest(self, n: int) -> Tensor:
+        """True for the ``n`` highest of each group; of equal ones the first."""
+        keep = self.groups.new_empty(self.groups.shape, dtype=self._dtype)
+        mark = self._mark_highest if n == 1 and self.m >= MANY else self._rank
+        parts = torch.split(self.groups, self.rows), torch.split(keep, self.rows)
+        for part, out in zip(*parts, strict=True):
+            scores = self._scores[: part.numel()].view(part.shape)
+            torch.abs(part, out=scores) if self.magnitude else scores.copy_(part)
+            mark(scores, out)
+            out.lt_(n)
+        return keep.view(torch.bool) if self.m <= INT8_UP_TO else keep.bool()
+
+    def _rank(self, scores: Tensor, rank: Tensor) -> None:
+        """Count for each score how many of its group beat it."""
+        scores, rank = self._lines(scores), self._lines(rank)
+        # An equal score beats all behind it: as if every earlier one did, until shown
+        # to be lower.
+        rank.copy_(self._place[: rank.shape[1]])
+        for d in range(1, self.m):
+            step = d * self.behind
+            beats = self._compare(torch.gt, scores[:, step:], scores[:, :-step])
+            self._drop_other_groups(beats, d)
+            rank[:, :-step] += beats
+            rank[:, step:] -= beats
+
+    def _mark_highest(self, scores: Tensor, rank: Tensor) -> None:
+        """Set 0 for the highest of each group, the first of equal ones, else 1."""
+        best = self._compare(torch.lt, scores, scores.amax(1, keepdim=True))
+        lower, seen = self._lines(rank), self._lines(1 - best)
+        lower.copy_(self._lines(best))
+        reach = 1
+        while reach < self.m:  # afterwards: is one of the highest here or before?
+            step = reach * self.behind
+            before = seen[:, :-step].clone()
+            self._drop_other_groups(before, reach)
+            seen[:, step:] |= before
+            reach *= 2
+        before = seen[:, : -self.behind].clone()
+        self._drop_other_groups(before, 1)
+        lower[:, self.behind :] |= before
+
+    def _compare(
+        self, compare: Callable[..., Any], left: Tensor, right: Tensor
+    ) -> Tensor:
+        """1 where the comparison holds, shape of ``left``; valid until the next."""
+        found = self._found[: left.numel()].view(left.shape)
+        compare(left, right, out=found)
+        small: Tensor = self._small[: left.numel()].view(left.shape).copy_(found)
+        return small
+
+    def _drop_other_groups(self, values: Tensor, d: int) -> None:
+        """Set 0 where the weight ``d`` places on is of another group."""
+        if not self.long:
+            values &= self._same_group[d][: values.shape[1]]
+
+    def _line(self, members: Tensor) -> Tensor:
+        """One value per member of a group, for each weight of a line."""
+        groups = 1 if self.long else self.rows
+        return members.to(self._dtype).repeat_interleave(self.behind).repeat(groups)
+
+    def _lines(self, part: Tensor) -> Tensor:
+        """A chunk as lines in which each weight's group lies ahead of it."""
+        return part.view(len(part) if self.long else 1, -1)
