@@ -24,9 +24,10 @@ LAYERS = {
         "train_config", "training",
     },
     "training": {
-        "config", "core", "data", "errors", "formats", "models", "recipes", "reports",
-        "samples", "train_config",
+        "config", "core", "data", "errors", "formats", "live", "models", "recipes",
+        "reports", "samples", "train_config",
     },
+    "live": {"render"},
     "optimizers": {"core", "errors", "recipes"},
     "models": {"errors", "formats", "samples"},
     "data": {"errors", "samples"},

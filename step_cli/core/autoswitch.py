@@ -92,11 +92,15 @@ class Criterion(ABC):
         name: What a user types.
         needs: The fields of a sample that are read.
         threshold: What the value is compared with; None where there is no value.
+        above: The test asks for a value above the threshold, not below.
+        window: How many steps the value is taken over.
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
+    above: ClassVar[bool] = False
     threshold: float | None = None
+    window: int = 1
 
     @abstractmethod
     def value(self, sample: VarianceSample) -> float | None:
@@ -250,6 +254,7 @@ class Staleness(Criterion):
 
     name = "staleness"
     needs = frozenset({"v_l1"})
+    above = True
     threshold = 0.96
 
     def __init__(self, beta2: float, window: int | None = None) -> None:

@@ -25,12 +25,15 @@ class MaskWatch:
 
     def __init__(self) -> None:
         self._before: dict[Tensor, _Before] = {}
-        self._d = 0
-        self._sums: Tensor | None = None  # flips, change on pruned, change
+        self._watched: list[Tensor] = []
+        # Flips of each parameter, then the change on pruned weights, and the change.
+        self._sums: Tensor | None = None
+        self._read: list[float] | None = None
 
     def forget(self) -> None:
         """Drop the measurement of the last step."""
-        self._before, self._sums = {}, None
+        self._before, self._watched = {}, []
+        self._sums = self._read = None
 
     def before_update(self, p: Tensor, shown: Tensor, dense: Tensor) -> None:
         """Remember what the model holds of ``p``, and its dense weights."""
@@ -42,27 +45,54 @@ class MaskWatch:
         Args:
             now: The parameters of :meth:`before_update`, with the same two tensors.
         """
-        sums = ShardSum(3)
-        for p, before in self._before.items():
+        layers = len(self._before)
+        total = ShardSum(layers + 2)
+        for number, (p, before) in enumerate(self._before.items()):
             shown, dense = now[p]
             change = (dense - before.dense).abs_()
             flips = before.kept != (shown != 0)
             pruned = torch.where(before.kept, 0, change)
-            sums.beside(p).add_(torch.stack([flips.sum(), pruned.sum(), change.sum()]))
-        self._d = sum(p.numel() for p in self._before)
-        self._sums = sums.total() if self._before else None
+            sums = total.beside(p)
+            sums[number].add_(flips.sum())
+            sums[layers:].add_(torch.stack([pruned.sum(), change.sum()]))
+        self._watched = list(self._before)
+        self._sums = total.total() if self._before else None
         self._before = {}
 
+    def flip_rates(self) -> dict[Tensor, float] | None:
+        """Share of mask entries that changed in each parameter; waits for the device.
+
+        None where nothing was watched.
+        """
+        sums = self._all()
+        if sums is None:
+            return None
+        # The order is that in which `before_update` saw them.
+        return {
+            p: flips / max(1, p.numel())
+            for p, flips in zip(self._watched, sums, strict=False)
+        }
+
     def flip_rate(self) -> float | None:
-        """Share of mask entries that changed; waits for the device."""
-        return None if self._sums is None else float(self._sums[0]) / self._d
+        """Share of all mask entries that changed; waits for the device."""
+        sums = self._all()
+        if sums is None:
+            return None
+        return sum(sums[:-2]) / sum(p.numel() for p in self._watched)
 
     def pruned_update_share(self) -> float | None:
         """Share of the update, in absolute value, that fell on pruned weights.
 
         None where nothing moved, or an update was not finite.
         """
-        if self._sums is None:
+        sums = self._all()
+        if sums is None:
             return None
-        _, pruned, whole = self._sums.tolist()
+        pruned, whole = sums[-2:]
         return pruned / whole if 0 < whole < math.inf else None
+
+    def _all(self) -> list[float] | None:
+        """All sums, brought to the host at once, whatever was asked for."""
+        if self._read is None and self._sums is not None:
+            self._read = self._sums.tolist()
+        return self._read

@@ -198,6 +198,10 @@ class SparseOptimizer(SparseView):
         """Share of mask entries the last step changed, if ``watch_masks`` was set."""
         return self._mask_watch.flip_rate()
 
+    def flip_rates(self) -> dict[Tensor, float] | None:
+        """The same share for each sparse parameter by itself."""
+        return self._mask_watch.flip_rates()
+
     def pruned_update_share(self) -> float | None:
         """Share of the last update that fell on pruned weights, if it was watched."""
         return self._mask_watch.pruned_update_share()

@@ -19,15 +19,20 @@ class PlainSpokenConsole(Console):
         raise BrokenPipeError
 
 
-def console(out: TextIO) -> Console:
-    """A console that keeps its escape codes to terminals that want them."""
+def is_plain(out: TextIO) -> bool:
+    """Whether ``out`` is no terminal, or one that wants no escape codes."""
     environment = os.environ
-    plain = (
+    return (
         not out.isatty()
         or "NO_COLOR" in environment
         or "CI" in environment
         or environment.get("TERM") == "dumb"
     )
+
+
+def console(out: TextIO) -> Console:
+    """A console that keeps its escape codes to terminals that want them."""
+    plain = is_plain(out)
     return PlainSpokenConsole(
         file=out,
         force_terminal=not plain,

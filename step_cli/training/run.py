@@ -16,6 +16,7 @@ from step_cli.train_config import TrainConfig, keys_of, load_config, to_toml
 from step_cli.training.checkpoints import load_checkpoint, save_checkpoint
 from step_cli.training.curves import draw_curves
 from step_cli.training.evaluate import evaluate
+from step_cli.training.followers import following
 from step_cli.training.run_directory import (
     refuse_existing,
     resumed_directory,
@@ -58,8 +59,12 @@ def _go_on(
     settings, optimizer = config.train, setup.optimizer
     header = VarianceHeader(settings.betas[1], settings.eps, settings.steps)
     save = partial(save_checkpoint, path, setup.model, optimizer, keep=settings.keep)
-    with Records(path, header, after) as records, stop_on_request() as stop:
-        trainer = Trainer(config, setup, records, save)
+    with (
+        Records(path, header, after) as records,
+        following(setup, path, settings.steps, after) as followers,
+        stop_on_request() as stop,
+    ):
+        trainer = Trainer(config, setup, records, save, followers)
         trainer.run(stop)
         if stop() and optimizer.steps_taken < settings.steps:
             save()

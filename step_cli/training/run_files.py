@@ -17,6 +17,40 @@ from step_cli.formats.torch_arrays import to_array
 from step_cli.formats.variance_log import VarianceHeader, header_line, sample_line
 
 
+class LineRecord:
+    """A file of JSON lines, each flushed when it is written.
+
+    Args:
+        path: The file.
+        header: Its first line, or nothing.
+        after: The step to go on after; what was recorded later is cut off.
+
+    Raises:
+        OutputError: It cannot be written; also by :meth:`write`.
+    """
+
+    def __init__(self, path: Path, header: str = "", after: int = 0) -> None:
+        save_text(path, header + _up_to(path, after))
+        try:
+            self._file: TextIO = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise OutputError((error.strerror or "").lower(), file=path) from None
+
+    def write(self, line: str) -> None:
+        """Record one step; ``line`` ends with its line end."""
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(
+                f"{(error.strerror or 'cannot write').lower()}", file=self._file.name
+            ) from None
+
+    def close(self) -> None:
+        """No more is recorded."""
+        self._file.close()
+
+
 class Records:
     """``metrics.jsonl`` and ``variance.jsonl``, one flushed line at a time.
 
@@ -27,10 +61,9 @@ class Records:
     """
 
     def __init__(self, run_dir: Path, header: VarianceHeader, after: int = 0) -> None:
-        metrics, variance = run_dir / "metrics.jsonl", run_dir / "variance.jsonl"
-        save_text(metrics, _up_to(metrics, after))
-        save_text(variance, header_line(header) + _up_to(variance, after))
-        self._metrics, self._variance = _open(metrics), _open(variance)
+        self._metrics = LineRecord(run_dir / "metrics.jsonl", after=after)
+        first = header_line(header)
+        self._variance = LineRecord(run_dir / "variance.jsonl", first, after)
 
     def __enter__(self) -> Self:
         return self
@@ -41,28 +74,11 @@ class Records:
 
     def metrics(self, values: dict[str, Any]) -> None:
         """Record one logged step."""
-        self._write(self._metrics, json.dumps(values, allow_nan=False) + "\n")
+        self._metrics.write(json.dumps(values, allow_nan=False) + "\n")
 
     def variance(self, sample: VarianceSample) -> None:
         """Record one step in which the variance was updated."""
-        self._write(self._variance, sample_line(sample))
-
-    @staticmethod
-    def _write(file: TextIO, line: str) -> None:
-        try:
-            file.write(line)
-            file.flush()
-        except OSError as error:
-            raise OutputError(
-                f"{(error.strerror or 'cannot write').lower()}", file=file.name
-            ) from None
-
-
-def _open(path: Path) -> TextIO:
-    try:
-        return path.open("a", encoding="utf-8")
-    except OSError as error:
-        raise OutputError((error.strerror or "").lower(), file=path) from None
+        self._variance.write(sample_line(sample))
 
 
 def _up_to(path: Path, step: int) -> str:

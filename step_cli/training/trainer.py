@@ -6,8 +6,7 @@ keeps the model sparse (`core/optimizer.py`).
 
 import logging
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +17,12 @@ from step_cli.data import batch_at
 from step_cli.errors import NonFiniteError
 from step_cli.train_config import TrainConfig
 from step_cli.training.evaluate import autocast, evaluate, loss_of, scores_of
+from step_cli.training.follower import Follower
 from step_cli.training.run_files import Records
 from step_cli.training.schedule import lr_at
 from step_cli.training.setup import Setup
 
 logger = logging.getLogger(__name__)
-
-SAY_EVERY_S = 10.0  # seconds between lines of progress
 
 
 @dataclass
@@ -37,12 +35,14 @@ class Trainer:
             weights first, sparse ones then. The optimizer counts the steps.
         records: Where logged steps go.
         save: Saves a checkpoint.
+        followers: Are told of each step.
     """
 
     config: TrainConfig
     setup: Setup
     records: Records
     save: Callable[[], None]
+    followers: Sequence[Follower] = ()
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Train up to the last step, or until ``stop`` says so after a step.
@@ -51,7 +51,6 @@ class Trainer:
             NonFiniteError: The loss or a gradient is NaN or infinite.
         """
         train, optimizer = self.config.train, self.setup.optimizer
-        said = time.monotonic()
         self.setup.model.train()
         while optimizer.steps_taken < train.steps and not stop():
             step = optimizer.steps_taken + 1
@@ -60,13 +59,14 @@ class Trainer:
             lr = lr_at(step, train)
             loss = self._step(step, lr, watch=logged)
             self._record_variance()
+            for follower in self.followers:
+                follower.stepped(step, loss, lr)
             if logged or evaluated:
                 values = self._values(step, lr, loss)
                 values |= self._evaluations() if evaluated else {}
                 self.records.metrics(values)
-            if evaluated or time.monotonic() - said > SAY_EVERY_S:
-                said = time.monotonic()
-                self._say(step, loss, values if evaluated else {})
+                for follower in self.followers:
+                    follower.recorded(values)
             if step % train.checkpoint_every == 0 and step < train.steps:
                 self.save()
 
@@ -142,9 +142,3 @@ class Trainer:
                 pruned = self.evaluate()
             values |= {f"pruned_{name}": value for name, value in pruned.items()}
         return values
-
-    def _say(self, step: int, loss: float, values: dict[str, Any]) -> None:
-        accuracy = values.get("eval_accuracy")
-        shown = "" if accuracy is None else f", held-out accuracy {accuracy:.4f}"
-        steps, phase = self.config.train.steps, self.setup.optimizer.phase
-        logger.info("step %d of %d, %s, loss %.4f%s", step, steps, phase, loss, shown)

@@ -133,12 +133,13 @@ def communications(kind: str) -> list[int]:
     return counts
 
 
-def watched_step() -> tuple[float | None, float | None]:
+def watched_step() -> tuple[float | None, float | None, list[float]]:
     model = sharded_model()
     optimizer = optimizer_of(model, recipe="ste")
     optimizer.watch_masks = True
     train(model, optimizer, batches(3))
-    return optimizer.flip_rate(), optimizer.pruned_update_share()
+    rates = optimizer.flip_rates() or {}
+    return optimizer.flip_rate(), optimizer.pruned_update_share(), [*rates.values()]
 
 
 def rows_as_groups(rows: int, dim: int) -> str | list[int]:

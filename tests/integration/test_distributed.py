@@ -121,6 +121,8 @@ def test_what_is_watched_is_that_of_all_shards(ranks: Ranks) -> None:
     assert one == other
     assert one[0] == optimizer.flip_rate()
     assert one[1] == pytest.approx(optimizer.pruned_update_share())
+    rates = optimizer.flip_rates()
+    assert rates is not None and one[2] == list(rates.values())
 
 
 # ------------------------------------------------------------------- groups stay whole

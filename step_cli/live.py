@@ -1,0 +1,55 @@
+"""A few lines on the terminal that are drawn anew while a command works.
+
+Only where stderr is a terminal that wants it; elsewhere a command says what it does in
+plain lines of its log. Drawing happens in a thread of its own, so work never waits.
+"""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+
+from rich.console import RenderableType
+from rich.live import Live
+
+from step_cli.render.tables import console, is_plain
+
+REFRESH_PER_S = 4
+
+
+def wanted() -> bool:
+    """Whether stderr can show it, and notes are not silenced by --quiet."""
+    talks = logging.getLogger("step_cli").isEnabledFor(logging.INFO)
+    return talks and not is_plain(sys.stderr)
+
+
+@contextlib.contextmanager
+def live(draw: Callable[[], RenderableType]) -> Iterator[None]:
+    """Show what ``draw`` returns, below all that is logged, until the block ends.
+
+    Args:
+        draw: Called in another thread: it reads plain values and waits for nothing.
+    """
+    shown = Live(
+        get_renderable=draw,
+        console=console(sys.stderr),
+        refresh_per_second=REFRESH_PER_S,
+        transient=True,
+        redirect_stdout=False,
+    )
+    with contextlib.suppress(OSError):  # the terminal is gone; the work is not
+        shown.start()
+    handlers = [
+        handler
+        for handler in logging.getLogger("step_cli").handlers
+        if isinstance(handler, logging.StreamHandler)
+    ]
+    streams = [handler.setStream(sys.stderr) for handler in handlers]
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            shown.stop()
+        for handler, stream in zip(handlers, streams, strict=True):
+            if stream is not None:
+                handler.setStream(stream)
