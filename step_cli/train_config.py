@@ -187,10 +187,22 @@ def _anchor(document: dict[str, Any], base: Path) -> None:
         value = table[key]
         if not value:
             continue
-        # sample:NAME and module:function are no paths, and nothing else has a colon.
-        place, colon, _ = value.rpartition(":")
-        if key != "source" or not colon or place.endswith(".py"):
-            table[key] = str(base / value)
+        is_spec = key == "source"
+        table[key] = absolute_spec(value, base) if is_spec else str(base / value)
+
+
+def absolute_spec(spec: str, base: Path | None = None) -> str:
+    """The SPEC of a model that does not depend on the working directory.
+
+    Args:
+        spec: As in ``[model] source``.
+        base: What a path is relative to; the working directory by default.
+    """
+    # sample:NAME and module:function are no paths, and nothing else has a colon.
+    place, colon, _ = spec.rpartition(":")
+    if colon and not place.endswith(".py"):
+        return spec
+    return str((base or Path.cwd()) / spec)
 
 
 def _apply(document: dict[str, Any], override: str) -> None:

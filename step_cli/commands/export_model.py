@@ -1,7 +1,6 @@
 """From a checkpoint to a model that can be traced: its source, precision and inputs."""
 
 import logging
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,8 @@ from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.graph_input import GraphInput, parse_input
 from step_cli.formats.hf_model import build_hugging_face, is_hugging_face
 from step_cli.formats.hf_weights import load_hugging_face
+from step_cli.formats.model_source import ModelSource, read_source
+from step_cli.train_config import absolute_spec
 
 if TYPE_CHECKING:
     import torch
@@ -59,11 +60,11 @@ def load_model(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> Load
         InputError: The weights do not fit the model.
         NonFiniteError: A weight overflows in the precision asked for.
     """
-    spec = model_spec(config, checkpoint)
-    if is_hugging_face(Path(spec)):
-        loaded = _hugging_face(Path(spec), checkpoint, plan)
+    source = model_source(config, checkpoint)
+    if is_hugging_face(Path(source.spec)):
+        loaded = _hugging_face(Path(source.spec), checkpoint, plan)
     else:
-        loaded = _built(spec, checkpoint, plan)
+        loaded = _built(source, checkpoint, plan)
     if config.input:
         inputs = [parse_input(text) for text in config.input]
         loaded = replace(loaded, inputs=inputs, examples=None)
@@ -80,40 +81,38 @@ def load_model(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> Load
     return replace(loaded, inputs=inputs, precision=precision)
 
 
-def model_spec(config: ExportConfig, checkpoint: Checkpoint) -> str:
-    """Which model a checkpoint is of: as the user says, else as it says itself.
+def model_source(config: ExportConfig, checkpoint: Checkpoint) -> ModelSource:
+    """What builds the model of a checkpoint: as the user says, else as it says itself.
 
     Raises:
         UsageError: Neither says, or the checkpoint names code of the user.
     """
+    home = checkpoint.path / "model" if checkpoint.format == "run" else checkpoint.path
+    recorded = read_source(home)
     if config.model is not None:
-        return config.model
-    if checkpoint.format == "run":
-        return _spec_of_run(checkpoint.path)
-    if is_hugging_face(checkpoint.path):
-        return str(checkpoint.path)
-    raise UsageError(
-        "the checkpoint does not say which model it is of; pass --model sample:NAME, "
-        "a Hugging Face directory, or net.py:build",
-        file=checkpoint.path,
-    )
+        return _with_options(config.model, recorded)
+    if is_hugging_face(home):
+        return ModelSource(str(home))
+    if recorded is None:
+        raise UsageError(
+            "the checkpoint does not say which model it is of; pass --model "
+            "sample:NAME, a Hugging Face directory, or net.py:build",
+            file=checkpoint.path,
+        )
+    if not recorded.spec.startswith("sample:"):
+        raise UsageError(
+            f"the run's model is code ({recorded.spec}), which is never run by itself; "
+            "pass --model net.py:build",
+            file=checkpoint.path,
+        )
+    return recorded
 
 
-def _spec_of_run(run: Path) -> str:
-    if is_hugging_face(run / "model"):
-        return str(run / "model")
-    path = run / "config.toml"
-    try:
-        spec = str(tomllib.loads(path.read_text(encoding="utf-8"))["model"]["source"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError("does not say the model of the run", file=path) from None
-    if spec.startswith("sample:"):
-        return spec
-    raise UsageError(
-        f"the run's model is code ({spec}), which is never run by itself; "
-        "pass --model net.py:build",
-        file=run,
-    )
+def _with_options(spec: str, recorded: ModelSource | None) -> ModelSource:
+    """The options of training belong to the model that was trained, and to no other."""
+    if recorded is not None and absolute_spec(spec) == recorded.spec:
+        return recorded
+    return ModelSource(spec)
 
 
 def precision_of(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> Precision:
@@ -159,11 +158,11 @@ def in_precision(given: GraphInput, precision: Precision) -> GraphInput:
     return replace(given, dtype=DTYPES[precision])
 
 
-def _built(spec: str, checkpoint: Checkpoint, plan: Plan) -> LoadedModel:
+def _built(source: ModelSource, checkpoint: Checkpoint, plan: Plan) -> LoadedModel:
     from step_cli.formats.example_inputs import inputs_of_examples
     from step_cli.models import build_model, load_weights
 
-    built = build_model(spec)
+    built = build_model(source.spec, source.options)
     load_weights(built.model, checkpoint)
     examples = built.example_inputs
     inputs = inputs_of_examples(examples) if examples else []

@@ -6,6 +6,7 @@ from pathlib import Path
 from step_cli.core.layers import density, plan_for
 from step_cli.data import load_data
 from step_cli.errors import InputError
+from step_cli.formats.model_source import ModelSource
 from step_cli.formats.plan import FILE as PLAN
 from step_cli.formats.plan import plan_json, read_plan
 from step_cli.formats.variance_log import VarianceHeader
@@ -17,12 +18,13 @@ from step_cli.training.checkpoints import load_checkpoint, save_checkpoint
 from step_cli.training.curves import draw_curves
 from step_cli.training.evaluate import evaluate
 from step_cli.training.followers import following
+from step_cli.training.model_files import save_model
 from step_cli.training.run_directory import (
     refuse_existing,
     resumed_directory,
     run_directory,
 )
-from step_cli.training.run_files import Records, save_model, save_text
+from step_cli.training.run_files import Records, save_text
 from step_cli.training.setup import Setup, default_device, selection, set_up
 from step_cli.training.stop import stop_on_request
 from step_cli.training.trainer import Trainer
@@ -72,11 +74,17 @@ def _go_on(
     report = _report(trainer, run_dir)
     if report.ok:
         plan = setup.plan if optimizer.rules.sparse else None
-        save_model(path / "model", setup.model, plan)
+        source = ModelSource(config.model.source, config.model.options)
+        save_model(path / "model", setup.model, plan, source, _tokenizers(config))
     save_text(path / "report.json", report.document() + "\n")
     eps = config.switch.eps or settings.eps
     draw_curves(path, eps=eps, switch_step=optimizer.switch_step)
     return report
+
+
+def _tokenizers(config: TrainConfig) -> list[Path]:
+    """The directories whose tokenizer the model was trained with, if there are any."""
+    return [Path(config.model.source)]
 
 
 def refuse_other_config(config: TrainConfig, run_dir: Path) -> None:

@@ -5,15 +5,9 @@ import json
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from torch import nn
-
 from step_cli.core.autoswitch import VarianceSample
-from step_cli.core.plan import Plan
 from step_cli.errors import OutputError
-from step_cli.formats.plan import plan_json
-from step_cli.formats.safetensors_writer import save_safetensors
 from step_cli.formats.staged import staged
-from step_cli.formats.torch_arrays import to_array
 from step_cli.formats.variance_log import VarianceHeader, header_line, sample_line
 
 
@@ -97,13 +91,3 @@ def save_text(path: Path, text: str) -> None:
     """Write a text file, complete or not at all."""
     with staged(path, force=True) as staging:
         staging.write_text(text, encoding="utf-8")
-
-
-def save_model(directory: Path, model: nn.Module, plan: Plan | None) -> None:
-    """Write the model's weights and their plan, complete or not at all."""
-    arrays = {name: to_array(value) for name, value in model.state_dict().items()}
-    metadata = {"format": "pt"}
-    if plan:
-        metadata["step_cli.plan"] = plan_json(plan)
-    with staged(directory, force=True, directory=True) as staging:
-        save_safetensors(staging / "model.safetensors", arrays, metadata)

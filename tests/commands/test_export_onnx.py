@@ -32,6 +32,7 @@ from step_cli.errors import (  # noqa: E402
     UsageError,
 )
 from step_cli.formats import trt_api  # noqa: E402
+from step_cli.formats.model_source import ModelSource, write_source  # noqa: E402
 from step_cli.formats.plan import KEY, plan_json  # noqa: E402
 from step_cli.formats.safetensors_writer import save_safetensors  # noqa: E402
 from step_cli.formats.torch_arrays import to_array  # noqa: E402
@@ -218,10 +219,38 @@ def test_code_named_by_a_run_is_never_run(net: Path, tmp_path: Path) -> None:
     marker = tmp_path / "it_ran"
     (tmp_path / "evil.py").write_text(f"open({str(marker)!r}, 'w')\n")
     source = f"{tmp_path / 'evil.py'}:build"
-    (run_dir / "config.toml").write_text(f"[model]\nsource = {source!r}\n")
+    write_source(run_dir / "model", ModelSource(source))
     with pytest.raises(UsageError, match=r"pass --model net\.py:build"):
         run(net, tmp_path / "m.onnx", checkpoint=run_dir, model=None)
     assert not marker.exists()
+
+
+def test_the_options_of_a_run_go_with_its_own_model_only(
+    net: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    (run_dir / "model").mkdir(parents=True)
+    shutil.copy(net / "m.safetensors", run_dir / "model" / "model.safetensors")
+    for name in ("net.py", "other.py"):
+        text = NET.replace("build():", "build(width):\n    assert width == 32")
+        (tmp_path / name).write_text(text)
+    recorded = ModelSource(f"{tmp_path / 'net.py'}:build", {"width": 32})
+    write_source(run_dir / "model", recorded)
+    assert run(net, tmp_path / "m.onnx", checkpoint=run_dir, model=recorded.spec).ok
+    other = f"{tmp_path / 'other.py'}:build"
+    with pytest.raises(UsageError, match="missing a required argument: 'width'"):
+        run(net, tmp_path / "n.onnx", checkpoint=run_dir, model=other)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"schema": "step-cli/model/2"}', "no json"])
+def test_a_model_source_that_says_nothing_is_refused(
+    net: Path, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "run/model").mkdir(parents=True)
+    shutil.copy(net / "m.safetensors", tmp_path / "run/model/model.safetensors")
+    (tmp_path / "run/model/model.json").write_text(text)
+    with pytest.raises(InputError):
+        run(net, tmp_path / "m.onnx", checkpoint=tmp_path / "run", model=None)
 
 
 def test_a_cast_that_overflows_names_tensor_and_value() -> None:
@@ -262,7 +291,7 @@ def make_sample_run(run_dir: Path) -> None:
     state = {name: to_array(value) for name, value in model.state_dict().items()}
     path = run_dir / "model" / "model.safetensors"
     save_safetensors(path, state, {KEY: plan_json(plan)})
-    (run_dir / "config.toml").write_text('[model]\nsource = "sample:digits-resnet"\n')
+    write_source(run_dir / "model", ModelSource("sample:digits-resnet"))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "vit"])

@@ -1,0 +1,81 @@
+"""The ``model/`` directory of a run: weights, plan, and what rebuilds the model.
+
+A model of transformers is saved as its library saves it, so that ``from_pretrained``
+loads it without step-cli; of any other, ``model.json`` says where it came from.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+
+from step_cli.core.plan import Plan
+from step_cli.errors import OutputError
+from step_cli.formats.digest import digests
+from step_cli.formats.hf_model import is_transformers
+from step_cli.formats.model_source import ModelSource, write_source
+from step_cli.formats.one_file import open_file
+from step_cli.formats.plan import FILE as PLAN_FILE
+from step_cli.formats.plan import KEY as PLAN_KEY
+from step_cli.formats.plan import plan_json
+from step_cli.formats.quiet import quiet
+from step_cli.formats.safetensors_writer import save_safetensors
+from step_cli.formats.staged import staged
+from step_cli.formats.tokenizer_files import copy_tokenizer
+from step_cli.formats.torch_arrays import to_array
+
+
+def save_model(
+    directory: Path,
+    model: nn.Module,
+    plan: Plan | None,
+    source: ModelSource,
+    tokenizers: Iterable[Path] = (),
+) -> None:
+    """Write the model, complete or not at all.
+
+    Args:
+        directory: Becomes ``model/`` of the run.
+        model: With its final weights.
+        plan: Of its sparse weights, or None for a dense model.
+        source: What built it.
+        tokenizers: Hugging Face directories whose tokenizer goes with it.
+    """
+    with staged(directory, force=True, directory=True) as staging:
+        for path in tokenizers:
+            copy_tokenizer(path, staging)
+        if is_transformers(model):
+            _save_transformers(staging, model, plan)
+            return
+        arrays = {name: to_array(value) for name, value in model.state_dict().items()}
+        metadata = {"format": "pt"}
+        if plan:
+            metadata[PLAN_KEY] = plan_json(plan)
+        save_safetensors(staging / "model.safetensors", arrays, metadata)
+        write_source(staging, source)
+
+
+def _save_transformers(directory: Path, model: Any, plan: Plan | None) -> None:
+    files = _save_pretrained(directory, model)
+    names = {tensor.name for file in files for tensor in open_file(file).tensors}
+    if plan and not names >= plan.keys():
+        # It saves some models under the names of their first release, with fused
+        # tensors split, and reads both. The plan speaks of the tensors as trained.
+        for file in files:
+            file.unlink()
+        files = _save_pretrained(directory, model, save_original_format=False)
+    if plan:
+        text = plan_json(plan, indent=2, files=digests(files))
+        (directory / PLAN_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _save_pretrained(directory: Path, model: Any, **options: bool) -> list[Path]:
+    """Have transformers save a model; returns the files of its weights."""
+    try:
+        with quiet():
+            model.save_pretrained(directory, **options)
+    except SafetensorError as error:
+        raise OutputError(str(error).splitlines()[0], file=directory) from None
+    return sorted(directory.glob("*.safetensors"))
