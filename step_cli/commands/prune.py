@@ -18,8 +18,9 @@ from step_cli.commands.selecting import (
 from step_cli.config import PruneConfig
 from step_cli.core.check import Job, tally_all
 from step_cli.core.groups import Weights
-from step_cli.core.one_shot import PRUNABLE, OneShot, Pruned
+from step_cli.core.one_shot import PRUNABLE, OneShot
 from step_cli.core.plan import LayerPlan, Plan
+from step_cli.core.pruned import Pruned
 from step_cli.core.tensorrt_rule import tensorrt_view
 from step_cli.core.weight_rule import is_head
 from step_cli.errors import (

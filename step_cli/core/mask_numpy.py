@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from step_cli.core.bits import Codes
+from step_cli.core.groups import Mask, Scratch
 from step_cli.core.pattern import NMPattern
-
-Mask = npt.NDArray[np.bool_]
 
 # All pairs are M / 2 comparisons for each weight; above this, sorting is cheaper.
 LARGEST_COMPARED = 64
@@ -32,18 +31,19 @@ def keep_highest(scores: Codes, pattern: NMPattern, axis: int) -> Mask:
         Boolean mask, shape of ``scores``, True where the weight is kept.
     """
     inner = math.prod(scores.shape[axis + 1 :])
-    groups = scores.reshape(-1, pattern.m, inner)
+    groups, scratch = scores.reshape(-1, pattern.m, inner), Scratch()
     keep = np.empty(groups.shape, np.bool_)
-    from_planes(keep_planes(to_planes(groups), pattern.n), keep)
+    planes = keep_planes(to_planes(groups, scratch), pattern.n, scratch)
+    from_planes(planes, keep)
     return keep.reshape(scores.shape)
 
 
-def to_planes(groups: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def to_planes(groups: npt.NDArray[Any], scratch: Scratch) -> npt.NDArray[Any]:
     """From (X, M, B) to contiguous (M, X * B): each comparison is then one long row."""
-    members, rows = groups.shape[1], groups.shape[0] * groups.shape[2]
-    planes = np.empty((members, groups.shape[0], groups.shape[2]), groups.dtype)
+    x, members, inner = groups.shape
+    planes: npt.NDArray[Any] = scratch.take("planes", groups.dtype, (members, x, inner))
     np.copyto(planes, groups.swapaxes(0, 1))
-    return planes.reshape(members, rows)
+    return planes.reshape(members, x * inner)
 
 
 def from_planes(planes: Mask, out: Mask) -> None:
@@ -65,15 +65,25 @@ def _interleave(planes: Mask, out: Mask) -> None:
         np.bitwise_or(words, plane.view(np.uint8), out=words)
 
 
-def keep_planes(scores: Codes, n: int) -> Mask:
+def keep_planes(scores: Codes, n: int, scratch: Scratch) -> Mask:
     """Mark the ``n`` highest of each column; ``scores`` is (M, columns)."""
     members, columns = scores.shape
+    keep: Mask = scratch.take("keep", np.bool_, scores.shape)
     if n >= members:
-        return np.ones(scores.shape, np.bool_)
-    if members > LARGEST_COMPARED:
-        return _keep_by_sorting(scores, n)
-    beaten = np.zeros(scores.shape, np.uint8)
-    wins = np.empty(columns, np.bool_)
+        keep[...] = True
+    elif members > LARGEST_COMPARED:
+        _keep_by_sorting(scores, n, keep)
+    else:
+        beaten: Codes = scratch.take("beaten", np.uint8, scores.shape)
+        _count_beating(scores, beaten, scratch.take("wins", np.bool_, (columns,)))
+        np.less(beaten, n, out=keep)
+    return keep
+
+
+def _count_beating(scores: Codes, beaten: Codes, wins: Mask) -> None:
+    """Count into ``beaten`` how many of its column beat each score."""
+    members = len(scores)
+    beaten[...] = 0
     for low in range(members):
         for high in range(low + 1, members):
             np.greater_equal(scores[low], scores[high], out=wins)
@@ -81,12 +91,10 @@ def keep_planes(scores: Codes, n: int) -> Mask:
             # Who does not win is beaten: M - 1 - low rivals stand above `low`.
             np.subtract(beaten[low], wins.view(np.uint8), out=beaten[low])
         beaten[low] += np.uint8(members - 1 - low)
-    return beaten < n
 
 
-def _keep_by_sorting(scores: Codes, n: int) -> Mask:
+def _keep_by_sorting(scores: Codes, n: int, keep: Mask) -> None:
     # A stable sort of the complement: the highest first, ties by their index.
     order = np.argsort(~scores, axis=0, kind="stable")
-    keep = np.zeros(scores.shape, np.bool_)
+    keep[...] = False
     np.put_along_axis(keep, order[:n], True, axis=0)
-    return keep

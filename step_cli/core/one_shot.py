@@ -2,11 +2,7 @@
 
 import hashlib
 import math
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -14,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from step_cli.core.bits import Codes, bits_of
-from step_cli.core.groups import Weights, index_of
+from step_cli.core.groups import Mask, Scratch, Weights, index_of
 from step_cli.core.magnitude import FLOATS, INTEGERS, float_magnitude, magnitude_sum
-from step_cli.core.mask_numpy import Mask, from_planes, keep_planes, to_planes
+from step_cli.core.mask_numpy import from_planes, keep_planes, to_planes
 from step_cli.core.plan import LayerPlan
+from step_cli.core.pruned import Pruned
+from step_cli.core.threads import in_order, own_scratch
 from step_cli.errors import NonFiniteError
 
 Array = npt.NDArray[Any]
@@ -26,43 +24,6 @@ BLOCK = 1 << 20  # weights that are pruned, and then written, at a time
 PIECE = 1 << 18  # weights whose work stays in the cache
 WORTH_A_THREAD = 1 << 22  # weights
 PRUNABLE = FLOATS | INTEGERS
-
-
-@dataclass
-class Pruned:
-    """What pruning did to a tensor, or to a part of it.
-
-    Attributes:
-        elements: Weights looked at.
-        changed: Weights set to zero that were not.
-        nonzeros: Non-zero weights left.
-        before: Sum of magnitudes before.
-        after: Sum of magnitudes after.
-    """
-
-    elements: int = 0
-    changed: int = 0
-    nonzeros: int = 0
-    before: float = 0.0
-    after: float = 0.0
-
-    @property
-    def density(self) -> float:
-        """Share of weights that are not zero."""
-        return self.nonzeros / self.elements if self.elements else 0.0
-
-    @property
-    def retained(self) -> float:
-        """Share of magnitude kept; all of nothing is all."""
-        return self.after / self.before if self.before else 1.0
-
-    def add(self, other: "Pruned") -> None:
-        """Count another part in."""
-        self.elements += other.elements
-        self.changed += other.changed
-        self.nonzeros += other.nonzeros
-        self.before += other.before
-        self.after += other.after
 
 
 class OneShot:
@@ -87,22 +48,29 @@ class OneShot:
     def blocks(self) -> Iterator[Array]:
         """The pruned tensor in contiguous pieces, in order; counts in ``done``.
 
+        A block is overwritten once the next one is asked for.
+
         Raises:
             NonFiniteError: A weight is NaN or infinite.
         """
         count, m, inner = self._codes.shape
         step = max(1, BLOCK // (m * inner))
-        tasks = [
-            partial(self._block, first, min(first + step, count))
+        buffers: list[Array] = []
+        tasks = (
+            partial(self._block, first, min(first + step, count), buffers)
             for first in range(0, count, step)
-        ]
-        for block, pruned in _in_order(tasks, self._codes.size):
+        )
+        threads = self._codes.size >= WORTH_A_THREAD
+        for block, pruned in in_order(tasks, threads=threads):
             self.done.add(pruned)
             yield block
+            buffers.append(block)
 
-    def _block(self, first: int, last: int) -> tuple[Array, Pruned]:
+    def _block(
+        self, first: int, last: int, buffers: list[Array]
+    ) -> tuple[Array, Pruned]:
         codes = self._codes[first:last]
-        out, total = np.empty_like(codes), Pruned()
+        out, total = _taken(buffers, codes), Pruned()
         rows, m, inner = codes.shape
         step, width = max(1, PIECE // (m * inner)), max(1, PIECE // m)
         for x in range(0, rows, step):
@@ -114,28 +82,39 @@ class OneShot:
 
     def _piece(self, codes: Array, out: Array, origin: int) -> Pruned:
         """Prune (x, M, b) into ``out``; ``origin`` is its row-major position."""
-        zero = np.zeros((), np.int64) if self._float else self._zero(codes, origin)
-        if self._float:
-            magnitude = float_magnitude(to_planes(codes))
-            self._check_finite(magnitude, codes, origin)
-        else:
-            distance = np.abs(codes.astype(np.int64) - zero)
-            magnitude = to_planes(distance.astype(np.uint32))
-        nonzero = magnitude != 0
+        scratch = own_scratch()
+        magnitude, zero = self._magnitude(codes, origin, scratch)
+        nonzero: Mask = scratch.take("nonzero", np.bool_, magnitude.shape)
+        np.not_equal(magnitude, 0, out=nonzero)
         scores = self._scores(magnitude, nonzero, origin)
-        keep = keep_planes(scores, self.plan.pattern.n)
-        # What is zero stays as it is, so -0.0 keeps its sign.
-        np.logical_or(keep, ~nonzero, out=keep)
-        mask = np.empty(codes.shape, np.bool_)
+        keep = keep_planes(scores, self.plan.pattern.n, scratch)
+        # What is zero stays as it is, so -0.0 keeps its sign: keep, or not non-zero.
+        np.greater_equal(keep, nonzero, out=keep)
+        mask: Mask = scratch.take("mask", np.bool_, codes.shape)
         from_planes(keep, mask)
-        if self._float:
-            np.multiply(codes, mask, out=out)
+        if zero is None:
+            np.multiply(codes, mask.view(np.uint8), out=out)
         else:
             np.copyto(out, np.where(mask, codes, zero.astype(codes.dtype)))
-        before, after = self._sums(magnitude, keep)
         nonzeros = int(np.count_nonzero(nonzero))
         changed = int(keep.size - np.count_nonzero(keep))
+        before = self._sum(magnitude, scratch)
+        np.multiply(magnitude, keep.view(np.uint8), out=magnitude)
+        after = self._sum(magnitude, scratch)
         return Pruned(codes.size, changed, nonzeros - changed, before, after)
+
+    def _magnitude(
+        self, codes: Array, origin: int, scratch: Scratch
+    ) -> tuple[Codes, Array | None]:
+        """Magnitudes as planes, and the codes that mean zero (None: floats)."""
+        if self._float:
+            magnitude = to_planes(codes, scratch)
+            float_magnitude(magnitude, out=magnitude)
+            self._check_finite(magnitude, codes, origin)
+            return magnitude, None
+        zero = self._zero(codes, origin)
+        distance = np.abs(codes.astype(np.int64) - zero)
+        return to_planes(distance.astype(np.uint32), scratch), zero
 
     def _scores(self, magnitude: Codes, nonzero: Mask, origin: int) -> Codes:
         if self._key is None:
@@ -148,20 +127,17 @@ class OneShot:
         first: Codes = drawn | (nonzero.astype(np.uint32) << np.uint32(31))
         return first
 
-    def _sums(self, magnitude: Codes, keep: Mask) -> tuple[float, float]:
-        left = np.multiply(magnitude, keep)
+    def _sum(self, magnitude: Codes, scratch: Scratch) -> float:
         if self._float:
-            dtype = self.weights.dtype
-            return magnitude_sum(magnitude, dtype), magnitude_sum(left, dtype)
-        return float(magnitude.sum(dtype=np.int64)), float(left.sum(dtype=np.int64))
+            return magnitude_sum(magnitude, self.weights.dtype, scratch)
+        return float(magnitude.sum(dtype=np.int64))
 
     def _check_finite(self, magnitude: Codes, codes: Array, origin: int) -> None:
         # Where NaN is a code of its own, the one of -0.0 elsewhere, the sign tells.
         by_code = self._limits.nan is not None
         if self._limits.nonfinite(codes if by_code else magnitude) is None:
             return
-        bits = codes if by_code else float_magnitude(codes)
-        found = self._limits.nonfinite(bits)
+        found = self._limits.nonfinite(codes if by_code else float_magnitude(codes))
         assert found is not None
         x, member, b = (int(i[0]) for i in np.nonzero(found))
         _, m, inner = self._codes.shape
@@ -190,25 +166,16 @@ class OneShot:
         return of_each
 
 
+def _taken(buffers: list[Array], like: Array) -> Array:
+    """An array for a block: one that is done with, as fresh memory costs more."""
+    try:
+        buffer = buffers.pop()
+    except IndexError:
+        return np.empty_like(like)
+    return buffer[: like.size].reshape(like.shape)
+
+
 def _key(seed: int, name: str) -> int:
     """128 bits that differ for each tensor, so that equal shapes get other masks."""
     digest = hashlib.sha256(f"{seed} {name}".encode(errors="surrogatepass"))
     return int.from_bytes(digest.digest()[:16], "little")
-
-
-def _in_order(
-    tasks: Sequence[Callable[[], tuple[Array, Pruned]]], elements: int
-) -> Iterator[tuple[Array, Pruned]]:
-    """Run tasks on all cores, a few ahead of the one whose result is wanted."""
-    if elements < WORTH_A_THREAD:
-        yield from (task() for task in tasks)
-        return
-    workers = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[tuple[Array, Pruned]]] = deque()
-        for task in tasks:
-            ahead.append(pool.submit(task))
-            if len(ahead) > 2 * workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()

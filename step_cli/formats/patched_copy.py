@@ -1,20 +1,26 @@
 """A copy of a file with some parts replaced, streamed, and checked afterwards."""
 
+import os
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from step_cli.core.threads import in_order
 from step_cli.errors import InputError, OutputError
 from step_cli.formats.checkpoint import Place
 from step_cli.formats.mapped_file import MappedFile, map_file
 
 CHUNK = 4 << 20  # bytes copied at a time
+FLUSHED = 256 << 20  # bytes written before the disk is told to start
 
 Bytes = bytes | memoryview
 
@@ -85,8 +91,7 @@ def copy_patched(source: MappedFile, target: Path, splices: Sequence[Splice]) ->
         OSError: The system refuses a write.
     """
     try:
-        with open(target, "wb") as file:
-            out = _Counted(file.write)
+        with open(target, "wb") as file, closing(_Counted(file)) as out:
             _copy_around(source, splices, out.write)
     except OSError as error:  # a failed write does not say of which file
         raise OSError(error.errno, error.strerror, str(target)) from error
@@ -128,22 +133,52 @@ def _copy(
 
 
 class _Counted:
-    """Counts and sums up what is written, to compare with what reads back."""
+    """Sums up each chunk that is written, to compare with what reads back.
 
-    def __init__(self, write: Callable[[Bytes], object]) -> None:
-        self._write, self._crc, self._size = write, 0, 0
+    The disk works in the background meanwhile: what it has at the end need not be
+    waited for.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._at, self._flushed = file, 0, 0
+        self._sums: list[tuple[int, int, int]] = []  # begin, end, checksum
+        self._flusher: threading.Thread | None = None
 
     def write(self, chunk: Bytes) -> None:
-        self._write(chunk)
-        self._crc = zlib.crc32(chunk, self._crc)
-        self._size += len(chunk)
+        begin, self._at = self._at, self._at + len(chunk)
+        self._file.write(chunk)
+        self._sums.append((begin, self._at, zlib.crc32(chunk)))
+        if self._at - self._flushed >= FLUSHED and not self._busy():
+            self._flushed = self._at
+            self._flusher = threading.Thread(target=self._flush)
+            self._flusher.start()
+
+    def close(self) -> None:
+        if self._flusher is not None:
+            self._flusher.join()
+
+    def _busy(self) -> bool:
+        return self._flusher is not None and self._flusher.is_alive()
+
+    def _flush(self) -> None:
+        with suppress(OSError):  # `staged` flushes again, and tells
+            os.fdatasync(self._file.fileno())
 
     def check(self, path: Path) -> None:
-        crc, size = 0, path.stat().st_size
-        if size:
-            for piece in pieces(map_file(path), 0, size):
-                crc = zlib.crc32(piece, crc)
-        if (size, crc) != (self._size, self._crc):
+        """Compare what lies at ``path`` with what was written."""
+        same = path.stat().st_size == self._at
+        if same and self._at:
+            data = map_file(path).data
+            tasks = (
+                partial(_sums_to, data[begin:end].data, crc)
+                for begin, end, crc in self._sums
+            )
+            same = all(list(in_order(tasks, threads=self._at >= FLUSHED)))
+        if not same:
             raise OutputError(
                 "what was written does not read back; check the disk", file=path
             )
+
+
+def _sums_to(chunk: Bytes, crc: int) -> bool:
+    return zlib.crc32(chunk) == crc

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from step_cli.core.groups import Scratch
 from step_cli.core.mask import nm_mask
 from step_cli.core.mask_numpy import LARGEST_COMPARED, keep_highest, keep_planes
 from step_cli.core.pattern import NMPattern
@@ -72,4 +73,4 @@ def test_equal_scores_keep_the_lower_indices() -> None:
 
 
 def test_a_dense_pattern_keeps_all() -> None:
-    assert keep_planes(np.zeros((4, 3), np.uint8), 4).all()
+    assert keep_planes(np.zeros((4, 3), np.uint8), 4, Scratch()).all()

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from step_cli.core import one_shot as module
 from step_cli.core.groups import Weights
 from step_cli.core.magnitude import FLOATS
-from step_cli.core.one_shot import OneShot, Pruned
+from step_cli.core.one_shot import OneShot
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan
+from step_cli.core.pruned import Pruned
 from step_cli.errors import NonFiniteError
 
 CASES = [
@@ -40,7 +41,11 @@ def pruned(
 ) -> tuple[np.ndarray, Pruned]:
     plan = LayerPlan(NMPattern(n, m), axis)
     work = OneShot(Weights(array, array.dtype.name), plan, name="w", seed=seed)
-    out = np.concatenate(list(work.blocks())).view(array.dtype).reshape(array.shape)
+    out = (
+        np.concatenate([b.copy() for b in work.blocks()])
+        .view(array.dtype)
+        .reshape(array.shape)
+    )
     return out, work.done
 
 
@@ -108,7 +113,7 @@ def test_random_differs_by_seed_and_name_and_repeats() -> None:
     assert one.tobytes() == again.tobytes() != other.tobytes()
     plan = LayerPlan(NMPattern(2, 4), 1)
     named = OneShot(Weights(array, "float32"), plan, name="v", seed=1)
-    assert np.concatenate(list(named.blocks())).tobytes() != one.tobytes()
+    assert np.concatenate([b.copy() for b in named.blocks()]).tobytes() != one.tobytes()
     assert 0.4 < np.mean(one[:, 0] != 0) < 0.6  # no place is favoured
 
 
@@ -158,7 +163,7 @@ def test_codes_are_pruned_to_their_zero_point(
     zero_axis = 1 - axis if per_slice else None
     weights = Weights(codes, dtype, zero, zero_axis)
     work = OneShot(weights, LayerPlan(NMPattern(2, 4), axis), name="w")
-    out = np.concatenate(list(work.blocks())).view(dtype).reshape(8, 8)
+    out = np.concatenate([b.copy() for b in work.blocks()]).view(dtype).reshape(8, 8)
     points = np.broadcast_to(
         zero.reshape([-1, 1] if zero_axis == 0 else [1, -1]), (8, 8)
     ).astype(np.int64)
@@ -178,3 +183,17 @@ def test_blocks_and_threads_do_not_change_the_result(
     monkeypatch.setattr(module, "WORTH_A_THREAD", 0)
     parts, _ = pruned(array, 2, 4, axis)
     assert parts.tobytes() == whole.tobytes()
+
+
+def test_a_block_is_overwritten_only_when_the_next_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    array = random_weights("float16", (64, 64))
+    whole, _ = pruned(array, 2, 4, 1)
+    monkeypatch.setattr(module, "BLOCK", 64)
+    monkeypatch.setattr(module, "WORTH_A_THREAD", 0)
+    plan = LayerPlan(NMPattern(2, 4), 1)
+    written = bytearray()
+    for block in OneShot(Weights(array, "float16"), plan, name="w").blocks():
+        written += block.tobytes()
+    assert bytes(written) == whole.tobytes()
