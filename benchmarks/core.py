@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from step_cli.core.compiled import can_compile, compiled_keep_mask
+from step_cli.core.compiled import can_compile
+from step_cli.core.compiled_mask import compiled_keep_mask
 from step_cli.core.mask import magnitude_mask
 from step_cli.core.pattern import NMPattern
 from step_cli.optimizers import sparse_adamw

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from step_cli.core.compiled import can_compile, compiled_keep_mask
+from step_cli.core.compiled import can_compile
+from step_cli.core.compiled_mask import compiled_keep_mask
 from step_cli.core.mask import keep_mask, magnitude_mask
 from step_cli.core.optimizer import SparseOptimizer
 from step_cli.core.pattern import NMPattern

@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from step_cli.core.backward import RewiredForward, rewire
-from step_cli.core.compiled import can_compile, compiled_project
+from step_cli.core.compiled import can_compile
+from step_cli.core.compiled_mask import compiled_project
 from step_cli.core.dense_owner import DenseOwner
 from step_cli.core.masters import is_master, master_copy
 from step_cli.core.plan import LayerPlan

@@ -9,11 +9,10 @@ from step_cli.core.adam import adam_direction
 from step_cli.core.compiled import (
     can_compile,
     compiled_frozen_step,
-    compiled_keep_mask,
-    compiled_project,
     step_scalars,
 )
-from step_cli.core.mask import keep_mask
+from step_cli.core.compiled_mask import compiled_keep_mask, compiled_project
+from step_cli.core.mask import keep_mask, magnitude_mask
 from step_cli.core.pattern import NMPattern
 from step_cli.core.variance import SUMS, change_sums, chunked_sums
 from step_cli.optimizers import sparse_adamw
@@ -21,7 +20,10 @@ from step_cli.optimizers import sparse_adamw
 needs_compiler = pytest.mark.skipif(
     not can_compile(), reason="torch.compile does not work here: no C++ compiler"
 )
-SHAPES = [((48, 96), 1), ((96, 48), 0), ((8, 48, 3, 3), 1), ((96, 1), 0)]
+SHAPES = [
+    *[((48, 96), 1), ((96, 48), 0), ((8, 48, 3, 3), 1), ((96, 1), 0)],
+    *[((5, 48), 1), ((1, 48), 1), ((3, 16), 1)],  # few weights, and no whole lanes
+]
 
 
 def weights(shape: tuple[int, ...], kind: str) -> torch.Tensor:
@@ -43,6 +45,19 @@ def test_masks_are_bit_identical(pattern: str, kind: str) -> None:
         compiled_project(out, weight, parsed, axis)
         assert torch.equal(out, torch.where(expected, weight, 0))
         assert not torch.signbit(out[~expected]).any()  # +0.0, whatever was pruned
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_part_of_a_larger_memory_is_projected(dtype: torch.dtype) -> None:
+    whole = weights((7, 64), "ties").to(dtype)
+    dense, out = whole[2:], torch.full_like(whole, 7.0)
+    for pattern in ("2:4", "4:8", "3:16"):
+        parsed = NMPattern.parse(pattern)
+        compiled_project(out[1:6], dense, parsed, 1)
+        expected = torch.where(magnitude_mask(dense, parsed, 1), dense, 0)
+        assert torch.equal(out[1:6], expected)
+        assert (out[0] == 7.0).all() and (out[6] == 7.0).all()
 
 
 @needs_compiler
