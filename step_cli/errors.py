@@ -1,5 +1,7 @@
 """Errors a user can cause or mend, each with the exit code of the command."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import ClassVar
 
 
@@ -75,6 +77,16 @@ class StoppedError(BaseException):
 BUG = 70  # exit code of an error nobody foresaw
 STOPPED = 75  # exit code after SIGTERM
 INTERRUPTED = 130  # exit code after Ctrl-C
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown name: the nearest known one, or all."""
+    names = list(known)
+    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}"
+    return f"; use {', '.join(map(repr, names))}"
+
 
 # The extra that brings each library not every command needs.
 EXTRA_OF = {

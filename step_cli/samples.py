@@ -2,11 +2,10 @@
 
 import importlib.util
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 
-from step_cli.errors import EXTRA_OF, MissingError, UsageError
+from step_cli.errors import EXTRA_OF, MissingError, UsageError, nearest
 
 PACKAGE = Path(__file__).resolve().parent
 PLACES = (
@@ -30,9 +29,7 @@ def sample_directory(name: str) -> Path:
     """
     if name in sample_names():
         return next(place / name for place in PLACES if (place / name).is_dir())
-    close = get_close_matches(name, sample_names(), n=1)
-    hint = f"did you mean {close[0]!r}" if close else f"use {', '.join(sample_names())}"
-    raise UsageError(f"no sample model {name!r}; {hint}")
+    raise UsageError(f"no sample model {name!r}{nearest(name, sample_names())}")
 
 
 def load_sample(name: str, part: str) -> ModuleType:

@@ -11,12 +11,20 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from step_cli.config import Config, Pattern, StepOrFraction, to_step
 from step_cli.core.pattern import NMPattern
-from step_cli.errors import InputError, UsageError
+from step_cli.data_config import DataSection
+from step_cli.errors import InputError, UsageError, nearest
 from step_cli.options import message_of
+from step_cli.samples import sample_names
 
 CriterionName = Literal[
     "autoswitch",
@@ -26,6 +34,13 @@ CriterionName = Literal[
     "staleness",
     "fixed",
 ]
+
+
+# Those of `recipes.RECIPES`, which imports torch.
+RECIPE_NAMES = (
+    "dense", "ste", "sr-ste", "asp", "step", "s-ste", "t-sr-ste", "decaying-mask",
+    "mask-decay", "domino-search", "bi-mask",
+)  # fmt: skip
 
 
 class ModelSection(Config):
@@ -40,11 +55,13 @@ class ModelSection(Config):
         {}, description="Arguments of the function, or values for config.json"
     )
 
-
-class DataSection(Config):
-    """What it is trained on."""
-
-    source: str = Field(description="Name of a data set")
+    @field_validator("source")
+    @classmethod
+    def _sample_is_known(cls, source: str) -> str:
+        name = source.removeprefix("sample:")
+        if name != source and name not in sample_names():
+            raise ValueError(f"no sample model {name!r}{nearest(name, sample_names())}")
+        return source
 
 
 class TrainSection(Config):
@@ -99,6 +116,15 @@ class SparsitySection(Config):
     plan: str = Field("", description="Plan file")
     options: dict[str, Any] = Field({}, description="Keyword arguments of the recipe")
     layer: tuple[LayerSection, ...] = ()
+
+    @field_validator("recipe")
+    @classmethod
+    def _recipe_is_known(cls, recipe: str) -> str:
+        if recipe not in RECIPE_NAMES:
+            raise ValueError(
+                f"no such recipe {recipe!r}{nearest(recipe, RECIPE_NAMES)}"
+            )
+        return recipe
 
 
 class SwitchSection(Config):

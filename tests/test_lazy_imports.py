@@ -40,6 +40,9 @@ def heavy_imports(*arguments: object) -> set[str]:
         ["export", "a", "b", "--to", "nothing"],
         ["verify-nm", "--no-such-option"],
         ["autoswitch-profile", "no-such-run"],
+        ["train", str(CONFIG), "--set", "sparsity.recipe=stepp"],
+        ["train", str(CONFIG), "--set", "model.source=sample:no"],
+        ["train", str(CONFIG), "--set", "data.source=digit"],
     ],
 )
 def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str]) -> None:

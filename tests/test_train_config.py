@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from step_cli.config import to_step
 from step_cli.errors import InputError, UsageError
 from step_cli.samples import sample_directory
-from step_cli.train_config import load_config, to_toml
+from step_cli.train_config import RECIPE_NAMES, load_config, to_toml
 
 CONFIG = sample_directory("digits-resnet") / "config.toml"
 
@@ -41,12 +41,23 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults() -> None:
         ("switch.t_min=1.5", "a fraction from 0.0 to 1.0, got 1.5"),
         ("switch.criterion=fixed", "needs step"),
         ("train", "expected section.key=value"),
+        ("sparsity.recipe=stepp", "no such recipe 'stepp'; did you mean 'step'"),
+        ("sparsity.recipe=none", "no such recipe 'none'; "),
+        ("model.source=sample:digit-resnet", "did you mean 'digits-resnet'"),
+        ("data.source=digit", "no such data 'digit'; did you mean 'digits'"),
+        ("data.length=8", "length does not apply to 'digits'"),
     ],
 )
 def test_a_mistake_is_named_with_its_key(override: str, words: str) -> None:
     with pytest.raises(UsageError) as error:
         load_config(CONFIG, [override])
     assert words in error.value.message
+
+
+def test_the_names_of_recipes_are_those_there_are() -> None:
+    from step_cli.recipes import RECIPES
+
+    assert tuple(RECIPES) == RECIPE_NAMES
 
 
 def test_a_file_that_is_no_toml_is_told_with_its_line(tmp_path: Path) -> None:

@@ -3,18 +3,19 @@
 import torch
 from sklearn.datasets import load_digits
 
-from step_cli.data import Dataset, Split
+from step_cli.data import Dataset, TensorSplit
+from step_cli.data_config import DataSection
 
 HELD_OUT = 5  # every fifth image is held out
 
 
-def load() -> Dataset:
+def load(section: DataSection) -> Dataset:
     """Images ``[n, 1, 8, 8]`` from 0 to 1, labels 0 to 9; 1,437 to train on."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(digits.target, dtype=torch.int64)
     held_out = torch.arange(len(labels)) % HELD_OUT == 0
     return Dataset(
-        train=Split(images[~held_out], labels[~held_out]),
-        held_out=Split(images[held_out], labels[held_out]),
+        train=TensorSplit({"pixels": images[~held_out]}, labels[~held_out]),
+        held_out=TensorSplit({"pixels": images[held_out]}, labels[held_out]),
     )

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from step_cli.core.recipe import Recipe
-from step_cli.errors import UsageError
+from step_cli.errors import UsageError, nearest
 from step_cli.recipes.asp import ASP
 from step_cli.recipes.bi_mask import BiMask
 from step_cli.recipes.decaying_mask import DecayingMask
@@ -48,7 +47,7 @@ def make_recipe(name: str, options: Mapping[str, Any] | None = None) -> Recipe:
         UsageError: No such recipe or option, or an option's value is wrong.
     """
     if name not in RECIPES:
-        raise UsageError(f"no such recipe {name!r}{_nearest(name, RECIPES)}")
+        raise UsageError(f"no such recipe {name!r}{nearest(name, RECIPES)}")
     kind, given = RECIPES[name], dict(options or {})
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     if "inner" in known and isinstance(given.get("inner"), str):
@@ -57,7 +56,7 @@ def make_recipe(name: str, options: Mapping[str, Any] | None = None) -> Recipe:
     unknown = next((key for key in given if key not in known), None)
     if unknown is not None:
         raise UsageError(
-            f"recipe {name} has no option {unknown!r}{_nearest(unknown, known)}"
+            f"recipe {name} has no option {unknown!r}{nearest(unknown, known)}"
         )
     hints = get_type_hints(kind, include_extras=True)
     return kind(**{k: _checked(k, value, hints[k]) for k, value in given.items()})
@@ -70,8 +69,3 @@ def _checked(option: str, value: Any, kind: Any) -> Any:
     except ValidationError as error:
         message = error.errors()[0]["msg"]
         raise UsageError(f"{option}: {message}, got {value!r}") from None
-
-
-def _nearest(name: str, known: Any) -> str:
-    close = get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}" if close else f"; use {', '.join(known)}"

@@ -1,5 +1,6 @@
-"""The metrics of a model on held-out samples."""
+"""Scores, loss and metrics of a model, the same for every task."""
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
@@ -8,42 +9,116 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from step_cli.data import Split, batches_of
-from step_cli.errors import InputError, StepError
+from step_cli.data import IGNORED, Batch, Split, batches_of
+from step_cli.errors import InputError, NonFiniteError, StepError
+from step_cli.training.metrics import metrics_of, sums_of
 
 Precision = Literal["fp32", "bf16"]
-BATCH = 512  # samples evaluated at a time
 
 
 def evaluate(
-    model: nn.Module, split: Split, device: torch.device, precision: Precision = "fp32"
+    model: nn.Module,
+    split: Split,
+    device: torch.device,
+    precision: Precision = "fp32",
+    *,
+    batch_size: int,
 ) -> dict[str, float]:
-    """Mean cross-entropy per sample, and the share classified correctly."""
+    """The metrics of all of ``split``: means over scored items, not over batches.
+
+    Args:
+        model: On ``device``.
+        split: At least one sample.
+        device: Where to compute.
+        precision: Of the forward pass.
+        batch_size: Samples at a time; it changes no metric but by rounding.
+
+    Raises:
+        InputError: The model does not fit the data.
+        NonFiniteError: The loss is NaN or infinite.
+    """
     was_training = model.training
     model.eval()
-    loss, correct = 0.0, 0
-    with torch.no_grad(), autocast(device, precision):
-        for batch in batches_of(split, BATCH):
-            scores, labels = scores_of(model, batch, device)
-            loss += float(loss_of(scores, labels, reduction="sum"))
-            correct += int((scores.argmax(1) == labels).sum())
+    sums: dict[str, float] = {}
+    with torch.no_grad():
+        for batch in batches_of(split, batch_size):
+            with autocast(device, precision):
+                scores, labels = scores_of(model, batch, device)
+            loss = loss_of(scores, labels, reduction="sum")
+            for name, value in sums_of(scores, labels, loss).items():
+                sums[name] = sums.get(name, 0.0) + value
     model.train(was_training)
-    return {"eval_loss": loss / len(split), "eval_accuracy": correct / len(split)}
+    if not sums.get("items"):
+        raise InputError("the held-out data has nothing to score")
+    if not math.isfinite(sums["loss"]):
+        raise NonFiniteError(f"the loss on held-out data is {sums['loss']}")
+    return metrics_of(sums)
 
 
 def scores_of(
-    model: nn.Module, batch: Split, device: torch.device
+    model: nn.Module, batch: Batch, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The model's class scores ``[batch, classes]``, fp32, and the labels."""
+    """The model's scores in fp32, and the labels, both on ``device``.
+
+    A single input is given by position, so that its name need not be the model's.
+
+    Returns:
+        Scores ``[n, classes]``, ``[n, tokens, vocabulary]`` or, where labels are
+        float, ``[n]``; labels as in `Batch`.
+
+    Raises:
+        InputError: The model does not fit the data.
+    """
+    inputs = {name: values.to(device) for name, values in batch.inputs.items()}
     with told_as_misfit():
-        scores: Tensor = model(batch.inputs.to(device))
+        output = model(*inputs.values()) if len(inputs) == 1 else model(**inputs)
+        scores = _fitting(getattr(output, "logits", output), batch.labels)
         return scores.float(), batch.labels.to(device)
 
 
 def loss_of(scores: Tensor, labels: Tensor, *, reduction: str = "mean") -> Tensor:
-    """Cross-entropy of class scores."""
-    with told_as_misfit():
-        return functional.cross_entropy(scores, labels, reduction=reduction)
+    """Mean squared error for float labels, else cross-entropy of the scored items."""
+    if labels.is_floating_point():
+        return functional.mse_loss(scores, labels, reduction=reduction)
+    return functional.cross_entropy(
+        scores.flatten(0, -2),
+        labels.flatten(),
+        ignore_index=IGNORED,
+        reduction=reduction,
+    )
+
+
+def _fitting(scores: object, labels: Tensor) -> Tensor:
+    """The scores, if they are such that ``labels``, still on the CPU, can be scored."""
+    if not isinstance(scores, Tensor):
+        raise InputError(
+            f"the model does not fit the data: it returns {type(scores).__name__}, "
+            "not a tensor of scores or an object with logits"
+        )
+    if labels.is_floating_point() and scores.shape == (len(labels), 1):
+        scores = scores.squeeze(1)
+    wanted = scores.shape if labels.is_floating_point() else scores.shape[:-1]
+    if labels.shape != wanted:
+        raise InputError(
+            f"the model does not fit the data: it returns scores {list(scores.shape)} "
+            f"for {_kind(labels)} labels {list(labels.shape)}"
+        )
+    if not labels.is_floating_point():
+        _refuse_foreign(labels, classes=scores.shape[-1])
+    return scores
+
+
+def _kind(labels: Tensor) -> str:
+    return "float" if labels.is_floating_point() else "integer"
+
+
+def _refuse_foreign(labels: Tensor, *, classes: int) -> None:
+    foreign = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
+    if foreign.numel():
+        raise InputError(
+            f"the model does not fit the data: label {int(foreign[0])} is none of its "
+            f"{classes} classes, 0 to {classes - 1}"
+        )
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:
     opened = open_checkpoint(checkpoint)
     model = build_model(config.model.source, config.model.options).model
     load_weights(model, opened)
-    data, device = load_data(config.data.source), default_device()
+    data, device = load_data(config.data), default_device()
     plan = opened.plan or plan_for(model, selection(config))
     patterns = sorted({str(layer.pattern) for layer in (opened.plan or {}).values()})
     return TrainReport(
@@ -125,7 +125,11 @@ def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:
         steps=0,
         switch=None,
         metrics=evaluate(
-            model.to(device), data.held_out, device, config.train.precision
+            model.to(device),
+            data.held_out,
+            device,
+            config.train.precision,
+            batch_size=config.train.batch_size,
         ),
         dense_metrics=None,
         density=density(model.state_dict(), plan),

@@ -3,7 +3,6 @@
 from itertools import count
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from step_cli.core.domino_search import search
 from step_cli.core.plan import Plan
@@ -11,7 +10,7 @@ from step_cli.core.recipe import Recipe
 from step_cli.data import Dataset, batch_at
 from step_cli.recipes.domino_search import DominoSearch
 from step_cli.train_config import TrainConfig
-from step_cli.training.evaluate import scores_of
+from step_cli.training.evaluate import loss_of, scores_of
 
 
 def find_patterns(
@@ -33,7 +32,7 @@ def find_patterns(
             data.train, index=next(batches), size=train.batch_size, seed=train.seed
         )
         scores, labels = scores_of(trial, batch, device)
-        return functional.cross_entropy(scores, labels)
+        return loss_of(scores, labels)
 
     density = learner.target(weights, plan)
     steps, lr = learner.search_steps, learner.search_lr

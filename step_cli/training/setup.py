@@ -68,7 +68,7 @@ def set_up(config: TrainConfig, *, record: bool, plan: Plan | None = None) -> Se
             f"no layer of the model can hold {config.sparsity.pattern}; "
             "look at sparsity.include, exclude and pattern"
         )
-    data = load_data(config.data.source)
+    data = load_data(config.data)
     device = default_device()
     model.to(device)
     plan = plan or find_patterns(config, recipe, model, wanted, data)

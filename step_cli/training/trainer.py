@@ -72,8 +72,14 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """The metrics of the model as it is."""
-        setup, precision = self.setup, self.config.train.precision
-        return evaluate(setup.model, setup.data.held_out, setup.device, precision)
+        setup, train = self.setup, self.config.train
+        return evaluate(
+            setup.model,
+            setup.data.held_out,
+            setup.device,
+            train.precision,
+            batch_size=train.batch_size,
+        )
 
     def evaluate_dense(self) -> dict[str, float]:
         """The metrics of the optimizer's dense weights."""

@@ -240,6 +240,12 @@ def number():
 
 def broken():
     raise RuntimeError("no such luck")
+
+def narrow():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8))
+
+def large():
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 12))
 """
 
 
@@ -250,6 +256,8 @@ def broken():
         ("biuld", 2, "did you mean 'build'"),
         ("number", 4, "returned int, not a torch module"),
         ("broken", 4, "RuntimeError: no such luck"),
+        ("narrow", 4, "is none of its 8 classes, 0 to 7"),
+        ("large", 4, "the model does not fit the data: RuntimeError: mat1 and mat2"),
     ],
 )
 def test_a_model_of_the_user_is_trained(
@@ -265,6 +273,7 @@ def test_a_model_of_the_user_is_trained(
     assert outcome.code == code
     if code:
         assert words in outcome.error
+        assert not (tmp_path / "run").exists()
     else:
         assert verify(tmp_path / "run").ok
 
