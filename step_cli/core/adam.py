@@ -49,7 +49,7 @@ def adam_direction(
         denominator = v_hat.add_(eps).sqrt_()
     else:
         if not learn_variance:
-            v_hat.masked_fill_(variance == 0, torch.inf)
+            m_hat.mul_(variance.sign())  # 0 where the variance is 0
         denominator = v_hat.sqrt_().add_(eps)
     return torch.div(m_hat, denominator, out=m_hat)
 

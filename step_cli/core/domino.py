@@ -9,10 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from step_cli.core.mask import magnitude_mask, to_groups
+from step_cli.core.mask import magnitude_mask, masked, to_groups
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan, Plan
 from step_cli.errors import UsageError
@@ -168,5 +167,5 @@ def _energies(weight: Tensor, layer: LayerPlan) -> dict[int, float]:
     found = {}
     for n in allowed(layer.pattern.m):
         keep = magnitude_mask(dense, NMPattern(n, layer.pattern.m), layer.axis)
-        found[n] = float(torch.where(keep, dense, 0).double().square().sum())
+        found[n] = float(masked(dense, keep).double().square().sum())
     return found

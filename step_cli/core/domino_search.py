@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from step_cli.core import domino
-from step_cli.core.mask import magnitude_mask
+from step_cli.core.mask import magnitude_mask, masked
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan, Plan
 from step_cli.errors import UsageError
@@ -57,19 +57,19 @@ class _Searched:
 
     def show(self) -> None:
         """Write the weights under the trial mask into the model."""
-        self.weight.copy_(torch.where(self._keep(), self.dense, 0))
+        self.weight.copy_(masked(self.dense, self._keep()))
 
     def update(self, lr: float, penalty: float) -> None:
         """Move the survivors; a penalty shrinks them, or lets them grow."""
         if self.weight.grad is None:
             return
         grad = self.weight.grad + penalty * self.factor * self.dense
-        self.dense -= lr * torch.where(self._keep(), grad, 0)
+        self.dense -= lr * masked(grad, self._keep())
 
     def vote(self) -> bool:
         """Lower the trial N if enough groups want it; whether N was committed."""
         if self.trial > 1:
-            shown = torch.where(self._keep(), self.dense, 0)
+            shown = masked(self.dense, self._keep())
             share = domino.vote(shown, self.limits, self.trial, self.plan)
             self.trial -= share >= domino.VOTES_NEEDED
         commits = self.trial != self.n and self.trial in domino.allowed(self.m)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from step_cli.core.mask import masked
 from step_cli.core.shards import ShardSum
 
 
@@ -51,7 +52,7 @@ class MaskWatch:
             shown, dense = now[p]
             change = (dense - before.dense).abs_()
             flips = before.kept != (shown != 0)
-            pruned = torch.where(before.kept, 0, change)
+            pruned = masked(change, ~before.kept)
             sums = total.beside(p)
             sums[number].add_(flips.sum())
             sums[layers:].add_(torch.stack([pruned.sum(), change.sum()]))

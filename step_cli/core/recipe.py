@@ -4,11 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from step_cli.core.backward import Backward
-from step_cli.core.mask import magnitude_mask
+from step_cli.core.mask import magnitude_mask, masked
 from step_cli.core.plan import LayerPlan, Plan
 
 
@@ -115,7 +114,7 @@ class Recipe:
 
     def project(self, layer: Layer) -> Tensor:
         """9. What does the layer multiply by?"""
-        return torch.where(self.keep(layer), layer.dense, 0)
+        return masked(layer.dense, self.keep(layer))
 
     def gradient(self, grad: Tensor, sparse: Tensor, layer: Layer) -> Tensor:
         """10. Which gradient does the optimizer see, once per step?

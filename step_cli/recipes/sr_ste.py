@@ -7,11 +7,11 @@ for each micro-batch and process, and vanish under fp16 loss scaling.
 
 from dataclasses import dataclass
 
-import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 from typing_extensions import override
 
+from step_cli.core.mask import masked
 from step_cli.core.recipe import Layer, Recipe
 
 
@@ -28,4 +28,4 @@ class SRSTE(Recipe):
 
 def masked_decay(grad: Tensor, sparse: Tensor, dense: Tensor, decay: float) -> Tensor:
     """The gradient with ``decay`` times the weights that the last forward pruned."""
-    return grad + torch.where(sparse == 0, dense, 0).mul_(decay)
+    return grad + masked(dense, sparse == 0).mul_(decay)

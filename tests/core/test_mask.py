@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from step_cli.core import ranks
-from step_cli.core.mask import count_violations, magnitude_mask, nm_mask
+from step_cli.core.mask import count_violations, magnitude_mask, masked, nm_mask
 from step_cli.core.pattern import NMPattern
 from step_cli.errors import NonFiniteError, UsageError
 
@@ -184,3 +184,14 @@ def test_violations_are_groups_with_too_many_nonzeros() -> None:
     assert count_violations(weight, NMPattern(2, 4), 1) == 2
     weight[0, 4] = weight[1, 5] = weight[1, 6] = -0.0
     assert count_violations(weight, NMPattern(2, 4), 1) == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_masked_is_the_weight_where_kept_and_plus_zero_elsewhere(
+    dtype: torch.dtype,
+) -> None:
+    weight = torch.tensor([-1.5, -0.0, torch.inf, torch.nan, -torch.inf, 2]).to(dtype)
+    keep = torch.tensor([True, True, True, False, False, False])
+    found = masked(weight, keep)
+    assert torch.equal(found, torch.where(keep, weight, 0))
+    assert torch.signbit(found).tolist() == [True, True, *[False] * 4]
