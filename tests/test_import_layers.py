@@ -25,7 +25,7 @@ LAYERS = {
     },
     "training": {
         "config", "core", "data", "errors", "formats", "live", "models", "recipes",
-        "reports", "samples", "train_config",
+        "render", "reports", "samples", "train_config",
     },
     "live": {"render"},
     "optimizers": {"core", "errors", "recipes"},

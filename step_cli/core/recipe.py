@@ -134,3 +134,8 @@ class Recipe:
     def switches(self) -> bool:
         """Whether the rules change, so that a switch point is needed."""
         return self.before != self.after
+
+    @property
+    def ends_sparse(self) -> bool:
+        """Whether the model is N:M at the end."""
+        return self.after.sparse

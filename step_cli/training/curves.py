@@ -1,43 +1,168 @@
 """``curves.svg``: what happened in a run, drawn from its records."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from step_cli.errors import MissingError
 from step_cli.formats.staged import staged
+from step_cli.training.history import CriterionCurve, Curve, History
+
+# Colours that stand out from white and from black, and from each other when seen
+# without red or green. `INK` and `PAPER` are what a page may exchange.
+INK, PAPER, GRID = "#1b1f24", "#fefefe", "#8c959f"
+BLUE, PALE, ORANGE, GREEN, RED = "#2f7fc1", "#8fbce0", "#d9821b", "#2a9d6f", "#d1495b"
+STYLE = {
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 10,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "step-cli",
+}
+WIDE = 20  # times: a loss that falls so far is drawn on a logarithmic scale
+# What is written beside a panel that shows a metric of held-out samples.
+UNITS = {"accuracy": "accuracy (share correct)", "perplexity": "perplexity"}
 
 
-def draw_curves(run_dir: Path, *, eps: float, switch_step: int | None) -> None:
-    """Draw loss, held-out accuracy, variance change and mask flips over the steps.
+def draw_curves(path: Path, history: History) -> None:
+    """Draw the panels that there is something for, over one axis of steps.
 
     Args:
-        run_dir: Holds ``metrics.jsonl``; ``curves.svg`` is written there.
-        eps: AutoSwitch's threshold, drawn beside the variance change.
-        switch_step: The switch point, drawn as a vertical line.
+        path: The SVG to write.
+        history: What the run has recorded.
 
     Raises:
         MissingError: matplotlib is not installed.
+        OutputError: It cannot be written.
     """
     plt = pyplot()
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    figure, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained")
-    _draw(axes[0][0], records, "loss", "training loss")
-    _draw(axes[0][1], records, "eval_accuracy", "held-out accuracy")
-    _draw(axes[0][1], records, "pruned_eval_accuracy", "of the pruned twin")
-    _draw(axes[1][0], records, "variance_change", "mean |change of v| per step")
-    axes[1][0].axhline(eps, color="grey", linestyle=":", label="eps")
-    axes[1][0].set_yscale("log")
-    _draw(axes[1][1], records, "flip_rate", "share of mask flipped per step")
-    for panel in axes.flat:
-        if switch_step is not None:
-            panel.axvline(switch_step, color="tab:red", linewidth=1, label="switch")
-        panel.set_xlabel("step")
-        panel.grid(alpha=0.3)
-        if panel.get_legend_handles_labels()[0]:
-            panel.legend(fontsize="small")
-    save_figure(figure, run_dir / "curves.svg")
+    with plt.rc_context(STYLE):
+        panels = [_draw_loss]
+        panels += [_metric_panel(name) for name in history.metrics]
+        panels += [_draw_criterion] if history.criterion else []
+        panels += [_draw_flips] if history.curve("flip_rate") else []
+        height = 0.6 + 2.2 * len(panels)
+        figure, axes = plt.subplots(
+            len(panels),
+            sharex=True,
+            squeeze=False,
+            figsize=(7.5, height),
+            layout="constrained",
+        )
+        # Room for the legends, in shares of the figure and of a panel.
+        rect = (0, 0, 0.99, 1 - 0.25 / height)
+        figure.get_layout_engine().set(hspace=0.12, rect=rect)
+        for number, (draw, axis) in enumerate(zip(panels, axes.flat, strict=True)):
+            draw(axis, history)
+            _mark_switch(axis, history, named=number == 0)
+            _name_lines(axis)
+        axes.flat[-1].set_xlabel("step")
+        axes.flat[-1].set_xlim(0, history.steps)
+        save_figure(figure, path)
+
+
+def _draw_loss(axis: Any, history: History) -> None:
+    _plot(axis, history.curve("loss"), "training batches", color=PALE)
+    _plot(axis, history.curve("eval_loss"), "held-out", color=BLUE)
+    _plot(
+        axis,
+        history.curve("pruned_eval_loss"),
+        "held-out, pruned twin",
+        color=ORANGE,
+        linestyle="--",
+    )
+    axis.set_ylabel("loss (mean per sample)")
+    values = history.curve("loss").values
+    if values and 0 < WIDE * min(values) < max(values):
+        axis.set_yscale("log")
+
+
+def _metric_panel(name: str) -> Any:
+    def draw(axis: Any, history: History) -> None:
+        _plot(axis, history.curve(f"eval_{name}"), "held-out", color=BLUE)
+        pruned = history.curve(f"pruned_eval_{name}")
+        _plot(axis, pruned, "held-out, pruned twin", color=ORANGE, linestyle="--")
+        axis.set_ylabel(UNITS.get(name, name.replace("_", " ")))
+
+    return draw
+
+
+def _draw_criterion(axis: Any, history: History) -> None:
+    seen = history.criterion
+    assert seen is not None
+    if seen.name.startswith("autoswitch"):
+        _plot(axis, seen.change, "of one step", color=PALE, linewidth=0.8)
+    over = f"mean of {seen.window} steps" if seen.window > 1 else seen.name
+    _plot(axis, seen.value, over, color=BLUE)
+    axis.axhline(
+        seen.threshold,
+        color=INK,
+        linestyle=":",
+        linewidth=1.2,
+        label=f"threshold {seen.threshold:.3g}",
+    )
+    if seen.clip:
+        t_min, t_max = seen.clip
+        label = f"t_min {t_min} to t_max {t_max}"  # where it may switch
+        axis.axvspan(t_min, t_max, color=GRID, alpha=0.18, linewidth=0, label=label)
+    axis.set_yscale("log")
+    axis.set_ylabel(_unit_of(seen))
+
+
+def _unit_of(seen: CriterionCurve) -> str:
+    if seen.name == "autoswitch-relative":
+        return "|change of v| / v"
+    if seen.name.startswith("autoswitch"):
+        return "|change of v| per\ncoordinate and step"
+    return f"{seen.name} of v"
+
+
+def _draw_flips(axis: Any, history: History) -> None:
+    flips = history.curve("flip_rate")
+    percent = Curve(flips.steps, [100 * value for value in flips.values])
+    _plot(axis, percent, "mask entries that flip", color=GREEN)
+    axis.set_ylabel("flips in one step (%)")
+    axis.set_ylim(bottom=0)
+
+
+def _plot(axis: Any, curve: Curve, label: str, **style: Any) -> None:
+    if curve:
+        few = len(curve.steps) < 30
+        line = curve.thinned()
+        marker = {"marker": "o", "markersize": 3} if few else {}
+        axis.plot(line.steps, line.values, label=label, **marker, **style)
+
+
+def _mark_switch(axis: Any, history: History, *, named: bool) -> None:
+    switch = history.switch
+    if switch is not None:
+        label = f"switch after {switch.step} ({switch.reason})" if named else None
+        axis.axvline(switch.step, color=RED, linewidth=1.3, label=label)
+
+
+def _name_lines(axis: Any) -> None:
+    """A legend in one row above the panel, where it hides nothing."""
+    legend = axis.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=4,
+        frameon=False,
+        fontsize=9,
+        borderaxespad=0.2,
+        columnspacing=1.2,
+        handlelength=1.6,
+    )
+    legend.set_in_layout(False)
 
 
 def pyplot() -> Any:
@@ -66,10 +191,3 @@ def save_figure(figure: Any, path: Path) -> None:
     with staged(path, force=True) as staging:
         figure.savefig(staging, format=suffix, metadata=undated)
     pyplot().close(figure)
-
-
-def _draw(panel: Any, records: list[dict[str, Any]], key: str, label: str) -> None:
-    points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
-    if points:
-        steps, values = zip(*points, strict=True)
-        panel.plot(steps, values, label=label, marker="." if len(points) < 30 else "")

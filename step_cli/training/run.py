@@ -1,23 +1,24 @@
 """A whole training run: its directory, the loop, its results."""
 
+import logging
 from functools import partial
 from pathlib import Path
 
 from step_cli.core.layers import density, plan_for
 from step_cli.data import load_data
-from step_cli.errors import InputError
+from step_cli.errors import InputError, StepError
 from step_cli.formats.model_source import ModelSource
 from step_cli.formats.plan import FILE as PLAN
 from step_cli.formats.plan import plan_json, read_plan
 from step_cli.formats.variance_log import VarianceHeader
 from step_cli.formats.weights import open_checkpoint
 from step_cli.models import build_model, load_weights
-from step_cli.reports import SwitchPoint, TrainReport
+from step_cli.reports import TrainReport
 from step_cli.train_config import TrainConfig, keys_of, load_config, to_toml
 from step_cli.training.checkpoints import load_checkpoint, save_checkpoint
-from step_cli.training.curves import draw_curves
 from step_cli.training.evaluate import evaluate
 from step_cli.training.followers import following
+from step_cli.training.history import switch_point
 from step_cli.training.model_files import save_model
 from step_cli.training.run_directory import (
     refuse_existing,
@@ -25,9 +26,12 @@ from step_cli.training.run_directory import (
     run_directory,
 )
 from step_cli.training.run_files import Records, save_text
+from step_cli.training.run_page import check_libraries, show_run
 from step_cli.training.setup import Setup, default_device, selection, set_up
 from step_cli.training.stop import stop_on_request
 from step_cli.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -40,6 +44,7 @@ def train(
             be resumed.
         StoppedError: A signal asked to stop, and a checkpoint was saved.
     """
+    check_libraries()
     if resume:
         with resumed_directory(run_dir) as path:
             refuse_other_config(config, run_dir)
@@ -70,6 +75,7 @@ def _go_on(
         trainer.run(stop)
         if stop() and optimizer.steps_taken < settings.steps:
             save()
+            _show_stopped(path, config, setup)
             raise stop.stopped_at(optimizer.steps_taken)
     report = _report(trainer, run_dir)
     if report.ok:
@@ -77,14 +83,21 @@ def _go_on(
         source = ModelSource(config.model.source, config.model.options)
         save_model(path / "model", setup.model, plan, source, _tokenizers(config))
     save_text(path / "report.json", report.document() + "\n")
-    eps = config.switch.eps or settings.eps
-    draw_curves(path, eps=eps, switch_step=optimizer.switch_step)
+    show_run(path, config, setup, report)
     return report
 
 
 def _tokenizers(config: TrainConfig) -> list[Path]:
     """The directories whose tokenizer the model was trained with, if there are any."""
     return [Path(config.model.source)]
+
+
+def _show_stopped(path: Path, config: TrainConfig, setup: Setup) -> None:
+    """Show how far it came; the checkpoint is what a stop is about."""
+    try:
+        show_run(path, config, setup, None)
+    except StepError as error:
+        logger.warning("no curves and no report: %s", error.message)
 
 
 def refuse_other_config(config: TrainConfig, run_dir: Path) -> None:
@@ -146,21 +159,13 @@ def _report(trainer: Trainer, run_dir: Path) -> TrainReport:
         recipe=config.sparsity.recipe,
         pattern=str(config.sparsity.pattern) if sparse else None,
         steps=optimizer.steps_taken,
-        switch=_switch_point(trainer),
+        switch=switch_point(optimizer),
         metrics=trainer.evaluate(),
         dense_metrics=trainer.evaluate_dense() if sparse else None,
         density=density(trainer.setup.model.state_dict(), trainer.setup.plan),
         run_dir=str(run_dir),
         advice=[] if reached else [_never_switched(trainer)],
     )
-
-
-def _switch_point(trainer: Trainer) -> SwitchPoint | None:
-    optimizer = trainer.setup.optimizer
-    step, reason, rule = optimizer.switch_step, optimizer.switch_reason, optimizer.rule
-    if step is None or reason is None or rule is None:
-        return None
-    return SwitchPoint(step=step, reason=reason, criterion=rule.criterion.name)
 
 
 def _never_switched(trainer: Trainer) -> str:

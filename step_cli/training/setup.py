@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from step_cli.config import to_step
-from step_cli.core.autoswitch import Fixed, SwitchRule, make_criterion
+from step_cli.core.autoswitch import Criterion, Fixed, SwitchRule, make_criterion
 from step_cli.core.layers import param_groups, plan_for
 from step_cli.core.optimizer import SparseOptimizer
 from step_cli.core.plan import Plan
@@ -116,14 +116,19 @@ def switch_rule(config: TrainConfig, recipe: Recipe) -> SwitchRule | None:
     if recipe.switch_step is not None:
         given = recipe.switch_step if switch.step is None else switch.step
         return SwitchRule(Fixed(to_step(given, steps)))
-    criterion = make_criterion(
-        switch.criterion,
-        beta2=config.train.betas[1],
-        eps=switch.eps or criterion_eps(switch.criterion, config.train.eps),
+    return SwitchRule(criterion_of(config, switch.criterion), *config.clip)
+
+
+def criterion_of(config: TrainConfig, name: str) -> Criterion:
+    """The criterion ``name`` with the settings of ``[switch]``."""
+    switch, train = config.switch, config.train
+    return make_criterion(
+        name,
+        beta2=train.betas[1],
+        eps=switch.eps or criterion_eps(name, train.eps),
         window=switch.window,
-        step=to_step(switch.step or 0, steps),
+        step=to_step(switch.step or 0, train.steps),
     )
-    return SwitchRule(criterion, *config.clip)
 
 
 def criterion_eps(criterion: str, adam_eps: float) -> float | None:

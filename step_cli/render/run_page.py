@@ -1,0 +1,145 @@
+"""``report.html``: one page that tells a training run, and needs nothing else.
+
+No script and no address of another place is in it, so it can be mailed or archived.
+Names come from models and configurations, so all text is escaped.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+from step_cli.render.text import one_line
+
+SPARK_WIDTH, SPARK_HEIGHT, SPARK_POINTS = 96, 20, 48  # of a layer's little curve
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer of the table; None is shown as a dash.
+
+    Attributes:
+        name: Of the weight.
+        shape: Its sizes.
+        pattern: What it was to become.
+        axis: The group axis.
+        density: Share of non-zeros.
+        violations: Groups that break the pattern.
+        flips: Share of its mask that flipped in one step, at each logged step.
+    """
+
+    name: str
+    shape: Sequence[int]
+    pattern: str
+    axis: int
+    density: float | None
+    violations: int | None
+    flips: Sequence[float]
+
+    @property
+    def sizes(self) -> str:
+        """The shape, a multiplication sign between its sizes."""
+        return " \u00d7 ".join(str(size) for size in self.shape)
+
+    @property
+    def spark(self) -> str:
+        """The points of a curve of all flips, in a box of the sizes above."""
+        values = _means(self.flips, SPARK_POINTS)
+        top = max(values, default=0.0) or 1.0
+        across = SPARK_WIDTH / max(1, len(values) - 1)
+        room = SPARK_HEIGHT - 2
+        return " ".join(
+            f"{number * across:.1f},{1 + room * (1 - value / top):.1f}"
+            for number, value in enumerate(values)
+        )
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One metric of held-out samples, of the model and of its two companions."""
+
+    name: str
+    model: float
+    dense: float | None = None
+    pruned: float | None = None
+
+
+@dataclass(frozen=True)
+class RunPage:
+    """All that the page shows.
+
+    Attributes:
+        name: Of the run.
+        state: In a few words how the run stands.
+        ok: Whether it did what was asked; None while it is not finished.
+        facts: Labels and values of the summary.
+        advice: What to do where it did not.
+        metrics: Of held-out samples.
+        measured: The step after which they were measured.
+        curves: The SVG of ``curves.svg``.
+        layers: One row for each weight that is to become N:M.
+        config: The configuration, as TOML.
+        versions: Labels and values of the environment.
+    """
+
+    name: str
+    state: str
+    ok: bool | None
+    facts: Sequence[tuple[str, str]]
+    advice: Sequence[str]
+    metrics: Sequence[MetricRow]
+    measured: int
+    curves: str
+    layers: Sequence[LayerRow]
+    config: str
+    versions: Sequence[tuple[str, str]]
+
+    @property
+    def violations(self) -> int:
+        """Groups that break their pattern, in all layers."""
+        return sum(layer.violations or 0 for layer in self.layers)
+
+
+def html(page: RunPage, inks: dict[str, str]) -> str:
+    """The page.
+
+    Args:
+        page: What it shows.
+        inks: Colours of the curves, and what of the page's style they follow, so that
+            they can be read on a dark page too.
+    """
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+    environment = Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["one_line"] = one_line
+    source = files("step_cli.render").joinpath("run_page.html").read_text("utf-8")
+    return environment.from_string(source).render(
+        page=page,
+        curves=Markup(inline(page.curves, inks)),
+        spark=(SPARK_WIDTH, SPARK_HEIGHT),
+    )
+
+
+def inline(svg: str, inks: dict[str, str]) -> str:
+    """An SVG document as an element of a page, its size and its inks the page's."""
+    start = svg.index("<svg")
+    element = re.sub(r"<metadata>.*?</metadata>", "", svg[start:], flags=re.DOTALL)
+    head, closing, rest = element.partition(">")
+    head = re.sub(r'\s(?:width|height|xmlns:xlink|version)="[^"]*"', "", head)
+    head += ' role="img" aria-label="Curves of the run"'
+    for colour, followed in inks.items():
+        rest = rest.replace(colour, followed)
+    return head + closing + rest
+
+
+def _means(values: Sequence[float], most: int) -> list[float]:
+    """At most ``most`` values, each the mean of as many that lie together."""
+    size = -(-len(values) // most) if values else 1
+    pieces = [values[first : first + size] for first in range(0, len(values), size)]
+    return [sum(piece) / len(piece) for piece in pieces]

@@ -1,0 +1,158 @@
+"""What a run has recorded, ready to be drawn: read from its directory."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from step_cli.core.autoswitch import AutoSwitch, Fixed, SwitchRule
+from step_cli.core.optimizer import SparseOptimizer
+from step_cli.formats.variance_log import read_samples
+from step_cli.reports import SwitchPoint
+from step_cli.train_config import TrainConfig
+from step_cli.training.setup import criterion_of
+
+POINTS = 2000  # of a curve at most: one of millions of steps is thinned
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One number over the steps."""
+
+    steps: list[int]
+    values: list[float]
+
+    def __bool__(self) -> bool:
+        return bool(self.steps)
+
+    def thinned(self) -> "Curve":
+        """Every n-th point, so that few enough are left; the last one stays."""
+        every = -(-len(self.steps) // POINTS)
+        if every <= 1:
+            return self
+        first = (len(self.steps) - 1) % every
+        return Curve(self.steps[first::every], self.values[first::every])
+
+
+@dataclass(frozen=True)
+class CriterionCurve:
+    """What a switch criterion compared, from the first step to the switch.
+
+    Attributes:
+        name: The criterion.
+        window: Steps that the value is taken over.
+        threshold: What it is compared with.
+        value: The compared value, NaN before the window is full.
+        change: The change of each step by itself; NaN where the value is not its mean.
+        clip: T_min and T_max, where the criterion decides; else None.
+    """
+
+    name: str
+    window: int
+    threshold: float
+    value: Curve
+    change: Curve
+    clip: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class History:
+    """The records of a run up to now.
+
+    Attributes:
+        steps: How many the run is to have.
+        records: The lines of ``metrics.jsonl``.
+        criterion: What the criterion has seen, or AutoSwitch would have, where it does
+            not decide; None where no variance was recorded.
+        switch: Where the rules changed, if they did.
+    """
+
+    steps: int
+    records: list[dict[str, Any]]
+    criterion: CriterionCurve | None
+    switch: SwitchPoint | None
+
+    def curve(self, key: str) -> Curve:
+        """One number of ``metrics.jsonl`` where it was logged."""
+        points = [(r["step"], r[key]) for r in self.records if r.get(key) is not None]
+        return Curve([step for step, _ in points], [value for _, value in points])
+
+    @property
+    def last_evaluation(self) -> dict[str, Any]:
+        """The last record with metrics of held-out samples."""
+        evaluated = (r for r in reversed(self.records) if "eval_loss" in r)
+        return next(evaluated, {})
+
+    @property
+    def metrics(self) -> list[str]:
+        """What was measured on held-out samples beside the loss."""
+        keys = {key for record in self.records for key in record}
+        found = {key.removeprefix("eval_") for key in keys if key.startswith("eval_")}
+        return sorted(found - {"loss"})
+
+
+def read_history(
+    run_dir: Path,
+    config: TrainConfig,
+    rule: SwitchRule | None,
+    switch: SwitchPoint | None,
+) -> History:
+    """Read what a run has recorded.
+
+    Args:
+        run_dir: Its directory.
+        config: Its configuration.
+        rule: What decides its switch.
+        switch: Where it switched.
+    """
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return History(
+        config.train.steps,
+        [json.loads(line) for line in lines],
+        _criterion(run_dir / "variance.jsonl", config, rule),
+        switch,
+    )
+
+
+def switch_point(optimizer: SparseOptimizer) -> SwitchPoint | None:
+    """Where the rules changed, and why; None before, or where they never do."""
+    step, reason, rule = optimizer.switch_step, optimizer.switch_reason, optimizer.rule
+    if step is None or reason is None or rule is None:
+        return None
+    return SwitchPoint(step=step, reason=reason, criterion=rule.criterion.name)
+
+
+def _criterion(
+    log: Path, config: TrainConfig, rule: SwitchRule | None
+) -> CriterionCurve | None:
+    """Replay the recorded variance; exact, as the decision itself was."""
+    decides = rule is not None and not isinstance(rule.criterion, Fixed)
+    name = config.switch.criterion if decides else AutoSwitch.name
+    criterion = criterion_of(config, name)
+    assert criterion.threshold is not None
+    with log.open(encoding="utf-8") as file:
+        every = -(-sum(1 for _ in file) // POINTS)
+    points: list[tuple[int, float, float]] = []
+    last = None
+    for sample in read_samples(log):
+        value = criterion.value(sample)
+        change = NAN
+        if isinstance(criterion, AutoSwitch):
+            change = criterion.sample_change(sample)
+        last = (sample.step, NAN if value is None else value, change)
+        if sample.step % every == 0:
+            points.append(last)
+    if last is None:
+        return None
+    if points[-1:] != [last]:  # the last one decides
+        points.append(last)
+    steps, values, changes = (list(column) for column in zip(*points, strict=True))
+    return CriterionCurve(
+        criterion.name,
+        criterion.window,
+        criterion.threshold,
+        Curve(steps, values),
+        Curve(steps, changes),
+        config.clip if decides else None,
+    )
