@@ -23,7 +23,10 @@ class BuiltIn:
     keys: tuple[str, ...] = ()
 
 
-BUILT_IN: Mapping[str, BuiltIn] = {"digits": BuiltIn("digits-resnet")}
+BUILT_IN: Mapping[str, BuiltIn] = {
+    "digits": BuiltIn("digits-resnet"),
+    "stdlib": BuiltIn("stdlib-gpt"),
+}
 
 
 class DataSection(Config):
