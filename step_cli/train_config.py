@@ -71,7 +71,10 @@ class TrainSection(Config):
     batch_size: int = Field(64, ge=1)
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    schedule: Literal["constant", "linear", "cosine", "inverse-sqrt"] = "cosine"
+    lr_end: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="Where linear and cosine end"
+    )
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     betas: tuple[
@@ -83,6 +86,9 @@ class TrainSection(Config):
         0.0, ge=0, allow_inf_nan=False, description="Largest L2 norm; 0: no clipping"
     )
     grad_accumulation: int = Field(1, ge=1)
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of the target spread over all classes"
+    )
     seed: int = Field(0, ge=0, lt=2**31)
     precision: Literal["fp32", "bf16"] = "fp32"
     eval_every: int = Field(100, ge=1)
@@ -96,6 +102,8 @@ class TrainSection(Config):
             raise ValueError(
                 f"warmup_steps {self.warmup_steps} exceeds steps {self.steps}"
             )
+        if self.lr_end > self.lr:
+            raise ValueError(f"lr_end {self.lr_end} exceeds lr {self.lr}")
         return self
 
 

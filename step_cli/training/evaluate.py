@@ -76,8 +76,17 @@ def scores_of(
         return scores.float(), batch.labels.to(device)
 
 
-def loss_of(scores: Tensor, labels: Tensor, *, reduction: str = "mean") -> Tensor:
-    """Mean squared error for float labels, else cross-entropy of the scored items."""
+def loss_of(
+    scores: Tensor,
+    labels: Tensor,
+    *,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Mean squared error for float labels, else cross-entropy of the scored items.
+
+    Of the latter, ``label_smoothing`` spreads a share of the target over all classes.
+    """
     if labels.is_floating_point():
         return functional.mse_loss(scores, labels, reduction=reduction)
     return functional.cross_entropy(
@@ -85,6 +94,7 @@ def loss_of(scores: Tensor, labels: Tensor, *, reduction: str = "mean") -> Tenso
         labels.flatten(),
         ignore_index=IGNORED,
         reduction=reduction,
+        label_smoothing=label_smoothing,
     )
 
 

@@ -8,14 +8,18 @@ from step_cli.train_config import TrainSection
 def lr_at(step: int, train: TrainSection) -> float:
     """The learning rate of ``step``, counted from 1.
 
-    It rises linearly over ``warmup_steps``, then stays (``constant``) or falls to 0
-    after the last step, linearly or along a half cosine.
+    It rises linearly over ``warmup_steps``, then stays (``constant``), falls to
+    ``lr_end`` after the last step, linearly or along a half cosine, or falls with the
+    square root of the step (``inverse-sqrt``, Vaswani et al., 2017).
     """
-    if step <= train.warmup_steps:
-        return train.lr * step / train.warmup_steps
-    done = (step - 1 - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
+    warmup, span = train.warmup_steps, train.lr - train.lr_end
+    if step <= warmup:
+        return train.lr * step / warmup
+    done = (step - 1 - warmup) / max(1, train.steps - warmup)
     if train.schedule == "linear":
-        return train.lr * (1 - done)
+        return train.lr_end + span * (1 - done)
     if train.schedule == "cosine":
-        return train.lr * 0.5 * (1 + math.cos(math.pi * done))
+        return train.lr_end + span * 0.5 * (1 + math.cos(math.pi * done))
+    if train.schedule == "inverse-sqrt":
+        return train.lr * math.sqrt(max(1, warmup) / step)
     return train.lr

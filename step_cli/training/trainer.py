@@ -118,7 +118,9 @@ class Trainer:
         )
         with autocast(setup.device, train.precision):
             scores, labels = scores_of(setup.model, batch, setup.device)
-        loss = loss_of(scores, labels) / train.grad_accumulation
+        smoothing = train.label_smoothing
+        loss = loss_of(scores, labels, label_smoothing=smoothing)
+        loss = loss / train.grad_accumulation
         torch.autograd.backward(loss)
         return loss.detach()
 

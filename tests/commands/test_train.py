@@ -292,7 +292,7 @@ def test_bf16_accumulation_and_clipping_train_too(
     assert outcome.json["density"] == 0.5
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "inverse-sqrt"])
 def test_the_learning_rate_warms_up_and_falls(schedule: str) -> None:
     from step_cli.train_config import TrainSection
     from step_cli.training.schedule import lr_at
@@ -300,11 +300,42 @@ def test_the_learning_rate_warms_up_and_falls(schedule: str) -> None:
     train = TrainSection(steps=100, lr=2.0, schedule=schedule, warmup_steps=10)  # type: ignore[arg-type]
     rates = [lr_at(step, train) for step in range(1, 101)]
     assert rates[:10] == pytest.approx([0.2 * step for step in range(1, 11)])
-    assert rates[10] == pytest.approx(2.0)
+    assert rates[10] == pytest.approx(2.0, rel=0.05)
     if schedule == "constant":
         assert set(rates[10:]) == {2.0}
+    elif schedule == "inverse-sqrt":
+        assert rates[39] == pytest.approx(1.0)
     else:
         assert rates[10:] == sorted(rates[10:], reverse=True)
         assert 0 < rates[-1] < 0.05
     if schedule == "linear":
         assert rates[55] == pytest.approx(1.0)
+
+
+def test_labels_are_smoothed_in_training_alone(tmp_path: Path) -> None:
+    from step_cli.train_config import load_config
+    from step_cli.training.run import train
+
+    losses, held_out = [], []
+    for smoothing in (0.0, 0.5):
+        changes = ["train.steps=1", "train.lr=1e-9", "train.label_smoothing="]
+        config = load_config(CONFIG, [*SHORT, *changes[:2], changes[2] + f"{smoothing}",
+                                      "sparsity.recipe=dense"])  # fmt: skip
+        run_dir = tmp_path / str(smoothing)
+        held_out.append(train(config, run_dir).metrics["eval_loss"])
+        losses.append(lines(run_dir / "metrics.jsonl")[0]["loss"])
+    assert losses[0] != losses[1]
+    assert held_out[0] == pytest.approx(held_out[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_learning_rate_ends_where_it_is_told_to(schedule: str) -> None:
+    from step_cli.train_config import TrainSection
+    from step_cli.training.schedule import lr_at
+
+    train = TrainSection(steps=1000, lr=2.0, lr_end=0.5, schedule=schedule)  # type: ignore[arg-type]
+    assert lr_at(1, train) == pytest.approx(2.0)
+    assert lr_at(501, train) == pytest.approx(1.25)
+    assert lr_at(1000, train) == pytest.approx(0.5, abs=0.01)
+    with pytest.raises(ValueError, match="exceeds lr"):
+        TrainSection(steps=10, lr=1.0, lr_end=2.0)

@@ -182,3 +182,11 @@ def test_a_loss_that_is_not_finite_is_no_metric() -> None:
 def test_nothing_to_score_is_told() -> None:
     with pytest.raises(InputError, match="nothing to score"):
         metrics(drawn(1, 2, 3), torch.tensor([[IGNORED, IGNORED]]))
+
+
+def test_label_smoothing_spreads_a_share_of_the_target() -> None:
+    scores, labels = drawn(6, 4), torch.tensor([0, 1, IGNORED, 2, 3, 0])
+    log_p = scores.log_softmax(1)[labels != IGNORED]
+    own = log_p[range(5), labels[labels != IGNORED]]
+    wanted = -(0.9 * own + 0.1 * log_p.mean(1)).mean()
+    assert loss_of(scores, labels, label_smoothing=0.1) == pytest.approx(float(wanted))
