@@ -9,6 +9,7 @@ much free memory for the page cache.
 """
 
 import argparse
+import compileall
 import json
 import os
 import platform
@@ -25,6 +26,8 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+
+import step_cli
 
 SEED = 0
 SAFETENSORS_LAYERS = 128  # of 4096 x 4096 fp16: 4 GiB
@@ -53,6 +56,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
+    compileall.compile_dir(Path(step_cli.__file__).parent, quiet=1)  # as pip does
     with tempfile.TemporaryDirectory(prefix="verify-nm-") as folder:
         measured = measure(Path(folder), options.runs, options.polygraphy)
     document = {"machine": machine(), "seed": SEED, "measured": measured}

@@ -139,7 +139,7 @@ def _metavar(kind: Any) -> str:
 
 
 def _default_shown(field: FieldInfo) -> str:
-    default = field.get_default()
-    if default in (None, False, PydanticUndefined, "") or field.default_factory:
+    default = field.default  # undefined where a factory makes it
+    if default in (None, False, PydanticUndefined, ""):
         return ""
     return f" [default: {default}]"

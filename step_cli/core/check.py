@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 First = TypeVar("First", int, tuple[int, int])
 
-WORTH_A_THREAD = 1 << 21  # weights; below it, starting one costs more than it saves
+WORTH_A_THREAD = 1 << 24  # weights; below it, starting one costs more than it saves
 PIECES_A_TASK = 8
 AHEAD_BYTES = 1 << 27  # of data read ahead of what is being counted
 
