@@ -97,6 +97,8 @@ EXTRA_OF = {
     "onnxruntime": "export",
     "transformers": "hf",
     "datasets": "hf",
+    "pyarrow": "hf",
+    "PIL": "train",
     "sklearn": "samples",
     "tensorboard": "track",
 }

@@ -21,7 +21,7 @@ from pydantic import (
 
 from step_cli.config import Config, Pattern, StepOrFraction, to_step
 from step_cli.core.pattern import NMPattern
-from step_cli.data_config import DataSection
+from step_cli.data_config import DataSection, is_name_of_data
 from step_cli.errors import InputError, UsageError, nearest
 from step_cli.options import message_of
 from step_cli.samples import sample_names
@@ -214,14 +214,17 @@ def _anchor(document: dict[str, Any], base: Path) -> None:
         ("model", "source"),
         ("model", "weights"),
         ("sparsity", "plan"),
+        ("data", "source"),
+        ("data", "held_out"),
+        ("data", "tokenizer"),
     ):
         table = document.get(section)
         if not isinstance(table, dict) or not isinstance(table.get(key), str):
             continue
         value = table[key]
-        if not value:
+        if not value or (section == "data" and is_name_of_data(key, value, base)):
             continue
-        is_spec = key == "source"
+        is_spec = (section, key) == ("model", "source")
         table[key] = absolute_spec(value, base) if is_spec else str(base / value)
 
 

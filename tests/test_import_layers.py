@@ -20,8 +20,8 @@ LAYERS = {
     "signals": {"errors"},
     "logs": {"render"},
     "commands": {
-        "config", "core", "errors", "formats", "models", "reports", "samples",
-        "train_config", "training",
+        "config", "core", "data_config", "data_kind", "errors", "formats", "models",
+        "reports", "samples", "train_config", "training",
     },
     "training": {
         "config", "core", "data", "errors", "formats", "live", "models", "recipes",
@@ -30,7 +30,8 @@ LAYERS = {
     "live": {"render"},
     "optimizers": {"core", "errors", "recipes"},
     "models": {"errors", "formats", "samples"},
-    "data": {"data_config", "errors", "samples"},
+    "data": {"data_config", "data_kind", "errors", "formats", "samples"},
+    "data_kind": {"data_config", "errors"},
     "data_config": {"config", "errors"},
     "samples": {"errors"},
     "recipes": {"core", "errors"},

@@ -43,6 +43,7 @@ def heavy_imports(*arguments: object) -> set[str]:
         ["train", str(CONFIG), "--set", "sparsity.recipe=stepp"],
         ["train", str(CONFIG), "--set", "model.source=sample:no"],
         ["train", str(CONFIG), "--set", "data.source=digit"],
+        ["train", str(CONFIG), "--set", "data.source=./no-such-data"],
     ],
 )
 def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str]) -> None:

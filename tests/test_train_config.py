@@ -1,17 +1,25 @@
 """The configuration: one source of truth, and an answer to every mistake."""
 
+import json
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from step_cli.config import to_step
+from step_cli.data_config import KEYS_OF, DataSection
 from step_cli.errors import InputError, UsageError
 from step_cli.samples import sample_directory
 from step_cli.train_config import RECIPE_NAMES, load_config, to_toml
 
+VALUES: dict[str, Any] = {
+    "held_out": 0.5, "text_columns": ["a"], "label_column": "b", "skip_bad_rows": True,
+    "languages": ["de", "en"], "tokenizer": "bytes", "length": 8, "image_size": 32,
+    "augment": False,
+}  # fmt: skip
 CONFIG = sample_directory("digits-resnet") / "config.toml"
 
 
@@ -45,7 +53,14 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults() -> None:
         ("sparsity.recipe=none", "no such recipe 'none'; "),
         ("model.source=sample:digit-resnet", "did you mean 'digits-resnet'"),
         ("data.source=digit", "no such data 'digit'; did you mean 'digits'"),
-        ("data.length=8", "length does not apply to 'digits'"),
+        ("data.length=8", "length does not apply to the built-in 'digits'"),
+        ("data.kind=text", "kind is for paths, and 'digits' is built in"),
+        ("data.kind=txt", "data.kind: expected 'auto', 'cifar10', "),
+        ("data.held_out=1.5", "expected a path, or a share between 0 and 1, got 1.5"),
+        ("data.held_out=1", "expected a path, or a share between 0 and 1, got 1"),
+        ('data.languages=["de"]', "data.languages"),
+        ("data.length=7", "data.length: expected greater than or equal to 8"),
+        ("data.lenght=8", "unknown key data.lenght; did you mean length"),
     ],
 )
 def test_a_mistake_is_named_with_its_key(override: str, words: str) -> None:
@@ -128,6 +143,41 @@ def test_paths_of_the_file_are_relative_to_it(
     assert config.model.source == f"{path.parent / 'net.py'}:build"
     assert config.model.weights == str(tmp_path / "w.safetensors")
     assert load_config(CONFIG).model.source == "sample:digits-resnet"
+
+
+def test_a_source_of_data_is_a_path_where_it_is_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    monkeypatch.chdir(tmp_path)
+    data = load_config(
+        CONFIG, ["data.source=corpus", "data.held_out=v.txt", "data.tokenizer=gpt2"]
+    ).data
+    assert data.source == str(tmp_path / "corpus")
+    assert data.held_out == str(tmp_path / "v.txt")
+    assert data.tokenizer == str(tmp_path / "gpt2")
+    data = load_config(CONFIG, ["data.source=./none", "data.held_out=0.25",
+                                "data.tokenizer=bytes"]).data  # fmt: skip
+    assert (data.source, data.held_out, data.tokenizer) == (
+        str(tmp_path / "none"), 0.25, "bytes",
+    )  # fmt: skip
+    (tmp_path / "digits").mkdir()
+    assert load_config(CONFIG, ["data.source=digits"]).data.source == "digits"
+
+
+def test_keys_that_do_not_apply_to_the_kind_are_refused() -> None:
+    path = "data.source=./x"
+    for kind, heeded in KEYS_OF.items():
+        section = {key: VALUES[key] for key in heeded}
+        DataSection(source="./x", kind=kind, **section)
+        for key in VALUES.keys() - set(heeded):
+            value = json.dumps(VALUES[key])
+            words = [path, f"data.kind={kind}", f"data.{key}={value}"]
+            with pytest.raises(
+                UsageError, match=f"{key} does not apply to kind '{kind}'"
+            ):
+                load_config(CONFIG, words)
+    assert VALUES.keys() == DataSection.model_fields.keys() - {"source", "kind"}
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,13 @@
 The file is checked before torch is imported, so that its mistakes are told at once.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from step_cli.config import TrainCommandConfig
+from step_cli.data_config import BUILT_IN
+from step_cli.data_kind import kind_of
 from step_cli.errors import UsageError
 from step_cli.reports import TrainReport
 from step_cli.train_config import load_config
@@ -20,9 +24,23 @@ def run(command: TrainCommandConfig) -> TrainReport:
     if command.resume and command.force:
         raise UsageError("--resume goes on with a run, --force replaces it: use one")
     config = load_config(command.config, command.set)
-    from step_cli.training.run import evaluate_checkpoint, train
+    with _named(command.config):
+        if config.data.source not in BUILT_IN:
+            kind_of(config.data)
+        from step_cli.training.run import evaluate_checkpoint, train
 
-    if command.evaluate is not None:
-        return evaluate_checkpoint(config, command.evaluate)
-    run_dir = command.run_dir or Path("runs") / command.config.stem
-    return train(config, run_dir, force=command.force, resume=command.resume)
+        if command.evaluate is not None:
+            return evaluate_checkpoint(config, command.evaluate)
+        run_dir = command.run_dir or Path("runs") / command.config.stem
+        return train(config, run_dir, force=command.force, resume=command.resume)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say of every mistake in the configuration which file it is in."""
+    try:
+        yield
+    except UsageError as error:
+        if error.file is None:
+            error.file = str(path)
+        raise

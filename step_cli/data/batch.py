@@ -1,9 +1,9 @@
 """What every task shares: samples along the first axis, inputs by name, labels."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 IGNORED = -100  # a token label that is not scored: padding
 
@@ -33,6 +33,15 @@ class Split(Protocol):
 
     def __getitem__(self, index: Tensor) -> Batch:
         """The samples numbered ``index``, int64 ``[n]``, in that order."""
+        ...
+
+
+@runtime_checkable
+class RandomSplit(Split, Protocol):
+    """A split of which training sees random variants, such as crops of images."""
+
+    def draw(self, index: Tensor, generator: Generator) -> Batch:
+        """The samples numbered ``index``, varied as ``generator`` decides."""
         ...
 
 

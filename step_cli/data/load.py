@@ -1,16 +1,37 @@
 """From ``[data]`` of the configuration to what is trained on."""
 
+from collections.abc import Callable, Mapping
+
 from step_cli.data.batch import Dataset
-from step_cli.data_config import BUILT_IN, DataSection
+from step_cli.data.cifar import load_cifar10, load_cifar100
+from step_cli.data.images import load_images
+from step_cli.data.parallel import load_parallel
+from step_cli.data.table import load_table
+from step_cli.data.text import load_text
+from step_cli.data_config import BUILT_IN, DataSection, Kind
+from step_cli.data_kind import kind_of
 from step_cli.samples import load_sample
+
+LOADERS: Mapping[Kind, Callable[[DataSection], Dataset]] = {
+    "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
+    "images": load_images,
+    "table": load_table,
+    "text": load_text,
+    "parallel": load_parallel,
+}
 
 
 def load_data(section: DataSection) -> Dataset:
     """Load the data that ``section`` describes.
 
     Raises:
+        InputError: It cannot be read as what it is said to be.
+        UsageError: A key does not apply to it.
         MissingError: A library it needs is not installed.
     """
+    if section.source not in BUILT_IN:
+        return LOADERS[kind_of(section)](section)
     module = load_sample(BUILT_IN[section.source].sample, "data")
     dataset = module.load(section)
     assert isinstance(dataset, Dataset)

@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from step_cli.data.batch import Batch, Split
+from step_cli.data.batch import Batch, RandomSplit, Split
 from step_cli.errors import InputError
 
 
@@ -24,10 +24,18 @@ def batch_at(split: Split, *, index: int, size: int, seed: int) -> Batch:
     """
     per_epoch = len(split) // size
     if per_epoch == 0:
-        raise InputError(f"the data has {len(split)} samples, a batch needs {size}")
+        raise InputError(
+            f"the data has {len(split)} samples to train on, a batch needs {size}; "
+            "lower train.batch_size"
+        )
     epoch, position = divmod(index, per_epoch)
     order = _permutation(len(split), seed * 1_000_003 + epoch)
-    return split[order[position * size : (position + 1) * size]]
+    chosen = order[position * size : (position + 1) * size]
+    if isinstance(split, RandomSplit):
+        # Far from the seeds of epochs.
+        generator = torch.Generator().manual_seed(-1 - (seed * 1_000_000_007 + index))
+        return split.draw(chosen, generator)
+    return split[chosen]
 
 
 def batches_of(split: Split, size: int) -> Iterator[Batch]:

@@ -39,7 +39,7 @@ def test_inputs_stay_with_their_labels() -> None:
 
 
 def test_a_split_smaller_than_a_batch_is_told() -> None:
-    with pytest.raises(InputError, match="the data has 3 samples, a batch needs 4"):
+    with pytest.raises(InputError, match="has 3 samples to train on, a batch needs 4"):
         batch_at(numbered(3), index=0, size=4, seed=0)
 
 

@@ -1,0 +1,169 @@
+"""A folder of images, a subfolder per class: ImageNet and its like.
+
+Only names are in memory; images are decoded when asked for, in threads.
+"""
+
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from step_cli.data.augment import normalized
+from step_cli.data.batch import Batch, Dataset
+from step_cli.data.files import NO_HELD_OUT, set_aside
+from step_cli.data_config import DataSection
+from step_cli.data_kind import HELD_OUT
+from step_cli.errors import InputError
+from step_cli.formats.mapped_file import Bytes, is_directory, reason_of
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+SIDE = 224  # pixels, unless the configuration says otherwise
+CENTRE = 0.875  # share of the shorter side that is kept without augmentation
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+# Random crops as in Szegedy et al., CVPR 2015, section 6.
+AREA = (0.08, 1.0)
+RATIO = (3 / 4, 4 / 3)
+TRIES = 10  # crops drawn before the centre is taken
+THREADS = 16
+
+Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels
+
+
+@dataclass(frozen=True)
+class ImageSplit:
+    """Images by path.
+
+    Attributes:
+        paths: Of each image.
+        labels: int64 ``[n]``.
+        side: Pixels of a side of what the model sees.
+        augment: Whether training sees random crops and flips.
+    """
+
+    paths: list[Path]
+    labels: Tensor
+    side: int
+    augment: bool
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: Tensor) -> Batch:
+        return self._batch(index, [None] * len(index))
+
+    def draw(self, index: Tensor, generator: Generator) -> Batch:
+        """The samples as training sees them."""
+        if not self.augment:
+            return self[index]
+        drawn = torch.rand(len(index), 2 * TRIES + 3, generator=generator).tolist()
+        return self._batch(index, drawn)
+
+    def _batch(self, index: Tensor, drawn: list[list[float] | None]) -> Batch:
+        paths = [self.paths[i] for i in index.tolist()]
+        images = list(_threads().map(self._pixels, paths, drawn))
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        return Batch(
+            {"pixel_values": normalized(pixels, MEAN, STD)}, self.labels[index]
+        )
+
+    def _pixels(self, path: Path, drawn: list[float] | None) -> Bytes:
+        """One image, uint8 ``[side, side, 3]``."""
+        from PIL import Image
+
+        try:
+            with Image.open(path) as opened:
+                image = opened.convert("RGB")
+        except Exception as error:  # Pillow raises of every kind
+            raise InputError(
+                f"is no image that can be decoded: {reason_of(error)}", file=path
+            ) from None
+        box = _centre(image.size) if drawn is None else _crop(image.size, drawn)
+        flip = drawn is not None and drawn[-1] < 0.5
+        size, bicubic = (self.side, self.side), Image.Resampling.BICUBIC
+        pixels = np.asarray(image.resize(size, bicubic, box=box))
+        return pixels[:, ::-1] if flip else pixels
+
+
+def load_images(section: DataSection) -> Dataset:
+    """``train/CLASS/*.jpg`` and ``val/CLASS/*.jpg``; classes in the order of names.
+
+    Raises:
+        InputError: A folder is missing or has no images, or a class is not trained on.
+    """
+    path = Path(section.source)
+    side, augment = section.image_size or SIDE, section.augment is not False
+    root = path / "train" if is_directory(path / "train") else path
+    classes = _classes(root)
+    train = _split(root, classes, side, augment)
+    if isinstance(section.held_out, float):
+        return set_aside(train, section.held_out, path)
+    if section.held_out is not None:
+        folder = Path(section.held_out)
+    else:
+        named = [path / name for name in sorted(HELD_OUT) if (path / name).is_dir()]
+        if len(named) != 1:
+            raise InputError(NO_HELD_OUT.replace("file", "folder"), file=path)
+        folder = named[0]
+    unknown = sorted(set(_classes(folder)) - set(classes))
+    if unknown:
+        raise InputError(
+            f"class {unknown[0]!r} is not among the {len(classes)} of {root}",
+            file=folder,
+        )
+    return Dataset(train, _split(folder, classes, side, False))
+
+
+def _classes(root: Path) -> list[str]:
+    if not is_directory(root):
+        raise InputError("is no folder", file=root)
+    found = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+    if not found:
+        raise InputError("has no folders, which are the classes", file=root)
+    return found
+
+
+def _split(root: Path, classes: list[str], side: int, augment: bool) -> ImageSplit:
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        folder = root / name
+        if not folder.is_dir():
+            continue  # a held-out class may be missing
+        images = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES)
+        if not images:
+            raise InputError(f"has no {', '.join(SUFFIXES)} file", file=folder)
+        paths += images
+        labels += [label] * len(images)
+    return ImageSplit(paths, torch.tensor(labels), side, augment)
+
+
+def _centre(size: tuple[int, int]) -> Box:
+    side = CENTRE * min(size)
+    left, upper = (size[0] - side) / 2, (size[1] - side) / 2
+    return left, upper, left + side, upper + side
+
+
+def _crop(size: tuple[int, int], drawn: list[float]) -> Box:
+    """The first of the drawn crops that fits into the image, else its centre."""
+    width, height = size
+    low, high = (math.log(ratio) for ratio in RATIO)
+    for area, ratio in zip(drawn[:TRIES], drawn[TRIES : 2 * TRIES], strict=True):
+        pixels = width * height * (AREA[0] + area * (AREA[1] - AREA[0]))
+        shape = math.exp(low + ratio * (high - low))
+        across, down = math.sqrt(pixels * shape), math.sqrt(pixels / shape)
+        if across <= width and down <= height:
+            left = drawn[-3] * (width - across)
+            upper = drawn[-2] * (height - down)
+            return left, upper, left + across, upper + down
+    return _centre(size)
+
+
+@lru_cache(maxsize=1)
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))

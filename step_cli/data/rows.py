@@ -1,0 +1,131 @@
+"""Tables row by row: TSV, CSV, JSON lines and parquet.
+
+A row that cannot be read is told, not raised, so that the reader of many can go on.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from step_cli.data.lines import LONGEST, lines_of
+from step_cli.errors import InputError
+
+# CoLA of GLUE is the one file that has no header.
+COLA = ("source", "label", "mark", "sentence")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        place: Where it is: ``line 3``.
+        values: By column.
+        fault: Why it has no values, if it has none.
+    """
+
+    place: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    fault: str | None = None
+
+
+def rows_of(path: Path) -> Iterator[Row]:
+    """The rows of a file, read as its suffix says.
+
+    Raises:
+        InputError: The file cannot be read as such.
+    """
+    match path.suffix:
+        case ".tsv":
+            return _tab_separated(path)
+        case ".csv":
+            return _comma_separated(path)
+        case ".jsonl" | ".json":
+            return _json_lines(path)
+        case ".parquet":
+            return _parquet(path)
+    raise InputError("is no .tsv, .csv, .jsonl or .parquet file", file=path)
+
+
+def _tab_separated(path: Path) -> Iterator[Row]:
+    """As GLUE ships them: quotes are ordinary characters, a tab always separates."""
+    header: tuple[str, ...] | None = None
+    for number, line in enumerate(lines_of(path), 1):
+        if not line:
+            continue
+        fields = line.split("\t")
+        if header is None:
+            header = _header(tuple(fields), path)
+            if header is not COLA:
+                continue
+        yield _row(f"line {number}", header, fields)
+
+
+def _comma_separated(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(LONGEST)
+    reader = csv.reader((line + "\n" for line in lines_of(path)), strict=True)
+    header: tuple[str, ...] | None = None
+    try:
+        for fields in reader:
+            if not fields:
+                continue
+            if header is None:
+                header = _header(tuple(fields), path)
+            else:
+                yield _row(f"line {reader.line_num}", header, fields)
+    except csv.Error as error:
+        raise InputError(f"line {reader.line_num}: {error}", file=path) from None
+
+
+def _header(fields: tuple[str, ...], path: Path) -> tuple[str, ...]:
+    if len(fields) == 4 and fields[1] in ("0", "1") and fields[2] in ("", "*"):
+        return COLA
+    twice = next((name for name in fields if fields.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"the header names the column {twice!r} twice", file=path)
+    return fields
+
+
+def _row(place: str, header: tuple[str, ...], fields: list[str]) -> Row:
+    if len(fields) != len(header):
+        fault = f"{len(fields)} fields, the header has {len(header)}"
+        return Row(place, fault=fault)
+    return Row(place, dict(zip(header, fields, strict=True)))
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(lines_of(path), 1):
+        place = f"line {number}"
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            said = getattr(error, "msg", "nested too deeply")
+            yield Row(place, fault=f"not JSON: {said}")
+            continue
+        if isinstance(values, dict):
+            yield Row(place, values)
+        else:
+            yield Row(place, fault="not a JSON object")
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        number = 0
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(f"row {number}", values)
+    except (OSError, pyarrow.ArrowException) as error:
+        said = " ".join(str(error).split())
+        raise InputError(
+            f"cannot be read as parquet: {said[:200]}", file=path
+        ) from None

@@ -1,0 +1,176 @@
+"""Text to classify or to score, one sample a row: GLUE and its like."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from step_cli.data.batch import Batch, Dataset
+from step_cli.data.files import set_aside, split_files
+from step_cli.data.labels import Label, Labels
+from step_cli.data.ragged import Ragged
+from step_cli.data.rows import Row, rows_of
+from step_cli.data.tokens import LENGTH, Tokenizer, make_tokenizer
+from step_cli.data_config import DataSection
+from step_cli.data_kind import TABLES
+from step_cli.errors import InputError, nearest
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 1000  # rows tokenized at a time
+# The names that the tables of GLUE have, as it ships them and on the hub; the first
+# that is there is taken.
+TEXT_COLUMNS = (
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("sentence1", "sentence2"),
+    ("#1 String", "#2 String"),
+    ("sentence",),
+    ("text",),
+)
+LABEL_COLUMNS = ("label", "gold_label", "score", "is_duplicate", "Quality")
+
+
+@dataclass(frozen=True)
+class TokenSplit:
+    """Token numbers in memory, four bytes each; a batch is as wide as its longest.
+
+    Attributes:
+        tokens: Of each sample.
+        parts: Which text each token is of, where models are told.
+        labels: As in `Batch`.
+        pad: What fills up shorter samples.
+    """
+
+    tokens: Ragged
+    parts: Ragged | None
+    labels: Tensor
+    pad: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor) -> Batch:
+        tokens, mask = self.tokens.padded(index, self.pad)
+        inputs = {"input_ids": tokens, "attention_mask": mask.long()}
+        if self.parts is not None:
+            inputs["token_type_ids"], _ = self.parts.padded(index, 0)
+        return Batch(inputs, self.labels[index])
+
+
+def load_table(section: DataSection) -> Dataset:
+    """Rows of TSV, CSV, JSON lines or parquet, tokenized once, in memory.
+
+    Raises:
+        InputError: A file, row or column is not as it should be.
+        UsageError: What is held out is trained on.
+    """
+    files = split_files(section, TABLES)
+    reader = _Reader(section, make_tokenizer(section.tokenizer))
+    train = reader.split(files.train)
+    if files.held_out:
+        return Dataset(train, reader.split(files.held_out))
+    assert isinstance(section.held_out, float)
+    return set_aside(train, section.held_out, Path(section.source))
+
+
+class _Columns(NamedTuple):
+    """Which columns are read."""
+
+    texts: tuple[str, ...]
+    label: str
+
+
+class _Sample(NamedTuple):
+    """The fields of a row that are read."""
+
+    texts: tuple[str, ...]
+    label: Label
+
+
+@dataclass
+class _Reader:
+    """Reads the splits of one data set in the same way."""
+
+    section: DataSection
+    tokenizer: Tokenizer
+    labels: Labels = field(default_factory=Labels)
+
+    def split(self, paths: list[Path]) -> TokenSplit:
+        tokens, parts, labels = Ragged(), Ragged(), list[Label]()
+        tells_parts, length = self.tokenizer.tells_parts, self.section.length or LENGTH
+        samples = (sample for path in paths for sample in self._samples(path))
+        while chunk := list(islice(samples, CHUNK)):
+            texts = list(zip(*(sample.texts for sample in chunk), strict=True))
+            second = texts[1] if len(texts) > 1 else None
+            for encoded in self.tokenizer.marked(texts[0], second, length):
+                tokens.append(encoded.tokens)
+                if encoded.parts is not None:
+                    parts.append(encoded.parts)
+            labels += [sample.label for sample in chunk]
+        if not labels:
+            raise InputError("has no rows", file=paths[0])
+        found = self.labels.tensor(labels)
+        return TokenSplit(
+            tokens, parts if tells_parts else None, found, self.tokenizer.pad
+        )
+
+    def _samples(self, path: Path) -> Iterator[_Sample]:
+        columns: _Columns | None = None
+        bad, first_bad = 0, ""
+        for row in rows_of(path):
+            try:
+                if row.fault is not None:
+                    raise ValueError(row.fault)
+                columns = columns or self._columns(row, path)
+                sample = self._sample(row, columns)
+            except ValueError as error:
+                fault = f"{row.place}: {error}"
+                if not self.section.skip_bad_rows:
+                    raise InputError(
+                        f"{fault}; mend it, or set data.skip_bad_rows", file=path
+                    ) from None
+                bad, first_bad = bad + 1, first_bad or fault
+            else:
+                yield sample
+        if bad:
+            logger.warning("%s: left out %d bad rows, first %s", path, bad, first_bad)
+
+    def _sample(self, row: Row, columns: _Columns) -> _Sample:
+        texts = tuple(_text(row, column) for column in columns.texts)
+        if columns.label not in row.values:
+            raise ValueError(f"no column {columns.label!r}")
+        return _Sample(texts, self.labels.read(row.values[columns.label]))
+
+    def _columns(self, row: Row, path: Path) -> _Columns:
+        there = list(row.values)
+        texts, label = self.section.text_columns, self.section.label_column
+        for column in (*(texts or ()), *([label] if label else [])):
+            if column not in there:
+                raise InputError(
+                    f"no column {column!r}{nearest(column, there)}", file=path
+                )
+        texts = texts or next((x for x in TEXT_COLUMNS if {*x} <= {*there}), None)
+        label = label or next((x for x in LABEL_COLUMNS if x in there), None)
+        if texts is None or label is None:
+            key = "text_columns" if texts is None else "label_column"
+            shown = ", ".join(map(repr, there[:8]))
+            raise InputError(
+                f"no column of a known name; say data.{key}, there are {shown}",
+                file=path,
+            )
+        return _Columns(texts, label)
+
+
+def _text(row: Row, column: str) -> str:
+    if column not in row.values:
+        raise ValueError(f"no column {column!r}")
+    value = row.values[column]
+    if not isinstance(value, str):
+        raise ValueError(f"{column} is {type(value).__name__}, not text")
+    return value

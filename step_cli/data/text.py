@@ -1,0 +1,133 @@
+"""Running text, cut into samples of equal length: WikiText and its like."""
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from step_cli.data.batch import Batch, Dataset
+from step_cli.data.files import split_files
+from step_cli.data.lines import lines_of
+from step_cli.data.rows import rows_of
+from step_cli.data.tokens import LENGTH, make_tokenizer
+from step_cli.data_config import BYTES, DataSection
+from step_cli.data_kind import TABLES, TEXTS, files_in
+from step_cli.errors import InputError, UsageError
+from step_cli.formats.mapped_file import is_directory, map_file
+
+CHUNK = 1000  # lines tokenized at a time
+Tokens = npt.NDArray[Any]  # [tokens], of any integer type
+
+
+@dataclass(frozen=True)
+class TextSplit:
+    """Token numbers in a row, in memory or mapped.
+
+    Attributes:
+        tokens: All of them.
+        length: Of a sample; its labels are the same tokens from the second to the one
+            that follows, which is also the first of the next sample.
+    """
+
+    tokens: Tokens
+    length: int
+
+    def __len__(self) -> int:
+        return max(0, (len(self.tokens) - 1) // self.length)
+
+    def __getitem__(self, index: Tensor) -> Batch:
+        begins = index.numpy()[:, None] * self.length
+        found = self.tokens[begins + np.arange(self.length + 1)].astype(np.int64)
+        inputs, labels = (
+            np.ascontiguousarray(x) for x in (found[:, :-1], found[:, 1:])
+        )
+        return Batch({"input_ids": torch.from_numpy(inputs)}, torch.from_numpy(labels))
+
+
+def load_text(section: DataSection) -> Dataset:
+    """Text files, files of 16-bit tokens (``.bin``), or one column of tables.
+
+    Files of one split are joined in the order of their names. A single file of bytes or
+    of tokens stays on disk; else four bytes a token are in memory.
+
+    Raises:
+        InputError: A file cannot be read, or holds less than a sample.
+        UsageError: A key does not apply, or what is held out is trained on.
+    """
+    path, length = Path(section.source), section.length or LENGTH
+    files = split_files(section, _suffixes(path))
+    train = _tokens(files.train, section)
+    if files.held_out:
+        held_out = _tokens(files.held_out, section)
+    else:
+        assert isinstance(section.held_out, float)
+        kept = len(train) - round(len(train) * section.held_out)
+        train, held_out = train[:kept], train[kept:]
+    for tokens, purpose in ((train, "train on"), (held_out, "measure on")):
+        if len(tokens) <= length:
+            raise InputError(
+                f"has {len(tokens)} tokens to {purpose}, one sample needs {length + 1}",
+                file=path,
+            )
+    return Dataset(TextSplit(train, length), TextSplit(held_out, length))
+
+
+def _suffixes(path: Path) -> tuple[str, ...]:
+    if is_directory(path) and not any(f.suffix in TEXTS for f in files_in(path)):
+        return TABLES
+    return TEXTS
+
+
+def _tokens(paths: list[Path], section: DataSection) -> Tokens:
+    suffixes = {path.suffix for path in paths}
+    if suffixes == {".bin"}:
+        return _numbers(paths, section)
+    if section.tokenizer in (None, BYTES) and not suffixes & {*TABLES}:
+        mapped = [map_file(path).data for path in paths]
+        return mapped[0] if len(mapped) == 1 else np.concatenate(mapped)
+    tokenizer = make_tokenizer(section.tokenizer)
+    found = array("i")
+    for path in paths:
+        texts = _texts(path, section)
+        while chunk := list(islice(texts, CHUNK)):
+            for tokens in tokenizer.plain(chunk):
+                found.extend(tokens)
+    return np.frombuffer(found, np.int32)
+
+
+def _numbers(paths: list[Path], section: DataSection) -> Tokens:
+    """A file of little-endian 16-bit numbers, as nanoGPT prepares them."""
+    if section.tokenizer is not None:
+        raise UsageError("data.tokenizer does not apply to .bin, which holds tokens")
+    if len(paths) > 1:
+        raise InputError("one .bin file a split, join them", file=paths[1])
+    file = map_file(paths[0])
+    if file.size % 2:
+        raise InputError(
+            f"{file.size} bytes are no whole number of 16-bit tokens", file=paths[0]
+        )
+    return file.data.view(np.uint16)
+
+
+def _texts(path: Path, section: DataSection) -> Iterator[str]:
+    """Lines or rows, each with its line end, so that no text is lost."""
+    if path.suffix not in TABLES:
+        for line in lines_of(path):
+            yield line + "\n"
+        return
+    columns = section.text_columns or ("text",)
+    if len(columns) > 1:
+        raise UsageError("data.text_columns: running text is in one column")
+    for row in rows_of(path):
+        value = row.values.get(columns[0])
+        if not isinstance(value, str):
+            fault = row.fault or f"no text in a column {columns[0]!r}"
+            raise InputError(f"{row.place}: {fault}", file=path)
+        yield value if value.endswith("\n") else value + "\n"
