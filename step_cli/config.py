@@ -136,24 +136,32 @@ class AutoswitchProfileConfig(Config):
     """Options of ``autoswitch-profile``."""
 
     source: Path = Field(
-        description="A run directory of `train`, or its variance.jsonl"
+        description="A training configuration (.toml), which is trained densely; or a "
+        "run directory of `train`, or its variance.jsonl, which is replayed"
     )
     criterion: list[str] = option(list, "Criterion to replay (default: all)")
     eps: float | None = option(
         None,
-        "Threshold of the two AutoSwitch rules of the paper (default: Adam's eps)",
+        "Threshold of the two AutoSwitch rules of the paper (default: Adam's eps), or "
+        "of autoswitch-relative, if it alone is asked for (default: 1 - beta2)",
         gt=0,
+        allow_inf_nan=False,
     )
     beta2: float | None = option(
         None,
-        "Adam's beta2, where the recording does not say (default: 0.999)",
+        "Adam's beta2, where the recording does not say (default: 0.999); another "
+        "than the recorded one, for staleness and fixed only",
         gt=0,
         lt=1,
     )
     window: int | None = option(
         None, "Steps averaged over (default: round(1 / (1 - beta2)))", ge=1, le=10**9
     )
-    step: StepOrFraction = option(0.25, "Step of `fixed`", metavar="STEP|FRACTION")
+    step: StepOrFraction | None = option(
+        None,
+        "Step of `fixed` (default: the run's, or 0.25)",
+        metavar="STEP|FRACTION",
+    )
     t_min: StepOrFraction | None = option(
         None,
         "No switch at this step or before (default: 0.1, or the run's)",
@@ -164,7 +172,23 @@ class AutoswitchProfileConfig(Config):
         "Switch after this step at the latest (default: 0.5, or the run's)",
         metavar="STEP|FRACTION",
     )
-    plot: Path | None = option(None, "Draw the curves: FILE.svg or FILE.png")
+    steps: int | None = option(
+        None,
+        "Steps to record, or to look at (default: until every criterion is decided "
+        "and 1000 more; all that are recorded)",
+        ge=1,
+    )
+    seeds: int = option(
+        1, "Train with this many seeds, for mean and spread", ge=1, le=1000
+    )
+    set: list[str] = option(
+        list, "Override one key of the configuration", metavar="SECTION.KEY=VALUE"
+    )
+    out: Path | None = option(
+        None, "Keep the run, or the runs, in this directory", metavar="DIR"
+    )
+    force: bool = option(False, "Replace an existing --out")
+    plot: Path | None = option(None, "Draw the curves: FILE.svg, FILE.png or FILE.html")
 
 
 Method = Literal["magnitude", "random"]

@@ -194,6 +194,22 @@ class SparseOptimizer(SparseView):
         """What the last step did to the variance; None if it was not measured."""
         return None if self._watch.last is None else self._watch.last.read()
 
+    def layer_changes(self) -> list[tuple[float, float]]:
+        """What the last step did to each parameter's variance, if it was watched.
+
+        In the order of ``core.variance.variances``: L1 norm, sum of changes.
+        """
+        return [] if self._watch.last is None else self._watch.last.read_layers()
+
+    @property
+    def watch_layers(self) -> bool:
+        """Whether the next steps are measured parameter by parameter too."""
+        return self._watch.layers
+
+    @watch_layers.setter
+    def watch_layers(self, wanted: bool) -> None:
+        self._watch.layers = wanted
+
     def flip_rate(self) -> float | None:
         """Share of mask entries the last step changed, if ``watch_masks`` was set."""
         return self._mask_watch.flip_rate()

@@ -75,12 +75,15 @@ class VarianceChange:
         d: Number of coordinates, with and without a gradient.
         wanted: Which of ``SUMS`` were asked for.
         sums: Those of :func:`change_sums`, over all parameters and processes.
+        by_layer: L1 norm of the new v and sum of its changes of each parameter,
+            [2 * parameters]; None where nobody asked.
     """
 
     step: int
     d: int
     wanted: frozenset[str]
     sums: Tensor
+    by_layer: Tensor | None = None
 
     def read(self) -> VarianceSample:
         """Bring the sums to the host; waits for the device. NaN where none was wanted.
@@ -100,6 +103,16 @@ class VarianceChange:
         seen = {k: v if k in self.wanted else math.nan for k, v in values.items()}
         return VarianceSample(step=self.step, d=self.d, **seen)
 
+    def read_layers(self) -> list[tuple[float, float]]:
+        """Of each parameter, in order: L1 norm of the new v, sum of its changes.
+
+        Empty where nobody asked. Waits for the device.
+        """
+        if self.by_layer is None:
+            return []
+        values = self.by_layer.tolist()
+        return list(zip(values[::2], values[1::2], strict=True))
+
 
 class VarianceWatch:
     """Measures what each update does to the variance, and asks the switch rule.
@@ -114,6 +127,7 @@ class VarianceWatch:
         self._pending: list[VarianceChange] = []
         self.last: VarianceChange | None = None
         self.compiled = False
+        self.layers = False  # measure each parameter by itself too, where recording
 
     def forget(self) -> None:
         """Drop the measurement of the last step; the rule has its own memory."""
@@ -141,17 +155,21 @@ class VarianceWatch:
         if not self._record and self.rule is not None:
             wanted = self.rule.criterion.needs
         take = compiled(change_sums) if self.compiled else chunked_sums
-        total = ShardSum(5)
-        for p, variance, group in variances(optimizer):
+        found = list(variances(optimizer))
+        total, layers = ShardSum(5), ShardSum(2 * len(found))
+        for at, (p, variance, group) in enumerate(found):
             grad, beta2 = stand_ins[p].grad, group["betas"][1]
             if grad is None:  # v stays
-                norms = torch.stack([variance.sum(), variance.square().sum()])
-                total.beside(p)[:2].add_(norms)
-                continue
-            grad = grad.to(variance.dtype)
-            total.beside(p).add_(take(grad, variance, beta2, wanted))
+                sums = torch.zeros(5, dtype=torch.float64, device=variance.device)
+                sums[0], sums[1] = variance.sum(), variance.square().sum()
+            else:
+                sums = take(grad.to(variance.dtype), variance, beta2, wanted)
+            total.beside(p).add_(sums)
+            if self.layers:
+                layers.beside(p)[2 * at : 2 * at + 2].add_(sums[:3:2])
         count = sum(p.numel() for p in stand_ins)
-        self.last = VarianceChange(step, count, wanted, total.total())
+        by_layer = layers.total() if self.layers else None
+        self.last = VarianceChange(step, count, wanted, total.total(), by_layer)
 
     def reason_at(self, step: int) -> str | None:
         """Why ``step`` is the switch point, or None; reads nothing before it can be."""

@@ -52,29 +52,9 @@ def _train(report: TrainReport, console: Console, *, verbose: bool) -> None:
 def _autoswitch_profile(
     report: AutoswitchProfileReport, console: Console, *, verbose: bool
 ) -> None:
-    columns = ["criterion", "switch", "without clipping", "decided by"]
-    after = any(row.post_switch_change is not None for row in report.criteria)
-    if after:
-        columns.append("change after")
-    table = new_table(*columns, right=("switch", "without clipping", "change after"))
-    for row in report.criteria:
-        cells = [
-            row.name,
-            "-" if row.switch_step is None else str(row.switch_step),
-            "-" if row.raw_step is None else str(row.raw_step),
-            row.reason + (" (clipped)" if row.clipped else ""),
-        ]
-        change = row.post_switch_change
-        table.add_row(*cells, *(["-" if change is None else f"{change:.3g}"] * after))
-    console.print(
-        f"{report.steps} steps, beta2 {report.beta2:g}, eps {report.eps:g}, "
-        f"window {report.window}, clipped to {report.t_min}-{report.t_max}"
-    )
-    console.print(table)
-    if report.recommended is not None:
-        console.print(f"recommended: {report.recommended}")
-    for line in report.advice:
-        console.print(line)
+    from step_cli.render import profile_table
+
+    profile_table.draw(report, console, verbose=verbose)
 
 
 @show.register

@@ -4,12 +4,10 @@ No script and no address of another place is in it, so it can be mailed or archi
 Names come from models and configurations, so all text is escaped.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
-from step_cli.render.text import one_line
+from step_cli.render.page import filled, inline
 
 SPARK_WIDTH, SPARK_HEIGHT, SPARK_POINTS = 96, 20, 48  # of a layer's little curve
 
@@ -108,34 +106,12 @@ def html(page: RunPage, inks: dict[str, str]) -> str:
         inks: Colours of the curves, and what of the page's style they follow, so that
             they can be read on a dark page too.
     """
-    from jinja2 import Environment
-    from markupsafe import Markup
-
-    environment = Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["one_line"] = one_line
-    source = files("step_cli.render").joinpath("run_page.html").read_text("utf-8")
-    return environment.from_string(source).render(
+    return filled(
+        "run_page.html",
         page=page,
-        curves=Markup(inline(page.curves, inks)),
+        curves=inline(page.curves, inks, "Curves of the run"),
         spark=(SPARK_WIDTH, SPARK_HEIGHT),
     )
-
-
-def inline(svg: str, inks: dict[str, str]) -> str:
-    """An SVG document as an element of a page, its size and its inks the page's."""
-    start = svg.index("<svg")
-    element = re.sub(r"<metadata>.*?</metadata>", "", svg[start:], flags=re.DOTALL)
-    head, closing, rest = element.partition(">")
-    head = re.sub(r'\s(?:width|height|xmlns:xlink|version)="[^"]*"', "", head)
-    head += ' role="img" aria-label="Curves of the run"'
-    for colour, followed in inks.items():
-        rest = rest.replace(colour, followed)
-    return head + closing + rest
 
 
 def _means(values: Sequence[float], most: int) -> list[float]:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
         AutoswitchProfileReport as AutoswitchProfileReport,
     )
     from step_cli.reports.autoswitch_profile import CriterionReport as CriterionReport
+    from step_cli.reports.autoswitch_profile import LayerReport as LayerReport
+    from step_cli.reports.autoswitch_profile import OtherEps as OtherEps
+    from step_cli.reports.autoswitch_profile import SeedReport as SeedReport
+    from step_cli.reports.autoswitch_profile import Spread as Spread
     from step_cli.reports.export import BackendReport as BackendReport
     from step_cli.reports.export import BenchReport as BenchReport
     from step_cli.reports.export import ExportBytes as ExportBytes
@@ -36,7 +40,14 @@ if TYPE_CHECKING:
     from step_cli.reports.verify_nm import gravest as gravest
 
 _NAMES = {
-    "autoswitch_profile": ("CriterionReport", "AutoswitchProfileReport"),
+    "autoswitch_profile": (
+        "OtherEps",
+        "Spread",
+        "CriterionReport",
+        "LayerReport",
+        "SeedReport",
+        "AutoswitchProfileReport",
+    ),
     "export": (
         "ExportBytes",
         "Parity",

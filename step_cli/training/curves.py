@@ -3,32 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-from step_cli.errors import MissingError
-from step_cli.formats.staged import staged
+from step_cli.training.drawing import (
+    BLUE,
+    GREEN,
+    GRID,
+    INK,
+    ORANGE,
+    PALE,
+    RED,
+    STYLE,
+    name_lines,
+    pyplot,
+    save_figure,
+)
 from step_cli.training.history import CriterionCurve, Curve, History
 
-# Colours that stand out from white and from black, and from each other when seen
-# without red or green. `INK` and `PAPER` are what a page may exchange.
-INK, PAPER, GRID = "#1b1f24", "#fefefe", "#8c959f"
-BLUE, PALE, ORANGE, GREEN, RED = "#2f7fc1", "#8fbce0", "#d9821b", "#2a9d6f", "#d1495b"
-STYLE = {
-    "text.color": INK,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "figure.facecolor": PAPER,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.alpha": 0.3,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "font.size": 10,
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "step-cli",
-}
 WIDE = 20  # times: a loss that falls so far is drawn on a logarithmic scale
 # What is written beside a panel that shows a metric of held-out samples.
 UNITS = {"accuracy": "accuracy (share correct)", "perplexity": "perplexity"}
@@ -65,7 +54,7 @@ def draw_curves(path: Path, history: History) -> None:
         for number, (draw, axis) in enumerate(zip(panels, axes.flat, strict=True)):
             draw(axis, history)
             _mark_switch(axis, history, named=number == 0)
-            _name_lines(axis)
+            name_lines(axis)
         axes.flat[-1].set_xlabel("step")
         axes.flat[-1].set_xlim(0, history.steps)
         save_figure(figure, path)
@@ -148,46 +137,3 @@ def _mark_switch(axis: Any, history: History, *, named: bool) -> None:
     if switch is not None:
         label = f"switch after {switch.step} ({switch.reason})" if named else None
         axis.axvline(switch.step, color=RED, linewidth=1.3, label=label)
-
-
-def _name_lines(axis: Any) -> None:
-    """A legend in one row above the panel, where it hides nothing."""
-    legend = axis.legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=4,
-        frameon=False,
-        fontsize=9,
-        borderaxespad=0.2,
-        columnspacing=1.2,
-        handlelength=1.6,
-    )
-    legend.set_in_layout(False)
-
-
-def pyplot() -> Any:
-    """Matplotlib without a screen, drawing the same bytes each time.
-
-    Raises:
-        MissingError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise MissingError(
-            "drawing needs matplotlib: pip install 'step-cli[train]'"
-        ) from None
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "step-cli"
-    from matplotlib import pyplot as plt
-
-    return plt
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure in the format of its suffix, complete or not at all."""
-    suffix = path.suffix.removeprefix(".")
-    undated = {"Date": None} if suffix == "svg" else {}
-    with staged(path, force=True) as staging:
-        figure.savefig(staging, format=suffix, metadata=undated)
-    pyplot().close(figure)

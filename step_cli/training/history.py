@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from step_cli.core.autoswitch import AutoSwitch, Fixed, SwitchRule
+from step_cli.core.criterion_values import changes_of, values_of
 from step_cli.core.optimizer import SparseOptimizer
-from step_cli.formats.variance_log import read_samples
+from step_cli.core.thinned import Thinned
+from step_cli.formats.recording import Recording
 from step_cli.reports import SwitchPoint
 from step_cli.train_config import TrainConfig
 from step_cli.training.setup import criterion_of
@@ -131,28 +135,26 @@ def _criterion(
     name = config.switch.criterion if decides else AutoSwitch.name
     criterion = criterion_of(config, name)
     assert criterion.threshold is not None
-    with log.open(encoding="utf-8") as file:
-        every = -(-sum(1 for _ in file) // POINTS)
-    points: list[tuple[int, float, float]] = []
+    values, rows = values_of(criterion), Thinned(POINTS)
     last = None
-    for sample in read_samples(log):
-        value = criterion.value(sample)
-        change = NAN
+    for block in Recording(log).blocks():
+        change = np.full(len(block), NAN)
         if isinstance(criterion, AutoSwitch):
-            change = criterion.sample_change(sample)
-        last = (sample.step, NAN if value is None else value, change)
-        if sample.step % every == 0:
-            points.append(last)
+            change = changes_of(criterion, block)
+        points = np.stack([block.step, values(block), change], axis=1)
+        rows.add(points)
+        last = points[-1]
     if last is None:
         return None
-    if points[-1:] != [last]:  # the last one decides
-        points.append(last)
-    steps, values, changes = (list(column) for column in zip(*points, strict=True))
+    points = rows.rows()
+    if points[-1, 0] != last[0]:  # the last one decides
+        points = np.vstack([points, last])
+    steps, values_kept, changes = points.T
     return CriterionCurve(
         criterion.name,
         criterion.window,
         criterion.threshold,
-        Curve(steps, values),
-        Curve(steps, changes),
+        Curve(steps.astype(int).tolist(), values_kept.tolist()),
+        Curve(steps.astype(int).tolist(), changes.tolist()),
         config.clip if decides else None,
     )

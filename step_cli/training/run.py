@@ -10,7 +10,6 @@ from step_cli.errors import InputError, StepError
 from step_cli.formats.model_source import ModelSource
 from step_cli.formats.plan import FILE as PLAN
 from step_cli.formats.plan import plan_json, read_plan
-from step_cli.formats.variance_log import VarianceHeader
 from step_cli.formats.weights import open_checkpoint
 from step_cli.models import build_model, load_weights
 from step_cli.reports import TrainReport
@@ -30,6 +29,7 @@ from step_cli.training.run_page import check_libraries, show_run
 from step_cli.training.setup import Setup, default_device, selection, set_up
 from step_cli.training.stop import stop_on_request
 from step_cli.training.trainer import Trainer
+from step_cli.training.variance_header import variance_header
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def _go_on(
     config: TrainConfig, setup: Setup, path: Path, run_dir: Path, *, after: int
 ) -> TrainReport:
     settings, optimizer = config.train, setup.optimizer
-    header = VarianceHeader(settings.betas[1], settings.eps, settings.steps)
+    header = variance_header(config, setup)
     save = partial(save_checkpoint, path, setup.model, optimizer, keep=settings.keep)
     with (
         Records(path, header, after) as records,

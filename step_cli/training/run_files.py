@@ -2,13 +2,19 @@
 
 import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, TextIO
 
 from step_cli.core.autoswitch import VarianceSample
 from step_cli.errors import OutputError
 from step_cli.formats.staged import staged
-from step_cli.formats.variance_log import VarianceHeader, header_line, sample_line
+from step_cli.formats.variance_log import (
+    VarianceHeader,
+    header_line,
+    layers_due,
+    sample_line,
+)
 
 
 class LineRecord:
@@ -58,6 +64,7 @@ class Records:
         self._metrics = LineRecord(run_dir / "metrics.jsonl", after=after)
         first = header_line(header)
         self._variance = LineRecord(run_dir / "variance.jsonl", first, after)
+        self._header = header
 
     def __enter__(self) -> Self:
         return self
@@ -70,9 +77,15 @@ class Records:
         """Record one logged step."""
         self._metrics.write(json.dumps(values, allow_nan=False) + "\n")
 
-    def variance(self, sample: VarianceSample) -> None:
+    def wants_layers(self, step: int) -> bool:
+        """Whether ``step`` is to be recorded layer by layer too."""
+        return layers_due(self._header, step)
+
+    def variance(
+        self, sample: VarianceSample, layers: Sequence[tuple[float, float]] = ()
+    ) -> None:
         """Record one step in which the variance was updated."""
-        self._variance.write(sample_line(sample))
+        self._variance.write(sample_line(sample, layers))
 
 
 def _up_to(path: Path, step: int) -> str:

@@ -18,14 +18,13 @@ from step_cli.formats.weights import open_checkpoint
 from step_cli.render.run_page import LayerRow, MetricRow, RunPage, html
 from step_cli.reports import TrainReport
 from step_cli.train_config import TrainConfig, to_toml
-from step_cli.training.curves import GRID, INK, PAPER, draw_curves
+from step_cli.training.curves import draw_curves
+from step_cli.training.drawing import INKS
 from step_cli.training.history import History, read_history, switch_point
 from step_cli.training.layer_records import read_layers
 from step_cli.training.run_files import save_text
 from step_cli.training.setup import Setup
 
-# What the curves are drawn with, and what stands for it on a page that may be dark.
-INKS = {INK: "currentColor", PAPER: "var(--paper)", GRID: "var(--faint)"}
 LIBRARIES = ("step-cli", "torch", "numpy")
 
 

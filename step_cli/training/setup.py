@@ -23,7 +23,7 @@ from step_cli.recipes import make_recipe
 from step_cli.train_config import TrainConfig
 from step_cli.training.search import find_patterns
 
-OPTIMIZER_OPTIONS = ("eps_mode", "v_correction")  # of [sparsity.options], not recipes'
+OPTIMIZER_OPTIONS = {"eps_mode", "v_correction"}  # of [sparsity.options], not recipes'
 
 
 @dataclass(frozen=True)

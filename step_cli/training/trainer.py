@@ -36,6 +36,7 @@ class Trainer:
         records: Where logged steps go.
         save: Saves a checkpoint.
         followers: Are told of each step.
+        last_step: Where it ends, if not after ``train.steps``.
     """
 
     config: TrainConfig
@@ -43,6 +44,7 @@ class Trainer:
     records: Records
     save: Callable[[], None]
     followers: Sequence[Follower] = ()
+    last_step: int | None = None
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Train up to the last step, or until ``stop`` says so after a step.
@@ -51,11 +53,12 @@ class Trainer:
             NonFiniteError: The loss or a gradient is NaN or infinite.
         """
         train, optimizer = self.config.train, self.setup.optimizer
+        last_step = self.last_step or train.steps
         self.setup.model.train()
-        while optimizer.steps_taken < train.steps and not stop():
+        while optimizer.steps_taken < last_step and not stop():
             step = optimizer.steps_taken + 1
-            logged = step % train.log_every == 0 or step in (1, train.steps)
-            evaluated = step % train.eval_every == 0 or step == train.steps
+            logged = step % train.log_every == 0 or step in (1, last_step)
+            evaluated = step % train.eval_every == 0 or step == last_step
             lr = lr_at(step, train)
             loss = self._step(step, lr, watch=logged)
             self._record_variance()
@@ -67,7 +70,7 @@ class Trainer:
                 self.records.metrics(values)
                 for follower in self.followers:
                     follower.recorded(values)
-            if step % train.checkpoint_every == 0 and step < train.steps:
+            if step % train.checkpoint_every == 0 and step < last_step:
                 self.save()
 
     def evaluate(self) -> dict[str, float]:
@@ -101,6 +104,7 @@ class Trainer:
         if train.grad_clip > 0:
             nn.utils.clip_grad_norm_(self.setup.model.parameters(), train.grad_clip)
         optimizer.watch_masks = watch
+        optimizer.watch_layers = self.records.wants_layers(step)
         optimizer.step()
         optimizer.zero_grad()
         if optimizer.switch_step != switched:
@@ -125,9 +129,10 @@ class Trainer:
         return loss.detach()
 
     def _record_variance(self) -> None:
-        sample = self.setup.optimizer.variance_sample()
+        optimizer = self.setup.optimizer
+        sample = optimizer.variance_sample()
         if sample is not None:
-            self.records.variance(sample)
+            self.records.variance(sample, optimizer.layer_changes())
 
     def _values(self, step: int, lr: float, loss: float) -> dict[str, Any]:
         sample = self.setup.optimizer.variance_sample()

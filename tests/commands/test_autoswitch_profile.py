@@ -1,97 +1,39 @@
-"""`autoswitch-profile` on hand-worked recordings and on real runs."""
+"""`autoswitch-profile` on recordings: what it decides, says and refuses."""
 
 import json
-import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from commands.recordings import record, row_of, words_of, write
+from core.variance_streams import WORKED, random_samples, samples
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from step_cli.core.autoswitch import CRITERION_NAMES, VarianceSample
-from step_cli.formats.variance_log import VarianceHeader, header_line, sample_line
-from step_cli.samples import sample_directory
+from step_cli.core.autoswitch import (
+    CRITERION_NAMES,
+    SwitchRule,
+    VarianceSample,
+    make_criterion,
+)
+from step_cli.core.optimizer import SparseOptimizer
+from step_cli.formats.variance_log import VarianceHeader
+from step_cli.recipes import make_recipe
 
 Run = Callable[..., Any]
-CONFIG = sample_directory("digits-resnet") / "config.toml"
-
-# Two coordinates, beta2 = 0.5, the gradients of the hand-worked example.
-WORKED = [(2, 0), (2, 2), (2, 1), (1.5, 1.5)] + [(1.4, 1.2)] * 20
-
-
-def record(
-    path: Path,
-    gradients: Iterable[tuple[float, ...]],
-    beta2: float,
-    header: bool = True,
-    steps: int | None = None,
-) -> Path:
-    """Write what a slow Adam would record."""
-    lines, v = [], None
-    for step, grads in enumerate(gradients, start=1):
-        v = v or [0.0] * len(grads)
-        new = [beta2 * a + (1 - beta2) * g * g for a, g in zip(v, grads, strict=True)]
-        change = [abs(a - b) for a, b in zip(new, v, strict=True)]
-        logs = [math.log(c) for c in change if c]
-        mean_log = sum(logs) / len(logs) if logs else None
-        l2 = math.sqrt(sum(a * a for a in new))
-        sample = VarianceSample(step, len(v), sum(new), l2, sum(change), mean_log)
-        lines.append(sample_line(sample))
-        v = new
-    first = header_line(VarianceHeader(beta2, 1e-8, steps)) if header else ""
-    path.write_text(first + "".join(lines))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("options", "step", "raw", "reason", "clipped"),
-    [
-        (["--eps", "0.3", "--t-min", "0"], 6, 6, "threshold", False),
-        (["--eps", "0.5", "--t-min", "0"], 5, 5, "threshold", False),
-        (["--eps", "0.3", "--t-min", "2", "--t-max", "10"], 6, 6, "threshold", False),
-        (["--eps", "0.3", "--t-min", "8", "--t-max", "20"], 9, 6, "threshold", True),
-        (["--eps", "1e-8", "--t-min", "0", "--t-max", "10"], 11, None, "t_max", True),
-        (["--eps", "2", "--t-min", "0"], 2, 2, "threshold", True),  # the window decided
-    ],
-)
-def test_the_hand_worked_example(
-    step_cli: Run, tmp_path: Path, options: list[str], step: int, raw: int | None,
-    reason: str, clipped: bool,
-) -> None:  # fmt: skip
-    log = record(tmp_path / "variance.jsonl", WORKED, 0.5)
-    outcome = step_cli(
-        "autoswitch-profile", log, "--criterion", "autoswitch", *options, "--json"
-    )
-    assert outcome.code == 0
-    assert outcome.json["window"] == 2
-    (row,) = outcome.json["criteria"]
-    assert row["switch_step"] == step
-    assert row["raw_step"] == raw
-    assert row["reason"] == reason
-    assert row["clipped"] is clipped
+TINY = VarianceSample(1, 4, 1e-30, 1e-30, 1e-40, -80.0)
 
 
 def test_baselines_fire_where_the_papers_say(step_cli: Run, tmp_path: Path) -> None:
     log = record(tmp_path / "variance.jsonl", [(1.0, 3.0)] * 1200, 0.999)
     document = step_cli("autoswitch-profile", log, "--t-min", "0", "--json").json
-    rows = {row["name"]: row for row in document["criteria"]}
-    assert set(rows) == set(CRITERION_NAMES)
-    assert rows["relative-norm"]["raw_step"] == 3
-    assert rows["staleness"]["raw_step"] == 1001
-    assert rows["fixed"]["switch_step"] == 300
-
-
-def test_the_metric_of_table_1_sums_1001_steps(step_cli: Run, tmp_path: Path) -> None:
-    log = record(tmp_path / "variance.jsonl", [(1.0,)] * 1300, 0.5)
-    words = ("autoswitch-profile", log, "--criterion", "fixed", "--json")
-    (row,) = step_cli(*words, "--step", "2").json["criteria"]
-    # v_t = 1 - 0.5^t, so the change of step t is 0.5^t; t0 = 2 sums t = 3 to 1003.
-    assert row["post_switch_change"] == pytest.approx(0.25 / 1000)
-    (row,) = step_cli(*words, "--step", "299").json["criteria"]
-    assert row["post_switch_change"] is not None
-    (row,) = step_cli(*words, "--step", "300").json["criteria"]
-    assert row["post_switch_change"] is None
+    assert [row["name"] for row in document["criteria"]] == list(CRITERION_NAMES)
+    assert row_of(document, "relative-norm")["raw_step"] == 3
+    assert row_of(document, "staleness")["raw_step"] == 1001
+    assert row_of(document, "fixed")["switch_step"] == 300
 
 
 def test_a_criterion_asked_for_that_never_fires_is_exit_1(
@@ -122,86 +64,146 @@ def test_clipping_is_said_in_words(step_cli: Run, tmp_path: Path) -> None:
     log = record(tmp_path / "variance.jsonl", WORKED, 0.5)
     words = ("autoswitch-profile", log, "--criterion", "autoswitch")
     late = step_cli(*words, "--eps", "1e-8", "--t-max", "10").out
-    assert "t_max decided, not the threshold" in " ".join(late.split())
+    assert "t_max decided, not the threshold" in words_of(late)
     early = step_cli(*words, "--eps", "5").out
-    assert "the first step it may fire at decided" in " ".join(early.split())
+    assert "t_min decided, not the threshold" in words_of(early)
+    window = step_cli(*words, "--eps", "5", "--t-min", "0").out
+    assert "the window decided, not the threshold" in words_of(window)
     assert "decided, not" not in step_cli(*words, "--eps", "0.3", "--t-min", "0").out
 
 
-NET = """
-from torch import nn
-
-def build():
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10))
-"""
-
-
-@pytest.mark.parametrize("criterion", CRITERION_NAMES)
-@pytest.mark.parametrize("seed", range(3))
-def test_a_replay_decides_what_train_decided(
-    step_cli: Run, tmp_path: Path, criterion: str, seed: int
-) -> None:
-    rng = random.Random(f"{criterion} {seed}")
-    (tmp_path / "net.py").write_text(NET)
-    options = {
-        "model.source": f"{tmp_path}/net.py:build", "train.steps": 40,
-        "train.warmup_steps": 0, "train.eval_every": 40, "train.batch_size": 16,
-        "train.betas": "[0.9, 0.8]", "train.seed": seed,
-        "switch.criterion": criterion, "switch.t_min": rng.randint(0, 10),
-        "switch.t_max": rng.randint(15, 35), "switch.step": rng.randint(1, 30),
-    }  # fmt: skip
-    if criterion in ("autoswitch", "autoswitch-geometric"):
-        options["switch.eps"] = 10 ** rng.uniform(-7, -4)
-    overrides = [word for k, v in options.items() for word in ("--set", f"{k}={v}")]
-    run = tmp_path / "run"
-    decided = step_cli("train", CONFIG, "--run-dir", run, *overrides, "--json").json
-    extra = ["--step", options["switch.step"]] if criterion == "fixed" else []
-    words = ("autoswitch-profile", run, "--criterion", criterion, "--json", *extra)
-    (row,) = step_cli(*words).json["criteria"]
-    assert row["switch_step"] == decided["switch"]["step"]
-    assert row["reason"] == decided["switch"]["reason"]
-
-
-@pytest.mark.parametrize(
-    ("line", "code", "words"),
-    [
-        ('{"step": 3}', 4, "line 4: v_l1, v_l2, dv_l1, dv_log, d missing"),
-        ("[1, 2]", 4, "line 4: not a JSON object"),
-        ("nonsense", 4, "line 4: not JSON"),
-        ("", 4, "line 4: not JSON"),
-        ('{"step":3,"v_l1":NaN,"v_l2":1,"dv_l1":1,"dv_log":0,"d":1}', 7, "v_l1 is nan"),
-        ('{"step":3,"v_l1":-1,"v_l2":1,"dv_l1":1,"dv_log":0,"d":1}', 4, "negative"),
-        ('{"step":2,"v_l1":1,"v_l2":1,"dv_l1":1,"dv_log":0,"d":1}', 4, "after step 2"),
-        (
-            '{"step":3,"v_l1":"x","v_l2":1,"dv_l1":1,"dv_log":0,"d":1}',
-            4,
-            "not a number",
-        ),
-        ('{"step":3.5,"v_l1":1,"v_l2":1,"dv_l1":1,"dv_log":0,"d":1}', 4, "whole"),
-        ('{"step":3,"v_l1":1,"v_l2":1,"dv_l1":1,"dv_log":0,"d":0}', 4, "whole"),
-        ("[" * 100_000, 4, "line 4: not JSON"),
-    ],
-)
-def test_a_damaged_recording_is_told_with_its_line(
-    step_cli: Run, tmp_path: Path, line: str, code: int, words: str
-) -> None:
-    log = record(tmp_path / "variance.jsonl", [(1.0,)] * 2, 0.5)
-    with log.open("a") as file:
-        file.write(line + "\n")
-    outcome = step_cli("autoswitch-profile", log)
-    assert outcome.code == code
-    assert words in outcome.error
-
-
-def test_a_torn_last_line_crlf_and_a_byte_order_mark_are_fine(
+def test_the_epsilon_that_would_have_decided_does(
     step_cli: Run, tmp_path: Path
 ) -> None:
-    log = record(tmp_path / "a.jsonl", WORKED, 0.5)
-    expected = step_cli("autoswitch-profile", log, "--json").out
-    other = tmp_path / "b.jsonl"
-    text = log.read_text().replace("\n", "\r\n") + '{"step": 25, "v_l'
-    other.write_bytes(b"\xef\xbb\xbf" + text.encode())
-    assert step_cli("autoswitch-profile", other, "--json").out == expected
+    log = record(tmp_path / "variance.jsonl", WORKED, 0.5)
+    words = ("autoswitch-profile", log, "--criterion", "autoswitch", "--t-max", "10")
+    outcome = step_cli(*words, "--eps", "1e-8")
+    said = "an eps from 1 (step 4) down to 0.02 (step 10) would have decided"
+    assert said in words_of(outcome.out)
+    row = row_of(step_cli(*words, "--eps", "1e-8", "--json").json, "autoswitch")
+    assert row["other_eps"][0] == {"eps": 1.0, "switch_step": 4}
+    for other in row["other_eps"]:
+        again = step_cli(*words, "--eps", other["eps"], "--json").json
+        found = row_of(again, "autoswitch")
+        assert (found["switch_step"], found["clipped"]) == (other["switch_step"], False)
+
+
+def test_the_first_recommended_is_the_first_whose_threshold_decided(
+    step_cli: Run, tmp_path: Path
+) -> None:
+    log = record(tmp_path / "variance.jsonl", WORKED, 0.5)
+    words = ("autoswitch-profile", log, "--t-min", "0", "--json")
+    decided = step_cli(*words, "--eps", "0.3").json
+    assert decided["recommended"] == "autoswitch"
+    assert "its threshold decided, at step 6" in decided["recommendation"]
+    clipped = step_cli(*words, "--eps", "5").json
+    assert clipped["recommended"] == "autoswitch-relative"
+    said = "for autoswitch and autoswitch-geometric clipping decided"
+    assert said in clipped["recommendation"]
+    alone = step_cli(*words, "--eps", "5", "--criterion", "autoswitch").json
+    assert alone["recommended"] == "autoswitch"
+    assert "though clipping decided" in alone["recommendation"]
+    baseline = step_cli(*words, "--criterion", "staleness").json
+    assert baseline["recommended"] is None
+    assert "baselines" in baseline["recommendation"]
+    assert 'criterion = "staleness"' in baseline["switch_toml"]
+
+
+@pytest.mark.parametrize("name", CRITERION_NAMES)
+@given(seed=st.integers(0, 10_000))
+@settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_a_replay_decides_what_the_optimizer_decided(
+    step_cli: Run, tmp_path: Path, name: str, seed: int
+) -> None:
+    rng = random.Random(seed)
+    steps, beta2 = 50, rng.choice([0.5, 0.8, 0.9])
+    eps = None if name == "autoswitch-relative" else 10 ** rng.uniform(-7, -1)
+    t_min = rng.randint(0, 20)
+    t_max, fixed = t_min + rng.randint(0, 25), rng.randint(1, 60)
+    criterion = make_criterion(name, beta2=beta2, eps=eps, step=fixed)
+    weight = torch.nn.Parameter(torch.ones(4, 8))
+    group = {"params": [weight], "pattern": "2:4", "axis": 1}
+    optimizer = SparseOptimizer(
+        torch.optim.AdamW([group], betas=(0.9, beta2)),
+        make_recipe("step", {}),
+        SwitchRule(criterion, t_min, t_max),
+        record=True,
+    )
+    torch.manual_seed(seed)
+    fall, stream = rng.uniform(0.8, 1.0), []
+    for step in range(steps):
+        weight.grad = fall**step * torch.randn(4, 8)
+        optimizer.step()
+        sample = optimizer.variance_sample()
+        stream += [] if sample is None else [sample]
+    log = write(tmp_path / "v.jsonl", stream, VarianceHeader(beta2, 1e-8, steps))
+    words = ["autoswitch-profile", log, "--criterion", name, "--json"]
+    words += ["--t-min", t_min, "--t-max", t_max, "--step", fixed]
+    words += [] if eps is None else ["--eps", repr(eps)]
+    row = row_of(step_cli(*words).json, name)
+    decided = optimizer.switch_step, optimizer.switch_reason or "never"
+    assert (row["switch_step"], row["reason"]) == decided
+
+
+def test_what_the_run_asked_for_is_what_is_replayed(
+    step_cli: Run, tmp_path: Path
+) -> None:
+    log = record(tmp_path / "variance.jsonl", WORKED, 0.5, steps=24)
+    (tmp_path / "config.toml").write_text(
+        '[model]\nsource = "sample:digits-resnet"\n[data]\nsource = "digits"\n'
+        '[train]\nsteps = 24\nseed = 3\n[switch]\ncriterion = "fixed"\nstep = 7\n'
+        "eps = 0.3\nwindow = 3\nt_min = 0\nt_max = 20\n"
+    )
+    document = step_cli("autoswitch-profile", tmp_path, "--json").json
+    assert (document["eps"], document["window"], document["t_max"]) == (0.3, 3, 20)
+    assert row_of(document, "fixed")["switch_step"] == 7
+    typed = ("--eps", "0.1", "--window", "2", "--t-max", "0.5", "--step", "5")
+    document = step_cli("autoswitch-profile", log, *typed, "--json").json
+    assert (document["eps"], document["window"], document["t_max"]) == (0.1, 2, 12)
+    assert row_of(document, "fixed")["switch_step"] == 5
+
+
+def test_eps_is_the_threshold_of_our_rule_where_it_alone_is_asked_for(
+    step_cli: Run, tmp_path: Path
+) -> None:
+    log = record(tmp_path / "variance.jsonl", WORKED, 0.5)
+    words = ("autoswitch-profile", log, "--eps", "0.25", "--json")
+    both = step_cli(*words).json
+    assert row_of(both, "autoswitch-relative")["threshold"] == 0.5
+    assert row_of(both, "autoswitch")["threshold"] == 0.25
+    alone = step_cli(*words, "--criterion", "autoswitch-relative").json
+    assert row_of(alone, "autoswitch-relative")["threshold"] == 0.25
+
+
+def test_only_the_first_steps_are_looked_at(step_cli: Run, tmp_path: Path) -> None:
+    log = record(tmp_path / "variance.jsonl", WORKED, 0.5)
+    words = ("autoswitch-profile", log, "--eps", "0.3", "--t-min", "0", "--json")
+    document = step_cli(*words, "--steps", "5").json
+    assert document["steps"] == 5
+    assert row_of(document, "autoswitch")["switch_step"] is None
+    assert row_of(document, "autoswitch")["reason"] == "never"
+    document = step_cli(*words, "--steps", "6").json
+    assert row_of(document, "autoswitch")["switch_step"] == 6
+    document = step_cli(*words, "--steps", "100").json
+    assert "--steps 100: only 24 are recorded" in document["advice"]
+
+
+def test_no_switch_after_the_end_of_the_training(step_cli: Run, tmp_path: Path) -> None:
+    log = record(tmp_path / "variance.jsonl", [(1.0, 2.0)] * 40, 0.5, steps=10)
+    words = ("autoswitch-profile", log, "--eps", "1e-9", "--t-max", "1.0", "--json")
+    outcome = step_cli(*words, "--criterion", "autoswitch")
+    row = row_of(outcome.json, "autoswitch")
+    assert outcome.code == 1
+    assert (row["switch_step"], row["switch_toml"], row["raw_toml"]) == (None,) * 3
+    assert row["raw_step"] > 10
+    said = " ".join(outcome.json["advice"])
+    assert "autoswitch: its threshold of 1e-09 was not passed in 10 steps" in said
+    assert "steps 11 to 40 come after the end of the training" in said
 
 
 def test_without_a_header_options_or_defaults_apply(
@@ -213,50 +215,52 @@ def test_without_a_header_options_or_defaults_apply(
     assert (document["window"], document["steps"]) == (2, 30)
 
 
-def test_another_beta2_than_the_recorded_is_refused(
+def test_what_the_sums_cannot_answer_about_another_beta2_is_refused(
     step_cli: Run, tmp_path: Path
 ) -> None:
     log = record(tmp_path / "variance.jsonl", WORKED, 0.5)
     outcome = step_cli("autoswitch-profile", log, "--beta2", "0.9")
     assert outcome.code == 2 and "recorded with 0.5" in outcome.error
+    assert "--criterion staleness --criterion fixed" in outcome.error
     assert step_cli("autoswitch-profile", log, "--beta2", "0.5").code == 0
 
 
-@pytest.mark.parametrize("kind", ["newer", "empty", "directory", "other"])
-def test_what_is_no_recording_is_refused(
-    step_cli: Run, tmp_path: Path, kind: str
+@pytest.mark.parametrize("asked", [0.5, 0.8, 0.95, 0.99])
+def test_what_they_can_answer_is_what_another_run_records(
+    step_cli: Run, tmp_path: Path, asked: float
 ) -> None:
-    path = tmp_path / ("x.bin" if kind == "other" else "x.jsonl")
-    if kind == "directory":
-        path.mkdir()
-    else:
-        schema = '{"schema": "step-cli/variance/2"}\n'
-        path.write_text(schema if kind == "newer" else "")
-    outcome = step_cli("autoswitch-profile", path)
-    assert outcome.code == 4
-    assert str(path) in outcome.error
+    rng = random.Random(0)
+    gradients = [(rng.gauss(0, 1), rng.gauss(0, 2)) for _ in range(400)]
+    words = ("--criterion", "staleness", "--t-min", "0", "--json", "--beta2", asked)
+    logs = [
+        record(tmp_path / f"{beta2}.jsonl", gradients, beta2) for beta2 in (0.9, asked)
+    ]
+    found, fresh = (step_cli("autoswitch-profile", log, *words).json for log in logs)
+    assert found["beta2"] == fresh["beta2"] == asked
+    assert found["window"] == fresh["window"]
+    one, other = (row_of(document, "staleness") for document in (found, fresh))
+    assert one["switch_step"] == other["switch_step"]
+    assert one["value"] == pytest.approx(other["value"], rel=1e-6)
+    assert one["post_switch_change"] is None  # nobody knows
 
 
-@pytest.mark.parametrize("suffix", ["svg", "png"])
-def test_the_plot_is_drawn_and_is_the_same_each_time(
-    step_cli: Run, tmp_path: Path, suffix: str
+def test_too_far_a_beta2_is_refused_as_rounding_would_answer(
+    step_cli: Run, tmp_path: Path
 ) -> None:
-    log = record(tmp_path / "variance.jsonl", WORKED, 0.5)
-    plots = [tmp_path / f"{name}.{suffix}" for name in "ab"]
-    for plot in plots:
-        assert step_cli("autoswitch-profile", log, "--plot", plot).code == 0
-    magic = {"svg": b"<?xml", "png": b"\x89PNG"}[suffix]
-    assert plots[0].read_bytes().startswith(magic)
-    assert plots[0].read_bytes() == plots[1].read_bytes()
+    gradients = [(1.0,)] * 50 + [(1e-6,)] * 500
+    log = record(tmp_path / "variance.jsonl", gradients, 0.999)
+    words = ("autoswitch-profile", log, "--criterion", "staleness", "--beta2")
+    assert "rounding" in step_cli(*words, "0.9").error
+    assert step_cli(*words, "0.99").code == 0
 
 
-def test_the_plot_never_replaces_the_recording(step_cli: Run, tmp_path: Path) -> None:
-    log = record(tmp_path / "variance.jsonl", WORKED, 0.5)
-    (tmp_path / "link.svg").symlink_to(log)
-    before = log.read_bytes()
-    outcome = step_cli("autoswitch-profile", log, "--plot", tmp_path / "link.svg")
-    assert outcome.code == 2
-    assert log.read_bytes() == before
+def test_another_beta2_needs_every_step(step_cli: Run, tmp_path: Path) -> None:
+    stream = [s for s in samples(WORKED, 0.5) if s.step != 3]
+    log = write(tmp_path / "variance.jsonl", stream, VarianceHeader(0.5, 1e-8, 24))
+    words = ("autoswitch-profile", log, "--criterion", "fixed", "--beta2", "0.6")
+    assert "steps are missing" in step_cli(*words).error
+    same = step_cli(*words[:-1], "0.5", "--json").json
+    assert "not recorded are some steps" in " ".join(same["advice"])
 
 
 def test_json_holds_what_the_contract_says(step_cli: Run, tmp_path: Path) -> None:
@@ -270,3 +274,40 @@ def test_json_holds_what_the_contract_says(step_cli: Run, tmp_path: Path) -> Non
         "name", "switch_step", "reason", "clipped", "raw_step", "post_switch_change",
     } <= set(document["criteria"][0])  # fmt: skip
     assert json.dumps(document)
+
+
+@pytest.mark.parametrize("options", [["--seeds", "2"], ["--out", "x"], ["--force"]])
+def test_options_of_a_training_are_refused_with_a_recording(
+    step_cli: Run, tmp_path: Path, options: list[str]
+) -> None:
+    log = record(tmp_path / "variance.jsonl", WORKED, 0.5)
+    outcome = step_cli("autoswitch-profile", log, *options)
+    assert outcome.code == 2 and f"{options[0]}: for a training" in outcome.error
+
+
+def test_layers_are_told_the_last_to_be_ready_first(
+    step_cli: Run, tmp_path: Path
+) -> None:
+    from step_cli.formats.variance_log import RecordedLayer, header_line, sample_line
+
+    layers = (
+        RecordedLayer("early", 2),
+        RecordedLayer("never", 3),
+        RecordedLayer("l", 1),
+    )
+    text = header_line(VarianceHeader(0.5, 1e-8, 20, layers))
+    stream = random_samples(0, 20, 0.5)
+    for sample in stream:
+        falling = [2 * 0.5**sample.step, 3.0, 0.9**sample.step]
+        text += sample_line(sample, [(4.0, change) for change in falling])
+    log = tmp_path / "variance.jsonl"
+    log.write_text(text)
+    words = ("autoswitch-profile", log, "--eps", "0.3", "--criterion", "fixed")
+    found = step_cli(*words, "--step", "5", "--json").json["layers"]
+    # Window 2: the mean of 0.9^11 and 0.9^12 is .298, of .5^2 and .5^1 above 0.3.
+    told = [(row["name"], row["ready_step"]) for row in found]
+    assert told == [("never", None), ("l", 12), ("early", 3)]
+    assert found[2]["change"] == pytest.approx((0.5**4 + 0.5**5) / 2)
+    assert found[2]["relative_change"] == pytest.approx((0.5**3 + 0.5**4) / 2 / 4)
+    shown = words_of(step_cli(*words, "--step", "5").out)
+    assert "never 3 never never" in shown and "l 1 12 2" in shown

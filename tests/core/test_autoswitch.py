@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from core.variance_streams import WORKED as GRADIENTS
+from core.variance_streams import samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,36 +22,6 @@ from step_cli.core.autoswitch import (
     make_criterion,
     window_of,
 )
-
-# beta2 = 0.5, two coordinates, v_0 = 0.
-GRADIENTS = [(2, 0), (2, 2), (2, 1), (1.5, 1.5)] + [(1.4, 1.2)] * 20
-
-
-def samples(
-    gradients: list[tuple[float, ...]], beta2: float, scale: float = 1.0
-) -> list[VarianceSample]:
-    """What a slow Adam would record for these gradients."""
-    v = [0.0] * len(gradients[0])
-    out = []
-    for step, grads in enumerate(gradients, start=1):
-        new = [
-            beta2 * a + (1 - beta2) * (scale * g) ** 2
-            for a, g in zip(v, grads, strict=True)
-        ]
-        change = [abs(a - b) for a, b in zip(new, v, strict=True)]
-        logs = [math.log(c) for c in change if c]
-        out.append(
-            VarianceSample(
-                step,
-                len(v),
-                sum(new),
-                math.sqrt(sum(a * a for a in new)),
-                sum(change),
-                sum(logs) / len(logs) if logs else None,
-            )
-        )
-        v = new
-    return out
 
 
 def switch_step(rule: SwitchRule, stream: list[VarianceSample]) -> int | None:

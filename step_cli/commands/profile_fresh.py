@@ -1,0 +1,125 @@
+"""Recording dense runs for ``autoswitch-profile``, one for each seed."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from step_cli.commands.profile_recorded import Profile
+from step_cli.commands.profile_settings import settings_of
+from step_cli.config import AutoswitchProfileConfig
+from step_cli.core.replay import STEPS_AFTER
+from step_cli.core.sample_block import SampleBlock
+from step_cli.errors import OutputError, UsageError
+from step_cli.formats.variance_log import VarianceHeader
+from step_cli.train_config import TrainConfig, load_config
+
+logger = logging.getLogger(__name__)
+
+
+def config_to_record(options: AutoswitchProfileConfig) -> TrainConfig:
+    """The configuration that is trained, checked before torch is imported.
+
+    Raises:
+        InputError: It cannot be read.
+        UsageError: It is wrong, or trains without a variance.
+        OutputError: ``--out`` exists.
+    """
+    config = load_config(options.source, options.set)
+    if config.train.optimizer == "sgd":
+        raise UsageError(
+            "train.optimizer: sgd has no variance; use adamw", file=options.source
+        )
+    if options.out is not None and os.path.lexists(options.out) and not options.force:
+        raise OutputError("exists, use --force to replace it", file=options.out)
+    if options.beta2 is not None:
+        betas = {"betas": (config.train.betas[0], options.beta2)}
+        train = config.train.model_copy(update=betas)
+        config = config.model_copy(update={"train": train})
+    settings_of(options, _header(config), config.switch, 0)
+    return config
+
+
+def record_and_replay(
+    options: AutoswitchProfileConfig,
+    config: TrainConfig,
+    names: Sequence[str],
+    folder: Path,
+) -> list[Profile]:
+    """Train once for each seed, replaying the criteria on the way.
+
+    Raises:
+        StepError: Something the user can mend.
+    """
+    return [
+        _one(options, config, names, folder, number) for number in range(options.seeds)
+    ]
+
+
+@contextmanager
+def run_folder(options: AutoswitchProfileConfig) -> Iterator[Path]:
+    """Where the runs are recorded: ``--out``, or a place that is cleared again.
+
+    Raises:
+        OutputError: The system refuses.
+    """
+    if options.out is None:
+        with tempfile.TemporaryDirectory(prefix="step-cli-") as name:
+            yield Path(name)
+        return
+    from step_cli.training.run_directory import run_directory
+
+    with run_directory(options.out, force=options.force) as path:
+        yield path
+
+
+def _one(
+    options: AutoswitchProfileConfig,
+    config: TrainConfig,
+    names: Sequence[str],
+    folder: Path,
+    number: int,
+) -> Profile:
+    from step_cli.training.profile_run import record_dense
+
+    seed = config.train.seed + number
+    settings = settings_of(options, _header(config), config.switch, 0)
+    seeded = config.model_copy(
+        update={"train": config.train.model_copy(update={"seed": seed})}
+    )
+    path = folder
+    if options.seeds > 1:
+        logger.info("seed %d, %d of %d", seed, number + 1, options.seeds)
+        path = folder / f"seed-{seed}"
+        path.mkdir()
+    profiles: list[Profile] = []
+
+    def begin(header: VarianceHeader) -> "Watcher":
+        draw = options.plot is not None
+        profiles.append(Profile.begin(settings, names, header, draw=draw, seed=seed))
+        return Watcher(profiles[0], options.steps)
+
+    most = options.steps or settings.total_steps + STEPS_AFTER
+    record_dense(seeded, path, begin, last_step=most)
+    return profiles[0]
+
+
+class Watcher:
+    """Shows a profile each step; says when it has seen enough."""
+
+    def __init__(self, profile: Profile, steps: int | None) -> None:
+        self._profile, self._steps = profile, steps
+
+    def __call__(self, block: SampleBlock) -> bool:
+        """Whether the run may end after this step."""
+        self._profile.observe(block)
+        step = int(block.step[-1])
+        if self._steps is not None:
+            return step >= self._steps
+        return all(each.decided_by(step) for each in self._profile.replays.values())
+
+
+def _header(config: TrainConfig) -> VarianceHeader:
+    return VarianceHeader(config.train.betas[1], config.train.eps, config.train.steps)

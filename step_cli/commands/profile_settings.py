@@ -1,0 +1,100 @@
+"""With what the criteria of ``autoswitch-profile`` are replayed."""
+
+from dataclasses import dataclass
+
+from step_cli.config import AutoswitchProfileConfig, to_step
+from step_cli.core.autoswitch import (
+    RelativeAutoSwitch,
+    SwitchRule,
+    make_criterion,
+    window_of,
+)
+from step_cli.core.replay import Replay
+from step_cli.errors import UsageError
+from step_cli.formats.variance_log import VarianceHeader
+from step_cli.train_config import SwitchSection
+
+FIXED_FRACTION = 0.25  # of the training, where nothing says at which step
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides; steps are counted from 1.
+
+    Attributes:
+        beta2: Adam's.
+        eps: Threshold of the two AutoSwitch rules of the paper.
+        relative_eps: That of ``autoswitch-relative``.
+        window: Steps averaged over.
+        t_min: No switch at this step or before.
+        t_max: A switch after this step at the latest.
+        fixed_step: Of ``fixed``.
+        total_steps: Of the training that is to switch: none after them.
+    """
+
+    beta2: float
+    eps: float
+    relative_eps: float
+    window: int
+    t_min: int
+    t_max: int
+    fixed_step: int
+    total_steps: int
+
+    def eps_of(self, criterion: str) -> float:
+        """The threshold of one of the three AutoSwitch rules."""
+        relative = criterion == RelativeAutoSwitch.name
+        return self.relative_eps if relative else self.eps
+
+    def replay(self, name: str) -> Replay:
+        """A fresh replay of one criterion."""
+        criterion = make_criterion(
+            name,
+            beta2=self.beta2,
+            eps=self.eps_of(name),
+            window=self.window,
+            step=self.fixed_step,
+        )
+        rule = SwitchRule(criterion, self.t_min, self.t_max)
+        return Replay(rule, self.total_steps)
+
+
+def settings_of(
+    options: AutoswitchProfileConfig,
+    header: VarianceHeader,
+    switch: SwitchSection,
+    recorded: int,
+) -> Settings:
+    """The settings: options come first, then the run's configuration, then the header.
+
+    Args:
+        options: What was typed.
+        header: Of the recording.
+        switch: ``[switch]`` of the run.
+        recorded: Steps recorded, where the header tells no number.
+
+    Raises:
+        UsageError: t_min lies after t_max.
+    """
+    steps = header.steps or recorded
+    beta2 = options.beta2 or header.beta2 or 0.999
+    t_min = to_step(switch.t_min if options.t_min is None else options.t_min, steps)
+    t_max = to_step(switch.t_max if options.t_max is None else options.t_max, steps)
+    if t_min > t_max:
+        raise UsageError(f"--t-min: {t_min} lies after t_max {t_max}")
+    # One key of the run is the threshold of whichever rule it asked for.
+    ours = RelativeAutoSwitch.name
+    alone = options.eps if list(options.criterion) == [ours] else None
+    run_eps = switch.eps if switch.criterion != ours else None
+    run_relative = switch.eps if switch.criterion == ours else None
+    step = switch.step if options.step is None else options.step
+    return Settings(
+        beta2=beta2,
+        eps=options.eps or run_eps or header.eps or 1e-8,
+        relative_eps=alone or run_relative or 1 - beta2,
+        window=options.window or switch.window or window_of(beta2),
+        t_min=t_min,
+        t_max=t_max,
+        fixed_step=max(1, to_step(FIXED_FRACTION if step is None else step, steps)),
+        total_steps=steps,
+    )
