@@ -1,14 +1,11 @@
 """The command line: five functions of a config, and one place that meets errors."""
 
 import contextlib
-import difflib
 import gc
 import logging
 import os
-import re
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Annotated, NoReturn, TextIO
 
 import typer
@@ -22,18 +19,13 @@ from step_cli.config import (
     TrainCommandConfig,
     VerifyConfig,
 )
-from step_cli.errors import (
-    BUG,
-    EXTRA_OF,
-    INTERRUPTED,
-    OutputError,
-    StepError,
-    StoppedError,
-    UsageError,
-)
+from step_cli.errors import INTERRUPTED, OutputError
+from step_cli.failures import detail_of
 from step_cli.logs import log_to_stderr
 from step_cli.options import options_from
+from step_cli.presentation import Presentation, command_of
 from step_cli.reports import ErrorDetail, Report
+from step_cli.streams import ClosedStdout, results_only_on_stdout
 
 EXIT_CODES = (
     "Exit codes: 0 done, every check passed; 1 a check failed; 2 wrong usage; "
@@ -150,46 +142,12 @@ def export(config: ExportConfig) -> Report:
     return export.run(config)
 
 
-@dataclass(frozen=True)
-class Presentation:
-    """How the user wants to be answered; known even when the command line is wrong."""
-
-    json: bool = False
-    format: str | None = None
-    verbose: bool = False
-    quiet: bool = False
-    debug: bool = False
-
-    @classmethod
-    def of(cls, argv: Sequence[str]) -> "Presentation":
-        """Read the options that hold for every command, wherever they stand."""
-        words = list(argv)
-        if "--" in words:
-            words = words[: words.index("--")]
-        short = "".join(word for word in words if re.fullmatch(r"-[vq]+", word))
-        given = re.search(r"(?:^|\0)--format[=\0]([^\0]*)", "\0".join(words))
-        to_file = any(re.match(r"--output(=|$)", word) for word in words)
-        asked = given is not None and given[1] == "json" and not to_file
-        return cls(
-            json="--json" in words or asked,
-            format=given and given[1],
-            verbose="--verbose" in words or "v" in short,
-            quiet="--quiet" in words or "q" in short,
-            debug="--debug" in words,
-        )
-
-    def refuse_two_formats(self) -> None:
-        """Raise UsageError for --json with another --format."""
-        if self.json and self.format not in (None, "json"):
-            raise UsageError(f"--json and --format {self.format}: use one")
-
-
 def main() -> NoReturn:
     """Run the command line of this process and exit with its code."""
     signals.note()
-    if _command_of(sys.argv[1:]) == "verify-nm":
+    if command_of(sys.argv[1:]) == "verify-nm":
         _start_fast()
-    with _results_only_on_stdout() as out:
+    with results_only_on_stdout() as out:
         code = run(sys.argv[1:], out)
         signals.let_end()
     gc.freeze()  # or Python looks at everything for garbage before it ends: 20 ms
@@ -215,6 +173,7 @@ def run(argv: Sequence[str], out: TextIO) -> int:
     try:
         signals.let_raise()
         shown.refuse_two_formats()
+        _refuse_closed(out, argv)
         report = app(list(argv), prog_name="step-cli", standalone_mode=False)
         if report == INTERRUPTED:  # how Typer answers Ctrl-C
             raise KeyboardInterrupt
@@ -228,11 +187,11 @@ def run(argv: Sequence[str], out: TextIO) -> int:
         signals.let_end()
         if shown.debug and not isinstance(error, KeyboardInterrupt):
             logging.getLogger(__name__).error("", exc_info=error)
-        detail = _detail(error, argv)
+        detail = detail_of(error, argv, command_names())
         _tell([detail])
         if shown.json:
             with contextlib.suppress(OSError):
-                render.failure(detail, _command_of(argv), out)
+                render.failure(detail, command_of(argv), out)
         return detail.exit
 
 
@@ -248,7 +207,15 @@ def _show(report: Report, out: TextIO, shown: Presentation) -> None:
     except BrokenPipeError:
         pass  # the reader has seen enough; the verdict stands
     except OSError as error:
-        raise OutputError(f"cannot write to stdout: {error.strerror}") from None
+        reason = (error.strerror or "").lower()
+        complete = f"; {report.written} is complete" if report.written else ""
+        raise OutputError(f"cannot write to stdout: {reason}{complete}") from None
+
+
+def _refuse_closed(out: TextIO, argv: Sequence[str]) -> None:
+    """Refuse to work for a result that nobody can get; a verdict is the exit code."""
+    if isinstance(out, ClosedStdout) and command_of(argv) != "verify-nm":
+        raise OutputError("stdout is closed; send it to a file or to /dev/null")
 
 
 def _tell(problems: Sequence[ErrorDetail]) -> None:
@@ -257,75 +224,6 @@ def _tell(problems: Sequence[ErrorDetail]) -> None:
             print(render.error_line(problem), file=sys.stderr)
 
 
-def _detail(error: BaseException, argv: Sequence[str]) -> ErrorDetail:
-    """Say what an exception means: its exit code and its one line."""
-    if isinstance(error, StepError):
-        return ErrorDetail(
-            exit=error.exit_code,
-            file=error.file,
-            tensor=error.tensor,
-            message=error.message,
-        )
-    if isinstance(error, StoppedError):
-        return ErrorDetail(exit=error.exit_code, message=str(error))
-    if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return ErrorDetail(exit=INTERRUPTED, message="interrupted, nothing written")
-    if isinstance(error, typer.TyperException):
-        return ErrorDetail(exit=2, message=_usage_message(error, argv))
-    if isinstance(error, ModuleNotFoundError) and error.name in EXTRA_OF:
-        extra = f"pip install 'step-cli[{EXTRA_OF[error.name]}]'"
-        return ErrorDetail(exit=6, message=f"{error.name} is not installed: {extra}")
-    if isinstance(error, OSError) and error.filename is None:
-        reason = error.strerror or type(error).__name__
-        return ErrorDetail(exit=5, message=f"cannot write: {reason.lower()}")
-    if isinstance(error, MemoryError):
-        wanted = str(error).partition(" with shape")[0]  # Unable to allocate 512. MiB
-        message = "not enough memory on this machine" + (wanted and f": {wanted}")
-        return ErrorDetail(exit=6, message=message)
-    return ErrorDetail(
-        exit=BUG,
-        message=f"a bug in step-cli: {type(error).__name__}: {error}; "
-        "run again with --debug and report the traceback",
-    )
-
-
-def _usage_message(error: typer.TyperException, argv: Sequence[str]) -> str:
-    message = str(getattr(error, "message", "") or error).rstrip(".")
-    if isinstance(getattr(error, "option_name", None), str) and "No such" in message:
-        name = str(error.option_name)  # type: ignore[attr-defined]
-        known = getattr(error, "possibilities", None) or []
-        return f"no such option {name}{_did_you_mean(name, known)}; see --help"
-    if "No such command" in message:
-        name = next((word for word in argv if not word.startswith("-")), "")
-        known = [_name_of(command) for command in app.registered_commands]
-        return f"no such command {name!r}{_did_you_mean(name, known)}; see --help"
-    return f"{message[:1].lower()}{message[1:] or 'missing command'}; see --help"
-
-
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f", did you mean {close[0]}" if close else ""
-
-
-def _command_of(argv: Sequence[str]) -> str:
-    return next((word for word in argv if not word.startswith("-")), "step-cli")
-
-
-@contextlib.contextmanager
-def _results_only_on_stdout() -> Iterator[TextIO]:
-    """Yield the real stdout, and send to stderr whatever libraries print.
-
-    Native libraries write to descriptor 1 directly, so the descriptor itself moves.
-    """
-    sys.stdout.flush()
-    out = open(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-    os.dup2(2, 1)
-    # Typer prints help and version itself; whatever else is printed is no result.
-    asks = {"--help", "-h", "--version"}.intersection(sys.argv[1:])
-    python_stdout, sys.stdout = sys.stdout, out if asks else sys.stderr
-    try:
-        yield out
-    finally:
-        sys.stdout = python_stdout
-        with contextlib.suppress(OSError):  # met and judged when the result was written
-            out.close()
+def command_names() -> list[str]:
+    """The commands, as a user types them."""
+    return [_name_of(command) for command in app.registered_commands]

@@ -5,6 +5,7 @@ The configuration file of `train` is a model of its own, in `train_config.py`.
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,15 +16,21 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    model_validator,
 )
 
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import Plan
 from step_cli.core.selection import Selection, parse_axis
+from step_cli.errors import OutputError
 
 
 def _read_pattern(value: object) -> object:
-    return NMPattern.parse(value) if isinstance(value, str) else value
+    if isinstance(value, NMPattern):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"expected N:M such as 2:4, got {value!r:.80}")
+    return NMPattern.parse(value)
 
 
 Pattern = Annotated[NMPattern, BeforeValidator(_read_pattern), PlainSerializer(str)]
@@ -36,6 +43,16 @@ def _refuse_dense(pattern: NMPattern) -> NMPattern:
 
 
 SparsePattern = Annotated[Pattern, AfterValidator(_refuse_dense)]
+
+
+def _refuse_directory(value: object) -> object:
+    """Refuse a name that ends like a directory's, which a path would forget."""
+    if isinstance(value, str) and value.endswith(("/", os.sep)):
+        raise OutputError("names a directory, and a file is to be written", file=value)
+    return value
+
+
+OutputFile = Annotated[Path, BeforeValidator(_refuse_directory)]
 
 
 def _read_axis(value: object) -> object:
@@ -188,7 +205,9 @@ class AutoswitchProfileConfig(Config):
         None, "Keep the run, or the runs, in this directory", metavar="DIR"
     )
     force: bool = option(False, "Replace an existing --out")
-    plot: Path | None = option(None, "Draw the curves: FILE.svg, FILE.png or FILE.html")
+    plot: OutputFile | None = option(
+        None, "Draw the curves: FILE.svg, FILE.png or FILE.html"
+    )
 
 
 Method = Literal["magnitude", "random"]
@@ -206,6 +225,13 @@ class PruneConfig(SelectionConfig):
     dry_run: bool = option(False, "Show what would be done, and write nothing")
     force: bool = option(False, "Replace an existing OUT")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _out_is_like_checkpoint(cls, given: Any) -> Any:
+        if isinstance(given, dict) and os.path.isfile(given.get("checkpoint") or ""):
+            _refuse_directory(given.get("out"))
+        return given
+
 
 Format = Literal["table", "json", "jsonl", "markdown", "junit", "sarif", "github"]
 
@@ -222,7 +248,7 @@ class VerifyConfig(SelectionConfig):
     baseline: Path | None = option(None, "Want the same masks as this checkpoint")
     tensorrt: bool = option(False, "Say whether TensorRT could run each layer sparse")
     format: Format | None = option(None, "How to show the result (default: table)")
-    output: Path | None = option(
+    output: OutputFile | None = option(
         None, "File to write the result to; the table still shows"
     )
 
@@ -236,7 +262,7 @@ class ExportConfig(SelectionConfig):
     """Options of ``export``."""
 
     checkpoint: Path = Field(description="A file or directory of weights")
-    out: Path = Field(description="File to write")
+    out: OutputFile = Field(description="File to write")
     to: Target | None = option(None, "What to write; required")
     model: str | None = option(
         None,
@@ -277,7 +303,7 @@ class ExportConfig(SelectionConfig):
     workspace: int | None = option(
         None, "Scratch memory a layer of the engine may use, in MiB", ge=1
     )
-    timing_cache: Path | None = option(
+    timing_cache: OutputFile | None = option(
         None, "Kernel timings to read and extend (full TensorRT)"
     )
     bench: bool = option(False, "Time the model in ONNX Runtime against its dense twin")

@@ -88,6 +88,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; use {', '.join(map(repr, names))}"
 
 
+# What to do where there is no temporary directory.
+SET_TMPDIR = "set TMPDIR to a directory that can be written to"
+
 # The extra that brings each library not every command needs.
 EXTRA_OF = {
     "torch": "train",

@@ -29,6 +29,24 @@ PRESENTATION = {
     "debug": (typer.Option("--debug", help="Show tracebacks"), bool),
 }
 
+# What is expected instead, where pydantic would speak of Python's types and of ours.
+EXPECTED = {
+    "model_type": "a section",
+    "dict_type": "a table",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "too_long": "fewer values",
+    "missing": "more values",
+}
+
 
 def options_from(
     model: type[C],
@@ -83,10 +101,11 @@ def _validated(model: type[C], given: dict[str, Any]) -> C:
 
 def message_of(detail: ErrorDetails) -> str:
     """Say in one sentence what pydantic found; our own messages stay as they are."""
-    if detail["type"] == "value_error":
+    kind = detail["type"]
+    if kind == "value_error":
         return str(detail["ctx"]["error"])
-    message = detail["msg"].removeprefix("Input should be ")
-    return f"expected {message}, got {detail['input']!r}"
+    wanted = EXPECTED.get(kind, detail["msg"].removeprefix("Input should be "))
+    return f"expected {wanted}, got {detail['input']!r:.80}"
 
 
 def _flag(name: str) -> str:
@@ -127,7 +146,10 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
 
 def _without_none(annotation: Any) -> Any:
     if get_origin(annotation) in (types.UnionType, typing.Union):
-        return next(kind for kind in get_args(annotation) if kind is not type(None))
+        kinds = (kind for kind in get_args(annotation) if kind is not type(None))
+        annotation = next(kinds)
+    if get_origin(annotation) is typing.Annotated:  # with a validator
+        return get_args(annotation)[0]
     return annotation
 
 

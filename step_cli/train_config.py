@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     Field,
     ValidationError,
@@ -107,6 +108,17 @@ class TrainSection(Config):
         return self
 
 
+def _refuse_dense(pattern: NMPattern) -> NMPattern:
+    if pattern.dense:
+        raise ValueError(
+            f"{pattern} keeps every weight; give N:M with N < M, or recipe 'dense'"
+        )
+    return pattern
+
+
+RunPattern = Annotated[Pattern, AfterValidator(_refuse_dense)]
+
+
 class LayerSection(Config):
     """The pattern of the tensors that match a glob; the first match wins."""
 
@@ -118,7 +130,7 @@ class SparsitySection(Config):
     """Which weights become N:M, and by which recipe."""
 
     recipe: str = "step"
-    pattern: Pattern = NMPattern(2, 4)
+    pattern: RunPattern = NMPattern(2, 4)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     plan: str = Field("", description="Plan file")
@@ -275,7 +287,7 @@ def _first_complaint(error: ValidationError) -> str:
         hint = f"did you mean {close[0]}" if close else f"use {', '.join(known)}"
         return f"unknown key {'.'.join(path)}; {hint}"
     where = ".".join(part for part in path if part.isidentifier())
-    if detail["type"] == "missing":
+    if detail["type"] == "missing" and path[-1].isidentifier():
         return f"{where} is missing"
     return f"{where}: {message_of(detail)}" if where else message_of(detail)
 

@@ -125,6 +125,34 @@ def test_an_existing_output_is_exit_5_and_stays(
     assert {path.name for path in tmp_path.iterdir()} == {out.name, sparse_file.name}
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["prune", "{0}", "{1}/"],
+        ["export", "{0}", "{1}/", "--to", "compressed"],
+        ["verify-nm", "{0}", "--output", "{1}/"],
+        ["autoswitch-profile", "{0}", "--plot", "{1}.svg/"],
+    ],
+)
+def test_a_file_is_not_written_where_a_directory_is_named(
+    step_cli: Run, tmp_path: Path, sparse_file: Path, words: list[str]
+) -> None:
+    given = [word.format(sparse_file, tmp_path / "out") for word in words]
+    outcome = step_cli(*given)
+    assert outcome.code == 5
+    assert "names a directory, and a file is to be written" in outcome.error
+    assert list(tmp_path.iterdir()) == [sparse_file]
+
+
+def test_a_directory_may_be_named_like_one(step_cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    weights = {"fc.weight": np.ones((8, 16), np.float32)}
+    save_file(weights, tmp_path / "model" / "model.safetensors")
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert step_cli("prune", f"{tmp_path}/model/", f"{tmp_path}/out/").code == 0
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("command", MISSING)
 def test_json_is_one_document_on_failure_too(
     step_cli: Run, tmp_path: Path, command: str

@@ -14,9 +14,12 @@ LAYERS = {
     "__init__": {"commands", "core", "formats", "optimizers"},  # when a name is used
     "__main__": {"cli", "signals"},
     "cli": {
-        "commands", "config", "errors", "logs", "options", "render", "reports",
-        "signals",
+        "commands", "config", "errors", "failures", "logs", "options", "presentation",
+        "render", "reports", "signals", "streams",
     },
+    "failures": {"errors", "presentation", "reports"},
+    "presentation": {"errors"},
+    "streams": set(),
     "signals": {"errors"},
     "logs": {"render"},
     "commands": {

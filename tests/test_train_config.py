@@ -45,6 +45,15 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults() -> None:
         ("train.warmup_steps=1000", "warmup_steps 1000 exceeds steps 600"),
         ("train.optimizer=adm", "'adamw', 'adam' or 'sgd'"),
         ("sparsity.pattern=5:4", "expected N:M such as 2:4"),
+        ("sparsity.pattern=4:4", "4:4 keeps every weight; give N:M with N < M, or "),
+        ("sparsity.pattern=3", "sparsity.pattern: expected N:M such as 2:4, got 3"),
+        ("model=3", "model: expected a section, got 3"),
+        ("sparsity.layer=[1]", "sparsity.layer: expected a section, got 1"),
+        ("sparsity.options=3", "sparsity.options: expected a table, got 3"),
+        ('sparsity.include="*"', "sparsity.include: expected a list, got '*'"),
+        ("train.betas=[0.9]", "train.betas: expected more values, got [0.9]"),
+        ("train.betas=[0, 0, 0]", "train.betas: expected fewer values"),
+        ("train.steps=1.5", "train.steps: expected a whole number, got 1.5"),
         ("switch.t_min=0.9", "t_min 540 lies after switch.t_max 300"),
         ("switch.t_min=1.5", "a fraction from 0.0 to 1.0, got 1.5"),
         ("switch.criterion=fixed", "needs step"),
@@ -67,6 +76,20 @@ def test_a_mistake_is_named_with_its_key(override: str, words: str) -> None:
     with pytest.raises(UsageError) as error:
         load_config(CONFIG, [override])
     assert words in error.value.message
+
+
+@pytest.mark.parametrize("section", ["model", "data", "train", "sparsity", "switch"])
+@pytest.mark.parametrize("value", ["3", "[1]", '"x"', "true"])
+def test_no_mistake_names_a_class(section: str, value: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        load_config(CONFIG, [f"{section}={value}"])
+    assert "Section" not in refused.value.message
+    assert refused.value.message.startswith(f"{section}: expected a section")
+
+
+def test_single_layers_may_stay_dense() -> None:
+    config = load_config(CONFIG, ['sparsity.layer=[{match="a", pattern="4:4"}]'])
+    assert config.sparsity.layer[0].pattern.dense
 
 
 def test_the_names_of_recipes_are_those_there_are() -> None:

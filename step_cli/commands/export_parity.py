@@ -1,7 +1,6 @@
 """Does ONNX Runtime compute what PyTorch computes? And how fast, with --bench."""
 
 import copy
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from step_cli.formats.ort_session import (
     feeds_of,
     torch_outputs,
 )
+from step_cli.formats.scratch import scratch_directory
 from step_cli.reports import BenchReport, Parity
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def compare(
     tolerance = config.tolerance or TOLERANCE[loaded.precision]
     if loaded.precision != "bf16":
         return _parity(loaded, examples, path, tolerance), loaded.precision
-    with tempfile.TemporaryDirectory(prefix="step-cli-parity-") as folder:
-        twin = Path(folder) / "fp32.onnx"
+    with scratch_directory("parity") as folder:
+        twin = folder / "fp32.onnx"
         model = copy.deepcopy(loaded.model)
         cast(model, "fp32", config.checkpoint)
         inputs = [in_precision(given, "fp32") for given in loaded.inputs]
@@ -74,8 +74,8 @@ def time_against_dense(path: Path, examples: Examples) -> BenchReport:
     from step_cli.formats.onnx_dense_twin import save_dense_twin
 
     feeds = feeds_of(examples)
-    with tempfile.TemporaryDirectory(prefix="step-cli-bench-") as folder:
-        twin = Path(folder) / "dense.onnx"
+    with scratch_directory("bench") as folder:
+        twin = folder / "dense.onnx"
         save_dense_twin(path, twin)
         sparse_ms = OrtSession(path).median_ms(feeds)
         dense_ms = OrtSession(twin).median_ms(feeds)

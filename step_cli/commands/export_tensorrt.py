@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import shlex
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from step_cli.errors import MissingError
 from step_cli.formats.graph_input import GraphInput
 from step_cli.formats.onnx_export import need_export_libraries
 from step_cli.formats.onnx_nodes import inputs_of_onnx
+from step_cli.formats.scratch import scratch_directory
 from step_cli.formats.staged import staged
 from step_cli.formats.trt_api import TrtRuntime, check_targets, find_runtime
 from step_cli.formats.trt_engine import EngineBuild, EngineOptions, build_engine
@@ -67,9 +67,9 @@ def to_tensorrt(
     config: ExportConfig, source: Source, runtime: TrtRuntime
 ) -> ExportReport:
     """Build the engine; nothing is published unless every check passes."""
-    with tempfile.TemporaryDirectory(prefix="step-cli-onnx-") as folder:
+    with scratch_directory("onnx") as folder:
         try:
-            made = _onnx_source(config, source, Path(folder))
+            made = _onnx_source(config, source, folder)
             if not made.report.ok:
                 return made.report
             profiles = make_profiles(inputs_of_onnx(made.path), _shapes(config))

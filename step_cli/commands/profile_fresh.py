@@ -2,7 +2,6 @@
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from step_cli.config import AutoswitchProfileConfig
 from step_cli.core.replay import STEPS_AFTER
 from step_cli.core.sample_block import SampleBlock
 from step_cli.errors import OutputError, UsageError
+from step_cli.formats.scratch import scratch_directory
 from step_cli.formats.variance_log import VarianceHeader
 from step_cli.train_config import TrainConfig, load_config
 
@@ -66,8 +66,8 @@ def run_folder(options: AutoswitchProfileConfig) -> Iterator[Path]:
         OutputError: The system refuses.
     """
     if options.out is None:
-        with tempfile.TemporaryDirectory(prefix="step-cli-") as name:
-            yield Path(name)
+        with scratch_directory("profile") as path:
+            yield path
         return
     from step_cli.training.run_directory import run_directory
 

@@ -34,17 +34,25 @@ from step_cli.reports import (
 def run(config: VerifyConfig) -> VerifyReport:
     """Check every checkpoint, also after one of them was refused.
 
+    A plan file or baseline that is refused is reported too, as nothing can be checked.
+
     Raises:
         UsageError: An option does not fit, such as an axis beyond the rank.
-        InputError: The plan file or the baseline cannot be read.
         OutputError: The output could not be written.
     """
     if config.output is not None:
         named = (config.plan, config.baseline)
         inputs = [*config.checkpoint, *(path for path in named if path is not None)]
         checked_target(config.output, force=True, inputs=inputs)
-    plan = None if config.plan is None else read_plan(config.plan)
-    baseline = None if config.baseline is None else open_checkpoint(config.baseline)
+    try:
+        asked = config.plan
+        plan = None if asked is None else read_plan(asked)
+        asked = config.baseline
+        baseline = None if asked is None else open_checkpoint(asked)
+    except StepError as error:
+        assert asked is not None
+        refused = VerifyReport.of_refused(str(asked), _detail(error, asked))
+        return refused.asked_for(config.format, config.output)
     verdicts = [_verdict(path, config, plan, baseline) for path in config.checkpoint]
     errors = [verdict.error for verdict in verdicts if verdict.error is not None]
     worst = gravest(error.exit for error in errors) if errors else 0

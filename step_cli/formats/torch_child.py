@@ -195,6 +195,10 @@ def in_words(error: BaseException) -> str:
 if __name__ == "__main__":
     try:
         document = main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
+    except FileNotFoundError as error:
+        # A library that torch loads found no temporary directory: not the file's fault.
+        foreign = error.filename is None
+        document = {"lacks": error.strerror} if foreign else {"error": in_words(error)}
     except Exception as error:  # whatever the file provokes, the parent tells
         document = {"error": in_words(error)}
     sys.stdout.write(json.dumps(document))

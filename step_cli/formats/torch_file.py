@@ -9,9 +9,6 @@ import math
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from step_cli.core.plan import Plan
-from step_cli.errors import InputError, MissingError
+from step_cli.errors import SET_TMPDIR, InputError, MissingError, OutputError
 from step_cli.formats import plan as plans
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.formats.digest import check_digest
 from step_cli.formats.mapped_file import MappedFile, in_units, map_file
+from step_cli.formats.scratch import scratch_file
 from step_cli.formats.torch_zip import read_members
 
 LONGEST_S = 60  # for any file, plus one second for each 20 MB
@@ -52,7 +50,7 @@ def open_torch(file: MappedFile) -> Checkpoint:
         document, data = _ask_child(file), file
     else:
         storages = None
-        with _temporary_file() as spill:
+        with scratch_file() as spill:
             document = _ask_child(file, spill)
             data = map_file(spill) if spill.stat().st_size else file
     tensors: list[NamedTensor] = []
@@ -107,6 +105,10 @@ def _ask_child(file: MappedFile, spill: Path | None = None) -> dict[str, Any]:
         document = json.loads(done.stdout)
     except ValueError:
         document = {"error": _last_words(done)}
+    if "lacks" in document:
+        raise OutputError(
+            f"reading it: {document['lacks']}; {SET_TMPDIR}", file=file.path
+        )
     if "error" in document:
         raise InputError(document["error"], file=file.path)
     file.check_unchanged()
@@ -116,18 +118,6 @@ def _ask_child(file: MappedFile, spill: Path | None = None) -> dict[str, Any]:
 def _last_words(done: subprocess.CompletedProcess[bytes]) -> str:
     lines = done.stderr.decode(errors="replace").strip().splitlines()
     return f"torch could not read it ({lines[-1] if lines else done.returncode})"
-
-
-@contextmanager
-def _temporary_file() -> Iterator[Path]:
-    """A file that is gone after the block; a mapping of it stays valid."""
-    descriptor, name = tempfile.mkstemp(prefix="step-cli-")
-    os.close(descriptor)
-    try:
-        yield Path(name)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
 
 
 def _tensor(

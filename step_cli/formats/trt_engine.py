@@ -8,13 +8,13 @@ import json
 import logging
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from step_cli.errors import InputError
+from step_cli.formats.scratch import scratch_directory
 from step_cli.formats.trt_api import TrtRuntime
 from step_cli.formats.trt_failures import crashed, explain
 from step_cli.formats.trt_layers import EngineLayer, parse_layers
@@ -69,8 +69,7 @@ def build_engine(
     Raises:
         StepError: The build failed; the kind of error says whose fault it is.
     """
-    with tempfile.TemporaryDirectory(prefix="step-cli-build-") as folder:
-        desk = Path(folder)
+    with scratch_directory("build") as desk:
         request = _request(runtime, onnx_file, plan_file, options, desk)
         child = _run_child(request)
         log = _read(desk / "log") + child.stderr

@@ -16,7 +16,7 @@ MOST = 10  # annotations of one level
 def text(report: VerifyReport) -> str:
     """A line for each finding; of each level the first ten, and how many more."""
     found: dict[str, list[str]] = {"error": [], "warning": []}
-    for checkpoint in report.checkpoints:
+    for checkpoint in report.shown:
         for level, title, message in _findings(checkpoint):
             found[level].append(_command(level, checkpoint.path, title, message))
     lines = []

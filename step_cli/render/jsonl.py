@@ -12,7 +12,7 @@ from step_cli.reports import VerifyReport
 def text(report: VerifyReport) -> str:
     """One line for each tensor, and one for each checkpoint after its tensors."""
     lines = []
-    for checkpoint in report.checkpoints:
+    for checkpoint in report.shown:
         body = checkpoint.model_dump(mode="json")
         layers, skipped = body.pop("layers"), body.pop("skipped")
         path = body["path"]

@@ -12,7 +12,7 @@ from step_cli.reports import CheckpointVerdict, LayerVerdict, VerifyReport
 def text(report: VerifyReport) -> str:
     """JUnit XML: failures for broken patterns, errors for what could not be read."""
     document = JUnitXml("step-cli verify-nm")
-    for checkpoint in report.checkpoints:
+    for checkpoint in report.shown:
         suite = TestSuite(clean(checkpoint.path))
         for case in _cases(checkpoint):
             suite.add_testcase(case)

@@ -19,7 +19,7 @@ COLUMNS = ("layer", "pattern", "axis", "groups", "bad", "density", "verdict")
 def text(report: VerifyReport, *, verbose: bool) -> str:
     """One section for each checkpoint, the worst layers first."""
     most = None if verbose else MOST_ROWS
-    return "\n".join(_section(verdict, most) for verdict in report.checkpoints)
+    return "\n".join(_section(verdict, most) for verdict in report.shown)
 
 
 def _section(checkpoint: CheckpointVerdict, most: int | None) -> str:

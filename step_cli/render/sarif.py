@@ -29,9 +29,7 @@ Json = dict[str, Any]
 
 def text(report: VerifyReport) -> str:
     """One run; a result for each failing layer, the worst first."""
-    results = [
-        result for checkpoint in report.checkpoints for result in _results(checkpoint)
-    ]
+    results = [result for checkpoint in report.shown for result in _results(checkpoint)]
     hidden = len(results) - MOST_RESULTS
     notifications = []
     if hidden > 0:

@@ -43,7 +43,7 @@ def draw(report: VerifyReport, out: TextIO, *, verbose: bool, forge: bool) -> No
 
 
 def _draw(report: VerifyReport, to: Console, *, verbose: bool) -> None:
-    for checkpoint in report.checkpoints:
+    for checkpoint in report.shown:
         if checkpoint.layers:
             to.print(_layers(checkpoint, verbose=verbose))
         _messages(checkpoint, to, verbose=verbose)

@@ -3,6 +3,7 @@
 from typing import ClassVar, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
 from step_cli.reports.report import Part, Report, SkippedTensor
 
@@ -87,3 +88,8 @@ class ExportReport(Report):
     trtexec: str | None = Field(None, description="The same build, on a GPU machine")
     bench: BenchReport | None = None
     notes: list[str] = Field([])
+
+    @property
+    @override
+    def written(self) -> str | None:
+        return self.output

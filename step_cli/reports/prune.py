@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 from pydantic import Field
+from typing_extensions import override
 
 from step_cli.reports.report import Part, Report, SkippedTensor
 
@@ -47,3 +48,8 @@ class PruneReport(Report):
     layers: list[PrunedLayer]
     skipped: list[SkippedTensor]
     totals: PruneTotals
+
+    @property
+    @override
+    def written(self) -> str | None:
+        return None if self.dry_run else self.out

@@ -67,14 +67,23 @@ class Report(BaseModel):
 
     def document(self) -> str:
         """The JSON document, its schema first; non-finite numbers are null."""
-        body = _finite(self.model_dump(mode="json", by_alias=True))
+        body = _finite(self.body())
         # ASCII, as names from files may hold what UTF-8 cannot say.
         return json.dumps({"schema": self.schema_id, **body}, indent=2, allow_nan=False)
+
+    def body(self) -> dict[str, Any]:
+        """The fields of the document."""
+        return self.model_dump(mode="json", by_alias=True)
 
     @property
     def exit_code(self) -> int:
         """0 when every check passed, 1 when one failed."""
         return 0 if self.ok else 1
+
+    @property
+    def written(self) -> str | None:
+        """The output that is there whatever happens to the report; None if none is."""
+        return None
 
     @property
     def problems(self) -> list[ErrorDetail]:

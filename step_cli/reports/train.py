@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 from pydantic import Field
+from typing_extensions import override
 
 from step_cli.reports.report import Part, Report
 
@@ -29,3 +30,8 @@ class TrainReport(Report):
     density: float
     run_dir: str
     advice: list[str] = Field([])
+
+    @property
+    @override
+    def written(self) -> str | None:
+        return None if self.recipe is None else self.run_dir

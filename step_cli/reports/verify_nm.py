@@ -1,9 +1,9 @@
 """The report of ``verify-nm``."""
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 from typing_extensions import override
 
 from step_cli.reports.report import ErrorDetail, Part, Report, SkippedTensor
@@ -100,17 +100,40 @@ class VerifyReport(Report):
     checkpoints: list[CheckpointVerdict]
     error: ErrorDetail | None = Field(None, description="The gravest of the errors")
 
+    _refused: CheckpointVerdict | None = PrivateAttr(None)
+
+    @classmethod
+    def of_refused(cls, path: str, error: ErrorDetail) -> Self:
+        """The report where a plan file or baseline is refused: nothing was checked."""
+        report = cls(ok=False, checkpoints=[], error=error)
+        report._refused = CheckpointVerdict(
+            path=path, format=None, ok=False, error=error
+        )
+        return report
+
+    @property
+    def shown(self) -> list[CheckpointVerdict]:
+        """The checkpoints; or, in their place, what they could not be checked by."""
+        return self.checkpoints if self._refused is None else [self._refused]
+
+    @override
+    def body(self) -> dict[str, Any]:
+        body = super().body()
+        if self._refused is not None:
+            del body["checkpoints"]  # none was looked at, which is not: there are none
+        return body
+
     @property
     @override
     def exit_code(self) -> int:
-        return gravest(verdict.exit_code for verdict in self.checkpoints)
+        return gravest(verdict.exit_code for verdict in self.shown)
 
     @property
     @override
     def problems(self) -> list[ErrorDetail]:
-        return [v.error for v in self.checkpoints if v.error is not None]
+        return [v.error for v in self.shown if v.error is not None]
 
 
 def gravest(codes: Iterable[int]) -> int:
-    """The exit code of several findings: the first of 4, 6, 7, 1, 3, 0 among them."""
-    return min(codes, key=[4, 6, 7, 1, 3, 0].index)
+    """The exit code of several findings: of 5, 4, 6, 7, 1, 3, 0 the first."""
+    return min(codes, key=[5, 4, 6, 7, 1, 3, 0].index)

@@ -20,7 +20,7 @@ from step_cli.training.followers import following
 from step_cli.training.history import switch_point
 from step_cli.training.model_files import save_model
 from step_cli.training.run_directory import (
-    refuse_existing,
+    refuse_impossible,
     resumed_directory,
     run_directory,
 )
@@ -51,8 +51,7 @@ def train(
             setup = set_up(config, record=True, plan=read_plan(path / PLAN))
             step = load_checkpoint(path, setup.model, setup.optimizer)
             return _go_on(config, setup, path, run_dir, after=step)
-    if not force:
-        refuse_existing(run_dir)
+    refuse_impossible(run_dir, force=force)
     setup = set_up(config, record=True)
     with run_directory(run_dir, force=force) as path:
         save_text(path / "config.toml", to_toml(config))

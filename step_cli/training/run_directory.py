@@ -1,5 +1,6 @@
 """Taking possession of a run directory: one trainer at a time, never by accident."""
 
+import contextlib
 import logging
 import os
 import re
@@ -65,13 +66,19 @@ def resumed_directory(path: Path) -> Iterator[Path]:
         _forget_old_runs(final)
 
 
-def refuse_existing(path: Path) -> None:
-    """Refuse to begin a run where one is, before any work is done.
+def refuse_impossible(path: Path, *, force: bool) -> None:
+    """Refuse to begin a run where none can be, before any work is done.
 
     Raises:
-        OutputError: It exists, or another trainer is in it.
+        OutputError: It exists and ``force`` is not given, another trainer is in it, or
+            no directory can be made there.
     """
-    if os.path.lexists(path):
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise OutputError(f"{above} is a file, and a directory is needed", file=path)
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise OutputError(f"the directory {above} is not writable", file=path)
+    if os.path.lexists(path) and not force:
         with _held(path, force=False):
             pass
 
@@ -79,14 +86,28 @@ def refuse_existing(path: Path) -> None:
 @contextmanager
 def _held(path: Path, *, force: bool) -> Iterator[Path]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        real = Path(os.path.realpath(path))
-        with locked(real, shown=path):
-            _bring_back(real)
-            yield checked_target(path, force=force, directory=True)
+        with _parents(path):
+            real = Path(os.path.realpath(path))
+            with locked(real, shown=path):
+                _bring_back(real)
+                yield checked_target(path, force=force, directory=True)
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else path
         raise OutputError(reason_of(error), file=where) from error
+
+
+@contextmanager
+def _parents(path: Path) -> Iterator[None]:
+    """Make the directories above; if the block fails, remove those that are empty."""
+    missing = [parent for parent in path.parents if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # another run is in it
+            for parent in missing:
+                parent.rmdir()
+        raise
 
 
 def _bring_back(final: Path) -> None:

@@ -5,10 +5,13 @@ import json
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from xml.etree import ElementTree
 
+import jsonschema
 import ml_dtypes
 import numpy as np
 import pytest
+from sarif_subset import SARIF_SUBSET
 
 import step_cli
 from step_cli import cli
@@ -416,3 +419,31 @@ def test_on_a_forge_annotations_and_a_summary_are_added(
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", "missing/summary.md")
     assert shown(path)[0] == 1
     assert "warning: cannot write the summary" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--plan", "--baseline"])
+@pytest.mark.parametrize("format", ["sarif", "junit", "markdown", "jsonl", "json"])
+def test_a_refused_plan_or_baseline_is_in_the_file_that_was_asked_for(
+    tmp_path: Path, option: str, format: str
+) -> None:
+    path = write(tmp_path / "m.safetensors", {"fc.weight": sparse()})
+    refused, output = tmp_path / "refused.json", tmp_path / "out"
+    refused.write_bytes(b"\xff not what it should be")
+    words = [path, option, str(refused), "--format", format, "--output", str(output)]
+    assert shown(*words)[0] == 4
+    written = output.read_text()
+    assert "refused.json" in written
+    if format == "sarif":
+        document = json.loads(written)
+        jsonschema.validate(document, SARIF_SUBSET)
+        [run] = document["runs"]
+        assert not run["invocations"][0]["executionSuccessful"]
+        assert [result["ruleId"] for result in run["results"]] == ["checkpoint-refused"]
+    if format == "junit":
+        root = ElementTree.fromstring(written)
+        assert (root.attrib["errors"], root.attrib["tests"]) == ("1", "1")
+    if format == "json":
+        assert json.loads(written)["error"]["exit"] == 4
+    code, document = verify(path, option, str(refused))
+    assert code == 4 and document["ok"] is False and "checkpoints" not in document
+    assert document["error"]["file"] == str(refused)

@@ -13,7 +13,7 @@ import pytest
 from step_cli.errors import InputError, NonFiniteError, OutputError, StoppedError
 from step_cli.samples import sample_directory
 from step_cli.training.run_directory import (
-    refuse_existing,
+    refuse_impossible,
     resumed_directory,
     run_directory,
 )
@@ -73,7 +73,7 @@ def test_a_run_killed_before_its_first_checkpoint_gives_the_old_one_back(
 ) -> None:
     killed(old, checkpoint=False)
     with pytest.raises(OutputError, match="exists"):
-        refuse_existing(old)
+        refuse_impossible(old, force=False)
     assert (old / "report.json").read_text() == "old"
     assert [path.name for path in old.parent.iterdir()] == ["run"]
 
@@ -124,3 +124,37 @@ def test_kill_9_of_a_real_run(old: Path) -> None:
     again = subprocess.run([*words[:5], *words[6:]], capture_output=True, check=False)
     assert again.returncode == 5 and b"exists" in again.stderr
     assert [path.name for path in old.iterdir()] == ["report.json"]
+
+
+def test_a_run_that_fails_takes_the_directories_it_made_along(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RuntimeError),
+        run_directory(tmp_path / "a" / "b" / "run", force=False),
+    ):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    with (
+        pytest.raises(RuntimeError),
+        run_directory(tmp_path / "a" / "b" / "run", force=False) as path,
+    ):
+        (path.parent / "another").mkdir()
+        raise RuntimeError
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["another"]
+
+
+def test_a_run_that_ends_keeps_them(tmp_path: Path) -> None:
+    with run_directory(tmp_path / "a" / "run", force=False) as path:
+        assert path.is_dir()
+    assert (tmp_path / "a" / "run").is_dir()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_where_a_directory_is_needed_is_told_before_any_work(
+    tmp_path: Path, force: bool
+) -> None:
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(OutputError, match="file is a file, and a directory is needed"):
+        refuse_impossible(tmp_path / "file" / "a" / "run", force=force)
+    refuse_impossible(tmp_path / "new" / "run", force=force)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,65 @@
+"""How the user wants to be answered; known even when the command line is wrong."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from step_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Presentation:
+    """The options that hold for every command, read from the arguments themselves.
+
+    Attributes:
+        json: One JSON document is wanted on stdout.
+        format: What ``--format`` says.
+        output: The file that ``--output`` names.
+        verbose: ``--verbose``.
+        quiet: ``--quiet``.
+        debug: ``--debug``.
+    """
+
+    json: bool = False
+    format: str | None = None
+    output: str | None = None
+    verbose: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+    @classmethod
+    def of(cls, argv: Sequence[str]) -> "Presentation":
+        """Read the options wherever they stand."""
+        words = list(argv)
+        if "--" in words:
+            words = words[: words.index("--")]
+        short = "".join(word for word in words if re.fullmatch(r"-[vq]+", word))
+        format, output = _value(words, "--format"), _value(words, "--output")
+        return cls(
+            json="--json" in words or (format == "json" and output is None),
+            format=format,
+            output=output,
+            verbose="--verbose" in words or "v" in short,
+            quiet="--quiet" in words or "q" in short,
+            debug="--debug" in words,
+        )
+
+    def refuse_two_formats(self) -> None:
+        """Raise UsageError for --json with another --format."""
+        if self.json and self.format not in (None, "json"):
+            raise UsageError(f"--json and --format {self.format}: use one")
+
+
+def command_of(argv: Sequence[str]) -> str:
+    """The command that was asked for, or the name of the program."""
+    return next((word for word in argv if not word.startswith("-")), "step-cli")
+
+
+def _value(words: Sequence[str], option: str) -> str | None:
+    """What follows an option, in the next word or after an equals sign."""
+    for number, word in enumerate(words):
+        if word.startswith(option + "="):
+            return word.partition("=")[2]
+        if word == option:
+            return words[number + 1] if number + 1 < len(words) else ""
+    return None
