@@ -11,7 +11,6 @@ from step_cli.errors import InputError, OutputError
 from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed import save_compressed
 from step_cli.formats.compressed_codec import differing_bits
-from step_cli.formats.compressed_reader import dropped_negative_zeros
 from step_cli.formats.mapped_file import map_file
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import plan_json
@@ -53,7 +52,7 @@ def to_dense(config: ExportConfig) -> ExportReport:
         InputError: The checkpoint is not a compressed one.
     """
     checkpoint = open_checkpoint(config.checkpoint)
-    if checkpoint.format != "compressed":
+    if not checkpoint.compressed:
         raise InputError(
             f"not written by export --to compressed, but {checkpoint.format}",
             file=config.checkpoint,
@@ -74,7 +73,7 @@ def to_dense(config: ExportConfig) -> ExportReport:
         bytes=ExportBytes(dense=size, output=output),
         ratio=size / output,
         layers=[],
-        negative_zeros=dropped_negative_zeros(config.checkpoint),
+        negative_zeros=checkpoint.negative_zeros,
     )
 
 

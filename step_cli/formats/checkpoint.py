@@ -87,6 +87,9 @@ class Checkpoint:
         files: The files that were read, for those who must not write onto them.
         integrity: What told that the data is undamaged: ``sha256``, ``crc32``, or
             ``unchecked`` where nothing is recorded.
+        compressed: Whether tensors are stored compressed, though read as dense ones.
+        negative_zeros: How many -0.0 were dropped by who compressed them; None where
+            that is not recorded.
     """
 
     path: Path
@@ -96,3 +99,5 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
     integrity: str = "unchecked"
+    compressed: bool = False
+    negative_zeros: int | None = None

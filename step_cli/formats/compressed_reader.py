@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from step_cli.core.plan import Plan
@@ -28,12 +27,12 @@ from step_cli.formats.compressed_codec import (
     decode,
 )
 from step_cli.formats.compressed_flaw import CompressedFileError, Flaw
-from step_cli.formats.mapped_file import MappedFile, map_file
+from step_cli.formats.mapped_file import MappedFile
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import parse_plan
 from step_cli.formats.safetensors_file import COMPRESSED_KEY as KEY
 from step_cli.formats.safetensors_file import read_entry, tensors_of
-from step_cli.formats.safetensors_header import Entry, Header, read_header
+from step_cli.formats.safetensors_header import Entry, Header
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,8 @@ def open_compressed(file: MappedFile, header: Header) -> Checkpoint:
         plan,
         files=(file.path,),
         integrity="sha256",
+        compressed=True,
+        negative_zeros=description.negative_zeros,
     )
 
 
@@ -93,12 +94,6 @@ def read_description(file: MappedFile, header: Header) -> Description:
     if header.metadata.get(HEADER_KEY) != header_digest(_raw_header(file)):
         raise CompressedFileError(Flaw.HEADER_CHANGED, file=file.path)
     return found
-
-
-def dropped_negative_zeros(path: Path) -> int:
-    """How many -0.0 the file's tensors had that return as +0.0."""
-    file = map_file(path)
-    return read_description(file, read_header(file)).negative_zeros
 
 
 def _raw_header(file: MappedFile) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from step_cli.core.plan import Plan
 from step_cli.errors import InputError
 from step_cli.formats import plan as plans
+from step_cli.formats.bitmask_reader import unpacked
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.digest import check_digest
 from step_cli.formats.hf_directory import (
@@ -72,15 +73,17 @@ def _open_hugging_face(path: Path) -> Checkpoint:
         integrity |= set() if compared else {opened.integrity}
         embedded |= opened.plan or {}
     plan_file = path / plans.FILE
-    return Checkpoint(
+    checkpoint = Checkpoint(
         path,
         "huggingface",
-        with_axes(path, list(tensors.values())),
+        list(tensors.values()),
         plans.plan_of(document, file=plan_file) if document else embedded or None,
         tuple(notes),
         tuple(files.shards),
         max(integrity),  # "unchecked", if it is one of them
     )
+    whole = unpacked(checkpoint)  # the parts of a tensor may lie in several shards
+    return replace(whole, tensors=with_axes(path, whole.tensors))
 
 
 def _check_digests(

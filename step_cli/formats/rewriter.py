@@ -64,7 +64,7 @@ class Rewriter:
             OutputError: The target exists without ``force``, or cannot be written.
         """
         source = self.source
-        if source.format == "compressed":
+        if source.compressed:
             raise InputError(
                 "is compressed; turn it back first: step-cli export IN OUT --to dense",
                 file=source.path,

@@ -42,7 +42,7 @@ def load_compressed(
     from step_cli.formats.torch_arrays import to_tensor
 
     checkpoint = open_checkpoint(Path(path))
-    if checkpoint.format != "compressed":
+    if not checkpoint.compressed:
         raise InputError("not written by export --to compressed", file=path)
     place = torch.device(device)
     plan = checkpoint.plan or {}

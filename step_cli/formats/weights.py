@@ -28,6 +28,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     opened = open_file(path)
     if opened.format != "safetensors":
         return opened
+    from step_cli.formats.bitmask_reader import unpacked
     from step_cli.formats.hf_directory import with_axes
 
+    opened = unpacked(opened)
     return replace(opened, tensors=with_axes(path.parent, opened.tensors))
