@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from step_cli.core.sample_block import LayerSums, SampleBlock
 from step_cli.errors import InputError, StepError
 from step_cli.formats.mapped_file import reason_of
-from step_cli.formats.variance_line import LARGEST, LineReader
+from step_cli.formats.variance_line import BEYOND, LARGEST, LineReader
 from step_cli.formats.variance_log import VarianceHeader
 
 CHUNK = 1 << 20  # bytes parsed at a time
@@ -223,5 +223,6 @@ def _is_sound(block: SampleBlock, last: int) -> bool:
         bounded
         and bool((np.diff(steps) > 0).all() and steps[-1] < LARGEST["step"])
         and bool((block.d >= 1).all() and (block.d < LARGEST["d"]).all())
-        and not bool((np.abs(block.dv_log) >= LARGEST["dv_log"]).any())  # null: NaN
+        and not bool((block.dv_log >= LARGEST["dv_log"]).any())  # null: NaN
+        and not bool((block.dv_log <= -BEYOND).any())
     )

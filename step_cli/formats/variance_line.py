@@ -19,7 +19,8 @@ from step_cli.formats.variance_log import (
 )
 
 # Sums of a window of such values, and exp of the logarithm, are still finite.
-LARGEST = dict.fromkeys(("v_l1", "v_l2", "dv_l1", *LAYER_FIELDS), 1e290) | {
+BEYOND = 1e290
+LARGEST = dict.fromkeys(("v_l1", "v_l2", "dv_l1", *LAYER_FIELDS), BEYOND) | {
     "dv_log": 700.0,
     "step": 2**62,
     "d": 2**62,
@@ -143,7 +144,7 @@ class LineReader:
         if not _is_number(value):
             raise self._wrong(number, f"{name} is not a number")
         assert isinstance(value, int | float)
-        if not abs(value) < LARGEST[name]:  # NaN too
+        if not -BEYOND < value < LARGEST[name]:  # NaN too
             raise NonFiniteError(
                 f"line {number}: {name} is {value!r:.30}, not finite or beyond all "
                 "bounds",

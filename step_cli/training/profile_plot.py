@@ -123,9 +123,10 @@ def profile_figure(drawing: Drawing) -> Any:
     if drawing.layers is not None:
         _draw_layers(panels[3], drawing, drawing.layers)
     for number, panel in enumerate(panels):
+        if any((np.asarray(line.get_ydata()) > 0).any() for line in panel.lines):
+            panel.set_yscale("log")
         _draw_clips(panel, drawing.report, named=number == 0)
         _draw_switches(panel, drawing.report, named=number == 0)
-        panel.set_yscale("log")
         panel.margins(x=0.01)
         panel.legend(
             fontsize=9, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0)

@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 ROWS = [f"R{row:02}" for row in range(1, 33)] + [f"V{row:02}" for row in range(1, 15)]
+ROWS += [f"A{row:02}" for row in range(1, 9)]
 ROWS += ["W01", "W05", *(f"W{row}" for row in range(11, 19))]
-KEY = re.compile(r'"([RVW]\d\d)[",]')  # of a table of rows
-NAME = re.compile(r"def test_((?:[RVW]\d\d_)+)")
+KEY = re.compile(r'"([ARVW]\d\d)[",]')  # of a table of rows
+NAME = re.compile(r"def test_((?:[ARVW]\d\d_)+)")
 
 
 def test_every_row_has_a_test() -> None:
