@@ -4,10 +4,13 @@ Nothing is opened and torch is not imported, so mistakes are told at once.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from step_cli.data_config import KEYS_OF, DataSection, Kind
 from step_cli.errors import InputError, UsageError
+from step_cli.formats.mapped_file import is_directory, reason_of
 
 TABLES = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 TEXTS = (".txt", ".tokens", ".raw", ".bin")
@@ -27,11 +30,11 @@ def kind_of(section: DataSection) -> Kind:
         InputError: There is nothing, or nothing that tells its kind.
     """
     path = Path(section.source)
-    if not path.exists():
-        raise InputError("no such file or directory", file=path)
+    directory = is_directory(path)
     if section.kind != "auto":
         return section.kind
-    kind = _of_directory(path, section) if path.is_dir() else _of_file(path, section)
+    with told_as_unreadable(path):
+        kind = _of_directory(path, section) if directory else _of_file(path, section)
     if kind is None:
         raise InputError(
             f"cannot tell how to read it; give data.kind, or what is known: {EXPECTED}",
@@ -42,6 +45,15 @@ def kind_of(section: DataSection) -> Kind:
     except ValueError as error:
         raise UsageError(f"data.{error}") from None
     return kind
+
+
+@contextmanager
+def told_as_unreadable(path: Path) -> Iterator[None]:
+    """Tell what the system refuses below ``path`` in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(reason_of(error), file=error.filename or path) from None
 
 
 def role_of(path: Path) -> str | None:

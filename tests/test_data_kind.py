@@ -1,5 +1,6 @@
 """What the names of files tell about how they are read."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from data.written import (
     write_wmt,
 )
 
+from step_cli.data import load_data
 from step_cli.data_config import DataSection
 from step_cli.data_kind import kind_of
 from step_cli.errors import InputError, UsageError
@@ -81,6 +83,20 @@ def test_what_cannot_be_told_is_said_with_what_is_known(tmp_path: Path) -> None:
     assert kind(tmp_path, kind="text") == "text"
     with pytest.raises(InputError, match="no such file or directory"):
         kind(tmp_path / "none", kind="text")
+
+
+@pytest.mark.parametrize("kind", ["table", "text", "parallel", "cifar10", "images"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    os.mkfifo(tmp_path / "pipe.tsv")
+    (tmp_path / "loop.tsv").symlink_to("loop.tsv")
+    for name in ("pipe.tsv", "loop.tsv", "none.tsv", "n" * 5000, "nul\0byte"):
+        more = {"languages": ("de", "en")} if kind == "parallel" else {}
+        held_out = {} if kind == "cifar10" else {"held_out": 0.5}
+        section = DataSection(
+            source=str(tmp_path / name), kind=kind, **more, **held_out
+        )  # type: ignore[arg-type]
+        with pytest.raises(InputError):
+            load_data(section)
 
 
 def test_a_key_that_does_not_apply_to_what_was_found_is_told(tmp_path: Path) -> None:

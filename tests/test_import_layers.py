@@ -34,7 +34,7 @@ LAYERS = {
     "optimizers": {"core", "errors", "recipes"},
     "models": {"errors", "formats", "samples"},
     "data": {"data_config", "data_kind", "errors", "formats", "samples"},
-    "data_kind": {"data_config", "errors"},
+    "data_kind": {"data_config", "errors", "formats"},
     "data_config": {"config", "errors"},
     "samples": {"errors"},
     "recipes": {"core", "errors"},

@@ -23,6 +23,8 @@ from step_cli.errors import InputError
 from step_cli.formats.mapped_file import Bytes, is_directory, reason_of
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+# Whatever the file is called; others, such as EPS, would have Pillow run programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SIDE = 224  # pixels, unless the configuration says otherwise
 CENTRE = 0.875  # share of the shorter side that is kept without augmentation
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -77,8 +79,10 @@ class ImageSplit:
         from PIL import Image
 
         try:
-            with Image.open(path) as opened:
-                image = opened.convert("RGB")
+            with Image.open(path, formats=FORMATS) as opened:
+                clear = opened.mode == "P" and "transparency" in opened.info
+                # Straight to RGB, Pillow would warn of each such image.
+                image = (opened.convert("RGBA") if clear else opened).convert("RGB")
         except Exception as error:  # Pillow raises of every kind
             raise InputError(
                 f"is no image that can be decoded: {reason_of(error)}", file=path
@@ -98,7 +102,7 @@ def load_images(section: DataSection) -> Dataset:
     """
     path = Path(section.source)
     side, augment = section.image_size or SIDE, section.augment is not False
-    root = path / "train" if is_directory(path / "train") else path
+    root = path / "train" if (path / "train").is_dir() else path
     classes = _classes(root)
     train = _split(root, classes, side, augment)
     if isinstance(section.held_out, float):

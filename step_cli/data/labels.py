@@ -12,6 +12,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 Label = str | int | float
+MOST = 2**31  # more classes than any model has
 WHOLE = re.compile(r"[+-]?\d{1,18}")
 
 
@@ -66,7 +67,7 @@ def _label(value: Any) -> Label:
         isinstance(value, str) and WHOLE.fullmatch(value)
     ):
         number = int(value)
-        if number < 0:
+        if not 0 <= number < MOST:
             raise ValueError(f"label {number} is no class: they count from 0")
         return number
     if not isinstance(value, str | float):

@@ -19,6 +19,8 @@ def lines_of(path: Path) -> Iterator[str]:
         InputError: The file cannot be read, or a line is not UTF-8.
     """
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait
+            raise InputError("not a regular file", file=path)
         with path.open("rb") as file:
             number = 0
             while raw := file.readline(LONGEST):

@@ -1,6 +1,7 @@
 """From ``[data]`` of the configuration to what is trained on."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from step_cli.data.batch import Dataset
 from step_cli.data.cifar import load_cifar10, load_cifar100
@@ -9,7 +10,7 @@ from step_cli.data.parallel import load_parallel
 from step_cli.data.table import load_table
 from step_cli.data.text import load_text
 from step_cli.data_config import BUILT_IN, DataSection, Kind
-from step_cli.data_kind import kind_of
+from step_cli.data_kind import kind_of, told_as_unreadable
 from step_cli.samples import load_sample
 
 LOADERS: Mapping[Kind, Callable[[DataSection], Dataset]] = {
@@ -31,7 +32,8 @@ def load_data(section: DataSection) -> Dataset:
         MissingError: A library it needs is not installed.
     """
     if section.source not in BUILT_IN:
-        return LOADERS[kind_of(section)](section)
+        with told_as_unreadable(Path(section.source)):
+            return LOADERS[kind_of(section)](section)
     module = load_sample(BUILT_IN[section.source].sample, "data")
     dataset = module.load(section)
     assert isinstance(dataset, Dataset)

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from step_cli.data.batch import IGNORED, Batch, Dataset
 from step_cli.data.files import NO_HELD_OUT, set_aside, split_files
 from step_cli.data.lines import lines_of
 from step_cli.data.ragged import Ragged
-from step_cli.data.rows import rows_of
+from step_cli.data.rows import Row, rows_of
 from step_cli.data.tokens import LENGTH, Tokenizer, make_tokenizer
 from step_cli.data_config import DataSection
 from step_cli.data_kind import TABLES, files_in, role_of
@@ -89,7 +88,7 @@ class _Source:
     languages: tuple[str, str]
 
     def pairs(self) -> Pairs:
-        if self.paths[0].suffix not in TABLES:
+        if [path.suffix for path in self.paths] == [f".{x}" for x in self.languages]:
             return _of_two_files(self.paths[0], self.paths[1])
         return (pair for path in self.paths for pair in _of_table(path, self.languages))
 
@@ -159,14 +158,13 @@ def _of_table(path: Path, languages: tuple[str, str]) -> Pairs:
             yield from _of_bare_tsv(path)
             return
     for row in rows_of(path):
-        if row.fault is not None:
-            raise InputError(f"{row.place}: {row.fault}", file=path)
-        values: Any = row.values.get("translation", row.values)
-        texts = [values.get(x) if isinstance(values, dict) else None for x in languages]
-        if not isinstance(texts[0], str) or not isinstance(texts[1], str):
-            missing = languages[isinstance(texts[0], str)]
-            raise InputError(f"{row.place}: no text in a column {missing!r}", file=path)
-        yield texts[0], texts[1]
+        nested = row.values.get("translation")
+        if isinstance(nested, dict):
+            row = Row(row.place, nested)
+        try:
+            yield row.text(languages[0]), row.text(languages[1])
+        except ValueError as error:
+            raise InputError(f"{row.place}: {error}", file=path) from None
 
 
 def _of_bare_tsv(path: Path) -> Pairs:

@@ -31,6 +31,25 @@ class Row:
     values: Mapping[str, Any] = field(default_factory=dict)
     fault: str | None = None
 
+    def text(self, column: str) -> str:
+        """The text in a column.
+
+        Raises:
+            ValueError: There is none; why is said.
+        """
+        if self.fault is not None:
+            raise ValueError(self.fault)
+        if column not in self.values:
+            raise ValueError(f"no column {column!r}")
+        value = self.values[column]
+        if not isinstance(value, str):
+            raise ValueError(f"{column} is {type(value).__name__}, not text")
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # JSON can spell half a character
+            raise ValueError(f"{column} is not valid Unicode") from None
+        return value
+
 
 def rows_of(path: Path) -> Iterator[Row]:
     """The rows of a file, read as its suffix says.
@@ -104,7 +123,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            said = getattr(error, "msg", "nested too deeply")
+            said = getattr(error, "msg", "a number or a nesting without end")
             yield Row(place, fault=f"not JSON: {said}")
             continue
         if isinstance(values, dict):
@@ -114,7 +133,6 @@ def _json_lines(path: Path) -> Iterator[Row]:
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow
     from pyarrow import parquet
 
     try:
@@ -124,7 +142,7 @@ def _parquet(path: Path) -> Iterator[Row]:
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(f"row {number}", values)
-    except (OSError, pyarrow.ArrowException) as error:
+    except Exception as error:  # pyarrow raises of every kind
         said = " ".join(str(error).split())
         raise InputError(
             f"cannot be read as parquet: {said[:200]}", file=path

@@ -142,7 +142,7 @@ class _Reader:
             logger.warning("%s: left out %d bad rows, first %s", path, bad, first_bad)
 
     def _sample(self, row: Row, columns: _Columns) -> _Sample:
-        texts = tuple(_text(row, column) for column in columns.texts)
+        texts = tuple(row.text(column) for column in columns.texts)
         if columns.label not in row.values:
             raise ValueError(f"no column {columns.label!r}")
         return _Sample(texts, self.labels.read(row.values[columns.label]))
@@ -165,12 +165,3 @@ class _Reader:
                 file=path,
             )
         return _Columns(texts, label)
-
-
-def _text(row: Row, column: str) -> str:
-    if column not in row.values:
-        raise ValueError(f"no column {column!r}")
-    value = row.values[column]
-    if not isinstance(value, str):
-        raise ValueError(f"{column} is {type(value).__name__}, not text")
-    return value

@@ -126,8 +126,8 @@ def _texts(path: Path, section: DataSection) -> Iterator[str]:
     if len(columns) > 1:
         raise UsageError("data.text_columns: running text is in one column")
     for row in rows_of(path):
-        value = row.values.get(columns[0])
-        if not isinstance(value, str):
-            fault = row.fault or f"no text in a column {columns[0]!r}"
-            raise InputError(f"{row.place}: {fault}", file=path)
+        try:
+            value = row.text(columns[0])
+        except ValueError as error:
+            raise InputError(f"{row.place}: {error}", file=path) from None
         yield value if value.endswith("\n") else value + "\n"

@@ -65,10 +65,12 @@ def test_grey_and_transparent_images_become_three_colours(tmp_path: Path) -> Non
         suffix = ".jpg" if mode == "CMYK" else ".png"
         image = Image.new(mode, (30, 30))
         image.save(tmp_path / "train" / "n01" / f"a_{name}{suffix}")
+    palette = Image.new("P", (30, 30))
+    palette.save(tmp_path / "train/n01/b.png", transparency=bytes([0, 128]))
     (tmp_path / "train" / "n01" / "notes.txt").write_text("no image")
     dataset = load(tmp_path)
-    assert len(dataset.train) == 9
-    assert dataset.train[torch.arange(9)].inputs["pixel_values"].isfinite().all()
+    assert len(dataset.train) == 10
+    assert dataset.train[torch.arange(10)].inputs["pixel_values"].isfinite().all()
 
 
 def test_a_share_is_held_out_evenly_and_not_trained_on(tmp_path: Path) -> None:
@@ -87,7 +89,7 @@ def test_an_image_that_cannot_be_decoded_is_told_by_name(tmp_path: Path) -> None
     cut = tmp_path / "train" / "n02" / "n02_1.JPEG"
     cut.write_bytes(cut.read_bytes()[:200])
     none = tmp_path / "val" / "n01" / "n01_2.JPEG"
-    none.write_bytes(b"<html>not found</html>")
+    none.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
     dataset = load(tmp_path)
     with pytest.raises(InputError, match="no image that can be decoded") as error:
         dataset.train[torch.arange(6)]

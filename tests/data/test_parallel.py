@@ -185,5 +185,5 @@ def test_bad_rows_are_told(tmp_path: Path, content: str, words: str) -> None:
 
 def test_a_table_without_a_language_is_told(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "t.jsonl", [{"de": "a", "fr": "b"}] * 2)
-    with pytest.raises(InputError, match="line 1: no text in a column 'en'"):
+    with pytest.raises(InputError, match="line 1: no column 'en'"):
         load(tmp_path / "t.jsonl", held_out=0.5)

@@ -186,6 +186,13 @@ BAD = [
      "line 2: no label"),
     ("train.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": [1]}\n',
      "line 2: the label is a list"),
+    ("train.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": 1e999}\n',
+     "line 2: label inf is not finite"),
+    ("train.jsonl", f'{{"text": "a", "label": 1}}\n{{"text": "b", "label": {10**30}}}',
+     "line 2: label 1000"),
+    ("train.jsonl", f'{{"text": "a", "label": 1}}\n{"[" * 100_000}', "without end"),
+    ("train.jsonl", '{"text": "a", "label": 1}\n{"text": "\\ud800", "label": 1}\n',
+     "line 2: text is not valid Unicode"),
 ]  # fmt: skip
 
 

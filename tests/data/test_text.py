@@ -97,7 +97,7 @@ def test_a_column_of_a_table(tmp_path: Path, suffix: str) -> None:
     dataset = load(tmp_path, kind="text")
     wanted = b"Some words.\nMore\n" * 5
     assert bytes(all_of(dataset.train)[0]) == wanted[: 16 * 5]
-    with pytest.raises(InputError, match=r"(row|line) 1: no text in a column 'body'"):
+    with pytest.raises(InputError, match=r"(row|line) 1: no column 'body'"):
         load(tmp_path, kind="text", text_columns=["body"])
     with pytest.raises(UsageError, match="running text is in one column"):
         load(tmp_path, kind="text", text_columns=["a", "b"])
