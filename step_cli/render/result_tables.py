@@ -43,6 +43,9 @@ def _train(report: TrainReport, console: Console, *, verbose: bool) -> None:
         )
     for line in report.advice:
         console.print(line)
+    if report.written is not None:
+        page = one_line(f"{report.written}/report.html")
+        console.print(f"curves and layers: {page}", soft_wrap=True)
     parts = [report.recipe, report.pattern, f"density {report.density:.4f}"]
     text = ", ".join(part for part in parts if part)
     verdict(console, report.ok, f"{text}: {one_line(report.run_dir)}")

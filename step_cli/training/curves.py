@@ -70,7 +70,7 @@ def _draw_loss(axis: Any, history: History) -> None:
         color=ORANGE,
         linestyle="--",
     )
-    axis.set_ylabel("loss (mean per sample)")
+    axis.set_ylabel("loss (mean)")
     values = history.curve("loss").values
     if values and 0 < WIDE * min(values) < max(values):
         axis.set_yscale("log")

@@ -97,15 +97,15 @@ class Progress(Follower):
         per_s, left_s = self.pace()
         if per_s is None or left_s is None:
             return "", ""
-        return f"{per_s:.3g} steps/s", f"{duration(left_s)} left"
+        left = f"{duration(left_s)} left" if self._step < self._steps else ""
+        return f"{per_s:.3g} steps/s", left
 
     def line(self, values: Mapping[str, Any]) -> str:
         """The same in one line of a log, with the metrics in ``values``."""
         said = [f"step {self._step} of {self._steps}", self._optimizer.phase]
         said += [] if self._loss is None else [f"loss {self._loss:.4f}"]
-        said += (
-            [f"held-out {words}"] if (words := metric_words(values, HELD_OUT)) else []
-        )
+        if held_out := metric_words(values, HELD_OUT):
+            said.append(f"held-out {held_out.replace('  ', ', ')}")
         rule = self._optimizer.rule
         if rule is not None and rule.value is not None and not self._switched:
             said.append(value_words(rule))

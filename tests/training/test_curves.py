@@ -50,7 +50,7 @@ def test_a_run_with_a_switch_has_all_panels(tmp_path: Path) -> None:
     train(small_config(tmp_path), tmp_path / "run")
     words = words_of(tmp_path / "run")
     for said in (
-        "loss (mean per sample)", "training batches", "held-out, pruned twin",
+        "loss (mean)", "training batches", "held-out, pruned twin",
         "accuracy (share correct)", "switch after 12 (t_max)", "mean of 5 steps",
         "threshold 1e-30", "t_min 3 to t_max 11", "coordinate and step",
         "flips in one step (%)", "step",
