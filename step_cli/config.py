@@ -306,5 +306,7 @@ class ExportConfig(SelectionConfig):
     timing_cache: OutputFile | None = option(
         None, "Kernel timings to read and extend (full TensorRT)"
     )
-    bench: bool = option(False, "Time the model in ONNX Runtime against its dense twin")
+    bench: bool = option(
+        False, "Time sparse against dense: ONNX Runtime, or engines on a GPU"
+    )
     force: bool = option(False, "Replace an existing output")

@@ -1,5 +1,6 @@
 """The GPU benchmark runs where there is no GPU, but for what only CUDA can tell."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -32,3 +33,22 @@ def test_its_checks_hold_on_a_cpu() -> None:
 def test_the_gpu_benchmark_runs_on_a_gpu() -> None:
     document = run_gpu("cuda", small=False)
     assert "no synchronisation before the first decision" in document["checks"]
+
+
+def test_table_5_is_counted_from_configs_and_was_recorded() -> None:
+    pytest.importorskip("transformers")
+    module = runpy.run_path(str(BENCHMARKS / "table5.py"))
+    rows = [row for model in module["MODELS"] for row in module["counted"](model)]
+    recorded = json.loads((BENCHMARKS / "results" / "table5.json").read_text())["rows"]
+    assert rows == [
+        {key: value for key, value in row.items() if key != "file"} for row in recorded
+    ]
+    for row in rows:
+        printed, _ = module["PRINTED"][row["model"], row["pattern"]]
+        assert round(row["values"] / 1e6, 2) == printed  # values only, as it is
+        assert row["with_metadata"] > row["values"]
+    for row in recorded:  # a real file: what was counted, and a header
+        assert 0 < row["file"] - row["model_compressed"] < 100_000
+    page = (BENCHMARKS / "results" / "table5.md").read_text()
+    assert "printed 1.65" in page and "printed 3.76" in page
+    assert page.count("  * ") == 2  # the ratios rounded wrongly, and no others

@@ -115,7 +115,10 @@ def _source(config: ExportConfig) -> Source:
                 "an ONNX file can be exported with --to tensorrt only",
                 file=config.checkpoint,
             )
-        for option in _given(config, _GRAPH):
+        from step_cli.commands.export_bench import times_engine
+
+        timed = {"bench"} if times_engine(config) else set()
+        for option in _given(config, _GRAPH - timed):
             raise UsageError(f"{option} has no meaning for a file that is ONNX already")
     return source
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from step_cli.commands.export_bench import times_engine
 from step_cli.config import ExportConfig, Precision
 from step_cli.core.plan import Plan
 from step_cli.errors import InputError, NonFiniteError, UsageError
@@ -73,7 +74,7 @@ def load_model(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> Load
             "--input: say what the model takes, such as --input x:float32:1x3x224x224"
         )
     precision = precision_of(config, checkpoint, plan)
-    if config.bench and precision == "bf16":
+    if config.bench and precision == "bf16" and not times_engine(config):
         raise UsageError("--bench: ONNX Runtime has no bf16 kernels for the CPU")
     loaded.model.eval()
     cast(loaded.model, precision, config.checkpoint)

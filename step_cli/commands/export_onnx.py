@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from step_cli.commands.export_bench import time_against_dense, times_engine
 from step_cli.commands.export_model import LoadedModel, examples_for, load_model
-from step_cli.commands.export_parity import compare, time_against_dense
+from step_cli.commands.export_parity import compare
 from step_cli.commands.export_source import Source, judge, refuse_nonfinite
 from step_cli.commands.verify_layer import Judged
 from step_cli.config import ExportConfig
@@ -110,7 +111,9 @@ def write_onnx(
         parity, precision = compare(config, loaded, examples, path)
     files = [path, path.with_name(data_name)]
     size = sum(file.stat().st_size for file in files if file.exists())
-    bench = time_against_dense(path, examples) if config.bench else None
+    bench = None
+    if config.bench and not times_engine(config):
+        bench = time_against_dense(path, examples)
     return WrittenOnnx(loaded, layers, parity, precision, bench, size)
 
 

@@ -1,4 +1,4 @@
-"""Does ONNX Runtime compute what PyTorch computes? And how fast, with --bench."""
+"""Does ONNX Runtime compute what PyTorch computes?"""
 
 import copy
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from step_cli.formats.ort_session import (
     torch_outputs,
 )
 from step_cli.formats.scratch import scratch_directory
-from step_cli.reports import BenchReport, Parity
+from step_cli.reports import Parity
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,19 +66,4 @@ def _parity(
         ok=worst.within(tolerance),
         tolerance=tolerance,
         output=worst.output,
-    )
-
-
-def time_against_dense(path: Path, examples: Examples) -> BenchReport:
-    """Median times of the file, and of the same file with its zeros filled."""
-    from step_cli.formats.onnx_dense_twin import save_dense_twin
-
-    feeds = feeds_of(examples)
-    with scratch_directory("bench") as folder:
-        twin = folder / "dense.onnx"
-        save_dense_twin(path, twin)
-        sparse_ms = OrtSession(path).median_ms(feeds)
-        dense_ms = OrtSession(twin).median_ms(feeds)
-    return BenchReport(
-        runtime="ONNX Runtime, CPU", sparse_ms=sparse_ms, dense_ms=dense_ms
     )

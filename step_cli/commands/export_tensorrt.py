@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from step_cli.commands.export_bench import time_engines, times_engine
 from step_cli.commands.export_ladder import backend_report, climb
 from step_cli.commands.export_model import load_model
 from step_cli.commands.export_onnx import CheckFailedError, onnx_report, write_onnx
@@ -131,6 +132,8 @@ def _build(
         if config.require_sparse and not _used(report):
             report.ok, report.output = False, None
             raise CheckFailedError(report)
+        if config.bench and times_engine(config):
+            report.bench = time_engines(runtime, made.path, plan_path, build, options)
         log_path.write_text(build.log, encoding="utf-8")
         report_path.write_text(report.document() + "\n", encoding="utf-8")
     _keep_timings(config, build)

@@ -46,34 +46,59 @@ def staged_onnx(
     final = Path(os.path.realpath(target))
     replaced = _data_files(final) if force else []
     published: Path | None = None
+    written: Path | None = None
     try:
         with staged(target, force=force, inputs=inputs) as path:
             _sweep(final)
             place = OnnxPlace(path, f"{path.name}.data")
-            try:
-                yield place
-                if place.data.exists():
-                    published = _free_name(final, force=force)
-                    point_data_at(path, published.name)
-                    flush(place.data)
-                    os.rename(place.data, published)
-            finally:
-                place.data.unlink(missing_ok=True)
+            written = place.data
+            yield place
+            if written.exists():
+                free = _free_name(final, force=force)
+                point_data_at(path, free.name)
+                flush(written)
+                _publish_data(written, free)
+                published = free  # ours from here on
     except BaseException:
         if published is not None:
             published.unlink(missing_ok=True)
         raise
+    finally:
+        if written is not None:
+            written.unlink(missing_ok=True)
     for old in replaced:
         if old != published:
             old.unlink(missing_ok=True)
 
 
+def _publish_data(written: Path, published: Path) -> None:
+    """Give the data file its final name, and keep the other until the model has its.
+
+    Two names of one file tell the next run whose it is, should this one die in between.
+    """
+    try:
+        os.link(written, published)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        os.rename(written, published)
+
+
 def _sweep(final: Path) -> None:
     """Remove the data files of runs that died: the target's lock is ours alone."""
     pattern = re.compile(re.escape(f".{final.name}.tmp-") + r"[0-9]{1,10}\.data")
-    for entry in sorted(final.parent.iterdir()):
-        if pattern.fullmatch(entry.name):
+    entries = sorted(final.parent.iterdir())
+    stale = [entry for entry in entries if pattern.fullmatch(entry.name)]
+    if not stale:
+        return
+    public = re.compile(re.escape(final.name) + r"(\.[0-9]{1,10})?\.data")
+    needed = _data_files(final)
+    for entry in entries:
+        ours = public.fullmatch(entry.name) and any(map(entry.samefile, stale))
+        if ours and entry not in needed:
             entry.unlink()
+    for entry in stale:
+        entry.unlink(missing_ok=True)
 
 
 def _free_name(final: Path, *, force: bool) -> Path:

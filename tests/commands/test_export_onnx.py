@@ -17,7 +17,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from step_cli.commands import export, export_onnx, export_tensorrt  # noqa: E402
+from step_cli.commands import (  # noqa: E402
+    export,
+    export_bench,
+    export_onnx,
+    export_tensorrt,
+)
 from step_cli.commands.export_model import cast  # noqa: E402
 from step_cli.config import ExportConfig  # noqa: E402
 from step_cli.core.mask import nm_mask  # noqa: E402
@@ -477,6 +482,37 @@ def test_bench_times_the_file_against_its_dense_twin(net: Path, tmp_path: Path) 
     assert left_in(tmp_path) == ["m.onnx"]
     with pytest.raises(UsageError, match="no bf16 kernels"):
         run(net, tmp_path / "n.onnx", bench=True, precision="bf16")
+
+
+def test_bench_times_both_engines_where_there_is_a_gpu(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same graph is built twice, with sparse weights and without; all is faked."""
+    times = {b"sparse": 1.5, b"dense": 2.5}
+
+    def pretend(runtime: Any, source: Path, plan: Path, options: Any) -> EngineBuild:
+        plan.write_bytes(b"sparse" if options.sparse else b"dense")
+        return EngineBuild("", (), "0" * 64, 5, None, ())
+
+    def clock(runtime: Any, plan: Path, sha256: str, shapes: Any) -> float:
+        return times[plan.read_bytes()]
+
+    runtime = TrtRuntime(type(sys)("tensorrt"), "tensorrt")
+    monkeypatch.setattr(export_tensorrt, "build_engine", pretend)
+    monkeypatch.setattr(export_tensorrt, "find_runtime", lambda wanted: runtime)
+    monkeypatch.setattr(export_bench, "build_engine", pretend)
+    monkeypatch.setattr(export_bench, "engine_ms", clock)
+    config = ExportConfig(
+        checkpoint=exported, out=tmp_path / "m.plan", to="tensorrt", bench=True
+    )
+    with pytest.raises(UsageError, match="--bench has no meaning"):
+        export.run(config)  # an ONNX file, and no GPU
+    monkeypatch.setattr(export_bench, "compute_capabilities", lambda: ["8.6"])
+    bench = export.run(config).bench
+    assert bench is not None
+    assert (bench.sparse_ms, bench.dense_ms) == (1.5, 2.5)
+    assert bench.runtime == "tensorrt unknown, GPU of compute capability 8.6"
+    assert (tmp_path / "m.plan").read_bytes() == b"sparse"
 
 
 def test_a_stop_while_torch_works_stays_a_stop(

@@ -1,5 +1,8 @@
 """The rows of what torch's exporter does to weights, on one model that has them all."""
 
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -250,6 +253,57 @@ def test_data_files_of_runs_that_died_are_swept(tmp_path: Path) -> None:
     with staged_onnx(tmp_path / "m.onnx", force=False, inputs=[]) as place:
         place.path.write_bytes(b"")
     assert names_in(tmp_path) == [".other.onnx.tmp-123456789.data", "m.onnx"]
+
+
+DIE = """
+import os, signal, sys
+from pathlib import Path
+from step_cli.formats import staged
+from step_cli.formats.onnx_file import staged_onnx
+real = os.replace
+def die(*paths):
+    if sys.argv[2] == "after":
+        real(*paths)
+    os.kill(os.getpid(), signal.SIGKILL)
+staged.os.replace = die
+with staged_onnx(Path(sys.argv[1]), force=False, inputs=[]) as place:
+    place.path.write_bytes(Path(sys.argv[3]).read_bytes())
+    place.data.write_bytes(b"x" * 4096)
+"""
+
+
+def test_a_kill_between_data_and_model_leaves_nothing_that_the_next_run_keeps(
+    tmp_path: Path,
+) -> None:
+    folder, model = tmp_path / "out", tmp_path / "model.onnx"
+    folder.mkdir()
+    place = OnnxPlace(model, "model.onnx.data")
+    write_small(place)
+    target = folder / "m.onnx"
+    die = [sys.executable, "-c", DIE, str(target), "before", str(model)]
+    died = subprocess.run(die, capture_output=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert "m.onnx.data" in names_in(folder) and "m.onnx" not in names_in(folder)
+    with staged_onnx(target, force=False, inputs=[]) as place:
+        write_small(place)
+    OrtSession(target)
+    assert names_in(folder) == ["m.onnx", "m.onnx.data"]
+
+
+def test_a_kill_after_the_model_was_named_leaves_a_whole_export(tmp_path: Path) -> None:
+    folder, model = tmp_path / "out", tmp_path / "model.onnx"
+    folder.mkdir()
+    write_small(OnnxPlace(model, "model.onnx.data"))
+    target = folder / "m.onnx"
+    die = [sys.executable, "-c", DIE, str(target), "after", str(model)]
+    assert subprocess.run(die, check=False).returncode == -signal.SIGKILL
+    with (
+        pytest.raises(OutputError, match="nothing better"),
+        staged_onnx(target, force=True, inputs=[]),
+    ):
+        raise OutputError("nothing better")
+    assert names_in(folder) == ["m.onnx", "m.onnx.data"]
+    assert (folder / "m.onnx.data").read_bytes() == b"x" * 4096
 
 
 class Fixed(nn.Module):
