@@ -88,7 +88,8 @@ def _go_on(
 
 def _tokenizers(config: TrainConfig) -> list[Path]:
     """The directories whose tokenizer the model was trained with, if there are any."""
-    return [Path(config.model.source)]
+    given = (config.model.source, config.data.tokenizer)
+    return [Path(place) for place in given if place is not None]
 
 
 def _show_stopped(path: Path, config: TrainConfig, setup: Setup) -> None:
@@ -126,10 +127,12 @@ def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:
     """
     opened = open_checkpoint(checkpoint)
     model = build_model(config.model.source, config.model.options).model
-    load_weights(model, opened)
+    places = load_weights(model, opened)
     data, device = load_data(config.data), default_device()
-    plan = opened.plan or plan_for(model, selection(config))
-    patterns = sorted({str(layer.pattern) for layer in (opened.plan or {}).values()})
+    given = opened.plan or {}
+    stored = {places[name]: given[name] for name in given if name in places}
+    plan = stored or plan_for(model, selection(config))
+    patterns = sorted({str(layer.pattern) for layer in stored.values()})
     return TrainReport(
         ok=True,
         recipe=None,
