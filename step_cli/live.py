@@ -39,6 +39,7 @@ def live(draw: Callable[[], RenderableType]) -> Iterator[None]:
     )
     with contextlib.suppress(OSError):  # the terminal is gone; the work is not
         shown.start()
+        shown.console.show_cursor(True)  # a killed process could not bring it back
     handlers = [
         handler
         for handler in logging.getLogger("step_cli").handlers

@@ -69,7 +69,7 @@ class Progress(Follower):
         top = Table.grid(padding=(0, 1), expand=True)
         for ratio in (1, None, None, None):
             top.add_column(ratio=ratio, no_wrap=True)
-        bar = ProgressBar(total=self._steps, completed=self._step)
+        bar = ProgressBar(self._steps, self._step, complete_style="cyan")
         top.add_row(bar, f"{self._step}/{self._steps}", *self._pace_words())
         lines = Table.grid(padding=(0, 2))
         lines.add_column(style="bold", no_wrap=True, min_width=LABEL)

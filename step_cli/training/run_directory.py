@@ -40,7 +40,8 @@ def run_directory(path: Path, *, force: bool) -> Iterator[Path]:
             yield final
         except BaseException as error:
             stopped = isinstance(error, StoppedError)
-            if not has_checkpoint(final) or (aside.exists() and not stopped):
+            lost = not has_checkpoint(final) or (aside.exists() and not stopped)
+            if lost and not is_finished(final):
                 shutil.rmtree(final, ignore_errors=True)
                 if aside.exists():
                     os.rename(aside, final)
@@ -110,10 +111,15 @@ def _parents(path: Path) -> Iterator[None]:
         raise
 
 
+def is_finished(run_dir: Path) -> bool:
+    """Whether the results are there; what shows them may still be on its way."""
+    return (run_dir / "report.json").exists()
+
+
 def _bring_back(final: Path) -> None:
     """Undo the replacing of a run by one that died with nothing to resume from."""
     old = _old_runs(final)
-    if not old or has_checkpoint(final) or (final / "report.json").exists():
+    if not old or has_checkpoint(final) or is_finished(final):
         return
     shutil.rmtree(final, ignore_errors=True)
     os.rename(old[-1], final)

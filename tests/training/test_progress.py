@@ -150,6 +150,8 @@ def test_a_terminal_shows_the_display_and_keeps_the_log(words: list[str]) -> Non
     assert "\x1b[2K" in written or "\x1b[1A" in written  # lines are drawn anew
     for said in ("/120", "window", "note: step 40 of 120", "switched to mask-learning"):
         assert said in written
+    assert written.count("\x1b[?25l") == 1  # and the cursor is back at once
+    assert "\x1b[?25h" in written[: written.index("/120")]
     end = written[written.rindex("note: step 120 of 120") :]
     assert "eval_accuracy" in end and "━ 1" not in end.split("metric")[1]
 

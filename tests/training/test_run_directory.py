@@ -158,3 +158,16 @@ def test_a_file_where_a_directory_is_needed_is_told_before_any_work(
         refuse_impossible(tmp_path / "file" / "a" / "run", force=force)
     refuse_impossible(tmp_path / "new" / "run", force=force)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("error", [StoppedError("stopped"), OutputError("full")])
+def test_a_finished_run_stays_though_what_shows_it_is_missing(
+    tmp_path: Path, error: BaseException
+) -> None:
+    with (
+        pytest.raises(type(error)),
+        run_directory(tmp_path / "run", force=False) as path,
+    ):
+        (path / "report.json").write_text("new")
+        raise error
+    assert (tmp_path / "run" / "report.json").read_text() == "new"
