@@ -15,12 +15,13 @@ from step_cli.core.backward import Backward
 from step_cli.core.bi_mask import backward_mask, best_permutation, output_axis
 from step_cli.core.mask import check_groups
 from step_cli.core.plan import LayerPlan
-from step_cli.core.recipe import Layer, Recipe
+from step_cli.core.recipe import Layer
+from step_cli.recipes.checked import CheckedRecipe
 from step_cli.recipes.sr_ste import masked_decay
 
 
 @dataclass(frozen=True)
-class BiMask(Recipe):
+class BiMask(CheckedRecipe):
     """N:M along the inputs forward, and along permuted outputs backward.
 
     Args:

@@ -13,11 +13,12 @@ from typing_extensions import override
 from step_cli.core import decay
 from step_cli.core.decay import StepOrShare
 from step_cli.core.mask import magnitude_mask
-from step_cli.core.recipe import DENSE, MASK_LEARNING, Layer, Phase, Recipe
+from step_cli.core.recipe import DENSE, MASK_LEARNING, Layer, Phase
+from step_cli.recipes.checked import CheckedRecipe
 
 
 @dataclass(frozen=True)
-class DecayingMask(Recipe):
+class DecayingMask(CheckedRecipe):
     """Dense, then N falling from M - 1, then the final pattern; plain STE throughout.
 
     Args:
@@ -32,6 +33,7 @@ class DecayingMask(Recipe):
     needs_total_steps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         decay.check_lengths(dense=self.dense, fine_tune=self.fine_tune)
 
     @property

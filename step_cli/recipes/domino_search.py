@@ -13,13 +13,14 @@ from typing_extensions import override
 
 from step_cli.core.domino import allocate
 from step_cli.core.plan import Plan
-from step_cli.core.recipe import Layer, Recipe
+from step_cli.core.recipe import Layer
 from step_cli.errors import UsageError
+from step_cli.recipes.checked import CheckedRecipe
 from step_cli.recipes.sr_ste import masked_decay
 
 
 @dataclass(frozen=True)
-class DominoSearch(Recipe):
+class DominoSearch(CheckedRecipe):
     """SR-STE with N from a search, or from the weights where there is no data.
 
     Args:
@@ -36,6 +37,7 @@ class DominoSearch(Recipe):
     search_lr: PositiveFloat = 0.01
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.density is not None and not 0 < self.density <= 1:
             raise UsageError(f"density {self.density}: give a share such as 0.25")
 

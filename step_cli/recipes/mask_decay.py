@@ -19,11 +19,12 @@ from step_cli.core.decay import (
     exponential_fade,
     linear_fade,
 )
-from step_cli.core.recipe import DENSE, MASK_LEARNING, Layer, Phase, Recipe
+from step_cli.core.recipe import DENSE, MASK_LEARNING, Layer, Phase
+from step_cli.recipes.checked import CheckedRecipe
 
 
 @dataclass(frozen=True)
-class MaskDecay(Recipe):
+class MaskDecay(CheckedRecipe):
     """Multiply by where(kept, w, beta(t) w), with beta falling from 1.
 
     Args:
@@ -40,6 +41,7 @@ class MaskDecay(Recipe):
     needs_total_steps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_lengths(dense=self.dense, fine_tune=self.fine_tune)
 
     @property

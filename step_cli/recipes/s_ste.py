@@ -12,12 +12,13 @@ from typing_extensions import override
 from step_cli.core.backward import Backward
 from step_cli.core.mvue import Sampling, token_sampler
 from step_cli.core.plan import LayerPlan
-from step_cli.core.recipe import Layer, Recipe
+from step_cli.core.recipe import Layer
 from step_cli.core.soft import least_squares_scale, soft_threshold
+from step_cli.recipes.checked import CheckedRecipe
 
 
 @dataclass(frozen=True)
-class SSTE(Recipe):
+class SSTE(CheckedRecipe):
     """Multiply by beta S(w), with beta of the first dense weights for good.
 
     Args:

@@ -12,11 +12,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from step_cli.core.mask import masked
-from step_cli.core.recipe import Layer, Recipe
+from step_cli.core.recipe import Layer
+from step_cli.recipes.checked import CheckedRecipe
 
 
 @dataclass(frozen=True)
-class SRSTE(Recipe):
+class SRSTE(CheckedRecipe):
     """``decay`` is the paper's lambda_w, in gradient per unit of pruned weight."""
 
     decay: NonNegativeFloat = 2e-4

@@ -16,11 +16,12 @@ from step_cli.core.recipe import (
     Recipe,
 )
 from step_cli.errors import UsageError
+from step_cli.recipes.checked import CheckedRecipe
 from step_cli.recipes.ste import STE
 
 
 @dataclass(frozen=True)
-class Step(Recipe):
+class Step(CheckedRecipe):
     """Two phases around an inner recipe of mask learning.
 
     Args:
@@ -33,6 +34,7 @@ class Step(Recipe):
     learn_variance: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.inner.after.sparse:
             name = type(self.inner).__name__
             raise UsageError(f"{name} ends dense, so STEP cannot wrap it")

@@ -15,13 +15,14 @@ from typing_extensions import override
 from step_cli.core.backward import Backward
 from step_cli.core.mvue import Sampling, token_sampler
 from step_cli.core.plan import LayerPlan
-from step_cli.core.recipe import DENSE, MASK_LEARNING, Layer, Phase, Recipe
+from step_cli.core.recipe import DENSE, MASK_LEARNING, Layer, Phase
 from step_cli.core.transposable import check_blocks, transposable_mask
+from step_cli.recipes.checked import CheckedRecipe
 from step_cli.recipes.sr_ste import masked_decay
 
 
 @dataclass(frozen=True)
-class TSRSTE(Recipe):
+class TSRSTE(CheckedRecipe):
     """SR-STE under a transposable mask.
 
     Args:

@@ -1,5 +1,7 @@
 """What every recipe promises, whichever it is."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -10,8 +12,14 @@ from step_cli.core.optimizer import SparseOptimizer
 from step_cli.errors import UsageError
 from step_cli.optimizers import sparse_adamw
 from step_cli.recipes import RECIPES, make_recipe
+from step_cli.recipes.bi_mask import BiMask
+from step_cli.recipes.decaying_mask import DecayingMask
+from step_cli.recipes.domino_search import DominoSearch
+from step_cli.recipes.mask_decay import MaskDecay
+from step_cli.recipes.s_ste import SSTE
 from step_cli.recipes.sr_ste import SRSTE
 from step_cli.recipes.step import Step
+from step_cli.recipes.t_sr_ste import TSRSTE
 
 STEPS, SWITCH = 8, 3
 
@@ -101,3 +109,46 @@ def test_an_unknown_name_is_answered_with_the_nearest(
 ) -> None:
     with pytest.raises(UsageError, match=words):
         make_recipe(name, options)
+
+
+WRONG: list[tuple[Any, str, dict[str, Any]]] = [
+    (SSTE, "s-ste", {"mvue": "nonsense"}),
+    (MaskDecay, "mask-decay", {"schedule": "foo"}),
+    (MaskDecay, "mask-decay", {"rate": float("inf")}),
+    (DecayingMask, "decaying-mask", {"structure": "foo"}),
+    (DecayingMask, "decaying-mask", {"dense": 1.5}),
+    (DominoSearch, "domino-search", {"density": 0.0}),
+    (TSRSTE, "t-sr-ste", {"finish": "foo"}),
+    (TSRSTE, "t-sr-ste", {"refresh_steps": 0}),
+    (BiMask, "bi-mask", {"candidates": 0}),
+    (SRSTE, "sr-ste", {"decay": -1}),
+    (SRSTE, "sr-ste", {"decay": float("nan")}),
+    (Step, "step", {"learn_variance": "perhaps"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "options"), WRONG)
+def test_a_wrong_value_is_refused_in_one_line_however_it_is_given(
+    kind: Any, name: str, options: dict[str, Any]
+) -> None:
+    (option,) = options
+    for make in (lambda: kind(**options), lambda: make_recipe(name, options)):
+        with pytest.raises(UsageError, match=option) as caught:
+            make()
+        assert "\n" not in caught.value.message
+
+
+def test_a_name_is_no_recipe_inside_a_constructor() -> None:
+    inner: Any = "sr-ste"
+    with pytest.raises(UsageError, match=r"inner: .* got 'sr-ste'"):
+        Step(inner=inner)
+
+
+def test_right_values_are_taken_as_their_type() -> None:
+    assert SRSTE(decay=0) == SRSTE(decay=0.0)
+    assert isinstance(SRSTE(decay=0).decay, float)
+    assert DecayingMask(dense=3).dense == 3  # steps, not a share
+    assert isinstance(DecayingMask(dense=3).dense, int)
+    assert TSRSTE(refresh_steps=1, finish="dense") == make_recipe(
+        "t-sr-ste", {"refresh_steps": 1, "finish": "dense"}
+    )
