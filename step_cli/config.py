@@ -210,7 +210,11 @@ class AutoswitchProfileConfig(Config):
     )
 
 
-Method = Literal["magnitude", "random"]
+MODEL_HELP = (
+    "Model of the checkpoint, if it does not say: sample:NAME, a Hugging Face "
+    "directory, file.py:function or package.module:function"
+)
+Method = Literal["magnitude", "wanda", "sparsegpt", "random"]
 
 
 class PruneConfig(SelectionConfig):
@@ -221,6 +225,17 @@ class PruneConfig(SelectionConfig):
     )
     out: Path = Field(description="What to write, in the format of CHECKPOINT")
     method: Method = option("magnitude", "What decides which weights are kept")
+    calibration: Path | None = option(
+        None, "Samples for wanda and sparsegpt: text, .jsonl or .npz"
+    )
+    calibration_samples: int = option(128, "How many samples to use at most", ge=1)
+    model: str | None = option(None, MODEL_HELP, metavar="SPEC")
+    transposable: bool = option(
+        False, "Hold the pattern along inputs and outputs, so that w^T holds it too"
+    )
+    density: float | None = option(
+        None, "Share of weights to keep; N is chosen for each layer", gt=0, lt=1
+    )
     seed: int = option(0, "Seed of --method random", ge=0)
     dry_run: bool = option(False, "Show what would be done, and write nothing")
     force: bool = option(False, "Replace an existing OUT")
@@ -264,12 +279,7 @@ class ExportConfig(SelectionConfig):
     checkpoint: Path = Field(description="A file or directory of weights")
     out: OutputFile = Field(description="File to write")
     to: Target | None = option(None, "What to write; required")
-    model: str | None = option(
-        None,
-        "Model of the checkpoint, if it does not say: sample:NAME, a Hugging Face "
-        "directory, file.py:function or package.module:function",
-        metavar="SPEC",
-    )
+    model: str | None = option(None, MODEL_HELP, metavar="SPEC")
     input: list[str] = option(
         list,
         "Input of the model; a dimension may be a name: input_ids:int64:batch,seq",

@@ -23,13 +23,14 @@ LAYERS = {
     "signals": {"errors"},
     "logs": {"render"},
     "commands": {
-        "config", "core", "data_config", "data_kind", "errors", "formats", "models",
-        "reports", "samples", "train_config", "training",
+        "calibration", "config", "core", "data_config", "data_kind", "errors",
+        "formats", "models", "reports", "samples", "train_config", "training",
     },
     "training": {
         "config", "core", "data", "errors", "formats", "live", "models", "recipes",
         "render", "reports", "samples", "train_config",
     },
+    "calibration": {"core", "data", "errors", "formats", "models"},
     "live": {"render"},
     "optimizers": {"core", "errors", "recipes"},
     "models": {"errors", "formats", "samples"},

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from step_cli.commands.export_bench import times_engine
+from step_cli.commands.model_source import model_source
 from step_cli.config import ExportConfig, Precision
 from step_cli.core.plan import Plan
 from step_cli.errors import InputError, NonFiniteError, UsageError
@@ -14,8 +15,7 @@ from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.graph_input import GraphInput, parse_input
 from step_cli.formats.hf_model import build_hugging_face, is_hugging_face
 from step_cli.formats.hf_weights import load_hugging_face
-from step_cli.formats.model_source import ModelSource, read_source
-from step_cli.train_config import absolute_spec
+from step_cli.formats.model_source import ModelSource
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ def load_model(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> Load
         InputError: The weights do not fit the model.
         NonFiniteError: A weight overflows in the precision asked for.
     """
-    source = model_source(config, checkpoint)
+    source = model_source(config.model, checkpoint)
     if is_hugging_face(Path(source.spec)):
         loaded = _hugging_face(Path(source.spec), checkpoint, plan)
     else:
@@ -80,40 +80,6 @@ def load_model(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> Load
     cast(loaded.model, precision, config.checkpoint)
     inputs = [in_precision(given, precision) for given in loaded.inputs]
     return replace(loaded, inputs=inputs, precision=precision)
-
-
-def model_source(config: ExportConfig, checkpoint: Checkpoint) -> ModelSource:
-    """What builds the model of a checkpoint: as the user says, else as it says itself.
-
-    Raises:
-        UsageError: Neither says, or the checkpoint names code of the user.
-    """
-    home = checkpoint.path / "model" if checkpoint.format == "run" else checkpoint.path
-    recorded = read_source(home)
-    if config.model is not None:
-        return _with_options(config.model, recorded)
-    if is_hugging_face(home):
-        return ModelSource(str(home))
-    if recorded is None:
-        raise UsageError(
-            "the checkpoint does not say which model it is of; pass --model "
-            "sample:NAME, a Hugging Face directory, or net.py:build",
-            file=checkpoint.path,
-        )
-    if not recorded.spec.startswith("sample:"):
-        raise UsageError(
-            f"the run's model is code ({recorded.spec}), which is never run by itself; "
-            "pass --model net.py:build",
-            file=checkpoint.path,
-        )
-    return recorded
-
-
-def _with_options(spec: str, recorded: ModelSource | None) -> ModelSource:
-    """The options of training belong to the model that was trained, and to no other."""
-    if recorded is not None and absolute_spec(spec) == recorded.spec:
-        return recorded
-    return ModelSource(spec)
 
 
 def precision_of(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> Precision:

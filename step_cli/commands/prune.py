@@ -1,138 +1,69 @@
 """`prune`: a checkpoint in its own format again, its weights pruned to N:M."""
 
-import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from step_cli.commands.selecting import (
-    choose,
-    plan_that_holds,
-    skipped_tensors,
-    why_nothing,
-)
+from step_cli.commands.prune_layers import Layer, choose_layers
+from step_cli.commands.prune_methods import Method, check_method, method_of
 from step_cli.config import PruneConfig
 from step_cli.core.check import Job, tally_all
-from step_cli.core.groups import Weights
-from step_cli.core.one_shot import PRUNABLE, OneShot
 from step_cli.core.plan import LayerPlan, Plan
 from step_cli.core.pruned import Pruned
-from step_cli.core.tensorrt_rule import tensorrt_view
-from step_cli.core.weight_rule import is_head
-from step_cli.errors import (
-    InputError,
-    NothingSelectedError,
-    OutputError,
-    StepError,
-    UsageError,
-)
-from step_cli.formats.checkpoint import Checkpoint, NamedTensor
+from step_cli.core.tensorrt_rule import planned_view
+from step_cli.core.weight_rule import output_axis
+from step_cli.errors import InputError, OutputError, StepError
+from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.patched_copy import Change
 from step_cli.formats.rewriter import Rewriter
 from step_cli.formats.weights import open_checkpoint
 from step_cli.reports import PrunedLayer, PruneReport, PruneTotals, SkippedTensor
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A tensor to prune, what it promises, and what was done to it so far."""
-
-    tensor: NamedTensor
-    plan: LayerPlan
-    done: Pruned
 
 
 def run(config: PruneConfig) -> PruneReport:
     """Prune ``config.checkpoint`` into ``config.out``.
 
     Raises:
-        UsageError: OUT is the input or of another format, or tied tensors are torn.
+        UsageError: OUT is the input or of another format, tied tensors are torn, or
+            options do not go together.
         NothingSelectedError: No tensor can be pruned.
         InputError: The checkpoint is refused, or cannot be written anew.
         NonFiniteError: A selected tensor holds NaN or infinity.
         OutputError: OUT exists, or could not be written.
     """
+    check_method(config)
     checkpoint = open_checkpoint(config.checkpoint)
-    extra = () if config.plan is None else (config.plan,)
+    given = (config.plan, config.calibration)
+    extra = tuple(path for path in given if path is not None)
     rewriter = Rewriter(checkpoint, config.out, config.force, extra)
     rewriter.check()
     try:
-        layers, skipped = _choose(checkpoint, config)
-        if config.dry_run:
-            for layer in layers:
-                for _ in _pruned(layer, config):
-                    pass
-        else:
-            _write(rewriter, layers, config)
+        layers, skipped = choose_layers(checkpoint, config)
+        own = [layer for layer in layers if layer.tensor.tied_to is None]
+        folder = None if config.dry_run else _parent(config)
+        with closing(method_of(config, checkpoint, own, folder)) as method:
+            if config.dry_run:
+                for layer in own:
+                    for _ in method.blocks(layer):
+                        pass
+            else:
+                _write(rewriter, layers, method, transposable=config.transposable)
     except StepError as error:
         error.file = error.file or str(config.checkpoint)
         raise
     return _report(config, rewriter, layers, skipped)
 
 
-def _choose(
-    checkpoint: Checkpoint, config: PruneConfig
-) -> tuple[list[Layer], list[SkippedTensor]]:
-    chosen = choose(config, checkpoint, plan_that_holds(config, checkpoint))
-    layers = []
-    for tensor, layer_plan in chosen.layers:
-        if tensor.dtype in PRUNABLE:
-            layers.append(Layer(tensor, layer_plan, Pruned()))
-        else:
-            chosen.skipped.append((tensor, "dtype"))
-    if not layers:
-        raise NothingSelectedError(why_nothing(chosen, "prune"))
-    _refuse_torn_ties(checkpoint.tensors, layers)
-    _warn_of_heads(layers)
-    order = {layer.tensor.name: layer for layer in layers}
-    return [order[name] for name in sorted(order)], skipped_tensors(chosen)
+def _parent(config: PruneConfig) -> Path:
+    return Path(os.path.realpath(config.out)).parent
 
 
-def _refuse_torn_ties(tensors: Sequence[NamedTensor], layers: Sequence[Layer]) -> None:
-    """Pruning one of two tied tensors prunes the other as well."""
-    plans = {layer.tensor.name: layer.plan for layer in layers}
-    for tensor in tensors:
-        first = tensor.tied_to
-        if first is not None and plans.get(first) != plans.get(tensor.name):
-            raise UsageError(
-                f"tied to {first!r}: select both or neither, with one pattern and axis",
-                tensor=tensor.name,
-            )
-
-
-def _warn_of_heads(layers: Sequence[Layer]) -> None:
-    for layer in layers:
-        name = layer.tensor.name
-        if is_head(name):
-            log.warning(
-                "%s looks like an output head, mostly left dense: --exclude %r",
-                name,
-                name,
-            )
-
-
-def _pruned(layer: Layer, config: PruneConfig) -> Iterator[np.ndarray]:
-    """The new data of a layer, in the order of the file; counts in ``layer.done``."""
-    tensor, weights = layer.tensor, layer.tensor.weights()
-    plan, order = layer.plan, tensor.place.order if tensor.place else None
-    if order is not None:  # in the file, its axes stand in another order
-        array = weights.array.transpose(order)
-        weights = Weights(array, weights.dtype, weights.zero, weights.zero_axis)
-        plan = replace(plan, axis=order.index(plan.axis))
-    seed = config.seed if config.method == "random" else None
-    one_shot = OneShot(weights, plan, name=tensor.name, seed=seed)
-    yield from one_shot.blocks()
-    # Set, not added: the data may be asked for twice.
-    vars(layer.done).update(vars(one_shot.done))
-
-
-def _write(rewriter: Rewriter, layers: Sequence[Layer], config: PruneConfig) -> None:
+def _write(
+    rewriter: Rewriter, layers: Sequence[Layer], method: Method, *, transposable: bool
+) -> None:
     changes = []
     for layer in layers:
         tensor = layer.tensor
@@ -144,13 +75,16 @@ def _write(rewriter: Rewriter, layers: Sequence[Layer], config: PruneConfig) -> 
                 "checkpoint again with contiguous tensors",
                 tensor=tensor.name,
             )
-        chunks = lambda layer=layer: _pruned(layer, config)  # noqa: E731
+        chunks = partial(method.blocks, layer)
         changes.append(Change(tensor.name, tensor.place, chunks))
     plan = {layer.tensor.name: layer.plan for layer in layers}
-    rewriter.write(changes, plan, lambda written: _check(written, layers, plan))
+    check = partial(_check, layers=layers, plan=plan, transposable=transposable)
+    rewriter.write(changes, plan, check)
 
 
-def _check(written: Checkpoint, layers: Sequence[Layer], plan: Plan) -> None:
+def _check(
+    written: Checkpoint, layers: Sequence[Layer], plan: Plan, *, transposable: bool
+) -> None:
     """Judge what was written as `verify-nm` would, before it gets its name.
 
     Raises:
@@ -159,8 +93,11 @@ def _check(written: Checkpoint, layers: Sequence[Layer], plan: Plan) -> None:
     tensors = {tensor.name: tensor for tensor in written.tensors}
     if written.plan not in (None, plan):
         raise OutputError("the plan that was written does not read back")
-    jobs = (Job(tensors[x.tensor.name].weights(), x.plan) for x in layers)
-    for layer, tally in zip(layers, tally_all(jobs), strict=True):
+    promised = [(layer, layer.plan) for layer in layers]
+    if transposable:
+        promised += [(layer, _along_outputs(layer)) for layer in layers]
+    jobs = (Job(tensors[x.tensor.name].weights(), plan) for x, plan in promised)
+    for (layer, _), tally in zip(promised, tally_all(jobs), strict=True):
         wrong = tally.violations or tally.nonfinite
         if wrong or (
             not layer.tensor.tied_to and tally.nonzeros != layer.done.nonzeros
@@ -169,6 +106,11 @@ def _check(written: Checkpoint, layers: Sequence[Layer], plan: Plan) -> None:
                 "what was written does not read back as pruned; check the disk",
                 tensor=layer.tensor.name,
             )
+
+
+def _along_outputs(layer: Layer) -> LayerPlan:
+    axis = output_axis(layer.tensor.shape, layer.plan.axis)
+    return LayerPlan(layer.plan.pattern, axis)
 
 
 def _report(
@@ -183,14 +125,13 @@ def _report(
         if layer.tensor.tied_to is None:
             total.add(layer.done)
     rows = [_row(x, done[x.tensor.tied_to or x.tensor.name]) for x in layers]
-    parent = Path(os.path.realpath(config.out)).parent
     return PruneReport(
         ok=True,
         out=str(config.out),
         method=config.method,
         dry_run=config.dry_run,
         bytes_needed=rewriter.needed_bytes,
-        bytes_free=shutil.disk_usage(parent).free,
+        bytes_free=shutil.disk_usage(_parent(config)).free,
         layers=rows,
         skipped=skipped,
         totals=PruneTotals(
@@ -207,7 +148,6 @@ def _report(
 
 def _row(layer: Layer, done: Pruned) -> PrunedLayer:
     tensor, plan = layer.tensor, layer.plan
-    job = Job(tensor.weights(), plan)
     return PrunedLayer(
         name=tensor.name,
         pattern=str(plan.pattern),
@@ -218,5 +158,5 @@ def _row(layer: Layer, done: Pruned) -> PrunedLayer:
         retained=done.retained,
         changed=done.changed,
         tied_to=tensor.tied_to,
-        advice=tensorrt_view(tensor, job, holds=True).advice,
+        advice=planned_view(tensor, plan).advice,
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from step_cli.core import domino
+from step_cli.core import allocation, domino
 from step_cli.core.mask import magnitude_mask, masked
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan, Plan
@@ -72,7 +72,7 @@ class _Searched:
             shown = masked(self.dense, self._keep())
             share = domino.vote(shown, self.limits, self.trial, self.plan)
             self.trial -= share >= domino.VOTES_NEEDED
-        commits = self.trial != self.n and self.trial in domino.allowed(self.m)
+        commits = self.trial != self.n and self.trial in allocation.allowed(self.m)
         self.n = self.trial if commits else self.n
         return commits
 
@@ -114,7 +114,7 @@ def search(
     counts = {name: layer.weight.numel() for name, layer in layers.items()}
     operations = count_operations(model, plan, loss)
     shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
-    erk = domino.erk_sparsities(shapes, 1 - density)
+    erk = allocation.erk_sparsities(shapes, 1 - density)
     others = [p for name, p in named.items() if name not in plan]
     found = _committed(layers)
     for step in range(1, steps + 1):
@@ -133,7 +133,7 @@ def search(
             f"the search did not come down to density {density:g} in {steps} steps; "
             "raise search_steps or search_lr, or leave them to choose N without data"
         )
-    return domino.with_n(plan, {name: pattern.n for name, pattern in found.items()})
+    return allocation.with_n(plan, {name: pattern.n for name, pattern in found.items()})
 
 
 def penalty_at(step: int) -> float:

@@ -5,7 +5,7 @@ after the axis, M the group, X all the rest. Linear and Conv become one formulat
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,11 @@ class Weights:
     dtype: str
     zero: Array | None = None
     zero_axis: int | None = None
+
+    def transposed(self, order: Sequence[int]) -> "Weights":
+        """The same with its axes in another order, as a view."""
+        axis = None if self.zero_axis is None else tuple(order).index(self.zero_axis)
+        return Weights(self.array.transpose(order), self.dtype, self.zero, axis)
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,12 @@ def keep_highest(scores: Codes, pattern: NMPattern, axis: int) -> Mask:
     return keep.reshape(scores.shape)
 
 
-def to_planes(groups: npt.NDArray[Any], scratch: Scratch) -> npt.NDArray[Any]:
+def to_planes(
+    groups: npt.NDArray[Any], scratch: Scratch, use: str = "planes"
+) -> npt.NDArray[Any]:
     """From (X, M, B) to contiguous (M, X * B): each comparison is then one long row."""
     x, members, inner = groups.shape
-    planes: npt.NDArray[Any] = scratch.take("planes", groups.dtype, (members, x, inner))
+    planes: npt.NDArray[Any] = scratch.take(use, groups.dtype, (members, x, inner))
     np.copyto(planes, groups.swapaxes(0, 1))
     return planes.reshape(members, x * inner)
 

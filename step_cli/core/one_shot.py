@@ -27,13 +27,26 @@ PRUNABLE = FLOATS | INTEGERS
 
 
 class OneShot:
-    """Prunes ``weights`` to ``plan`` by magnitude, or at random with a ``seed``.
+    """Prunes ``weights`` to ``plan`` by magnitude.
 
     A group with at most N non-zeros is left as it is, bit for bit.
+
+    Args:
+        weights: What to prune.
+        plan: The pattern and its axis.
+        name: Of the tensor.
+        seed: Prune at random instead.
+        keep: Prune by this mask instead, of the shape of the weights.
     """
 
     def __init__(
-        self, weights: Weights, plan: LayerPlan, *, name: str, seed: int | None = None
+        self,
+        weights: Weights,
+        plan: LayerPlan,
+        *,
+        name: str,
+        seed: int | None = None,
+        keep: Mask | None = None,
     ) -> None:
         self.weights, self.plan, self.name = weights, plan, name
         self._key = None if seed is None else _key(seed, name)
@@ -43,6 +56,7 @@ class OneShot:
         inner = math.prod(codes.shape[plan.axis + 1 :])
         codes = codes.view(self._limits.unsigned) if self._float else codes
         self._codes: Array = codes.reshape(-1, plan.pattern.m, inner)
+        self._keep = None if keep is None else keep.reshape(self._codes.shape)
         self.done = Pruned()
 
     def blocks(self) -> Iterator[Array]:
@@ -70,6 +84,7 @@ class OneShot:
         self, first: int, last: int, buffers: list[Array]
     ) -> tuple[Array, Pruned]:
         codes = self._codes[first:last]
+        given = None if self._keep is None else self._keep[first:last]
         out, total = _taken(buffers, codes), Pruned()
         rows, m, inner = codes.shape
         step, width = max(1, PIECE // (m * inner)), max(1, PIECE // m)
@@ -77,17 +92,23 @@ class OneShot:
             for b in range(0, inner, width):
                 at = slice(x, x + step), slice(None), slice(b, b + width)
                 origin = (first + x) * m * inner + b
-                total.add(self._piece(codes[at], out[at], origin))
+                wanted = None if given is None else given[at]
+                total.add(self._piece(codes[at], out[at], wanted, origin))
         return out.reshape(-1), total
 
-    def _piece(self, codes: Array, out: Array, origin: int) -> Pruned:
+    def _piece(
+        self, codes: Array, out: Array, wanted: Mask | None, origin: int
+    ) -> Pruned:
         """Prune (x, M, b) into ``out``; ``origin`` is its row-major position."""
         scratch = own_scratch()
         magnitude, zero = self._magnitude(codes, origin, scratch)
         nonzero: Mask = scratch.take("nonzero", np.bool_, magnitude.shape)
         np.not_equal(magnitude, 0, out=nonzero)
-        scores = self._scores(magnitude, nonzero, origin)
-        keep = keep_planes(scores, self.plan.pattern.n, scratch)
+        if wanted is None:
+            scores = self._scores(magnitude, nonzero, origin)
+            keep = keep_planes(scores, self.plan.pattern.n, scratch)
+        else:
+            keep = to_planes(wanted, scratch, "keep")
         # What is zero stays as it is, so -0.0 keeps its sign: keep, or not non-zero.
         np.greater_equal(keep, nonzero, out=keep)
         mask: Mask = scratch.take("mask", np.bool_, codes.shape)

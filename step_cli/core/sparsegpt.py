@@ -16,6 +16,10 @@ from step_cli.core.pattern import NMPattern
 from step_cli.errors import NonFiniteError, UsageError
 
 
+class SingularError(UsageError):
+    """A Hessian is not positive definite, not even with its damping."""
+
+
 class InputHessian:
     """The running mean of 2 X X^T over calibration tokens.
 
@@ -140,13 +144,13 @@ def inverse_factor(hessian: Tensor) -> Tensor:
     """The upper triangular U, positive on its diagonal, with H^-1 = U^T U.
 
     Raises:
-        UsageError: H is not positive definite.
+        SingularError: H is not positive definite.
     """
     # H = R R^T with R upper is the Cholesky factor of H flipped; U = R^-1. The paper
     # factors the inverse: the same U, for more work and with more rounding.
     lower, failed = torch.linalg.cholesky_ex(hessian.flip(0, 1))
     if bool(failed):
-        raise UsageError(
+        raise SingularError(
             "the Hessian of the inputs is not positive definite; raise damp, or "
             "calibrate with more tokens"
         )

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from step_cli.core.check import Job
 from step_cli.core.diagnosis import holds_pattern
 from step_cli.core.pattern import NMPattern
-from step_cli.core.weight_rule import Described, default_axis
+from step_cli.core.plan import LayerPlan
+from step_cli.core.weight_rule import Described, default_axis, output_axis
 
 TWO_FOUR = NMPattern(2, 4)
 WORTH_IT = 256  # channels in and out from which sparse kernels tend to win
@@ -35,25 +36,42 @@ def tensorrt_view(tensor: Described, job: Job, *, holds: bool) -> View:
         job: Its data and what it promises.
         holds: Whether it holds what it promises.
     """
-    axis = default_axis(tensor.name, tensor.shape)
-    axis = axis if tensor.axis is None else tensor.axis
-    obstacle = _obstacle(tensor, job, axis, holds=holds)
-    if obstacle is not None:
-        return View(False, False, obstacle)
-    doubt = _doubt(tensor, axis)
-    return View(True, doubt is None, doubt)
+    axis = _input_axis(tensor)
+    if holds and planned_two_four(job.plan, axis):
+        return _view(tensor, axis, is_two_four=True)
+    found = tensor.shape[axis] % 4 == 0 and holds_pattern(job, TWO_FOUR, axis)
+    return _view(tensor, axis, is_two_four=found)
 
 
-def _obstacle(tensor: Described, job: Job, axis: int, *, holds: bool) -> str | None:
+def planned_view(tensor: Described, plan: LayerPlan) -> View:
+    """Judge one layer by what it promises, without its data."""
+    axis = _input_axis(tensor)
+    return _view(tensor, axis, is_two_four=planned_two_four(plan, axis))
+
+
+def planned_two_four(plan: LayerPlan, axis: int) -> bool:
+    """Whether what holds ``plan`` is 2:4 along ``axis``."""
+    return plan.axis == axis and implies_two_four(plan.pattern)
+
+
+def _input_axis(tensor: Described) -> int:
+    if tensor.axis is not None:
+        return tensor.axis
+    return default_axis(tensor.name, tensor.shape)
+
+
+def _view(tensor: Described, axis: int, *, is_two_four: bool) -> View:
     size = tensor.shape[axis]
     if size % 4:
-        return f"{size} input channels, not a multiple of 4; pad them"
-    promised = job.plan.axis == axis and holds and implies_two_four(job.plan.pattern)
-    if not promised and not holds_pattern(job, TWO_FOUR, axis):
-        return f"not 2:4 along axis {axis}, the only pattern with sparse kernels"
-    if tensor.dtype not in SIXTEEN_BIT | EIGHT_BIT:
-        return f"no sparse kernels for {tensor.dtype}; use fp16, bf16, int8 or fp8"
-    return None
+        obstacle = f"{size} input channels, not a multiple of 4; pad them"
+    elif not is_two_four:
+        obstacle = f"not 2:4 along axis {axis}, the only pattern with sparse kernels"
+    elif tensor.dtype not in SIXTEEN_BIT | EIGHT_BIT:
+        obstacle = f"no sparse kernels for {tensor.dtype}; use fp16, bf16, int8 or fp8"
+    else:
+        doubt = _doubt(tensor, axis)
+        return View(True, doubt is None, doubt)
+    return View(False, False, obstacle)
 
 
 def implies_two_four(pattern: NMPattern) -> bool:
@@ -65,8 +83,7 @@ def _doubt(tensor: Described, axis: int) -> str | None:
     """What makes a sparse kernel unlikely to be the fastest."""
     shape = tensor.shape
     conv = axis == 1 and len(shape) > 2
-    inputs = shape[axis]
-    outputs = shape[0] if conv else shape[1 - axis] if len(shape) == 2 else shape[-2]
+    inputs, outputs = shape[axis], shape[output_axis(shape, axis)]
     if conv and tensor.dtype == "bfloat16":
         return "no sparse bf16 convolution kernels are known; use fp16 or int8"
     if min(inputs, outputs) < WORTH_IT:

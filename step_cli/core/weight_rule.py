@@ -112,6 +112,18 @@ def default_axis(name: str, shape: Sequence[int]) -> int:
     return min(1, len(shape) - 1)  # [out, in], [out, in, k...]
 
 
+def output_axis(shape: Sequence[int], axis: int) -> int:
+    """The axis of the outputs, given the group axis: that of a matrix beside it.
+
+    Of convolutions, ``[out, in, k...]``, the first; of stacked matrices, of which the
+    group axis is one of the last two, the other one.
+    """
+    rank = len(shape)
+    if rank == 2 or axis in (0, 1):
+        return 1 if axis == 0 else 0
+    return rank - 2 if axis == rank - 1 else rank - 1
+
+
 def unreadable(tensor: Described) -> SkipReason | None:
     """Why a selected tensor cannot be judged, whatever its pattern."""
     if tensor.skip == "kind":

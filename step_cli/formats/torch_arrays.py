@@ -1,5 +1,6 @@
 """Between NumPy arrays and torch tensors, bit for bit and in every dtype."""
 
+import warnings
 from typing import Any
 
 import ml_dtypes
@@ -36,3 +37,20 @@ def to_tensor(array: npt.NDArray[Any]) -> Tensor:
     dtype, carrier = _BACK[own.dtype]
     plain = own.view(np.int16 if carrier is torch.int16 else np.uint8)
     return torch.from_numpy(plain).view(dtype)
+
+
+def mapped_tensor(array: npt.NDArray[Any]) -> Tensor:
+    """The array as a tensor that shares its memory, and is not to be written to."""
+    if not array.flags.aligned or not array.flags.c_contiguous:
+        return to_tensor(array)
+    dtype, carrier = _BACK.get(array.dtype, (None, None))
+    if dtype is None:
+        return _shared(array)
+    plain = array.view(np.int16 if carrier is torch.int16 else np.uint8)
+    return _shared(plain).view(dtype)
+
+
+def _shared(array: npt.NDArray[Any]) -> Tensor:
+    with warnings.catch_warnings():  # that it must not be written to
+        warnings.simplefilter("ignore")
+        return torch.from_numpy(array)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_cli.core import domino
+from step_cli.core import allocation, domino
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan
 from step_cli.errors import UsageError
@@ -17,14 +17,16 @@ TOY = torch.tensor(
 
 
 def test_erk_of_two_square_layers() -> None:
-    found = domino.erk_sparsities({"a": (64, 64), "b": (256, 256)}, 0.75)
+    found = allocation.erk_sparsities({"a": (64, 64), "b": (256, 256)}, 0.75)
     assert found == {"a": pytest.approx(0.15), "b": pytest.approx(0.7875)}
     kept = (1 - found["a"]) * 4096 + (1 - found["b"]) * 65536
     assert kept == pytest.approx(0.25 * (4096 + 65536))
 
 
 def test_erk_leaves_a_small_layer_dense() -> None:
-    found = domino.erk_sparsities({"a": (4, 4), "b": (256, 256), "c": (64, 128)}, 0.5)
+    found = allocation.erk_sparsities(
+        {"a": (4, 4), "b": (256, 256), "c": (64, 128)}, 0.5
+    )
     assert found["a"] == 0
     counts = {"a": 16, "b": 65536, "c": 8192}
     kept = sum((1 - found[name]) * n for name, n in counts.items())
@@ -47,9 +49,9 @@ def test_generic_weights_always_vote_at_the_first_check() -> None:
 
 
 def test_only_powers_of_two_and_m_are_committed() -> None:
-    assert domino.allowed(16) == [1, 2, 4, 8, 16]
-    assert domino.allowed(12) == [1, 2, 4, 8, 12]
-    assert domino.allowed(1) == [1]
+    assert allocation.allowed(16) == [1, 2, 4, 8, 16]
+    assert allocation.allowed(12) == [1, 2, 4, 8, 12]
+    assert allocation.allowed(1) == [1]
 
 
 def test_factors_pull_dense_and_costly_layers_and_let_sparse_ones_grow() -> None:
@@ -87,7 +89,7 @@ def test_allocation_fits_the_budget_and_wastes_little(
     counts = {name: weight.numel() for name, weight in weights.items()}
     kept = 1 - domino.overall_sparsity(patterns, counts)
     assert kept <= density * (1 + 1e-9)
-    assert all(p.n in domino.allowed(16) for p in patterns.values())
+    assert all(p.n in allocation.allowed(16) for p in patterns.values())
     for name, pattern in patterns.items():  # no layer could have its next N as well
         if pattern.n < 16:
             more = {**patterns, name: NMPattern(2 * pattern.n, 16)}

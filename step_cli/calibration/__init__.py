@@ -1,0 +1,1 @@
+"""Methods that look at activations: samples go through the model block by block."""

@@ -1,0 +1,176 @@
+"""Runs of blocks in a model, each fed by the one before: Transformer blocks, stages.
+
+Such blocks are run one by one on recorded inputs, so that nothing of the model but one
+block is needed at a time. That each feeds the next is checked, not assumed.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+Key = int | str  # of an argument: its position, or its name
+
+
+class NotAChainError(Exception):
+    """Blocks do not simply feed each other."""
+
+
+class _Reached(Exception):
+    """The last block of a chain has run: what follows is not needed."""
+
+
+@dataclass
+class Call:
+    """What a block was called with beside its main input, whose place is ``slot``."""
+
+    args: list[Any]
+    kwargs: dict[str, Any]
+    slot: Key
+
+    def run(self, block: nn.Module, main: Tensor) -> Tensor:
+        """Call a block with these arguments; the first tensor it returns."""
+        args, kwargs = list(self.args), dict(self.kwargs)
+        if isinstance(self.slot, int):
+            args[self.slot] = main
+        else:
+            kwargs[self.slot] = main
+        return first_tensor(block(*args, **kwargs))
+
+
+@dataclass
+class Recorded:
+    """One batch: what enters the first block, and the calls of all blocks."""
+
+    main: Tensor
+    calls: list[Call]
+
+
+def find_chains(model: nn.Module, layers: Collection[str]) -> list[list[nn.Module]]:
+    """The outermost lists of modules that hold some of the ``layers``, in their order.
+
+    Args:
+        model: The model.
+        layers: Names of modules to prune.
+    """
+    found: dict[str, list[nn.Module]] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        holds = any(layer.startswith(f"{name}.") or not name for layer in layers)
+        if isinstance(module, nn.ModuleList | nn.Sequential) and holds and not inside:
+            blocks = list(module)
+            if len(set(blocks)) == len(blocks):
+                found[name] = blocks
+                if not name:
+                    break
+    return list(found.values())
+
+
+def record(
+    model: nn.Module, blocks: list[nn.Module], batch: Mapping[str, Tensor]
+) -> Recorded:
+    """Run a batch as far as the last of ``blocks`` and note what each was called with.
+
+    Raises:
+        NotAChainError: A block did not run once, in order, on the output of the last.
+    """
+    watch = _Watch(blocks)
+    handles = watch.install()
+    try:
+        model(**batch)
+    except _Reached:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return watch.recorded()
+
+
+@dataclass
+class _Watch:
+    blocks: list[nn.Module]
+    main: Tensor | None = None
+    output: Tensor | None = None  # of the block that ran last
+    calls: list[Call] = field(default_factory=list)
+
+    def install(self) -> list[RemovableHandle]:
+        handles = []
+        for block in self.blocks:
+            handles.append(
+                block.register_forward_pre_hook(self._before, with_kwargs=True)
+            )
+            handles.append(block.register_forward_hook(self._after))
+        return handles
+
+    def recorded(self) -> Recorded:
+        if self.main is None or len(self.calls) != len(self.blocks):
+            raise NotAChainError
+        return Recorded(self.main, self.calls)
+
+    def _before(
+        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        number = len(self.calls)
+        if number >= len(self.blocks) or block is not self.blocks[number]:
+            raise NotAChainError
+        slot = _slot(args, kwargs, self.output)
+        call = Call(list(args), dict(kwargs), slot)
+        if self.output is None:
+            self.main = _argument(args, kwargs, slot)
+        self._forget(call)
+        self.calls.append(call)
+
+    def _forget(self, call: Call) -> None:
+        """Keep no main input: each is large, and made anew."""
+        if isinstance(call.slot, int):
+            call.args[call.slot] = None
+        else:
+            call.kwargs[call.slot] = None
+
+    def _after(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.output = first_tensor(output)
+        if len(self.calls) == len(self.blocks):
+            raise _Reached
+
+
+def _slot(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor | None
+) -> Key:
+    """Which argument is the main input: the first tensor, or the last block's output.
+
+    Raises:
+        NotAChainError: None is.
+    """
+    given: list[tuple[Key, Any]] = [*enumerate(args), *kwargs.items()]
+    for key, value in given:
+        if isinstance(value, Tensor) and (output is None or _same(value, output)):
+            return key
+    raise NotAChainError
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one is other:
+        return True
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], slot: Key) -> Tensor:
+    value = args[slot] if isinstance(slot, int) else kwargs[slot]
+    assert isinstance(value, Tensor)
+    return value
+
+
+def first_tensor(output: Any) -> Tensor:
+    """A block's main output: the first of a tuple, or the tensor itself.
+
+    Raises:
+        NotAChainError: There is none.
+    """
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise NotAChainError
+    return output

@@ -1,0 +1,161 @@
+"""The model of a checkpoint, ready to run samples through, in little memory.
+
+The weights of a Hugging Face model are mapped from the checkpoint and cast to fp32 only
+while a module computes. A model from code is in memory, as its code builds it there.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from step_cli.errors import StepError
+from step_cli.formats.checkpoint import Checkpoint, NamedTensor
+from step_cli.formats.hf_model import (
+    build_hugging_face,
+    is_hugging_face,
+    is_transformers,
+)
+from step_cli.formats.hf_weights import fit_names, load_hugging_face
+from step_cli.formats.model_source import ModelSource
+from step_cli.formats.torch_arrays import mapped_tensor
+from step_cli.models import build_model, load_weights
+
+
+@dataclass(frozen=True)
+class RunnableModel:
+    """A model in evaluation mode.
+
+    Attributes:
+        model: Computes in fp32, whatever its weights are stored in.
+        names: The model's name of each tensor of the checkpoint that it has.
+        examples: Inputs from the model's source, or None.
+    """
+
+    model: nn.Module
+    names: Mapping[str, str]
+    examples: Mapping[str, Tensor] | None
+
+
+def open_model(source: ModelSource, checkpoint: Checkpoint) -> RunnableModel:
+    """Build the model and give it the weights of the checkpoint.
+
+    Raises:
+        UsageError: The source names no model.
+        InputError: The weights do not fit the model.
+        MissingError: A library it needs is not installed.
+    """
+    mapped = _mapped(source, checkpoint)
+    if mapped is None:
+        mapped = _in_memory(source, checkpoint)
+    mapped.model.eval().requires_grad_(False)
+    compute_in_fp32(mapped.model)
+    return mapped
+
+
+def _in_memory(source: ModelSource, checkpoint: Checkpoint) -> RunnableModel:
+    built = build_model(source.spec, source.options)
+    if is_transformers(built.model):
+        names = load_hugging_face(built.model, checkpoint)
+    else:
+        load_weights(built.model, checkpoint)
+        names = {tensor.name: tensor.name for tensor in checkpoint.tensors}
+    return RunnableModel(built.model, names, built.example_inputs)
+
+
+def _mapped(source: ModelSource, checkpoint: Checkpoint) -> RunnableModel | None:
+    """A Hugging Face model with mapped weights; None where names do not simply fit."""
+    directory = Path(source.spec)
+    if not is_hugging_face(directory):
+        return None
+    try:
+        with _without_data():
+            model = build_hugging_face(directory, source.options).model
+    except StepError:
+        return None  # building it with data says why, or works
+    names = fit_names(model, checkpoint.tensors).places
+    given = {t.name: t for t in checkpoint.tensors}
+    _attach(model, {place: given[name] for name, place in names.items()})
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return None
+    return RunnableModel(model, names, None)
+
+
+@contextmanager
+def _without_data() -> Iterator[None]:
+    """Modules made inside have parameters without data; buffers are real."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
+        register(module, name, value)
+        if value is not None and not value.is_meta:  # else it is tied to another
+            meta = nn.Parameter(value.to("meta"), value.requires_grad)
+            module._parameters[name] = meta
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _attach(model: nn.Module, tensors: Mapping[str, NamedTensor]) -> None:
+    """Make parameters of mapped data; those that were one stay one."""
+    made: dict[int, nn.Parameter] = {}
+    for prefix, module in model.named_modules():
+        for name, old in list(module._parameters.items()):
+            tensor = tensors.get(f"{prefix}.{name}" if prefix else name)
+            if old is not None and tensor is not None and id(old) not in made:
+                data = mapped_tensor(tensor.read())
+                made[id(old)] = nn.Parameter(data, requires_grad=False)
+        for name, buffer in list(module._buffers.items()):
+            tensor = tensors.get(f"{prefix}.{name}" if prefix else name)
+            if buffer is not None and tensor is not None:
+                buffer.copy_(mapped_tensor(tensor.read()))
+    for module in model.modules():
+        for name, old in list(module._parameters.items()):
+            if old is not None and id(old) in made:
+                module._parameters[name] = made[id(old)]
+
+
+def compute_in_fp32(model: nn.Module) -> None:
+    """Have every module compute with fp32 copies of what it stores in less."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and _is_narrow(buffer):
+                module._buffers[name] = buffer.float()
+        if isinstance(module, nn.Embedding):  # too large to cast for a few rows
+            module.register_forward_hook(_widened)
+        elif any(value is not None for value in module._parameters.values()):
+            casts = _Casts()
+            module.register_forward_pre_hook(casts.before)
+            module.register_forward_hook(casts.after, always_call=True)
+
+
+def _is_narrow(value: Tensor) -> bool:
+    return value.is_floating_point() and value.dtype.itemsize < 4
+
+
+def _widened(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    return output.float() if isinstance(output, Tensor) else output
+
+
+class _Casts:
+    """Puts fp32 copies in the place of a module's parameters while it computes."""
+
+    def __init__(self) -> None:
+        self._stored: dict[str, nn.Parameter] = {}
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        for name, value in module._parameters.items():
+            if value is not None and _is_narrow(value):
+                self._stored[name] = value
+                wide = nn.Parameter(value.float(), requires_grad=False)
+                module._parameters[name] = wide
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        module._parameters.update(self._stored)
+        self._stored.clear()

@@ -1,0 +1,208 @@
+"""Calibration samples from a local file: text, JSON lines, or arrays in ``.npz``."""
+
+import inspect
+import zipfile
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from step_cli.calibration.model import RunnableModel
+from step_cli.data.lines import lines_of
+from step_cli.data.rows import rows_of
+from step_cli.data.tokens import Tokenizer, make_tokenizer
+from step_cli.errors import InputError, UsageError
+from step_cli.formats.mapped_file import in_units, map_file, reason_of
+
+Sample = dict[str, npt.NDArray[Any]]  # one input of the model, without a batch
+
+LONGEST = 2048  # tokens of a sample
+LARGEST = 4 << 30  # bytes of all arrays
+TOKENS_READ = 1 << 24  # of a text: enough for any number of samples
+LINES = 1000  # tokenized at a time
+NUMBERS = {"i": 1 << 12, "f": 1 << 20}  # of an input in one batch
+BYTE_VOCABULARY = 256
+
+
+def read_batches(
+    path: Path, runnable: RunnableModel, *, most: int, tokenizer: Path | None
+) -> list[dict[str, Tensor]]:
+    """Read samples and join them to batches of equal shapes.
+
+    Args:
+        path: The file; its suffix tells what it is.
+        runnable: The model they are for.
+        most: How many samples to use; of more, evenly spaced ones.
+        tokenizer: A Hugging Face directory with the tokenizer of the model.
+
+    Raises:
+        InputError: The file cannot be read, holds no sample, or one does not fit.
+        UsageError: It is text, and nothing says which numbers stand for it.
+    """
+    if path.suffix == ".npz":
+        samples = _from_arrays(path)
+    elif path.suffix in (".jsonl", ".json"):
+        samples = _from_rows(path, runnable, tokenizer)
+    else:
+        samples = _from_text(_lines(path), runnable, tokenizer)
+    if not samples:
+        raise InputError("holds no calibration sample", file=path)
+    _check_names(samples, runnable.model, path)
+    chosen = np.linspace(0, len(samples) - 1, min(most, len(samples))).round()
+    return list(_batches([samples[int(i)] for i in chosen]))
+
+
+def _from_arrays(path: Path) -> list[Sample]:
+    """Arrays named as the model's inputs are; the first axis counts samples."""
+    map_file(path)  # says what is wrong with a file that cannot be read
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+        if size > LARGEST:
+            raise InputError(f"{in_units(size)}, limit {in_units(LARGEST)}", file=path)
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"no archive of arrays: {reason_of(error)}", file=path
+        ) from None
+    counts = {len(value) if value.ndim else 0 for value in arrays.values()}
+    if len(counts) > 1:
+        shapes = ", ".join(f"{name} {list(v.shape)}" for name, v in arrays.items())
+        raise InputError(f"numbers of samples differ: {shapes}", file=path)
+    (count,) = counts or {0}
+    return [
+        {name: value[number] for name, value in arrays.items()}
+        for number in range(count)
+    ]
+
+
+def _from_rows(
+    path: Path, runnable: RunnableModel, tokenizer: Path | None
+) -> list[Sample]:
+    """Objects with a ``text``, or with the model's inputs as lists of numbers."""
+    samples: list[Sample] = []
+    texts: list[str] = []
+    for row in rows_of(path):
+        if row.fault is not None:
+            raise InputError(f"{row.place}: {row.fault}", file=path)
+        if isinstance(row.values.get("text"), str):
+            texts.append(row.values["text"] + "\n")
+            continue
+        try:
+            arrays = {name: np.array(value) for name, value in row.values.items()}
+        except ValueError:  # lists of different lengths
+            arrays = {}
+        if not arrays or any(
+            value.dtype.kind not in "iufb" for value in arrays.values()
+        ):
+            raise InputError(
+                f"{row.place}: neither a 'text' nor lists of numbers", file=path
+            )
+        samples.append(arrays)
+    return samples + (_from_text(texts, runnable, tokenizer) if texts else [])
+
+
+def _lines(path: Path) -> Iterator[str]:
+    map_file(path)
+    for line in lines_of(path):
+        yield line + "\n"
+
+
+def _from_text(
+    texts: Iterator[str] | Sequence[str],
+    runnable: RunnableModel,
+    tokenizer: Path | None,
+) -> list[Sample]:
+    """All text in a row, cut into samples as long as the model takes."""
+    known, tokens = _tokenizer(runnable, tokenizer), array("q")
+    waiting = iter(texts)
+    while len(tokens) < TOKENS_READ and (chunk := list(islice(waiting, LINES))):
+        for found in known.plain(chunk):
+            tokens.extend(found)
+    length = min(_context(runnable), len(tokens))
+    row = np.frombuffer(tokens, np.int64)
+    return [
+        {"input_ids": row[start : start + length]}
+        for start in range(0, len(row) - length + 1, max(1, length))
+    ]
+
+
+def _tokenizer(runnable: RunnableModel, directory: Path | None) -> Tokenizer:
+    if directory is not None and any(directory.glob("*token*")):
+        return make_tokenizer(str(directory))
+    config = getattr(runnable.model, "config", None)
+    if getattr(config, "vocab_size", None) == BYTE_VOCABULARY:
+        return make_tokenizer(None)
+    raise UsageError(
+        "--calibration: text needs the model's tokenizer, which is not there; give "
+        'token numbers as JSON lines, {"input_ids": [1, 2, 3]}, or as .npz'
+    )
+
+
+def _context(runnable: RunnableModel) -> int:
+    """How many tokens the model takes."""
+    config = getattr(runnable.model, "config", None)
+    for name in ("n_positions", "max_position_embeddings"):
+        found = getattr(config, name, None)
+        if isinstance(found, int) and found > 0:
+            return min(found, LONGEST)
+    example = (runnable.examples or {}).get("input_ids")
+    return LONGEST if example is None else example.shape[-1]
+
+
+def _check_names(samples: Sequence[Sample], model: nn.Module, path: Path) -> None:
+    parameters = inspect.signature(model.forward).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for number, sample in enumerate(samples):
+        for name, value in sample.items():
+            if name not in parameters and not takes_any:
+                raise InputError(
+                    f"sample {number}: the model takes no {name!r}, it takes "
+                    f"{', '.join(list(parameters)[:8])}",
+                    file=path,
+                )
+            if value.dtype.kind not in "iufb":
+                raise InputError(
+                    f"sample {number}: {name} is of dtype {value.dtype}, not numbers",
+                    file=path,
+                )
+
+
+def _batches(samples: Sequence[Sample]) -> Iterator[dict[str, Tensor]]:
+    """Neighbours of equal shapes together, as many as memory allows."""
+    waiting: list[Sample] = []
+    for sample in samples:
+        if waiting and (_shapes(sample) != _shapes(waiting[0]) or _full(waiting)):
+            yield _joined(waiting)
+            waiting = []
+        waiting.append(sample)
+    yield _joined(waiting)
+
+
+def _shapes(sample: Sample) -> Mapping[str, tuple[int, ...]]:
+    return {name: value.shape for name, value in sample.items()}
+
+
+def _full(samples: Sequence[Sample]) -> bool:
+    return any(
+        value.size * (len(samples) + 1)
+        > NUMBERS["f" if value.dtype.kind == "f" else "i"]
+        for value in samples[0].values()
+    )
+
+
+def _joined(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """Integers as int64 and numbers as fp32: what a model computes with."""
+    joined = {}
+    for name in samples[0]:
+        values = np.stack([sample[name] for sample in samples])
+        kind = {"f": np.float32, "b": np.bool_}.get(values.dtype.kind, np.int64)
+        joined[name] = torch.from_numpy(values.astype(kind))
+    return joined

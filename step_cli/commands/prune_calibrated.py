@@ -1,0 +1,171 @@
+"""Wanda and SparseGPT in `prune`: all layers first, in the order of the model."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from step_cli.calibration.model import RunnableModel, open_model
+from step_cli.calibration.observe import Watched
+from step_cli.calibration.samples import read_batches
+from step_cli.calibration.sequence import Work, prune_in_order
+from step_cli.commands.model_source import model_source
+from step_cli.commands.prune_layers import Layer
+from step_cli.commands.prune_methods import Array
+from step_cli.config import PruneConfig
+from step_cli.core.calibrated import (
+    InputHessians,
+    InputNorms,
+    sparsegpt_weight,
+    wanda_keep,
+)
+from step_cli.core.groups import Mask
+from step_cli.core.layer_matrix import LayerMatrix
+from step_cli.core.one_shot import OneShot
+from step_cli.core.transposable_keep import transposable_keep
+from step_cli.errors import InputError, NonFiniteError, StepError
+from step_cli.formats.checkpoint import Checkpoint
+from step_cli.formats.hf_model import is_hugging_face
+from step_cli.formats.spill import Spill
+from step_cli.formats.torch_arrays import mapped_tensor, to_array
+
+
+def calibrated(
+    config: PruneConfig,
+    checkpoint: Checkpoint,
+    layers: list[Layer],
+    folder: Path | None,
+) -> "Calibrated":
+    """Run the samples through the model and prune every layer by what it sees.
+
+    Raises:
+        UsageError: Nothing says which model it is.
+        InputError: Model, weights or samples do not fit each other.
+        NonFiniteError: A weight or an activation is NaN or infinite.
+    """
+    assert config.calibration is not None
+    source = model_source(config.model, checkpoint)
+    runnable = open_model(source, checkpoint)
+    directory = Path(source.spec) if is_hugging_face(Path(source.spec)) else None
+    batches = read_batches(
+        config.calibration,
+        runnable,
+        most=config.calibration_samples,
+        tokenizer=directory,
+    )
+    done = Calibrated(config.method == "sparsegpt", config.transposable, Spill(folder))
+    make: Callable[[], Any] = InputHessians if done.sparsegpt else InputNorms
+    work = Work(runnable.model, batches, make, done.prune, folder)
+    try:
+        prune_in_order(work, done.watch(runnable, layers))
+    except BaseException:
+        done.close()
+        raise
+    return done
+
+
+@dataclass
+class Calibrated:
+    """Layers that are pruned already, their new weights put aside.
+
+    Attributes:
+        sparsegpt: Whether by SparseGPT, else by Wanda.
+        transposable: Whether the pattern is to hold along the outputs as well.
+        spill: Where the new weights are.
+        results: The new weight of each tensor, by name.
+        layers: By the name of the weight in the model.
+    """
+
+    sparsegpt: bool
+    transposable: bool
+    spill: Spill
+    results: dict[str, Array] = field(default_factory=dict)
+    layers: dict[str, Layer] = field(default_factory=dict)
+
+    def watch(self, runnable: RunnableModel, layers: list[Layer]) -> list[Watched]:
+        """The module of each layer.
+
+        Raises:
+            InputError: A layer is no weight of a module that can be observed.
+        """
+        watched = []
+        for layer in layers:
+            name = layer.tensor.name
+            if layer.tensor.tied_to is not None:
+                continue
+            place = runnable.names.get(name, "")
+            module_name, _, parameter = place.rpartition(".")
+            module = runnable.model.get_submodule(module_name) if place else nn.Module()
+            if parameter != "weight" or not LayerMatrix.fits(module):
+                raise InputError(
+                    "is no weight of a linear layer or a convolution of the model; "
+                    "--exclude it, or use --method magnitude",
+                    tensor=name,
+                )
+            watched.append(Watched(place, module))
+            self.layers[place] = layer
+        return watched
+
+    def prune(self, watched: Watched, seen: Any) -> None:
+        """Prune one layer, and have its module compute with the result."""
+        layer, view = self.layers[watched.name], LayerMatrix(watched.module)
+        stored = mapped_tensor(layer.tensor.weights().array)
+        try:
+            if self.sparsegpt:
+                new = self._updated(layer, stored, view, seen)
+            else:
+                new = self._masked(layer, stored, view, seen)
+        except StepError as error:
+            error.tensor = error.tensor or layer.tensor.name
+            raise
+        self.results[layer.tensor.name] = aside = self.spill.add(new)
+        parameter = nn.Parameter(mapped_tensor(aside), requires_grad=False)
+        watched.module.weight = parameter
+
+    def blocks(self, layer: Layer) -> Iterator[Array]:
+        """See `Method`."""
+        new = self.results[layer.tensor.name]
+        order = layer.tensor.place.order if layer.tensor.place else None
+        yield np.ascontiguousarray(new if order is None else new.transpose(order))
+
+    def close(self) -> None:
+        """See `Method`."""
+        self.spill.close()
+
+    def _masked(
+        self, layer: Layer, stored: Tensor, view: LayerMatrix, seen: InputNorms
+    ) -> Array:
+        weights = layer.tensor.weights()
+
+        def choose(scores: Tensor) -> Mask:
+            return transposable_keep(weights, layer.plan, scores.numpy())
+
+        keep = wanda_keep(
+            stored.float(),
+            view,
+            seen,
+            layer.plan,
+            choose if self.transposable else None,
+        )
+        work = OneShot(weights, layer.plan, name=layer.tensor.name, keep=keep)
+        new = np.concatenate([block.copy() for block in work.blocks()])
+        vars(layer.done).update(vars(work.done))
+        return new.view(weights.array.dtype).reshape(weights.array.shape)
+
+    def _updated(
+        self, layer: Layer, stored: Tensor, view: LayerMatrix, seen: InputHessians
+    ) -> Array:
+        wide = sparsegpt_weight(stored.float(), view, seen, layer.plan)
+        new = wide.to(stored.dtype)
+        if not bool(torch.isfinite(new).all()):
+            raise NonFiniteError(f"an updated weight overflows {layer.tensor.dtype}")
+        weights, keep = layer.tensor.weights(), (new != 0).numpy()
+        work = OneShot(weights, layer.plan, name=layer.tensor.name, keep=keep)
+        for _ in work.blocks():
+            pass
+        vars(layer.done).update(vars(work.done) | {"nonzeros": int(keep.sum())})
+        return to_array(new)

@@ -1,0 +1,107 @@
+"""The tensors that `prune` works on, and what it will not do to them."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from step_cli.commands.selecting import (
+    choose,
+    plan_that_holds,
+    skipped_tensors,
+    why_nothing,
+)
+from step_cli.config import PruneConfig
+from step_cli.core.allocation import allocate
+from step_cli.core.energies import kept_squares
+from step_cli.core.one_shot import PRUNABLE
+from step_cli.core.plan import LayerPlan
+from step_cli.core.pruned import Pruned
+from step_cli.core.weight_rule import is_head, output_axis
+from step_cli.errors import NothingSelectedError, UsageError
+from step_cli.formats.checkpoint import Checkpoint, NamedTensor
+from step_cli.reports import SkippedTensor
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A tensor to prune, what it promises, and what was done to it so far."""
+
+    tensor: NamedTensor
+    plan: LayerPlan
+    done: Pruned = field(default_factory=Pruned)
+
+
+def choose_layers(
+    checkpoint: Checkpoint, config: PruneConfig
+) -> tuple[list[Layer], list[SkippedTensor]]:
+    """The layers by name, and the tensors left out.
+
+    Raises:
+        NothingSelectedError: No tensor can be pruned.
+        UsageError: Tied tensors are torn, or the density is too low.
+    """
+    chosen = choose(config, checkpoint, plan_that_holds(config, checkpoint))
+    layers = []
+    for tensor, plan in chosen.layers:
+        if tensor.dtype not in PRUNABLE:
+            chosen.skipped.append((tensor, "dtype"))
+        elif config.transposable and not _divides(tensor, plan):
+            chosen.skipped.append((tensor, "size"))
+        else:
+            layers.append(Layer(tensor, plan))
+    if not layers:
+        raise NothingSelectedError(why_nothing(chosen, "prune"))
+    _refuse_torn_ties(checkpoint.tensors, layers)
+    if config.density is not None:
+        layers = _allocated(layers, config.density)
+    _warn_of_heads(layers)
+    layers.sort(key=lambda layer: layer.tensor.name)
+    return layers, skipped_tensors(chosen)
+
+
+def _divides(tensor: NamedTensor, plan: LayerPlan) -> bool:
+    """Whether the outputs divide into groups too, as a transposable mask needs."""
+    return tensor.shape[output_axis(tensor.shape, plan.axis)] % plan.pattern.m == 0
+
+
+def _allocated(layers: Sequence[Layer], density: float) -> list[Layer]:
+    """The layers with an N each; those tied to another have that of the other."""
+    own = [layer for layer in layers if layer.tensor.tied_to is None]
+    energies = {
+        layer.tensor.name: kept_squares(
+            layer.tensor.weights(), layer.plan.pattern.m, layer.plan.axis
+        )
+        for layer in own
+    }
+    shapes = {layer.tensor.name: layer.tensor.shape for layer in own}
+    plan = {layer.tensor.name: layer.plan for layer in own}
+    found = allocate(energies, shapes, plan, density)
+    return [
+        replace(layer, plan=found[layer.tensor.tied_to or layer.tensor.name])
+        for layer in layers
+    ]
+
+
+def _refuse_torn_ties(tensors: Sequence[NamedTensor], layers: Sequence[Layer]) -> None:
+    """Pruning one of two tied tensors prunes the other as well."""
+    plans = {layer.tensor.name: layer.plan for layer in layers}
+    for tensor in tensors:
+        first = tensor.tied_to
+        if first is not None and plans.get(first) != plans.get(tensor.name):
+            raise UsageError(
+                f"tied to {first!r}: select both or neither, with one pattern and axis",
+                tensor=tensor.name,
+            )
+
+
+def _warn_of_heads(layers: Sequence[Layer]) -> None:
+    for layer in layers:
+        name = layer.tensor.name
+        if is_head(name):
+            log.warning(
+                "%s looks like an output head, mostly left dense: --exclude %r",
+                name,
+                name,
+            )

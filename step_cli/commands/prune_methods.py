@@ -1,0 +1,132 @@
+"""How `prune` decides: by scores of one tensor at a time, or by what layers see."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from step_cli.commands.prune_layers import Layer
+from step_cli.config import PruneConfig
+from step_cli.core.groups import Mask, Weights
+from step_cli.core.one_shot import OneShot
+from step_cli.errors import UsageError
+from step_cli.formats.checkpoint import Checkpoint
+
+Array = npt.NDArray[Any]
+
+CALIBRATED = ("wanda", "sparsegpt")
+
+
+class Method(Protocol):
+    """Prunes layers one by one."""
+
+    def blocks(self, layer: Layer) -> Iterator[Array]:
+        """The new data in the order of the file; what was done goes to ``done``.
+
+        A block is overwritten once the next one is asked for.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what was put aside."""
+        ...
+
+
+def check_method(config: PruneConfig) -> None:
+    """Refuse options that do not go together, before anything is read.
+
+    Raises:
+        UsageError: They do not.
+    """
+    calibrated = config.method in CALIBRATED
+    if calibrated and config.calibration is None:
+        raise UsageError(
+            f"--method {config.method} needs --calibration FILE: text, .jsonl or .npz"
+        )
+    for name, value in (("calibration", config.calibration), ("model", config.model)):
+        if value is not None and not calibrated:
+            raise UsageError(f"--{name} does not apply to --method {config.method}")
+    if config.transposable and config.method in ("sparsegpt", "random"):
+        raise UsageError(
+            f"--transposable does not go with --method {config.method}; use magnitude "
+            "or wanda"
+        )
+
+
+def method_of(
+    config: PruneConfig,
+    checkpoint: Checkpoint,
+    layers: list[Layer],
+    folder: Path | None,
+) -> Method:
+    """The method that the options ask for, ready to prune.
+
+    Args:
+        config: The options.
+        checkpoint: What is pruned.
+        layers: What of it.
+        folder: Where something large may be put aside; None: where temporary files
+            go.
+
+    Raises:
+        StepError: The model or the calibration samples are refused.
+    """
+    if config.method in CALIBRATED:
+        from step_cli.commands.prune_calibrated import calibrated
+
+        return calibrated(config, checkpoint, layers, folder)
+    if config.transposable:
+        return Transposable()
+    return OneByOne(config.seed if config.method == "random" else None)
+
+
+@dataclass(frozen=True)
+class OneByOne:
+    """By magnitude, or at random with a ``seed``."""
+
+    seed: int | None = None
+
+    def blocks(self, layer: Layer) -> Iterator[Array]:
+        """See `Method`."""
+        yield from pruned_blocks(layer, layer.tensor.weights(), seed=self.seed)
+
+    def close(self) -> None:
+        """See `Method`."""
+
+
+@dataclass(frozen=True)
+class Transposable:
+    """By magnitude, so that the pattern holds along the outputs as well."""
+
+    def blocks(self, layer: Layer) -> Iterator[Array]:
+        """See `Method`."""
+        from step_cli.core.transposable_keep import transposable_keep
+
+        weights = layer.tensor.weights()
+        keep = transposable_keep(weights, layer.plan)
+        yield from pruned_blocks(layer, weights, keep=keep)
+
+    def close(self) -> None:
+        """See `Method`."""
+
+
+def pruned_blocks(
+    layer: Layer,
+    weights: Weights,
+    *,
+    keep: Mask | None = None,
+    seed: int | None = None,
+) -> Iterator[Array]:
+    """Prune ``weights`` of a layer in the order of its file."""
+    plan, name = layer.plan, layer.tensor.name
+    order = layer.tensor.place.order if layer.tensor.place else None
+    if order is not None:  # in the file, its axes stand in another order
+        weights = weights.transposed(order)
+        plan = replace(plan, axis=order.index(plan.axis))
+        keep = None if keep is None else keep.transpose(order)
+    one_shot = OneShot(weights, plan, name=name, seed=seed, keep=keep)
+    yield from one_shot.blocks()
+    # Set, not added: the data may be asked for twice.
+    vars(layer.done).update(vars(one_shot.done))

@@ -1,0 +1,39 @@
+"""How much of a tensor each N of M would keep: what `allocation` chooses N by."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from step_cli.core.allocation import allowed
+from step_cli.core.groups import Weights
+from step_cli.core.threads import in_order
+from step_cli.core.values import row_pieces, values_of
+
+PIECE = 1 << 18  # weights sorted at a time
+
+
+def kept_squares(weights: Weights, m: int, axis: int) -> dict[int, float]:
+    """The sum of squares that the N largest of each M keep, for each N allowed.
+
+    Args:
+        weights: Finite numbers, or integer codes with a zero point.
+        m: M, which divides the size of the axis.
+        axis: The group axis.
+    """
+    pieces = row_pieces(weights, m if axis == 0 else 1, PIECE)
+    tasks = (partial(_squares_by_rank, weights, rows, m, axis) for rows in pieces)
+    # Of the largest of each group, of the next, and so on.
+    ranks = sum(in_order(tasks), start=np.zeros(m))
+    return {n: float(ranks[:n].sum()) for n in allowed(m)}
+
+
+def _squares_by_rank(
+    weights: Weights, rows: slice, m: int, axis: int
+) -> npt.NDArray[Any]:
+    values = np.moveaxis(values_of(weights, rows), axis, -1)
+    groups = np.square(values.reshape(-1, m), dtype=np.float64)
+    groups.sort(axis=1)
+    ranks: npt.NDArray[Any] = groups.sum(axis=0)[::-1]
+    return ranks

@@ -1,0 +1,44 @@
+"""The numbers behind stored weights, a few rows at a time."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from step_cli.core.groups import Weights
+
+
+def values_of(weights: Weights, rows: slice) -> npt.NDArray[Any]:
+    """Rows of a tensor as numbers, in fp32 or fp64; of codes, the distance from zero.
+
+    Args:
+        weights: The tensor.
+        rows: Of its first axis.
+    """
+    kind = np.dtype(getattr(ml_dtypes, weights.dtype, weights.dtype))
+    codes = weights.array[rows].view(kind)
+    if weights.zero is None:
+        return codes.astype(np.float64 if kind.itemsize == 8 else np.float32)
+    zero = weights.zero.astype(np.int64)
+    if weights.zero_axis is not None and zero.size > 1:
+        shape = [1] * weights.array.ndim
+        shape[weights.zero_axis] = -1
+        zero = zero.reshape(shape)
+        zero = np.broadcast_to(zero, weights.array.shape)[rows]
+    return (codes.astype(np.int64) - zero).astype(np.float64)
+
+
+def row_pieces(weights: Weights, multiple_of: int, most: int) -> Iterator[slice]:
+    """Cut the first axis into pieces of about ``most`` weights.
+
+    Args:
+        weights: The tensor.
+        multiple_of: What the number of rows of a piece is a multiple of.
+        most: Weights.
+    """
+    rows, row = len(weights.array), max(1, weights.array[:1].size)
+    step = max(1, most // row // multiple_of) * multiple_of
+    for first in range(0, rows, step):
+        yield slice(first, min(first + step, rows))

@@ -1,0 +1,128 @@
+"""Calibration files: what is read from them, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from step_cli.calibration.model import RunnableModel
+from step_cli.calibration.samples import read_batches
+from step_cli.errors import InputError, UsageError
+
+
+class Bytes(nn.Module):
+    """Takes byte numbers, as its configuration says."""
+
+    class config:
+        vocab_size = 256
+        n_positions = 8
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        return input_ids
+
+
+class Plain(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+TEXT = RunnableModel(Bytes(), {}, None)
+PLAIN = RunnableModel(Plain(), {}, None)
+
+
+def read(
+    path: Path, runnable: RunnableModel = TEXT, most: int = 128
+) -> list[dict[str, Tensor]]:
+    return read_batches(path, runnable, most=most, tokenizer=None)
+
+
+def test_text_is_cut_into_samples_as_long_as_the_model_takes(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"0123456789\nabcdefghij\n")
+    (batch,) = read(path)
+    assert batch["input_ids"].tolist() == [list(b"01234567"), list(b"89\nabcde")]
+    (first,) = read(path, most=1)
+    assert first["input_ids"].tolist() == [list(b"01234567")]
+    path.write_bytes(b"abc")
+    (short,) = read(path)
+    assert short["input_ids"].tolist() == [list(b"abc\n")]
+
+
+def test_rows_are_texts_or_the_inputs_themselves(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "0123456789"}) + "\n")
+    assert read(path)[0]["input_ids"].tolist() == [list(b"01234567")]
+    rows = [{"input_ids": [1, 2, 3]}, {"input_ids": [4, 5, 6]}, {"input_ids": [7]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = [batch["input_ids"].tolist() for batch in read(path)]
+    assert found == [[[1, 2, 3], [4, 5, 6]], [[7]]]
+
+
+def test_arrays_are_inputs_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    x = np.arange(24, dtype=np.float16).reshape(4, 3, 2)
+    np.savez(path, x=x)
+    (batch,) = read(path, PLAIN)
+    assert batch["x"].dtype == torch.float32 and batch["x"].shape == (4, 3, 2)
+    (some,) = read(path, PLAIN, most=2)
+    assert some["x"][:, 0, 0].tolist() == [0, 18]  # the first and the last
+
+
+def test_large_samples_come_in_several_batches(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.zeros((5, 500_000), np.float32))
+    assert [len(batch["x"]) for batch in read(path, PLAIN)] == [2, 2, 1]
+
+
+def write(folder: Path, name: str, content: bytes | dict[str, np.ndarray]) -> Path:
+    path = folder / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez(path, **content)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.txt", b"", "file is empty"),
+        ("a.jsonl", b"\n\n", "no calibration sample"),
+        ("a.jsonl", b'{"input_ids": [1, [2]]}\n', "line 1: neither"),
+        ("a.jsonl", b'{"input_ids": "abc"}\n', "line 1: neither"),
+        ("a.jsonl", b'{"input_ids": [1]}\nnot json\n', "line 2: not JSON"),
+        ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
+        ("a.npz", b"PK\x03\x04 nothing", "no archive of arrays"),
+        ("a.npz", {"wrong": np.zeros((2, 3))}, "sample 0: the model takes no 'wrong'"),
+        ("a.npz", {"input_ids": np.zeros((0, 3), int)}, "no calibration sample"),
+        ("a.npz", {"input_ids": np.zeros((2, 3), "c8")}, "sample 0: .* not numbers"),
+        (
+            "a.npz",
+            {"input_ids": np.ones((2, 3), int), "attention_mask": np.ones((3, 3), int)},
+            "numbers of samples differ",
+        ),
+        ("a.npz", {"input_ids": np.array([object()])}, "no archive of arrays"),
+    ],
+)
+def test_what_is_no_sample_is_refused(
+    name: str, content: bytes | dict[str, np.ndarray], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        read(write(tmp_path, name, content))
+    assert caught.value.file == str(tmp_path / name)
+
+
+def test_text_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs the model's tokenizer"):
+        read(write(tmp_path, "a.txt", b"some text"), PLAIN)
+
+
+def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
+    for name in ("a.txt", "a.jsonl", "a.npz"):
+        with pytest.raises(InputError, match="no such file"):
+            read(tmp_path / name)

@@ -1,0 +1,310 @@
+"""Layers pruned in the order of the model, against running all of it every time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from step_cli.calibration import sequence
+from step_cli.calibration.chains import find_chains
+from step_cli.calibration.observe import Watched
+from step_cli.calibration.sequence import Work, prune_in_order
+from step_cli.core.calibrated import (
+    InputHessians,
+    InputNorms,
+    sparsegpt_weight,
+    wanda_keep,
+)
+from step_cli.core.layer_matrix import LayerMatrix
+from step_cli.core.mask import nm_mask
+from step_cli.core.pattern import NMPattern
+from step_cli.core.plan import LayerPlan
+from step_cli.errors import InputError, NonFiniteError
+from step_cli.formats.hf_model import without_cache
+
+TWO_FOUR = NMPattern(2, 4)
+Batches = list[dict[str, Tensor]]
+
+
+def gpt2() -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=50, n_positions=16, n_embd=16, n_layer=3, n_head=2,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config)
+
+
+def bert() -> nn.Module:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32}
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
+    return BertForSequenceClassification(BertConfig(**sizes, **layers))
+
+
+def llama() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def t5() -> nn.Module:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    return T5ForConditionalGeneration(config)
+
+
+class Residual(nn.Module):
+    """A small residual network whose blocks stand in a Sequential."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(4, 8, 3, padding=1)
+        self.stages = nn.Sequential(_Block(8), _Block(8))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stages(self.stem(x).relu()).mean((2, 3)))
+
+
+class _Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(channels, channels, 3, padding=1)
+        self.two = nn.Conv2d(channels, channels, 3, padding=1, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.two(self.one(x).relu())
+
+
+def tokens(count: int = 3) -> Batches:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        {"input_ids": torch.randint(1, 50, (2, 12), generator=generator)}
+        for _ in range(count)
+    ]
+
+
+def pairs() -> Batches:
+    return [
+        batch | {"decoder_input_ids": batch["input_ids"][:, :5]} for batch in tokens()
+    ]
+
+
+def images() -> Batches:
+    generator = torch.Generator().manual_seed(1)
+    return [{"x": torch.randn(2, 4, 6, 6, generator=generator)} for _ in range(3)]
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Batches]]] = {
+    "gpt2": (gpt2, tokens),
+    "bert": (bert, tokens),
+    "llama": (llama, tokens),
+    "t5": (t5, pairs),
+    "residual": (Residual, images),
+}
+
+
+def built(name: str) -> tuple[nn.Module, Batches]:
+    torch.manual_seed(0)
+    make, data = MODELS[name]
+    return without_cache(make().eval()), data()
+
+
+def watched(model: nn.Module, without: str = "lm_head") -> list[Watched]:
+    """Every layer whose inputs and outputs divide by 4."""
+    return [
+        Watched(f"{name}.weight", module)
+        for name, module in model.named_modules()
+        if LayerMatrix.fits(module)
+        and name != without
+        and module.weight.shape[LayerMatrix(module).input_axis] % 4 == 0  # type: ignore[union-attr, index]
+    ]
+
+
+def plan_of(module: nn.Module) -> LayerPlan:
+    return LayerPlan(TWO_FOUR, LayerMatrix(module).input_axis)
+
+
+def by_wanda(layer: Watched, seen: InputNorms) -> None:
+    weight = layer.module.weight
+    assert isinstance(weight, nn.Parameter)
+    keep = wanda_keep(
+        weight.detach(), LayerMatrix(layer.module), seen, plan_of(layer.module)
+    )
+    weight.data *= torch.from_numpy(keep)
+
+
+def by_sparsegpt(layer: Watched, seen: InputHessians) -> None:
+    weight = layer.module.weight
+    assert isinstance(weight, nn.Parameter)
+    view = LayerMatrix(layer.module)
+    weight.data = sparsegpt_weight(weight.detach(), view, seen, plan_of(layer.module))
+
+
+METHODS: dict[str, tuple[Callable[[], Any], Callable[[Watched, Any], None]]] = {
+    "wanda": (InputNorms, by_wanda),
+    "sparsegpt": (InputHessians, by_sparsegpt),
+}
+
+
+def slowly(
+    model: nn.Module, batches: Batches, groups: list[list[Watched]], method: str
+) -> None:
+    """Run the whole model for each layer; prune those of a group together."""
+    make, prune = METHODS[method]
+    for group in groups:
+        seen = [slowly_seen(model, batches, layer.module, make()) for layer in group]
+        for layer, found in zip(group, seen, strict=True):
+            prune(layer, found)
+
+
+def slowly_seen(
+    model: nn.Module, batches: Batches, module: nn.Module, into: Any
+) -> Any:
+    def hook(module: nn.Module, args: tuple[Tensor]) -> None:
+        into.add(LayerMatrix(module).of_input(args[0]))
+
+    handle = module.register_forward_pre_hook(hook)
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch)
+    handle.remove()
+    return into
+
+
+def groups_of(
+    model: nn.Module, layers: list[Watched], names: list[str]
+) -> list[list[Watched]]:
+    """Layers by the module in ``names`` that they are in, in that order."""
+    found = [[x for x in layers if x.name.startswith(f"{name}.")] for name in names]
+    assert sum(map(len, found)) == len(layers)
+    return found
+
+
+GROUPS = {
+    "gpt2": [f"transformer.h.{i}" for i in range(3)],
+    "bert": [
+        *(f"bert.encoder.layer.{i}" for i in range(2)),
+        "bert.pooler",
+        "classifier",
+    ],
+    "llama": [f"model.layers.{i}" for i in range(2)],
+    "t5": [f"{part}.block.{i}" for part in ("encoder", "decoder") for i in range(2)],
+    "residual": ["stem", "stages.0", "stages.1", "head"],
+}
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_it_equals_running_the_whole_model_for_each_block(
+    name: str, method: str
+) -> None:
+    fast, batches = built(name)
+    slow, _ = built(name)
+    make, prune = METHODS[method]
+    layers = watched(fast)
+    assert len(layers) >= 4
+    prune_in_order(Work(fast, batches, make, prune), layers)
+    slowly(slow, batches, groups_of(slow, watched(slow), GROUPS[name]), method)
+    state = slow.state_dict()
+    for layer in layers:
+        weight = fast.state_dict()[layer.name]
+        axis = LayerMatrix(layer.module).input_axis
+        assert weight.ne(0).double().mean() == pytest.approx(0.5)
+        assert torch.equal(weight.ne(0), nm_mask(weight.abs(), TWO_FOUR, axis))
+        torch.testing.assert_close(weight, state[layer.name], rtol=1e-3, atol=1e-5)
+
+
+def test_what_a_layer_never_sees_is_refused() -> None:
+    model = Residual()
+    model.idle = nn.Linear(8, 8)
+    with pytest.raises(InputError, match="cannot be observed") as caught:
+        prune_in_order(Work(model, images(), InputNorms, by_wanda), watched(model))
+    assert caught.value.tensor == "idle.weight"
+
+
+def test_activations_that_are_not_finite_are_refused() -> None:
+    model, batches = built("residual")
+    model.stem.bias.data[0] = torch.inf  # type: ignore[union-attr, index]
+    with pytest.raises(NonFiniteError, match="calibration data") as caught:
+        prune_in_order(Work(model, batches, InputNorms, by_wanda), watched(model))
+    assert caught.value.tensor == "stages.0.one.weight"
+
+
+def test_samples_that_do_not_fit_are_refused() -> None:
+    model, _ = built("residual")
+    with pytest.raises(InputError, match="does not take the calibration samples"):
+        prune_in_order(
+            Work(model, [{"x": torch.ones(1, 3)}], InputNorms, by_wanda), watched(model)
+        )
+
+
+def test_blocks_that_feed_each_other_are_run_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+    real = sequence._prune_by_parent
+
+    def counting(work: Any, layers: Any) -> None:
+        calls.append([layer.name for layer in layers])
+        real(work, layers)
+
+    monkeypatch.setattr(sequence, "_prune_by_parent", counting)
+    model, batches = built("llama")
+    prune_in_order(Work(model, batches, InputNorms, by_wanda), watched(model))
+    assert calls == []
+    model, batches = built("residual")
+    prune_in_order(Work(model, batches, InputNorms, by_wanda), watched(model))
+    assert calls == [["stem.weight"], ["head.weight"]]
+
+
+class Skipping(nn.Module):
+    """Blocks in a list that do not simply feed each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.blocks[0](x).relu()
+        second = self.blocks[1](first).relu()
+        return self.blocks[2](first + second)
+
+
+def test_blocks_that_do_not_are_pruned_in_order_all_the_same() -> None:
+    torch.manual_seed(0)
+    fast, slow = Skipping(), Skipping()
+    slow.load_state_dict(fast.state_dict())
+    batches = [{"x": torch.randn(5, 8)} for _ in range(2)]
+    assert len(find_chains(fast, [f"blocks.{i}" for i in range(3)])) == 1
+    prune_in_order(Work(fast, batches, InputHessians, by_sparsegpt), watched(fast))
+    # Layers of one parent are pruned together.
+    slowly(slow, batches, [watched(slow)], "sparsegpt")
+    for name, weight in fast.state_dict().items():
+        torch.testing.assert_close(weight, slow.state_dict()[name])
+
+
+def test_inputs_that_are_one_tensor_are_counted_once() -> None:
+    model, batches = built("llama")
+    made: list[InputNorms] = []
+
+    def make() -> InputNorms:
+        made.append(InputNorms())
+        return made[-1]
+
+    prune_in_order(Work(model, batches, make, by_wanda), watched(model))
+    # In each of two blocks: q, k and v; the output; gate and up; down.
+    assert len(made) == 2 * 4
