@@ -43,7 +43,9 @@ class BuiltIn:
 
 BUILT_IN: Mapping[str, BuiltIn] = {
     "digits": BuiltIn("digits-resnet"),
+    "numbers": BuiltIn("translate-tiny"),
     "stdlib": BuiltIn("stdlib-gpt"),
+    "stdlib-modules": BuiltIn("stdlib-bert"),
 }
 
 
