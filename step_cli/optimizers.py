@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from step_cli.core.adam import EpsMode
 from step_cli.core.autoswitch import AutoSwitch, Criterion, Fixed, SwitchRule
-from step_cli.core.layers import param_groups, plan_for
+from step_cli.core.layers import param_groups, plan_for, warn_of
 from step_cli.core.optimizer import SparseOptimizer, VarianceCorrection
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan, Plan
@@ -58,7 +58,7 @@ def sparse_adamw(
         UsageError: Bare parameters, an impossible switch, or an unknown recipe.
         NothingSelectedError: No parameter can hold the pattern.
     """
-    made = make_recipe(recipe) if isinstance(recipe, str) else recipe
+    made = _made(recipe)
     base = torch.optim.AdamW(_groups(params, pattern, made), **adamw)
     optimizer = sparse(
         base,
@@ -97,7 +97,9 @@ def sparse(
     Raises:
         UsageError: As :func:`sparse_adamw`.
     """
-    made = make_recipe(recipe) if isinstance(recipe, str) else recipe
+    made = _made(recipe)
+    if total_steps is not None and type(total_steps) is not int:
+        raise UsageError(f"total_steps {total_steps!r} is not a number of steps")
     if not any("pattern" in group for group in optimizer.param_groups):
         _choose_within(optimizer, pattern, made)
     rule = _rule(optimizer, made, switch, total_steps)
@@ -113,6 +115,15 @@ def sparse(
     )
 
 
+def _made(recipe: Recipe | str) -> Recipe:
+    made = make_recipe(recipe) if isinstance(recipe, str) else recipe
+    if not isinstance(made, Recipe):
+        raise UsageError(
+            f"recipe {made!r} is neither a name nor a recipe such as STE()"
+        )
+    return made
+
+
 def clip_steps(total_steps: int) -> tuple[int, int]:
     """T_min and T_max in steps for a training of ``total_steps``."""
     return round(T_MIN * total_steps), round(T_MAX * total_steps)
@@ -124,6 +135,7 @@ def _rule(
     switch: int | Criterion | SwitchRule | None,
     total_steps: int | None,
 ) -> SwitchRule | None:
+    _check_switch(recipe, switch)
     if not recipe.switches:
         return None
     if isinstance(switch, SwitchRule):
@@ -135,10 +147,29 @@ def _rule(
         return SwitchRule(Fixed(fixed))
     if total_steps is None:
         raise UsageError(NO_LENGTH)
-    if not isinstance(switch, Criterion):
+    if switch is None:
         group = optimizer.param_groups[0]
+        if "betas" not in group:
+            raise UsageError(
+                f"{type(recipe).__name__} freezes Adam's variance: use Adam or AdamW"
+            )
         switch = AutoSwitch(group["betas"][1], group["eps"])
+    assert isinstance(switch, Criterion)
     return SwitchRule(switch, *clip_steps(total_steps))
+
+
+def _check_switch(recipe: Recipe, switch: Any) -> None:
+    if switch is None or type(switch) is int:
+        return
+    if not isinstance(switch, Criterion | SwitchRule):
+        raise UsageError(
+            f"switch {switch!r} is neither a step nor a criterion; give a number of "
+            "steps, or one such as AutoSwitch(beta2, eps)"
+        )
+    rule = switch.criterion if isinstance(switch, SwitchRule) else switch
+    if recipe.switch_step is not None and not isinstance(rule, Fixed):
+        name = type(recipe).__name__
+        raise UsageError(f"{name} switches at a step: give a number of steps")
 
 
 def _fixed(recipe: Recipe, total_steps: int | None) -> int | None:
@@ -164,7 +195,7 @@ def _groups(
             )
         weights = Gathered(dict(params.named_parameters()))
         return list(param_groups(params, recipe.learner.plan_layers(weights, plan)))
-    given = list(params)
+    given = [_listed(item) for item in params]
     bare = any(isinstance(item, Tensor) for item in given)
     if bare or (
         given
@@ -177,6 +208,13 @@ def _groups(
             "named_parameters(), or param groups that carry pattern and axis"
         )
     return given
+
+
+def _listed(item: Any) -> Any:
+    """A group with its parameters as a list, as an iterator can be read only once."""
+    if not isinstance(item, dict) or isinstance(item.get("params"), Tensor):
+        return item
+    return {**item, "params": list(item["params"])}
 
 
 def _named(members: Any) -> bool:
@@ -201,8 +239,10 @@ def _choose_within(
     described = [
         Description(name, str(p.dtype).removeprefix("torch."), tuple(p.shape))
         for name, p in weights.items()
+        if p.requires_grad
     ]
     chosen = Selection(pattern=parsed).choose(described)
+    warn_of(chosen)
     if not chosen.layers:
         raise NothingSelectedError(f"no named parameter can hold {parsed}")
     plan = {tensor.name: layer for tensor, layer in chosen.layers}

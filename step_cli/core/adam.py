@@ -4,6 +4,7 @@ Weight decay is decoupled (AdamW): inside the gradient it would contaminate v, w
 STEP freezes and relies on.
 """
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
@@ -60,6 +61,7 @@ def adam_step(
     eps_mode: EpsMode,
     raw_variance: bool,
     learn_variance: bool,
+    late: Collection[Tensor] = (),
     compiled: bool = False,
 ) -> None:
     """Update every parameter that has a gradient, in place.
@@ -70,6 +72,8 @@ def adam_step(
         eps_mode: See :func:`adam_direction`.
         raw_variance: Do not bias-correct the variance.
         learn_variance: Update the variance too.
+        late: Parameters whose first gradient comes after the switch: there is nothing
+            to freeze, so these learn their variance all along, as AdamW does.
         compiled: Use the compiled kernel for the frozen update, where it fits.
     """
     for group in optimizer.param_groups:
@@ -80,20 +84,21 @@ def adam_step(
             state["step"] += 1
             if learn_variance:
                 state["variance_step"].copy_(state["step"])
-            frozen = not learn_variance and eps_mode == "outside"
-            if compiled and frozen and p.is_contiguous() and not group["maximize"]:
+            learns = learn_variance or p in late
+            if compiled and not learns and eps_mode == "outside" and p.is_contiguous():
                 _compiled_step(p, state, group, raw_variance=raw_variance)
                 continue
+            learned = _count(state["step" if learns else "variance_step"])
             direction = adam_direction(
-                -p.grad if group["maximize"] else p.grad,
+                p.grad,
                 state["exp_avg"],
                 state["exp_avg_sq"],
                 step=_count(state["step"]),
-                variance_step=None if raw_variance else _count(state["variance_step"]),
+                variance_step=None if raw_variance and not learns else learned,
                 betas=group["betas"],
                 eps=group["eps"],
                 eps_mode=eps_mode,
-                learn_variance=learn_variance,
+                learn_variance=learns,
             )
             p.mul_(1 - float(group["lr"]) * group["weight_decay"])
             p.add_(direction, alpha=-float(group["lr"]))

@@ -36,6 +36,10 @@ class DenseOwner(Optimizer):
     def __init__(
         self, base: Optimizer, recipe: Recipe, total_steps: int | None
     ) -> None:
+        if base.state:
+            raise UsageError("the base optimizer has taken steps: give a fresh one")
+        for group in base.param_groups:
+            check_group(group)
         self.base, self.recipe = base, recipe
         self._complete = False
         super().__init__(base.param_groups, base.defaults)
@@ -153,13 +157,37 @@ class DenseOwner(Optimizer):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`; load the model's weights first."""
+        """Continue from :meth:`state_dict`; load the model's weights first.
+
+        Raises:
+            UsageError: It is of another optimizer, or of other patterns.
+        """
+        self._refuse_foreign(state_dict["param_groups"])
         super().load_state_dict(state_dict)
         self._share_with_base()
         for p, index in with_index(self, state_dict["param_groups"]):
             self.state[p].update(restored(p, state_dict["state"].get(index, {})))
             if "dense" in self.state[p] and not self._has_master(p):
                 self.state[p]["dense"] = p.detach()
+
+    def _refuse_foreign(self, saved: list[dict[str, Any]]) -> None:
+        if not saved or "switch_reason" not in saved[0]:
+            raise UsageError(
+                "the state is not of this optimizer: it knows no phase; load the "
+                "model's weights and begin anew, or dense with the recipe 'dense'"
+            )
+        for mine, theirs in zip(self.param_groups, saved, strict=False):
+            if plan_of(mine) != plan_of(theirs):
+                raise UsageError(
+                    f"the state was saved for {_said(theirs)}, this optimizer is for "
+                    f"{_said(mine)}"
+                )
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        # For copies: the base class keeps groups and state only. Hooks stay behind.
+        mine = {k: v for k, v in self.__dict__.items() if "_hooks" not in k}
+        return mine
 
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -178,6 +206,33 @@ class DenseOwner(Optimizer):
     def _share_with_base(self) -> None:
         # One list of groups and one state: a scheduler may hold either optimizer.
         self.base.param_groups, self.base.state = self.param_groups, self.state
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Make the group axis of a sparse group non-negative; refuse what is none.
+
+    Raises:
+        UsageError: Pattern and axis are not both there, or not what they should be; a
+            parameter is complex.
+    """
+    if any(p.is_complex() for p in group["params"]):
+        raise UsageError("complex parameters: give them to an optimizer of their own")
+    pattern, axis = group.get("pattern"), group.get("axis")
+    if pattern is None:
+        return
+    if not isinstance(pattern, str | NMPattern) or type(axis) is not int:
+        raise UsageError(
+            "a param group with a pattern needs it as text such as '2:4', and an axis "
+            f"as a number; got pattern={pattern!r}, axis={axis!r}"
+        )
+    ranks = {p.dim() for p in group["params"]}
+    if axis < 0 and len(ranks) == 1:
+        group["axis"] = axis % max(1, ranks.pop())
+
+
+def _said(group: dict[str, Any]) -> str:
+    plan = plan_of(group)
+    return f"{plan.pattern} along axis {plan.axis}" if plan else "dense weights"
 
 
 def plan_of(group: dict[str, Any]) -> LayerPlan | None:

@@ -41,6 +41,12 @@ def plan_for(model: nn.Module, selection: Selection) -> Plan:
     What was chosen but does not divide into groups is said in a warning.
     """
     chosen = choose_layers(model, selection)
+    warn_of(chosen)
+    return {tensor.name: layer for tensor, layer in chosen.layers}
+
+
+def warn_of(chosen: Chosen[Description]) -> None:
+    """Say what was chosen and stays dense all the same, so that nobody is surprised."""
     for text in chosen.warnings:
         logger.warning("%s", text)
     for tensor in chosen.unchecked:
@@ -48,7 +54,6 @@ def plan_for(model: nn.Module, selection: Selection) -> Plan:
         logger.warning(
             "%s stays dense: shape %s has no whole groups", tensor.name, shape
         )
-    return {tensor.name: layer for tensor, layer in chosen.layers}
 
 
 def param_groups(model: nn.Module, plan: Plan) -> list[dict[str, object]]:
@@ -80,9 +85,16 @@ def _group(
 
 def _describe(model: nn.Module) -> Iterator[Description]:
     modules = dict(model.named_modules())
+    tables = {
+        id(module.weight)
+        for module in modules.values()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+    }
     for name, parameter in model.named_parameters():
         module = modules[name.rpartition(".")[0]]
-        skip = "consumer" if isinstance(module, (*TRANSPOSED, nn.Embedding)) else None
+        # A table may be tied to a Linear that comes first.
+        transposed = isinstance(module, TRANSPOSED)
+        skip = "consumer" if transposed or id(parameter) in tables else None
         yield Description(
             name,
             str(parameter.dtype).removeprefix("torch."),

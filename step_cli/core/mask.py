@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from step_cli.core.pattern import NMPattern
-from step_cli.core.ranks import Ranks
+from step_cli.core.ranks import highest
 from step_cli.errors import NonFiniteError, UsageError
 
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -31,11 +31,14 @@ def nm_mask(scores: Tensor, pattern: NMPattern | str, axis: int) -> Tensor:
         Boolean mask, shape of ``scores``, True where the weight is kept.
 
     Raises:
-        UsageError: The axis does not exist, or its size is not a multiple of M.
+        UsageError: The axis does not exist, its size is not a multiple of M, or the
+            scores are complex or of 8 bits.
         NonFiniteError: A score is NaN, which has no rank.
     """
     pattern = NMPattern.parse(pattern) if isinstance(pattern, str) else pattern
     check_groups(tuple(scores.shape), pattern, axis)
+    if scores.is_complex() or scores.dtype.itemsize == 1:
+        raise UsageError(f"scores of {scores.dtype} have no order here: use float32")
     if bool(torch.isnan(scores).any()):
         raise NonFiniteError("a score is NaN, which has no rank")
     return keep_mask(scores, pattern, axis)
@@ -72,7 +75,7 @@ def _highest(
     if pattern.dense or not values.numel():
         return torch.ones(values.shape, dtype=torch.bool, device=values.device)
     groups = to_groups(values, pattern.m, axis)
-    return Ranks(groups, magnitude=magnitude).highest(pattern.n).view(values.shape)
+    return highest(groups, pattern.n, magnitude=magnitude).view(values.shape)
 
 
 def masked(values: Tensor, keep: Tensor) -> Tensor:

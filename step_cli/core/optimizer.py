@@ -12,7 +12,7 @@ model holds of it.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Literal, overload
 
 import torch
@@ -73,6 +73,7 @@ class SparseOptimizer(SparseView):
         compile: bool | None = None,
     ) -> None:
         self.watch_masks = False
+        self._late: set[Tensor] = set()
         self._eps_mode, self._raw_variance = eps_mode, v_correction == "none"
         self._watch = VarianceWatch(switch, record=record)
         self._mask_watch = MaskWatch()
@@ -106,11 +107,12 @@ class SparseOptimizer(SparseView):
         self._refuse_unwired(rules)
         self._watch.forget()
         self._mask_watch.forget()
+        self._refuse_shown_otherwise()
         stand_ins = dict(self._stand_ins(rules))
         if rules.learn_variance:
             self._watch.before_update(self, stand_ins, t, undecided=undecided)
         with working_on(stand_ins, self.base, self._own_keys):
-            self._update(rules)
+            self._update(rules, {stand_ins[p] for p in self._late})
         self._clock["t"] = t
         reason = self._watch.reason_at(t) if undecided else None
         if reason is not None:
@@ -123,7 +125,7 @@ class SparseOptimizer(SparseView):
             self._mask_watch.after_update(dict(self._shown_and_dense()))
         return loss
 
-    def _update(self, rules: Phase) -> None:
+    def _update(self, rules: Phase, late: Collection[Tensor]) -> None:
         """Update the dense weights, which the base has for its parameters now."""
         if rules.learn_variance and self._eps_mode == "outside":
             self.base.step()
@@ -133,6 +135,7 @@ class SparseOptimizer(SparseView):
             eps_mode=self._eps_mode,
             raw_variance=self._raw_variance and not rules.learn_variance,
             learn_variance=rules.learn_variance,
+            late=late,
             compiled=self._compiled,
         )
 
@@ -167,6 +170,7 @@ class SparseOptimizer(SparseView):
         if not self.recipe.after.learn_variance:
             self._freeze_variance(step)
         self._clock.update(switch_step=step, switch_reason=reason, switch_memory=[])
+        self._find_late()
         self._enter_phase()
 
     def _freeze_variance(self, step: int) -> None:
@@ -182,6 +186,15 @@ class SparseOptimizer(SparseView):
                 f"the variance is zero at step {step}, and freezing it would divide by "
                 "nothing; switch after a step that has gradients"
             )
+
+    def _find_late(self) -> None:
+        """Remember which parameters had seen no gradient when the variance froze."""
+        frozen = self._switched and not self.recipe.after.learn_variance
+        self._late = {
+            p
+            for p, _, _ in variances(self)
+            if frozen and not self.state[p]["variance_step"]
+        }
 
     # ------------------------------------------------------------- what it has measured
 
@@ -243,6 +256,7 @@ class SparseOptimizer(SparseView):
         super().load_state_dict(state_dict)
         self._watch.restart()
         self._mask_watch.forget()
+        self._find_late()
         if self.rule is not None and not self._switched:
             self.rule.criterion.load(self._clock["switch_memory"])
         self._clock["switch_memory"] = []

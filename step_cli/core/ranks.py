@@ -18,17 +18,32 @@ from torch import Tensor
 CHUNK = 1 << 19  # weights ranked at a time on a CPU
 LARGE_CHUNK = 1 << 24  # elsewhere, where each operation costs a launch
 LONG = 64  # weights; rows of at least this many are lines of their own
-INT8_UP_TO = 127  # M
 MANY = 16  # members of a group, from which finding its highest beats ranking all
+SORTED_FROM = 65  # members of a group, which are sorted: comparisons grow with M
 
 
-class Ranks:
-    """Ranks the members of all groups of ``[X, M, B]``, a chunk at a time.
+def highest(groups: Tensor, n: int, *, magnitude: bool) -> Tensor:
+    """True for the ``n`` highest of each group; of equal ones the first.
 
     Args:
-        groups: M scores, or weights, per group.
+        groups: Scores, or weights, ``[X, M, B]``.
+        n: Of 1 to M.
         magnitude: Whether the scores are the magnitudes of what is given.
     """
+    if groups.shape[1] < SORTED_FROM:
+        return _Ranks(groups, magnitude=magnitude).highest(n)
+    keep = groups.new_zeros(groups.shape, dtype=torch.bool)
+    for part, out in zip(
+        torch.split(groups, 1024), torch.split(keep, 1024), strict=True
+    ):
+        scores = part.abs() if magnitude else part
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        out.scatter_(1, order[:, :n], True)
+    return keep
+
+
+class _Ranks:
+    """Ranks the members of all groups of ``[X, M, B]``, a chunk at a time."""
 
     def __init__(self, groups: Tensor, *, magnitude: bool) -> None:
         self.groups, self.magnitude = groups.detach(), magnitude
@@ -36,17 +51,17 @@ class Ranks:
         chunk = CHUNK if groups.device.type == "cpu" else LARGE_CHUNK
         self.rows = max(1, min(count, chunk // max(1, self.m * self.behind)))
         self.long = self.behind >= LONG
-        self._dtype = torch.int8 if self.m <= INT8_UP_TO else torch.int16
-        place = torch.arange(self.m, dtype=self._dtype, device=groups.device)
+        place = torch.arange(self.m, device=groups.device)
         self._place = self._line(place)
-        self._same_group = [self._line(place < self.m - d) for d in range(self.m)]
+        distances = range(0 if self.long else self.m)
+        self._same_group = [self._line(place < self.m - d) for d in distances]
         size = self.rows * self.m * self.behind
         self._scores, self._found = groups.new_empty(size), groups.new_empty(size)
-        self._small = groups.new_empty(size, dtype=self._dtype)
+        self._small = groups.new_empty(size, dtype=torch.int8)
 
     def highest(self, n: int) -> Tensor:
         """True for the ``n`` highest of each group; of equal ones the first."""
-        keep = self.groups.new_empty(self.groups.shape, dtype=self._dtype)
+        keep = self.groups.new_empty(self.groups.shape, dtype=torch.int8)
         mark = self._mark_highest if n == 1 and self.m >= MANY else self._rank
         parts = torch.split(self.groups, self.rows), torch.split(keep, self.rows)
         for part, out in zip(*parts, strict=True):
@@ -54,7 +69,7 @@ class Ranks:
             torch.abs(part, out=scores) if self.magnitude else scores.copy_(part)
             mark(scores, out)
             out.lt_(n)
-        return keep.view(torch.bool) if self.m <= INT8_UP_TO else keep.bool()
+        return keep.view(torch.bool)
 
     def _rank(self, scores: Tensor, rank: Tensor) -> None:
         """Count for each score how many of its group beat it."""
@@ -102,7 +117,7 @@ class Ranks:
     def _line(self, members: Tensor) -> Tensor:
         """One value per member of a group, for each weight of a line."""
         groups = 1 if self.long else self.rows
-        return members.to(self._dtype).repeat_interleave(self.behind).repeat(groups)
+        return members.to(torch.int8).repeat_interleave(self.behind).repeat(groups)
 
     def _lines(self, part: Tensor) -> Tensor:
         """A chunk as lines in which each weight's group lies ahead of it."""

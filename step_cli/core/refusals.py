@@ -23,6 +23,10 @@ def refuse_impossible(
     """
     name, groups = type(recipe).__name__, base.param_groups
     adam = isinstance(base, torch.optim.Adam)
+    if isinstance(base, torch.optim.LBFGS):
+        raise UsageError("LBFGS evaluates the loss within its step: use another")
+    if any(group.get("maximize") for group in groups):
+        raise UsageError("maximize: negate the loss instead, as masks minimise")
     frozen = not recipe.after.learn_variance
     if not adam and (frozen or eps_mode == "inside"):
         raise UsageError(f"{name} freezes Adam's variance: use Adam or AdamW")

@@ -37,7 +37,7 @@ class SparseView(DenseOwner):
     ) -> None:
         self._versions: dict[Tensor, tuple[int, int]] = {}
         self._rewired: list[tuple[Tensor, RewiredForward]] | None = None
-        self._compiled = False
+        self._compiled = self._shown_otherwise = False
         super().__init__(base, recipe, total_steps)
 
     @contextmanager
@@ -64,8 +64,9 @@ class SparseView(DenseOwner):
             self._rewired = None
             self._create_state()
         self._refuse_exchanged()
-        for p, _ in self._with_own_master():
-            self.state[p]["dense"] = master_copy(p)
+        for p, plan in self._with_own_master():
+            if not self._is_current(p, plan):
+                self.state[p]["dense"] = master_copy(p)
         self._publish(fresh=True)
 
     def rewire(self, model: nn.Module) -> None:
@@ -163,14 +164,18 @@ class SparseView(DenseOwner):
 
     @contextmanager
     def _showing(self, view: Callable[[Tensor, LayerPlan], Tensor]) -> Iterator[None]:
+        self._refuse_shown_otherwise()
+        self._refuse_stale()
         with torch.no_grad():
             plans = dict(self.sparse_parameters())
             own = {p: local(p).clone() for p in plans}
             for p, plan in plans.items():
                 local(p).copy_(view(p, plan))
+        self._shown_otherwise = True
         try:
             yield
         finally:
+            self._shown_otherwise = False
             with torch.no_grad():
                 for p, values in own.items():
                     local(p).copy_(values)
@@ -196,21 +201,33 @@ class SparseView(DenseOwner):
 
     def _refuse_stale(self) -> None:
         for p, plan in self._with_own_master():
-            if self._versions.get(p) == version(p):
-                continue
-            # Written, as by a wrapper that broadcasts, but perhaps with what it held.
-            if not torch.equal(local(p), self._view(p, plan).to(p.dtype)):
+            if not self._is_current(p, plan):
                 raise UsageError(
                     "a weight was changed behind the optimizer's back: build the "
                     "optimizer after loading and wrapping, or call adopt()"
                 )
             self._versions[p] = version(p)
 
+    def _is_current(self, p: Tensor, plan: LayerPlan | None) -> bool:
+        """Whether the model holds of ``p`` what the optimizer has put there."""
+        if self._versions.get(p) == version(p):
+            return True
+        # Written, as by a wrapper that broadcasts, but perhaps with what it held.
+        return torch.equal(local(p), self._view(p, plan).to(p.dtype))
+
+    def _refuse_shown_otherwise(self) -> None:
+        if self._shown_otherwise:
+            raise UsageError(
+                "not inside dense_weights() or sparse_weights(): the model holds "
+                "another view there, and gets its own back at the end"
+            )
+
     def _refuse_not_finite(self, step: int) -> None:
         # NaN stays, and beats no other weight: its group would keep more than N.
         sums = ShardSum(1)
-        for p, _ in self.sparse_parameters():
-            sums.beside(p).add_(self._dense(p).sum())
+        for group in self.param_groups:
+            for p in group["params"]:
+                sums.beside(p).add_(self._dense(p).sum())
         if not bool(sums.total().isfinite()):
             raise NonFiniteError(
                 f"step {step}: weights are not finite, after a gradient of the last "

@@ -123,7 +123,7 @@ def test_scaling_and_sign_do_not_change_the_mask() -> None:
     assert torch.equal(nm_mask((weight * 7).abs(), "2:4", axis=1), mask)
 
 
-@pytest.mark.parametrize("pattern", ["1:16", "1:20", "3:16", "1:32", "5:130"])
+@pytest.mark.parametrize("pattern", ["1:16", "1:20", "3:16", "1:32", "5:64", "5:130"])
 @pytest.mark.parametrize("behind", [1, 9, ranks.LONG])
 def test_wide_groups_equal_the_slow_loop(pattern: str, behind: int) -> None:
     parsed = NMPattern.parse(pattern)
