@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn, TextIO
 import typer
 from typer.models import CommandInfo
 
-from step_cli import render, signals
+from step_cli import processes, render, signals
 from step_cli.config import (
     AutoswitchProfileConfig,
     ExportConfig,
@@ -168,8 +168,10 @@ def run(argv: Sequence[str], out: TextIO) -> int:
     Returns:
         The exit code.
     """
-    shown = Presentation.of(argv)
-    log_to_stderr(quiet=shown.quiet, verbose=shown.verbose)
+    shown, command = Presentation.of(argv), command_of(argv)
+    together = command == "train"  # the only one that may run as many processes
+    speaks = not together or processes.rank() == 0
+    log_to_stderr(quiet=shown.quiet or not speaks, verbose=shown.verbose)
     try:
         signals.let_raise()
         shown.refuse_two_formats()
@@ -180,18 +182,22 @@ def run(argv: Sequence[str], out: TextIO) -> int:
         if not isinstance(report, Report):  # --help, --version
             out.flush()
             return int(report or 0)
-        _tell(report.problems)
-        _show(report, out, shown)
+        if speaks:
+            _tell(report.problems)
+            _show(report, out, shown)
         return report.exit_code
     except BaseException as error:
         signals.let_end()
         if shown.debug and not isinstance(error, KeyboardInterrupt):
             logging.getLogger(__name__).error("", exc_info=error)
         detail = detail_of(error, argv, command_names())
+        told = processes.failed_before(detail.exit) if together else None
+        if told is not None:
+            return told
         _tell([detail])
         if shown.json:
             with contextlib.suppress(OSError):
-                render.failure(detail, command_of(argv), out)
+                render.failure(detail, command, out)
         return detail.exit
 
 

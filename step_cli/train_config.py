@@ -96,6 +96,10 @@ class TrainSection(Config):
     log_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(100, ge=1)
     keep: int = Field(2, ge=1, description="Newest checkpoints kept")
+    parallel: Literal["auto", "none", "ddp", "fsdp"] = Field(
+        "auto", description="auto: ddp under torchrun"
+    )
+    compile: bool = Field(False, description="torch.compile the model")
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:

@@ -15,10 +15,11 @@ LAYERS = {
     "__main__": {"cli", "signals"},
     "cli": {
         "commands", "config", "errors", "failures", "logs", "options", "presentation",
-        "render", "reports", "signals", "streams",
+        "processes", "render", "reports", "signals", "streams",
     },
     "failures": {"errors", "presentation", "reports"},
     "presentation": {"errors"},
+    "processes": set(),
     "streams": set(),
     "signals": {"errors"},
     "logs": {"render"},
@@ -27,8 +28,8 @@ LAYERS = {
         "formats", "models", "reports", "samples", "train_config", "training",
     },
     "training": {
-        "config", "core", "data", "errors", "formats", "live", "models", "recipes",
-        "render", "reports", "samples", "train_config",
+        "config", "core", "data", "errors", "formats", "live", "models", "processes",
+        "recipes", "render", "reports", "samples", "train_config",
     },
     "calibration": {"core", "data", "errors", "formats", "models"},
     "live": {"render"},

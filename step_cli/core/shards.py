@@ -79,16 +79,34 @@ def check_shards(p: Tensor, plan: LayerPlan) -> None:
     ]
     if not cuts:
         return
-    size, processes = p.shape[axis], math.prod(cuts)
-    # Shards are of ceil(size / processes), the last may be smaller.
-    whole = len(cuts) == 1 and -(-size // processes) % plan.pattern.m == 0
-    if not whole and size % (processes * plan.pattern.m):
+    size, processes, m = p.shape[axis], math.prod(cuts), plan.pattern.m
+    whole = len(cuts) == 1 and _groups_stay_whole(size, processes, m)
+    if not whole and size % (processes * m):
         other = "Shard(1)" if axis == 0 else "Shard(0)"
         raise UsageError(
             f"axis {axis} of shape {tuple(p.shape)} split over {processes} processes "
-            f"cuts groups of M={plan.pattern.m}; give fully_shard a "
+            f"cuts groups of M={m}; give fully_shard a "
             f"shard_placement_fn that returns {other} for it, or exclude the layer"
         )
+
+
+def whole_axis(shape: tuple[int, ...], plan: LayerPlan, processes: int) -> int | None:
+    """Along which axis FSDP2 can split a weight so that no group is cut.
+
+    Returns:
+        The first that will do, mostly 0; None where there is none.
+    """
+    for axis, size in enumerate(shape):
+        even = axis == 0 or size % processes == 0  # what FSDP2 asks of other axes
+        own = axis == plan.axis % len(shape)
+        if even and (not own or _groups_stay_whole(size, processes, plan.pattern.m)):
+            return axis
+    return None
+
+
+def _groups_stay_whole(size: int, processes: int, m: int) -> bool:
+    # Shards are of ceil(size / processes), the last may be smaller.
+    return -(-size // processes) % m == 0
 
 
 class Gathered(Mapping[str, Tensor]):

@@ -12,12 +12,24 @@ from torch import Tensor
 from step_cli.data.batch import Batch, RandomSplit, Split
 from step_cli.errors import InputError
 
+Share = tuple[int, int]  # which of how many processes, the first being 0
+ALONE = (0, 1)
 
-def batch_at(split: Split, *, index: int, size: int, seed: int) -> Batch:
+
+def batch_at(
+    split: Split, *, index: int, size: int, seed: int, share: Share = ALONE
+) -> Batch:
     """The ``index``-th batch, from 0, of an endless shuffled pass over ``split``.
 
     Every epoch is a fresh permutation; what does not fill a batch at its end is left
     out.
+
+    Args:
+        split: The samples.
+        index: Counted over epochs.
+        size: Samples of the batch, of all processes together.
+        seed: Of the order.
+        share: Whose part of the batch to give: the same number of samples for each.
 
     Raises:
         InputError: The split is smaller than one batch.
@@ -30,18 +42,33 @@ def batch_at(split: Split, *, index: int, size: int, seed: int) -> Batch:
         )
     epoch, position = divmod(index, per_epoch)
     order = _permutation(len(split), seed * 1_000_003 + epoch)
-    chosen = order[position * size : (position + 1) * size]
+    rank, count = share
+    own = size // count
+    start = position * size + rank * own
+    chosen = order[start : start + own]
     if isinstance(split, RandomSplit):
-        # Far from the seeds of epochs.
-        generator = torch.Generator().manual_seed(-1 - (seed * 1_000_000_007 + index))
-        return split.draw(chosen, generator)
+        # Far from the seeds of epochs; each process varies its samples in its own way.
+        drawn = seed * 1_000_000_007 + index * count + rank
+        return split.draw(chosen, torch.Generator().manual_seed(-1 - drawn))
     return split[chosen]
 
 
-def batches_of(split: Split, size: int) -> Iterator[Batch]:
-    """All of ``split`` in order, the last batch smaller."""
-    for start in range(0, len(split), size):
-        yield split[torch.arange(start, min(start + size, len(split)))]
+def batches_of(
+    split: Split, size: int, share: Share = ALONE
+) -> Iterator[tuple[Batch, bool]]:
+    """All of ``split`` in order, ``size`` samples at a time, the last ones fewer.
+
+    Each process gets as many batches. Where the samples do not suffice for that, it
+    gets one that another has too.
+
+    Returns:
+        Batches, and whether they count.
+    """
+    rank, count = share
+    for start in range(rank * size, len(split) + rank * size, count * size):
+        end = min(start + size, len(split))
+        own = torch.arange(min(start, end), end)
+        yield (split[own], True) if len(own) else (split[own.new_zeros(1)], False)
 
 
 # Remembered, as a million samples take longer to shuffle than a small model's step.

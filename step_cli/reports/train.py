@@ -29,6 +29,8 @@ class TrainReport(Report):
     dense_metrics: dict[str, float] | None
     density: float
     run_dir: str
+    parallel: str = "none"
+    processes: int = 1
     advice: list[str] = Field([])
 
     @property

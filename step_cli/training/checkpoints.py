@@ -1,100 +1,89 @@
 """Training checkpoints: all that a run needs to go on bit for bit.
 
-``checkpoints/step-NNNNNNNN/`` holds the model, the optimizer's tensors and, written
-last, ``state.json`` with the scalars and the SHA-256 of both. A folder appears complete
-or not at all; one without its ``state.json`` is passed over. No pickle is involved.
+``checkpoints/step-NNNNNNNN/`` holds the model, the optimizer's tensors and the random
+states, of each process its own, and, written last, ``state.json`` with the scalars and
+the SHA-256 of every file. A folder appears complete or not at all; one without its
+``state.json`` is passed over. No pickle is involved.
 """
 
 import json
 import logging
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from step_cli.core.optimizer import SparseOptimizer
-from step_cli.errors import InputError
+from step_cli.errors import InputError, OutputError
 from step_cli.formats.digest import sha256
 from step_cli.formats.json_text import read_json
-from step_cli.formats.one_file import open_file
-from step_cli.formats.safetensors_writer import save_safetensors
+from step_cli.formats.mapped_file import reason_of
 from step_cli.formats.staged import staged
-from step_cli.formats.torch_arrays import to_array, to_tensor
+from step_cli.training.own_state import read_by, read_own, write_own
+from step_cli.training.parallel import World
 
 SCHEMA = "step-cli/training-state/1"
 STATE_LIMIT = 64 << 20  # bytes of state.json
-FILES = ("model.safetensors", "optimizer.safetensors")
 logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(
-    run_dir: Path, model: nn.Module, optimizer: SparseOptimizer, *, keep: int
+    run_dir: Path,
+    model: nn.Module,
+    optimizer: SparseOptimizer,
+    world: World,
+    *,
+    keep: int,
 ) -> None:
     """Save everything, then delete all but the newest ``keep``.
 
     Raises:
         OutputError: The system refuses; then the older ones are all still there.
     """
-    folder = run_dir / "checkpoints"
-    folder.mkdir(exist_ok=True)
+    target = run_dir / "checkpoints" / f"step-{optimizer.steps_taken:08d}"
     saved = optimizer.state_dict()
-    model_tensors = {k: to_array(v) for k, v in model.state_dict().items()}
-    tensors = {
-        f"state.{index}.{key}": to_array(value)
-        for index, state in saved["state"].items()
-        for key, value in state.items()
-        if isinstance(value, Tensor)
-    }
-    tensors |= {name: to_array(value) for name, value in _random_states().items()}
-    target = folder / f"step-{optimizer.steps_taken:08d}"
-    with staged(target, force=True, directory=True) as staging:
-        save_safetensors(staging / FILES[0], model_tensors)
-        save_safetensors(staging / FILES[1], tensors)
-        state = {
-            "schema": SCHEMA,
-            "step": optimizer.steps_taken,
-            "torch": torch.__version__,
-            "param_groups": saved["param_groups"],
-            "sha256": {name: sha256(staging / name) for name in FILES},
-        }
-        (staging / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    for old in _complete(run_dir)[:-keep]:
-        shutil.rmtree(old)
+    with _staged_together(target, world) as staging:
+        names = write_own(staging, model, saved["state"], world)
+        digests = world.gathered({name: sha256(staging / name) for name in names})
+        if world.first:
+            state = {
+                "schema": SCHEMA,
+                "step": optimizer.steps_taken,
+                "torch": torch.__version__,
+                "parallel": world.kind,
+                "world_size": world.size,
+                "param_groups": saved["param_groups"],
+                "sha256": {k: v for of_one in digests for k, v in of_one.items()},
+            }
+            (staging / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    if world.first:
+        kept = _complete(run_dir)[-keep:]
+        for old in target.parent.glob("step-*"):
+            if old < kept[0]:
+                (old / "state.json").unlink(missing_ok=True)  # incomplete from here on
+                shutil.rmtree(old)
 
 
-def load_checkpoint(run_dir: Path, model: nn.Module, optimizer: SparseOptimizer) -> int:
+def load_checkpoint(
+    run_dir: Path, model: nn.Module, optimizer: SparseOptimizer, world: World
+) -> int:
     """Continue from the newest complete checkpoint.
 
     Returns:
         The step it was saved after.
 
     Raises:
-        InputError: There is none, it was changed, or another torch wrote it.
+        InputError: There is none, it was changed, or another torch or another number
+            of processes wrote it.
     """
-    found = _complete(run_dir)
-    if not found:
-        raise InputError("nothing to resume: no complete checkpoint", file=run_dir)
-    path = found[-1]
-    for torn in sorted((run_dir / "checkpoints").glob("step-*")):
-        if torn > path:
-            logger.warning("%s is incomplete, going on from %s", torn.name, path.name)
-    state = _read_state(path)
-    groups = state["param_groups"]
-    values: dict[int, dict[str, Any]] = {}
-    for tensor in open_file(path / FILES[1]).tensors:
-        head, _, rest = tensor.name.partition(".")
-        value = to_tensor(tensor.read())
-        if head == "rng":
-            _restore_random_state(rest, value)
-            continue
-        index, _, key = rest.partition(".")
-        values.setdefault(int(index), {})[key] = value
-    stored = open_file(path / FILES[0]).tensors
-    model.load_state_dict({t.name: to_tensor(t.read()) for t in stored})
-    optimizer.load_state_dict({"state": values, "param_groups": groups})
+    path = world.from_first(_newest(run_dir) if world.first else run_dir)
+    state = _read_state(path, world)
+    read_own(path, model, optimizer, world, state["param_groups"])
     return int(state["step"])
 
 
@@ -110,33 +99,60 @@ def _complete(run_dir: Path) -> list[Path]:
     return sorted(path for path in named if (path / "state.json").is_file())
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def _newest(run_dir: Path) -> Path:
+    found = _complete(run_dir)
+    if not found:
+        raise InputError("nothing to resume: no complete checkpoint", file=run_dir)
+    for torn in sorted((run_dir / "checkpoints").glob("step-*")):
+        if torn > found[-1]:
+            said = "%s is incomplete, going on from %s"
+            logger.warning(said, torn.name, found[-1].name)
+    return found[-1]
+
+
+@contextmanager
+def _staged_together(target: Path, world: World) -> Iterator[Path]:
+    """Stage a directory that all processes write to; the first publishes it."""
+    try:
+        if not world.first:
+            yield world.from_first(target)
+            return
+        target.parent.mkdir(exist_ok=True)
+        with staged(target, force=True, directory=True) as staging:
+            yield world.from_first(staging)
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else target
+        raise OutputError(reason_of(error), file=where) from error
+
+
+def _read_state(path: Path, world: World) -> dict[str, Any]:
     file = path / "state.json"
     state = read_json(file, "a training state", limit_bytes=STATE_LIMIT)
     if state.get("schema") != SCHEMA:
         raise InputError(f"is not of schema {SCHEMA}: another step-cli", file=file)
-    for name, digest in state["sha256"].items():
-        if sha256(path / name) != digest:
-            raise InputError("sha256 differs from when it was saved", file=path / name)
-    if state["torch"] != torch.__version__:
+    ours = {
+        "torch": torch.__version__,
+        "parallel": world.kind,
+        "world_size": world.size,
+    }
+    differ = [
+        f"{key} is {value}, was {state.get(key)}"
+        for key, value in ours.items()
+        if value != state.get(key)
+    ]
+    if differ:
         raise InputError(
-            f"was saved by torch {state['torch']}, this is {torch.__version__}; the "
-            "run would not go on bit for bit",
-            file=path,
+            f"{'; '.join(differ)}: the run would not go on bit for bit", file=path
         )
+    for name in sorted(read_by(world)):
+        _check_digest(path / name, state["sha256"].get(name))
     return state
 
 
-def _random_states() -> dict[str, Tensor]:
-    states = {"rng.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        for number, state in enumerate(torch.cuda.get_rng_state_all()):
-            states[f"rng.cuda{number}"] = state
-    return states
-
-
-def _restore_random_state(device: str, state: Tensor) -> None:
-    if device == "cpu":
-        torch.set_rng_state(state)
-    elif torch.cuda.is_available():
-        torch.cuda.set_rng_state(state, int(device.removeprefix("cuda")))
+def _check_digest(file: Path, digest: object) -> None:
+    try:
+        changed = sha256(file) != digest
+    except OSError as error:
+        raise InputError(reason_of(error), file=file) from None
+    if changed:
+        raise InputError("sha256 differs from when it was saved", file=file)

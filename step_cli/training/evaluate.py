@@ -12,6 +12,7 @@ from torch.nn import functional
 from step_cli.data import IGNORED, Batch, Split, batches_of
 from step_cli.errors import InputError, NonFiniteError, StepError
 from step_cli.training.metrics import metrics_of, sums_of
+from step_cli.training.parallel import World
 
 Precision = Literal["fp32", "bf16"]
 
@@ -19,7 +20,7 @@ Precision = Literal["fp32", "bf16"]
 def evaluate(
     model: nn.Module,
     split: Split,
-    device: torch.device,
+    world: World,
     precision: Precision = "fp32",
     *,
     batch_size: int,
@@ -27,11 +28,12 @@ def evaluate(
     """The metrics of all of ``split``: means over scored items, not over batches.
 
     Args:
-        model: On ``device``.
+        model: On the device of this process.
         split: At least one sample.
-        device: Where to compute.
+        world: The processes, each of which takes a share of the samples.
         precision: Of the forward pass.
-        batch_size: Samples at a time; it changes no metric but by rounding.
+        batch_size: Samples at a time, of all processes together; it changes no metric
+            but by rounding.
 
     Raises:
         InputError: The model does not fit the data.
@@ -41,12 +43,15 @@ def evaluate(
     model.eval()
     sums: dict[str, float] = {}
     with torch.no_grad():
-        for batch in batches_of(split, batch_size):
-            with autocast(device, precision):
-                scores, labels = scores_of(model, batch, device)
+        own, share = batch_size // world.size, (world.rank, world.size)
+        for batch, counts in batches_of(split, own, share):
+            with autocast(world.device, precision):
+                scores, labels = scores_of(model, batch, world.device)
             loss = loss_of(scores, labels, reduction="sum")
             for name, value in sums_of(scores, labels, loss).items():
-                sums[name] = sums.get(name, 0.0) + value
+                sums[name] = sums.get(name, 0.0) + (value if counts else 0.0)
+    whole = world.total(torch.tensor([*sums.values()], dtype=torch.float64))
+    sums = dict(zip(sums, whole.tolist(), strict=True))
     model.train(was_training)
     if not sums.get("items"):
         raise InputError("the held-out data has nothing to score")
@@ -96,6 +101,21 @@ def loss_of(
         reduction=reduction,
         label_smoothing=label_smoothing,
     )
+
+
+def loss_over(
+    world: World, scores: Tensor, labels: Tensor, *, label_smoothing: float = 0.0
+) -> Tensor:
+    """The loss of a share of a batch.
+
+    Its mean over processes is the mean loss over the scored items of the whole batch,
+    of which one process may have more than another.
+    """
+    if world.size == 1 or labels.dim() == 1:  # as many samples, each scored, on each
+        return loss_of(scores, labels, label_smoothing=label_smoothing)
+    items = world.total((labels != IGNORED).sum())
+    loss = loss_of(scores, labels, reduction="sum", label_smoothing=label_smoothing)
+    return loss * world.size / items
 
 
 def _fitting(scores: object, labels: Tensor) -> Tensor:

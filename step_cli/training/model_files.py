@@ -4,19 +4,19 @@ A model of transformers is saved as its library saves it, so that ``from_pretrai
 loads it without step-cli; of any other, ``model.json`` says where it came from.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from step_cli.core.plan import Plan
 from step_cli.errors import OutputError
 from step_cli.formats.digest import digests
 from step_cli.formats.hf_model import is_transformers
-from step_cli.formats.hf_weights import places_of
 from step_cli.formats.model_source import ModelSource, write_source
+from step_cli.formats.one_file import open_file
 from step_cli.formats.plan import FILE as PLAN_FILE
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import plan_json
@@ -25,7 +25,6 @@ from step_cli.formats.safetensors_writer import save_safetensors
 from step_cli.formats.staged import staged
 from step_cli.formats.tokenizer_files import copy_tokenizer
 from step_cli.formats.torch_arrays import to_array
-from step_cli.formats.weights import open_checkpoint
 
 
 def save_model(
@@ -34,6 +33,7 @@ def save_model(
     plan: Plan | None,
     source: ModelSource,
     tokenizers: Iterable[Path] = (),
+    state: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the model, complete or not at all.
 
@@ -43,14 +43,16 @@ def save_model(
         plan: Of its sparse weights, or None for a dense model.
         source: What built it.
         tokenizers: Hugging Face directories whose tokenizer goes with it.
+        state: Its ``state_dict``, where ``model`` holds but a share of it.
     """
+    state = model.state_dict() if state is None else state
     with staged(directory, force=True, directory=True) as staging:
         for path in tokenizers:
             copy_tokenizer(path, staging)
         if is_transformers(model):
-            _save_transformers(staging, model, plan)
+            _save_transformers(staging, model, state, plan)
             return
-        arrays = {name: to_array(value) for name, value in model.state_dict().items()}
+        arrays = {name: to_array(value) for name, value in state.items()}
         metadata = {"format": "pt"}
         if plan:
             metadata[PLAN_KEY] = plan_json(plan)
@@ -58,29 +60,29 @@ def save_model(
         write_source(staging, source)
 
 
-def _save_transformers(directory: Path, model: Any, plan: Plan | None) -> None:
-    files = _save_pretrained(directory, model)
-    if not plan:
-        return
-    # It saves some models under the names, and in the pieces, of their first release.
-    opened = open_checkpoint(directory)
-    saved = {ours: theirs for theirs, ours in places_of(model, opened).items()}
-    if not saved.keys() >= plan.keys():
-        # The plan speaks of tensors in one piece; transformers reads both forms.
+def _save_transformers(
+    directory: Path, model: Any, state: Mapping[str, Tensor], plan: Plan | None
+) -> None:
+    files = _save_pretrained(directory, model, state)
+    names = {tensor.name for file in files for tensor in open_file(file).tensors}
+    if plan and not names >= plan.keys():
+        # It saves some models under the names of their first release, with fused
+        # tensors split, and reads both. The plan speaks of the tensors as trained.
         for file in files:
             file.unlink()
-        files = _save_pretrained(directory, model, save_original_format=False)
-        saved = {name: name for name in plan}
-    renamed = {saved[name]: layer for name, layer in plan.items()}
-    text = plan_json(renamed, indent=2, files=digests(files))
-    (directory / PLAN_FILE).write_text(text + "\n", encoding="utf-8")
+        files = _save_pretrained(directory, model, state, save_original_format=False)
+    if plan:
+        text = plan_json(plan, indent=2, files=digests(files))
+        (directory / PLAN_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def _save_pretrained(directory: Path, model: Any, **options: bool) -> list[Path]:
+def _save_pretrained(
+    directory: Path, model: Any, state: Mapping[str, Tensor], **options: bool
+) -> list[Path]:
     """Have transformers save a model; returns the files of its weights."""
     try:
         with quiet():
-            model.save_pretrained(directory, **options)
+            model.save_pretrained(directory, state_dict=dict(state), **options)
     except SafetensorError as error:
         raise OutputError(str(error).splitlines()[0], file=directory) from None
     return sorted(directory.glob("*.safetensors"))

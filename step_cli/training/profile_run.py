@@ -11,6 +11,7 @@ from step_cli.core.sample_block import LayerSums, SampleBlock
 from step_cli.formats.variance_log import VarianceHeader
 from step_cli.train_config import TrainConfig, to_toml
 from step_cli.training.follower import Follower
+from step_cli.training.parallel import World, default_device
 from step_cli.training.progress import shown_progress
 from step_cli.training.run_files import Records, save_text
 from step_cli.training.setup import OPTIMIZER_OPTIONS, set_up
@@ -71,7 +72,7 @@ def record_dense(
         StepError: Something the user can mend.
     """
     config = dense_twin(config)
-    setup = set_up(config, record=True)
+    setup = set_up(config, World(default_device()), record=True)
     header = variance_header(config, setup)
     save_text(path / "config.toml", to_toml(config))
     rarely = {"eval_every": NEVER, "checkpoint_every": NEVER}

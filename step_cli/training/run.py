@@ -1,13 +1,13 @@
 """A whole training run: its directory, the loop, its results."""
 
-import logging
-from functools import partial
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from step_cli.core.layers import density, plan_for
+from step_cli.core.plan import Plan
 from step_cli.data import load_data
-from step_cli.errors import InputError, StepError
-from step_cli.formats.model_source import ModelSource
+from step_cli.errors import InputError
 from step_cli.formats.plan import FILE as PLAN
 from step_cli.formats.plan import plan_json, read_plan
 from step_cli.formats.weights import open_checkpoint
@@ -16,22 +16,22 @@ from step_cli.reports import TrainReport
 from step_cli.train_config import TrainConfig, keys_of, load_config, to_toml
 from step_cli.training.checkpoints import load_checkpoint, save_checkpoint
 from step_cli.training.evaluate import evaluate
+from step_cli.training.follower import Follower
 from step_cli.training.followers import following
-from step_cli.training.history import switch_point
-from step_cli.training.model_files import save_model
+from step_cli.training.parallel import World, joined
+from step_cli.training.results import finish, show_stopped
 from step_cli.training.run_directory import (
     refuse_impossible,
     resumed_directory,
     run_directory,
 )
-from step_cli.training.run_files import Records, save_text
-from step_cli.training.run_page import check_libraries, show_run
-from step_cli.training.setup import Setup, default_device, selection, set_up
+from step_cli.training.run_files import Records, Unrecorded, save_text
+from step_cli.training.run_page import check_libraries
+from step_cli.training.setup import Setup, selection, set_up
 from step_cli.training.stop import stop_on_request
 from step_cli.training.trainer import Trainer
 from step_cli.training.variance_header import variance_header
-
-logger = logging.getLogger(__name__)
+from step_cli.training.wrapping import spread
 
 
 def train(
@@ -45,59 +45,78 @@ def train(
         StoppedError: A signal asked to stop, and a checkpoint was saved.
     """
     check_libraries()
+    with joined(config.train) as world:
+        return train_in(world, config, run_dir, force=force, resume=resume)
+
+
+def train_in(
+    world: World, config: TrainConfig, run_dir: Path, *, force: bool, resume: bool
+) -> TrainReport:
+    """As :func:`train`, by the processes of ``world``; each gets the report."""
     if resume:
-        with resumed_directory(run_dir) as path:
-            refuse_other_config(config, run_dir)
-            setup = set_up(config, record=True, plan=read_plan(path / PLAN))
-            step = load_checkpoint(path, setup.model, setup.optimizer)
-            return _go_on(config, setup, path, run_dir, after=step)
-    refuse_impossible(run_dir, force=force)
-    setup = set_up(config, record=True)
-    with run_directory(run_dir, force=force) as path:
-        save_text(path / "config.toml", to_toml(config))
-        save_text(path / PLAN, plan_json(setup.plan))
+        return _resume(config, world, run_dir)
+    return _begin(config, world, run_dir, force=force)
+
+
+def _begin(
+    config: TrainConfig, world: World, run_dir: Path, *, force: bool
+) -> TrainReport:
+    if world.first:
+        refuse_impossible(run_dir, force=force)
+    setup = set_up(config, world, record=True)
+    with _for_all(run_directory(run_dir, force=force), world) as path:
+        if world.first:
+            save_text(path / "config.toml", to_toml(config))
+            save_text(path / PLAN, plan_json(setup.plan))
         return _go_on(config, setup, path, run_dir, after=0)
+
+
+def _resume(config: TrainConfig, world: World, run_dir: Path) -> TrainReport:
+    with _for_all(resumed_directory(run_dir), world) as path:
+        plan = world.from_first(_plan_of(config, path) if world.first else Plan())
+        setup = set_up(config, world, record=True, plan=plan)
+        step = load_checkpoint(path, setup.model, setup.optimizer, world)
+        return _go_on(config, setup, path, run_dir, after=step)
+
+
+@contextmanager
+def _for_all(directory: AbstractContextManager[Path], world: World) -> Iterator[Path]:
+    """A directory that the first process holds and all may write to."""
+    if world.first:
+        with directory as path:
+            yield world.from_first(path)
+    else:
+        yield world.from_first(Path())
+
+
+def _plan_of(config: TrainConfig, path: Path) -> Plan:
+    """The plan of a run that is to go on as it began."""
+    refuse_other_config(config, path)
+    return read_plan(path / PLAN)
 
 
 def _go_on(
     config: TrainConfig, setup: Setup, path: Path, run_dir: Path, *, after: int
 ) -> TrainReport:
-    settings, optimizer = config.train, setup.optimizer
+    train, optimizer, world = config.train, setup.optimizer, setup.world
+
+    def save() -> None:
+        save_checkpoint(path, setup.model, optimizer, world, keep=train.keep)
+
     header = variance_header(config, setup)
-    save = partial(save_checkpoint, path, setup.model, optimizer, keep=settings.keep)
-    with (
-        Records(path, header, after) as records,
-        following(setup, path, settings.steps, after) as followers,
-        stop_on_request() as stop,
-    ):
-        trainer = Trainer(config, setup, records, save, followers)
+    with ExitStack() as stack:
+        stop = stack.enter_context(stop_on_request(world))
+        records, told = Unrecorded(header), list[Follower]()
+        if world.first:
+            records = stack.enter_context(Records(path, header, after))
+            told = stack.enter_context(following(setup, path, train.steps, after))
+        trainer = Trainer(config, setup, records, save, told)
         trainer.run(stop)
-        if stop() and optimizer.steps_taken < settings.steps:
+        if optimizer.steps_taken < train.steps and stop():
             save()
-            _show_stopped(path, config, setup)
+            show_stopped(trainer, path)
             raise stop.stopped_at(optimizer.steps_taken)
-    report = _report(trainer, run_dir)
-    if report.ok:
-        plan = setup.plan if optimizer.rules.sparse else None
-        source = ModelSource(config.model.source, config.model.options)
-        save_model(path / "model", setup.model, plan, source, _tokenizers(config))
-    save_text(path / "report.json", report.document() + "\n")
-    show_run(path, config, setup, report)
-    return report
-
-
-def _tokenizers(config: TrainConfig) -> list[Path]:
-    """The directories whose tokenizer the model was trained with, if there are any."""
-    given = (config.model.source, config.data.tokenizer)
-    return [Path(place) for place in given if place is not None]
-
-
-def _show_stopped(path: Path, config: TrainConfig, setup: Setup) -> None:
-    """Show how far it came; the checkpoint is what a stop is about."""
-    try:
-        show_run(path, config, setup, None)
-    except StepError as error:
-        logger.warning("no curves and no report: %s", error.message)
+    return finish(trainer, path, run_dir)
 
 
 def refuse_other_config(config: TrainConfig, run_dir: Path) -> None:
@@ -125,58 +144,31 @@ def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:
     Raises:
         StepError: Something the user can mend.
     """
-    opened = open_checkpoint(checkpoint)
-    model = build_model(config.model.source, config.model.options).model
-    places = load_weights(model, opened)
-    data, device = load_data(config.data), default_device()
-    given = opened.plan or {}
-    stored = {places[name]: given[name] for name in given if name in places}
-    plan = stored or plan_for(model, selection(config))
-    patterns = sorted({str(layer.pattern) for layer in stored.values()})
-    return TrainReport(
-        ok=True,
-        recipe=None,
-        pattern=", ".join(patterns) or None,
-        steps=0,
-        switch=None,
-        metrics=evaluate(
-            model.to(device),
-            data.held_out,
-            device,
-            config.train.precision,
-            batch_size=config.train.batch_size,
-        ),
-        dense_metrics=None,
-        density=density(model.state_dict(), plan),
-        run_dir=str(checkpoint),
-    )
-
-
-def _report(trainer: Trainer, run_dir: Path) -> TrainReport:
-    config, optimizer = trainer.config, trainer.setup.optimizer
-    sparse = optimizer.rules.sparse
-    reached = optimizer.switch_step is not None or not optimizer.recipe.switches
-    return TrainReport(
-        ok=reached,
-        recipe=config.sparsity.recipe,
-        pattern=str(config.sparsity.pattern) if sparse else None,
-        steps=optimizer.steps_taken,
-        switch=switch_point(optimizer),
-        metrics=trainer.evaluate(),
-        dense_metrics=trainer.evaluate_dense() if sparse else None,
-        density=density(trainer.setup.model.state_dict(), trainer.setup.plan),
-        run_dir=str(run_dir),
-        advice=[] if reached else [_never_switched(trainer)],
-    )
-
-
-def _never_switched(trainer: Trainer) -> str:
-    steps, (_, t_max) = trainer.config.train.steps, trainer.config.clip
-    rule = trainer.setup.optimizer.rule
-    assert rule is not None
-    seen = "" if rule.lowest is None else f"; its lowest value was {rule.lowest:.3g}"
-    return (
-        f"the switch was never reached in {steps} steps ({rule.criterion.name} against "
-        f"{rule.criterion.threshold}{seen}), and no model was written; lower "
-        f"switch.t_max, now {t_max}, or raise switch.eps"
-    )
+    with joined(config.train) as world:
+        opened = open_checkpoint(checkpoint)
+        model = build_model(config.model.source, config.model.options).model
+        load_weights(model, opened)
+        data, precision = load_data(config.data), config.train.precision
+        plan = opened.plan or plan_for(model, selection(config))
+        found = {str(layer.pattern) for layer in (opened.plan or {}).values()}
+        kept = density(model.state_dict(), plan)
+        spread(model, plan, world, compile=config.train.compile)
+        return TrainReport(
+            ok=True,
+            recipe=None,
+            pattern=", ".join(sorted(found)) or None,
+            steps=0,
+            switch=None,
+            metrics=evaluate(
+                model,
+                data.held_out,
+                world,
+                precision,
+                batch_size=config.train.batch_size,
+            ),
+            dense_metrics=None,
+            density=kept,
+            run_dir=str(checkpoint),
+            parallel=world.kind,
+            processes=world.size,
+        )

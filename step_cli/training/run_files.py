@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+from typing_extensions import override
+
 from step_cli.core.autoswitch import VarianceSample
 from step_cli.errors import OutputError
 from step_cli.formats.staged import staged
@@ -51,7 +53,30 @@ class LineRecord:
         self._file.close()
 
 
-class Records:
+class Unrecorded:
+    """What a process does that leaves recording to another: it measures as that does.
+
+    Args:
+        header: First line of ``variance.jsonl``.
+    """
+
+    def __init__(self, header: VarianceHeader) -> None:
+        self._header = header
+
+    def wants_layers(self, step: int) -> bool:
+        """Whether ``step`` is to be recorded layer by layer too."""
+        return layers_due(self._header, step)
+
+    def metrics(self, values: dict[str, Any]) -> None:
+        """Record one logged step."""
+
+    def variance(
+        self, sample: VarianceSample, layers: Sequence[tuple[float, float]] = ()
+    ) -> None:
+        """Record one step in which the variance was updated."""
+
+
+class Records(Unrecorded):
     """``metrics.jsonl`` and ``variance.jsonl``, one flushed line at a time.
 
     Args:
@@ -61,10 +86,10 @@ class Records:
     """
 
     def __init__(self, run_dir: Path, header: VarianceHeader, after: int = 0) -> None:
+        super().__init__(header)
         self._metrics = LineRecord(run_dir / "metrics.jsonl", after=after)
         first = header_line(header)
         self._variance = LineRecord(run_dir / "variance.jsonl", first, after)
-        self._header = header
 
     def __enter__(self) -> Self:
         return self
@@ -73,18 +98,14 @@ class Records:
         self._metrics.close()
         self._variance.close()
 
+    @override
     def metrics(self, values: dict[str, Any]) -> None:
-        """Record one logged step."""
         self._metrics.write(json.dumps(values, allow_nan=False) + "\n")
 
-    def wants_layers(self, step: int) -> bool:
-        """Whether ``step`` is to be recorded layer by layer too."""
-        return layers_due(self._header, step)
-
+    @override
     def variance(
         self, sample: VarianceSample, layers: Sequence[tuple[float, float]] = ()
     ) -> None:
-        """Record one step in which the variance was updated."""
         self._variance.write(sample_line(sample, layers))
 
 

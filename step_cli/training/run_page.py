@@ -161,7 +161,7 @@ def _versions(setup: Setup) -> Iterator[tuple[str, str]]:
         yield name, metadata.version(name)
     yield "Python", platform.python_version()
     yield "system", f"{platform.system()} {platform.machine()}"
-    device = setup.device
+    device = setup.world.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     yield "device", name
 

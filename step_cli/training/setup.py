@@ -21,7 +21,10 @@ from step_cli.formats.plan import read_plan
 from step_cli.models import start_model
 from step_cli.recipes import make_recipe
 from step_cli.train_config import TrainConfig
+from step_cli.training.parallel import World
+from step_cli.training.random_state import seed_all
 from step_cli.training.search import find_patterns
+from step_cli.training.wrapping import spread
 
 OPTIMIZER_OPTIONS = {"eps_mode", "v_correction"}  # of [sparsity.options], not recipes'
 
@@ -31,32 +34,37 @@ class Setup:
     """The parts of a run.
 
     Attributes:
-        model: On its device, with its weights.
+        model: On its device, with its weights; under FSDP this process's share.
+        forward: What a training step calls: the model, as it was wrapped.
         optimizer: Owns the dense weights.
-        plan: What the chosen weights are to become.
+        plan: What the chosen weights are to become, in the order of the model.
         data: What to train on.
-        device: Where the model is.
+        world: The processes that train it.
     """
 
     model: nn.Module
+    forward: nn.Module
     optimizer: SparseOptimizer
     plan: Plan
     data: Dataset
-    device: torch.device
+    world: World
 
 
-def set_up(config: TrainConfig, *, record: bool, plan: Plan | None = None) -> Setup:
+def set_up(
+    config: TrainConfig, world: World, *, record: bool, plan: Plan | None = None
+) -> Setup:
     """Build model, data and optimizer.
 
     Args:
         config: The configuration.
+        world: The processes that train together.
         record: Measure the variance at every step in which it is updated.
         plan: What an earlier part of the run has settled; None: it is to be found.
 
     Raises:
         StepError: Something the user can mend.
     """
-    torch.manual_seed(config.train.seed)
+    seed_all(config.train.seed)
     options = dict(config.sparsity.options)
     for_optimizer = {k: options.pop(k) for k in OPTIMIZER_OPTIONS if k in options}
     recipe = make_recipe(config.sparsity.recipe, options)
@@ -69,24 +77,24 @@ def set_up(config: TrainConfig, *, record: bool, plan: Plan | None = None) -> Se
             "look at sparsity.include, exclude and pattern"
         )
     data = load_data(config.data)
-    device = default_device()
-    model.to(device)
-    plan = plan or find_patterns(config, recipe, model, wanted, data)
+    if plan is None:
+        if world.kind != "fsdp":  # a share of it at a time is what its device can hold
+            model.to(world.device)
+        plan = world.from_first(find_patterns(config, recipe, model, wanted, data))
+    plan = {name: plan[name] for name, _ in model.named_parameters() if name in plan}
+    forward = spread(model, plan, world, compile=config.train.compile)
     optimizer = SparseOptimizer(
         _base(config, param_groups(model, plan)),
         recipe,
         switch,
         record=record and config.train.optimizer != "sgd",
         total_steps=config.train.steps,
+        compile=config.train.compile or None,
         **for_optimizer,
     )
     optimizer.rewire(model)
-    return Setup(model, optimizer, plan, data, device)
-
-
-def default_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    seed_all(config.train.seed, world.rank)
+    return Setup(model, forward, optimizer, plan, data, world)
 
 
 def load_model(config: TrainConfig) -> nn.Module:

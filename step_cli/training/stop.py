@@ -2,12 +2,13 @@
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 from step_cli.errors import INTERRUPTED, StoppedError
+from step_cli.training.parallel import World
 
 SIGNALS = tuple(
     getattr(signal, name)
@@ -18,13 +19,31 @@ SIGNALS = tuple(
 
 @dataclass
 class StopRequest:
-    """Which signal asked to stop, if one did."""
+    """Whether a signal asked to stop: this process, or any of those it trains with.
 
+    All see it at the same step. What they have heard is exchanged while a step
+    computes, so that none waits for it; a request counts one step later then.
+
+    Attributes:
+        world: The processes.
+        signal_number: What was heard, by any process once all know.
+    """
+
+    world: World
     signal_number: int | None = None
+    _pending: Callable[[], int] | None = None
+    _agreed: bool = False
 
     def __call__(self) -> bool:
-        """Whether the loop is to end after this step."""
-        return self.signal_number is not None
+        """Whether the loop is to end after this step; to be asked once a step."""
+        if self.world.size == 1 or self._agreed:
+            return self.signal_number is not None
+        heard = self._pending() if self._pending else 0
+        if heard:
+            self.signal_number, self._agreed = heard, True
+            return True
+        self._pending = self.world.begin_max(self.signal_number or 0)
+        return False
 
     def stopped_at(self, step: int) -> StoppedError:
         """What the command ends with."""
@@ -33,9 +52,9 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_on_request() -> Iterator[StopRequest]:
+def stop_on_request(world: World) -> Iterator[StopRequest]:
     """Let a first signal only be noted; a second one ends the process at once."""
-    request = StopRequest()
+    request = StopRequest(world)
     before: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:

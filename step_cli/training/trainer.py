@@ -7,6 +7,7 @@ keeps the model sparse (`core/optimizer.py`).
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 from step_cli.data import batch_at
 from step_cli.errors import NonFiniteError
 from step_cli.train_config import TrainConfig
-from step_cli.training.evaluate import autocast, evaluate, loss_of, scores_of
+from step_cli.training.evaluate import autocast, evaluate, loss_over, scores_of
 from step_cli.training.follower import Follower
-from step_cli.training.run_files import Records
+from step_cli.training.run_files import Unrecorded
 from step_cli.training.schedule import lr_at
 from step_cli.training.setup import Setup
+from step_cli.training.wrapping import shared_buffers, without_exchange
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class Trainer:
 
     config: TrainConfig
     setup: Setup
-    records: Records
+    records: Unrecorded
     save: Callable[[], None]
     followers: Sequence[Follower] = ()
     last_step: int | None = None
@@ -76,13 +78,14 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """The metrics of the model as it is."""
         setup, train = self.setup, self.config.train
-        return evaluate(
-            setup.model,
-            setup.data.held_out,
-            setup.device,
-            train.precision,
-            batch_size=train.batch_size,
-        )
+        with shared_buffers(setup.model, setup.world):
+            return evaluate(
+                setup.model,
+                setup.data.held_out,
+                setup.world,
+                train.precision,
+                batch_size=train.batch_size,
+            )
 
     def evaluate_dense(self) -> dict[str, float]:
         """The metrics of the optimizer's dense weights."""
@@ -95,7 +98,8 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = lr
         losses = [self._backward(step, part) for part in range(train.grad_accumulation)]
-        loss = float(torch.stack(losses).sum())
+        world = self.setup.world
+        loss = float(world.total(torch.stack(losses).sum())) / world.size
         if not math.isfinite(loss):
             raise NonFiniteError(
                 f"step {step}: the loss is {loss}; lower the learning rate or clip the "
@@ -113,19 +117,22 @@ class Trainer:
         return loss
 
     def _backward(self, step: int, part: int) -> Tensor:
-        train, setup = self.config.train, self.setup
+        train, setup, world = self.config.train, self.setup, self.setup.world
         batch = batch_at(
             setup.data.train,
             index=(step - 1) * train.grad_accumulation + part,
             size=train.batch_size,
             seed=train.seed,
+            share=(world.rank, world.size),
         )
-        with autocast(setup.device, train.precision):
-            scores, labels = scores_of(setup.model, batch, setup.device)
-        smoothing = train.label_smoothing
-        loss = loss_of(scores, labels, label_smoothing=smoothing)
-        loss = loss / train.grad_accumulation
-        torch.autograd.backward(loss)
+        last = part == train.grad_accumulation - 1
+        with nullcontext() if last else without_exchange(setup.forward):
+            with autocast(world.device, train.precision):
+                scores, labels = scores_of(setup.forward, batch, world.device)
+            smoothing = train.label_smoothing
+            loss = loss_over(world, scores, labels, label_smoothing=smoothing)
+            loss = loss / train.grad_accumulation
+            torch.autograd.backward(loss)
         return loss.detach()
 
     def _record_variance(self) -> None:

@@ -43,9 +43,36 @@ def test_a_split_smaller_than_a_batch_is_told() -> None:
         batch_at(numbered(3), index=0, size=4, seed=0)
 
 
+def evaluated(
+    length: int, rank: int = 0, count: int = 1
+) -> list[tuple[list[int], bool]]:
+    batches = batches_of(numbered(length), 4, (rank, count))
+    return [(batch.labels.tolist(), counts) for batch, counts in batches]
+
+
 def test_all_samples_are_evaluated_in_order() -> None:
-    sizes, labels = [], []
-    for batch in batches_of(numbered(10), 4):
-        sizes.append(len(batch))
-        labels += batch.labels.tolist()
-    assert sizes == [4, 4, 2] and labels == list(range(10))
+    assert evaluated(10) == [([0, 1, 2, 3], True), ([4, 5, 6, 7], True), ([8, 9], True)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 9, 12, 17, 24])
+def test_processes_share_what_is_evaluated(length: int, count: int) -> None:
+    shares = [evaluated(length, rank, count) for rank in range(count)]
+    assert len({len(share) for share in shares}) == 1  # each is as often at work
+    counted = [n for share in shares for numbers, counts in share if counts
+               for n in numbers]  # fmt: skip
+    assert sorted(counted) == list(range(length))
+    assert all(numbers for share in shares for numbers, _ in share)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_a_batch(count: int) -> None:
+    split = numbered(13)
+    for index in range(7):
+        whole = batch_at(split, index=index, size=4, seed=1)
+        parts = [
+            batch_at(split, index=index, size=4, seed=1, share=(rank, count))
+            for rank in range(count)
+        ]
+        assert torch.equal(whole.labels, torch.cat([part.labels for part in parts]))
+        assert {len(part) for part in parts} == {4 // count}

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from step_cli.data import IGNORED, Batch, TensorSplit
 from step_cli.errors import InputError, NonFiniteError
 from step_cli.training.evaluate import evaluate, loss_of, scores_of
+from step_cli.training.parallel import World
 
 CPU = torch.device("cpu")
+ALONE = World(CPU)
 
 
 class Given(nn.Module):
@@ -31,7 +33,7 @@ class Given(nn.Module):
 
 def metrics(scores: Tensor, labels: Tensor, batch_size: int = 3) -> dict[str, float]:
     split = TensorSplit({"scores": scores}, labels)
-    return evaluate(Given(), split, CPU, batch_size=batch_size)
+    return evaluate(Given(), split, ALONE, batch_size=batch_size)
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -111,7 +113,7 @@ def test_inputs_go_by_position_or_by_name_and_logits_are_found(wrapped: bool) ->
 
 def test_evaluating_leaves_the_model_as_it_was() -> None:
     model = Given().train()
-    evaluate(model, TensorSplit({"x": drawn(2, 3)}, torch.tensor([0, 1])), CPU,
+    evaluate(model, TensorSplit({"x": drawn(2, 3)}, torch.tensor([0, 1])), ALONE,
              batch_size=2)  # fmt: skip
     assert model.training
 

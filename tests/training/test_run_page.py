@@ -16,8 +16,8 @@ from stopped_run import stopping_at
 
 from step_cli.errors import MissingError, OutputError, StoppedError
 from step_cli.train_config import TrainConfig
+from step_cli.training import results, run_page
 from step_cli.training import run as run_module
-from step_cli.training import run_page
 from step_cli.training.layer_records import PlannedLayer
 from step_cli.training.run import train
 
@@ -122,7 +122,7 @@ def test_it_needs_no_other_place_and_tells_of_none(
 def test_a_weight_that_breaks_its_pattern_is_shown(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = run_module.save_model
+    real = results.save_model
 
     def damaged(directory: Path, *rest: Any, **more: Any) -> None:
         real(directory, *rest, **more)
@@ -130,7 +130,7 @@ def test_a_weight_that_breaks_its_pattern_is_shown(
         arrays["1.weight"][3, :4] = np.float32(1)
         save_file(arrays, directory / "model.safetensors")
 
-    monkeypatch.setattr(run_module, "save_model", damaged)
+    monkeypatch.setattr(results, "save_model", damaged)
     train(config, tmp_path / "run")
     first, second = page_of(tmp_path / "run").rows[4:]
     assert first[4:6] == ["0.5020", "1"] and second[5] == "0"
@@ -160,7 +160,7 @@ def test_a_stop_counts_more_than_its_picture(
     def full(*arguments: object) -> None:
         raise OutputError("no space left on device")
 
-    monkeypatch.setattr(run_module, "show_run", full)
+    monkeypatch.setattr(results, "show_run", full)
     with monkeypatch.context() as patch:
         patch.setattr(run_module.Trainer, "run", stopping_at(9, signal.SIGTERM))
         with pytest.raises(StoppedError):
@@ -200,7 +200,6 @@ def test_names_are_data(
     monkeypatch.setattr(run_page, "read_layers", renamed)
     train(config, run_dir.with_name("run"))
     run_dir.with_name("run").rename(tmp_path / "<b>")
-    monkeypatch.setattr(run_module, "logger", run_module.logger)
     page = page_of(tmp_path / "<b>")
     assert page.rows[4][0] == '<img src=x onerror="x">\\u202e\\n{{ 1 }}'
     assert not {"script", "img", "b"} & {tag for tag, _ in page.tags}
