@@ -80,8 +80,8 @@ def test_the_frozen_update_is_close_to_the_eager_one(corrected: bool) -> None:
     )  # fmt: skip
     variance = v.clone()
     compiled_frozen_step(w, g, m, v, scalars)
-    torch.testing.assert_close(w, expected_w, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(m, expected_m, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(w, expected_w, atol=1e-6, rtol=0)
+    torch.testing.assert_close(m, expected_m, atol=1e-6, rtol=0)
     assert torch.equal(v, variance)
 
 
@@ -141,7 +141,10 @@ def test_small_models_are_not_compiled_unless_asked() -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("wanted", [SUMS, ("dv_l1",), ("dv_log",), ("v_l2",)])
-def test_sums_of_the_variance_agree(wanted: tuple[str, ...]) -> None:
+def test_compiled_sums_of_the_variance_are_the_eager_ones(
+    wanted: tuple[str, ...],
+) -> None:
+    """What they are to be stands in test_variance.py."""
     generator = torch.Generator().manual_seed(0)
     grad = torch.randn(40, 30, generator=generator)
     variance = torch.rand(40, 30, generator=generator)

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from step_cli.core import ranks
@@ -57,6 +57,76 @@ def test_mask_equals_a_slow_loop_over_groups(
     scores, n, m, axis = case
     mask = nm_mask(scores, NMPattern(n, m), axis)
     assert torch.equal(mask, slow_mask(scores, n, m, axis))
+
+
+@st.composite
+def wide_weights(draw: st.DrawFn) -> tuple[torch.Tensor, int, int, int]:
+    """Any M up to 40, rows short and long, axes from the front and the back."""
+    m = draw(st.integers(1, 40))
+    n = draw(st.integers(1, m))
+    rows, groups = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    behind = draw(st.sampled_from([1, 3, ranks.LONG - 1, ranks.LONG, ranks.LONG + 6]))
+    shape, axis = (rows, m * groups, behind), 1
+    if behind == 1:
+        shape, axis = (rows, 2, m * groups), draw(st.sampled_from([2, -1]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    level = draw(st.integers(1, 9))  # few distinct values, so that ties are common
+    weight = torch.randint(-level, level + 1, shape, generator=generator)
+    return weight.to(draw(st.sampled_from(DTYPES))), n, m, axis
+
+
+def sorted_mask(scores: torch.Tensor, n: int, m: int, axis: int) -> torch.Tensor:
+    """By a stable sort of each group; ties keep the lower index."""
+    lines = scores.movedim(axis, -1)
+    groups = lines.reshape(-1, m)
+    kept = groups.double().argsort(dim=1, descending=True, stable=True)[:, :n]
+    mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, kept, True)
+    return mask.view(lines.shape).movedim(-1, axis)
+
+
+@given(wide_weights())
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_masks_of_wide_groups_and_long_rows_equal_a_stable_sort(
+    case: tuple[torch.Tensor, int, int, int],
+) -> None:
+    weight, n, m, axis = case
+    expected = sorted_mask(weight.abs(), n, m, axis)
+    assert torch.equal(nm_mask(weight.abs(), NMPattern(n, m), axis), expected)
+    assert torch.equal(magnitude_mask(weight, NMPattern(n, m), axis), expected)
+
+
+@given(wide_weights(), st.integers(1, 400))
+@settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_masks_made_in_several_chunks_equal_a_stable_sort(
+    monkeypatch: pytest.MonkeyPatch,
+    case: tuple[torch.Tensor, int, int, int],
+    chunk: int,
+) -> None:
+    monkeypatch.setattr(ranks, "CHUNK", chunk)
+    weight, n, m, axis = case
+    expected = sorted_mask(weight.abs(), n, m, axis)
+    assert torch.equal(magnitude_mask(weight, NMPattern(n, m), axis), expected)
+
+
+@given(st.integers(1, 20), st.integers(1, 3), st.integers(0, 999), st.booleans())
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_convolutions_stored_channels_last_have_the_mask_of_the_plain_ones(
+    m: int, kernel: int, seed: int, half: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (3, 2 * m, kernel, kernel)
+    weight = torch.randint(-3, 4, shape, generator=generator).float()
+    weight = weight.bfloat16() if half else weight
+    pattern = NMPattern(1 + seed % m, m)
+    expected = sorted_mask(weight.abs(), pattern.n, m, 1)
+    stored = weight.to(memory_format=torch.channels_last)
+    assert torch.equal(magnitude_mask(stored, pattern, 1), expected)
+    assert torch.equal(masked(stored, expected), torch.where(expected, weight, 0))
 
 
 @pytest.mark.parametrize(
