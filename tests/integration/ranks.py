@@ -31,13 +31,18 @@ class Ranks:
             self._pipes.append(here)
             self._processes.append(process)
 
-    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    def run(
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        patience_s: float = PATIENCE_S,
+    ) -> list[Any]:
         """What ``function(*arguments)`` returns on each rank."""
         for pipe in self._pipes:
             pipe.send((function, arguments))
         answers = []
         for rank, pipe in enumerate(self._pipes):
-            assert pipe.poll(PATIENCE_S), f"rank {rank} hangs"
+            assert pipe.poll(patience_s), f"rank {rank} hangs"
             file = io.BytesIO(pipe.recv_bytes())
             answers.append(torch.load(file, weights_only=False))
         failed = [answer.trace for answer in answers if isinstance(answer, _Failed)]

@@ -18,6 +18,7 @@ from integration.training import (
 )
 
 from step_cli.core.autoswitch import AutoSwitch, SwitchRule
+from step_cli.core.compiled import can_compile
 from step_cli.recipes import RECIPES
 
 KINDS = ["ddp", "fsdp2", "hsdp"]
@@ -60,6 +61,23 @@ def test_ranks_with_halves_of_the_data_hold_the_same_weights_and_masks(
         assert not list(different(one[part], other[part]))
         for name, tensor in one[part].items():
             torch.testing.assert_close(tensor, reference[part][name], atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow  # each rank compiles
+@pytest.mark.skipif(not can_compile(), reason="no C++ compiler")
+def test_compiled_mask_learning_on_shards_equals_the_eager_one(ranks: Ranks) -> None:
+    options = {"switch": 3, "compile": True}
+    alone(options)  # compiles what the ranks then find in the cache
+    one, other = ranks.run(work.train_on, "fsdp2", options, True, STEPS, patience_s=300)
+    reference = alone({"switch": 3, "compile": False})
+    for part in ("weights", "dense"):
+        assert not list(different(one[part], other[part]))
+        for name, tensor in one[part].items():
+            torch.testing.assert_close(tensor, reference[part][name], atol=1e-6, rtol=0)
+    for name, dense in one["dense"].items():
+        shown = one["weights"][name]
+        assert torch.equal(shown != 0, reference["weights"][name] != 0)
+        assert torch.equal(shown[shown != 0], dense[shown != 0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
