@@ -6,8 +6,9 @@ First checks: masks equal those of the CPU, no hidden synchronisation, rounding,
 loss scaling, more than 2^31 weights. Then speed as ratios against peers in one run:
 masks beside a device copy, the optimizer step against fused AdamW for the shapes of
 GPT-2 small and of a 1.3 B model, and a whole bf16 training step of a model like GPT-2
-124M. Writes gpu.json. With ``--device cpu --small`` everything but the CUDA-only checks
-runs anywhere, which the tests do.
+124M, and inference through `load_compressed` (sparse_inference.py). Writes gpu.json.
+With ``--device cpu --small`` everything but the CUDA-only checks runs anywhere, which
+the tests do.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sparse_inference import inference
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -69,6 +71,7 @@ def run(device: torch.device, *, small: bool) -> dict[str, Any]:
         "mask": mask_speed(device, 256 if small else 8192),
         "steps": {size: step_speed(device, size) for size in sizes},
         "training": training_speed(device, sizes[0]),
+        "inference": inference(device, small=small),
         "bars": {"step": STEP_BAR, "training": TRAIN_BAR},
     }
     if cuda:

@@ -156,7 +156,7 @@ def _said(error: Exception) -> str:
 
 def load_weights(
     model: nn.Module, checkpoint: Checkpoint, *, new_head: bool = False
-) -> None:
+) -> dict[str, str]:
     """Put the tensors of a checkpoint into a model, which must have the same names.
 
     Args:
@@ -164,12 +164,14 @@ def load_weights(
         checkpoint: Of that model.
         new_head: Whether a model of transformers may keep a head of its own.
 
+    Returns:
+        The model's name of each tensor of the checkpoint.
+
     Raises:
         InputError: A name or shape differs.
     """
     if is_transformers(model):
-        load_hugging_face(model, checkpoint, new_head=new_head)
-        return
+        return load_hugging_face(model, checkpoint, new_head=new_head)
     given = {tensor.name: tensor for tensor in checkpoint.tensors}
     wanted = model.state_dict()
     # Counters such as BatchNorm's may be left out by tools that keep weights only.
@@ -194,3 +196,4 @@ def load_weights(
             )
     state = {name: to_tensor(tensor.read()) for name, tensor in given.items()}
     model.load_state_dict(state, strict=False)
+    return {name: name for name in given}

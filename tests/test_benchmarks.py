@@ -2,12 +2,20 @@
 
 import json
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def as_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script finds the modules beside it."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
 
 
 def run_gpu(device: str, *, small: bool) -> dict:
@@ -52,3 +60,56 @@ def test_table_5_is_counted_from_configs_and_was_recorded() -> None:
     page = (BENCHMARKS / "results" / "table5.md").read_text()
     assert "printed 1.65" in page and "printed 3.76" in page
     assert page.count("  * ") == 2  # the ratios rounded wrongly, and no others
+
+
+def test_sparse_inference_compares_and_times_both_on_a_cpu() -> None:
+    module = runpy.run_path(str(BENCHMARKS / "sparse_inference.py"))
+    rows = module["inference"](torch.device("cpu"), small=True)["rows"]
+    assert [(row["dtype"], row["tokens"]) for row in rows] == [
+        ("float16", 1), ("float16", 16), ("bfloat16", 1), ("bfloat16", 16),
+    ]  # fmt: skip
+    for row in rows:
+        assert row["difference"] == 0 and not row["semi_structured"]
+        assert row["sparse_ms"] > 0 < row["dense_ms"]
+        assert row["sparse_bytes"] is None  # there is no GPU whose memory it takes
+    ones = torch.ones(2, 2)
+    assert module["difference"](3 * ones, 2 * ones) == 0.5
+
+
+@pytest.mark.parametrize("words", [[], ["--sample", ""]])
+def test_without_a_gpu_the_tensorrt_benchmark_exits_with_6(words: list[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    script = str(BENCHMARKS / "tensorrt_gpu.py")
+    done = subprocess.run(
+        [sys.executable, script, *words], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (6, "")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    assert "TensorRT" in done.stderr or "tensorrt" in done.stderr
+
+
+@pytest.mark.tensorrt
+@pytest.mark.parametrize("sample", [True, False])
+def test_the_tensorrt_benchmark_exports_what_it_would_time(
+    tmp_path: Path, sample: bool
+) -> None:
+    """With TensorRT-RTX, which builds without a GPU; it proves nothing on sparsity."""
+    pytest.importorskip("tensorrt_rtx")
+    pytest.importorskip("onnxscript")
+    module = runpy.run_path(str(BENCHMARKS / "tensorrt_gpu.py"))
+    case = module["Case"]("tiny", (64, 128, 64), 8)
+    given = (
+        module["sample_checkpoint"](tmp_path, "digits-resnet")
+        if sample
+        else module["linear_checkpoint"](tmp_path, case)
+    )
+    report = module["export_engine"](tmp_path, given, "fp16", "tensorrt-rtx")
+    row = module["row_of"](report)
+    assert report.ok
+    assert all(layer["pattern_ok"] for layer in row["layers"])
+    assert len(row["layers"]) == (9 if sample else 2)
+    bench = row["bench"]  # of ONNX Runtime, where no GPU runs the engine
+    assert row["sparse_speedup"] == bench["dense_ms"] / bench["sparse_ms"]
+    assert row["backend"]["sparse_weights"] == "ignored"

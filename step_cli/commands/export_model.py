@@ -130,16 +130,28 @@ def _built(source: ModelSource, checkpoint: Checkpoint, plan: Plan) -> LoadedMod
     from step_cli.models import build_model, load_weights
 
     built = build_model(source.spec, source.options)
-    load_weights(built.model, checkpoint)
+    places = load_weights(built.model, checkpoint)
+    names = _names_in(checkpoint, plan, places)
     examples = built.example_inputs
     inputs = inputs_of_examples(examples) if examples else []
-    names = {name: name for name in plan}
-    return LoadedModel(built.model, plan, names, inputs, 2, examples, "fp32")
+    renamed = {name: plan[stored] for name, stored in names.items()}
+    return LoadedModel(built.model, renamed, names, inputs, 2, examples, "fp32")
 
 
 def _hugging_face(directory: Path, checkpoint: Checkpoint, plan: Plan) -> LoadedModel:
     built = build_hugging_face(directory)
     places = load_hugging_face(built.model, checkpoint)
+    names = _names_in(checkpoint, plan, places)
+    renamed = {name: plan[stored] for name, stored in names.items()}
+    return LoadedModel(
+        built.model, renamed, names, built.inputs, built.vocabulary, None, "fp32"
+    )
+
+
+def _names_in(
+    checkpoint: Checkpoint, plan: Plan, places: Mapping[str, str]
+) -> dict[str, str]:
+    """The checkpoint's name of each planned weight, by the model's."""
     lost = [name for name in plan if name not in places]
     if lost:
         raise InputError(
@@ -147,11 +159,7 @@ def _hugging_face(directory: Path, checkpoint: Checkpoint, plan: Plan) -> Loaded
             file=checkpoint.path,
             tensor=lost[0],
         )
-    renamed = {places[name]: layer for name, layer in plan.items()}
-    names = {places[name]: name for name in plan}
-    return LoadedModel(
-        built.model, renamed, names, built.inputs, built.vocabulary, None, "fp32"
-    )
+    return {places[name]: name for name in plan}
 
 
 def examples_for(

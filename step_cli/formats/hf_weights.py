@@ -5,9 +5,10 @@ its names have below a head, tied weights are stored once, and old files say ``g
 and ``beta``. What else transformers renames is left to transformers.
 """
 
+import copy
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,10 @@ from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.quiet import quiet
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
+Values = Iterator[tuple[str, "Tensor"]]
 
 
 @dataclass(frozen=True)
@@ -66,25 +68,68 @@ def load_hugging_face(
     """
     import torch
 
-    from step_cli.formats.torch_arrays import to_tensor
-
-    whole = found = fit_names(model, checkpoint.tensors)
-    if new_head:
-        found = _without_heads(model, whole, checkpoint)
-    if found.problem is not None:
-        return _by_transformers(model, checkpoint, found.problem)
+    problems = []
+    for read in (_by_name, _by_transformers):
+        found, values = read(model, checkpoint)
+        kept = _without_heads(model, found, checkpoint) if new_head else found
+        if kept.problem is None:
+            break
+        problems.append(kept.problem)
+    else:
+        raise InputError(problems[0], file=checkpoint.path)
+    wanted = model.state_dict()
+    with torch.no_grad():
+        for name, value in values:
+            wanted[name].copy_(value)
     for names, what in (
-        (whole.missing, "new, with random weights"),
-        (whole.unknown, "not used"),
+        (found.missing, "new, with random weights"),
+        (found.unknown, "not used"),
     ):
         if names:
             log.warning("%s: %s: %s", checkpoint.path, what, _few(names))
-    wanted = model.state_dict()
-    with torch.no_grad():
-        for tensor in checkpoint.tensors:
-            if tensor.name in found.places:
-                wanted[found.places[tensor.name]].copy_(to_tensor(tensor.read()))
     return found.places
+
+
+def _by_name(model: "nn.Module", checkpoint: Checkpoint) -> tuple[Fit, Values]:
+    """What fits by the names, and its values under the names of the model."""
+    found = fit_names(model, checkpoint.tensors)
+    values = (
+        (found.places[tensor.name], _read(tensor))
+        for tensor in checkpoint.tensors
+        if tensor.name in found.places
+    )
+    return found, values
+
+
+def _by_transformers(model: Any, checkpoint: Checkpoint) -> tuple[Fit, Values]:
+    """The same as transformers sees it, which renames and fuses tensors of old models.
+
+    Which tensor became which is then known by their values alone.
+    """
+    try:
+        with quiet():
+            loaded, info = type(model).from_pretrained(
+                None,
+                config=copy.deepcopy(model.config),
+                state_dict={t.name: _read(t) for t in checkpoint.tensors},
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+    except Exception as error:  # of every kind
+        log.debug("transformers", exc_info=error)
+        return Fit({}, [tensor.name for tensor in checkpoint.tensors], []), iter(())
+    misfits = {name for name, *_ in info["mismatched_keys"]}
+    missing = {*info["missing_keys"], *misfits}
+    unknown = {*info["unexpected_keys"], *misfits}
+    state = {k: v for k, v in loaded.state_dict().items() if k not in missing}
+    places = _same_values(state, checkpoint)
+    return Fit(places, sorted(unknown), sorted(missing)), iter(state.items())
+
+
+def _read(tensor: NamedTensor) -> "Tensor":
+    from step_cli.formats.torch_arrays import to_tensor
+
+    return to_tensor(tensor.read())
 
 
 def fit_names(model: Any, tensors: Sequence[NamedTensor]) -> Fit:
@@ -144,45 +189,24 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def _by_transformers(
-    model: Any, checkpoint: Checkpoint, problem: str
+def places_of(model: "nn.Module", checkpoint: Checkpoint) -> dict[str, str]:
+    """The model's name of each tensor of a checkpoint that was just saved from it."""
+    places = fit_names(model, checkpoint.tensors).places
+    if len(places) < len(checkpoint.tensors):
+        return _same_values(model.state_dict(), checkpoint)
+    return places
+
+
+def _same_values(
+    state: "Mapping[str, Tensor]", checkpoint: Checkpoint
 ) -> dict[str, str]:
-    """Let transformers load its own directory, as it renames tensors of old models.
-
-    Which tensor became which is then known by their values alone.
-    """
+    """The name in ``state`` of each tensor that stands there unchanged."""
     import torch
 
-    safe = all(file.suffix == ".safetensors" for file in checkpoint.files)
-    if not (checkpoint.path / "config.json").is_file() or not safe:
-        raise InputError(problem, file=checkpoint.path)
-    try:
-        with quiet():
-            loaded, info = type(model).from_pretrained(
-                str(checkpoint.path),
-                config=model.config,
-                local_files_only=True,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-    except Exception:  # of every kind; ours says more
-        raise InputError(problem, file=checkpoint.path) from None
-    if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
-        raise InputError(problem, file=checkpoint.path)
-    model.load_state_dict(loaded.state_dict())
-    return _same_values(model, checkpoint)
-
-
-def _same_values(model: "nn.Module", checkpoint: Checkpoint) -> dict[str, str]:
-    import torch
-
-    from step_cli.formats.torch_arrays import to_tensor
-
-    free = dict(model.state_dict())
+    free = dict(state)
     places = {}
     for tensor in checkpoint.tensors:
-        values = to_tensor(tensor.read()).float()
+        values = _read(tensor).float()
         for name, own in free.items():
             if tuple(own.shape) == tensor.shape and torch.equal(own.float(), values):
                 places[tensor.name] = name

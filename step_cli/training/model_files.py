@@ -15,8 +15,8 @@ from step_cli.core.plan import Plan
 from step_cli.errors import OutputError
 from step_cli.formats.digest import digests
 from step_cli.formats.hf_model import is_transformers
+from step_cli.formats.hf_weights import places_of
 from step_cli.formats.model_source import ModelSource, write_source
-from step_cli.formats.one_file import open_file
 from step_cli.formats.plan import FILE as PLAN_FILE
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import plan_json
@@ -25,6 +25,7 @@ from step_cli.formats.safetensors_writer import save_safetensors
 from step_cli.formats.staged import staged
 from step_cli.formats.tokenizer_files import copy_tokenizer
 from step_cli.formats.torch_arrays import to_array
+from step_cli.formats.weights import open_checkpoint
 
 
 def save_model(
@@ -64,16 +65,20 @@ def _save_transformers(
     directory: Path, model: Any, state: Mapping[str, Tensor], plan: Plan | None
 ) -> None:
     files = _save_pretrained(directory, model, state)
-    names = {tensor.name for file in files for tensor in open_file(file).tensors}
-    if plan and not names >= plan.keys():
-        # It saves some models under the names of their first release, with fused
-        # tensors split, and reads both. The plan speaks of the tensors as trained.
+    if not plan:
+        return
+    # It saves some models under the names, and in the pieces, of their first release.
+    opened = open_checkpoint(directory)
+    saved = {ours: theirs for theirs, ours in places_of(model, opened).items()}
+    if not saved.keys() >= plan.keys():
+        # The plan speaks of tensors in one piece; transformers reads both forms.
         for file in files:
             file.unlink()
         files = _save_pretrained(directory, model, state, save_original_format=False)
-    if plan:
-        text = plan_json(plan, indent=2, files=digests(files))
-        (directory / PLAN_FILE).write_text(text + "\n", encoding="utf-8")
+        saved = {name: name for name in plan}
+    renamed = {saved[name]: layer for name, layer in plan.items()}
+    text = plan_json(renamed, indent=2, files=digests(files))
+    (directory / PLAN_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def _save_pretrained(

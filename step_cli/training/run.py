@@ -147,10 +147,12 @@ def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:
     with joined(config.train) as world:
         opened = open_checkpoint(checkpoint)
         model = build_model(config.model.source, config.model.options).model
-        load_weights(model, opened)
+        places = load_weights(model, opened)
         data, precision = load_data(config.data), config.train.precision
-        plan = opened.plan or plan_for(model, selection(config))
-        found = {str(layer.pattern) for layer in (opened.plan or {}).values()}
+        given = opened.plan or {}
+        stored = {places[name]: given[name] for name in given if name in places}
+        plan = stored or plan_for(model, selection(config))
+        found = {str(layer.pattern) for layer in stored.values()}
         kept = density(model.state_dict(), plan)
         spread(model, plan, world, compile=config.train.compile)
         return TrainReport(

@@ -17,6 +17,8 @@ from step_cli.core.mask import nm_mask  # noqa: E402
 from step_cli.core.pattern import NMPattern  # noqa: E402
 from step_cli.core.plan import Plan  # noqa: E402
 from step_cli.core.selection import Selection  # noqa: E402
+from step_cli.errors import InputError  # noqa: E402
+from step_cli.formats.hf_weights import load_hugging_face  # noqa: E402
 from step_cli.formats.model_source import ModelSource, read_source  # noqa: E402
 from step_cli.formats.weights import open_checkpoint  # noqa: E402
 from step_cli.training.model_files import save_model  # noqa: E402
@@ -41,9 +43,20 @@ def mixtral() -> Any:
     return transformers.MixtralForCausalLM(config)
 
 
+def vit() -> Any:
+    """A model whose tensors transformers saves under older names."""
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, image_size=8, patch_size=4, num_labels=4,
+    )  # fmt: skip
+    return transformers.ViTForImageClassification(config)
+
+
 def prune(model: nn.Module) -> Plan:
     """Make a model 2:4 in place."""
-    plan = plan_for(model, Selection(exclude=["lm_head.*"], pattern=NMPattern(2, 4)))
+    dense = ["lm_head.*", "classifier.*", "*patch_embeddings*"]
+    plan = plan_for(model, Selection(exclude=dense, pattern=NMPattern(2, 4)))
     with torch.no_grad():
         for name, layer in plan.items():
             weight = model.get_parameter(name)
@@ -51,7 +64,7 @@ def prune(model: nn.Module) -> Plan:
     return plan
 
 
-@pytest.mark.parametrize("make", [gpt2, mixtral])
+@pytest.mark.parametrize("make", [gpt2, mixtral, vit])
 def test_from_pretrained_loads_it_and_verify_finds_the_pattern(
     tmp_path: Path, make: Any
 ) -> None:
@@ -67,8 +80,11 @@ def test_from_pretrained_loads_it_and_verify_finds_the_pattern(
     assert open_checkpoint(tmp_path / "model").integrity == "sha256"
 
 
-def test_it_has_the_files_and_names_that_save_pretrained_writes(tmp_path: Path) -> None:
-    model = gpt2()
+@pytest.mark.parametrize("make", [gpt2, vit])
+def test_it_has_the_files_and_names_that_save_pretrained_writes(
+    tmp_path: Path, make: Any
+) -> None:
+    model = make()
     model.save_pretrained(tmp_path / "theirs")
     save_model(tmp_path / "ours", model, prune(model), SOURCE)
     theirs, ours = (
@@ -96,6 +112,29 @@ def test_the_plan_knows_the_axis_of_conv1d(tmp_path: Path) -> None:
     report = verify(tmp_path / "model", nm="2:4")
     assert report.ok and len(report.checkpoints[0].layers) == 8
     assert not verify(tmp_path / "model", nm="2:4", axis=["*=1"]).ok
+
+
+def test_older_names_are_those_of_the_plan_and_are_read_again(tmp_path: Path) -> None:
+    model = vit()
+    plan = prune(model)
+    save_model(tmp_path / "model", model, plan, SOURCE)
+    stored = open_checkpoint(tmp_path / "model").plan
+    assert stored is not None and len(stored) == len(plan)
+    assert not stored.keys() & plan.keys()
+    # Also from the file alone, and with another head.
+    file = open_checkpoint(tmp_path / "model" / "model.safetensors")
+    again = vit()
+    torch.nn.init.zeros_(again.vit.layers[1].mlp.fc1.weight)
+    places = load_hugging_face(again, file)
+    assert {places[name] for name in stored} == {*plan}
+    assert all(
+        torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items()
+    )
+    again.classifier = nn.Linear(16, 3)
+    again.config.num_labels = 3
+    load_hugging_face(again, file, new_head=True)
+    with pytest.raises(InputError, match="classifier"):
+        load_hugging_face(again, file)
 
 
 def test_a_dense_model_has_no_plan(tmp_path: Path) -> None:

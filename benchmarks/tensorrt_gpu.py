@@ -1,0 +1,192 @@
+"""Dense and sparse TensorRT engines on your GPU: one command, no network.
+
+    python benchmarks/tensorrt_gpu.py [--sample digits-resnet] [--out DIR]
+
+Needs an NVIDIA GPU of compute capability 8.0 or later and TensorRT 10 or 11. Models of
+a few Linear and feed-forward shapes, and a sample model, get 2:4 weights by magnitude
+and go through `step-cli export --to tensorrt --bench`, which builds an engine that may
+use sparse tactics and one that may not, runs both and times them. Writes
+tensorrt_gpu.json: per layer what was eligible and chosen, and both medians. Without a
+GPU or TensorRT it says so and exits with 6. No run of it has been recorded yet.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from step_cli.commands import export
+from step_cli.config import ExportConfig
+from step_cli.errors import MissingError, StepError
+from step_cli.formats.cuda_device import compute_capabilities
+from step_cli.formats.trt_api import find_runtime
+
+PRECISIONS = ("fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model made of Linear layers: the widths between them, and tokens at once."""
+
+    name: str
+    widths: tuple[int, ...]
+    tokens: int
+
+
+CASES = [
+    *(Case(f"linear 1024, {n} tokens", (1024, 1024), n) for n in (16, 1024)),
+    *(Case(f"linear 4096, {n} tokens", (4096, 4096), n) for n in (16, 1024)),
+    Case("FFN of GPT-2 XL, 1024 tokens", (1600, 6400, 1600), 1024),
+    Case("FFN of a 7B model, 1024 tokens", (4096, 11008, 4096), 1024),
+]
+MODEL = """
+from torch import nn
+
+def build():
+    widths = {widths}
+    layers = []
+    for width_in, width_out in zip(widths, widths[1:]):
+        layers += [nn.Linear(width_in, width_out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--sample", default="digits-resnet", help="name, or '' for none"
+    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    try:
+        need_tensorrt_and_gpu()
+        with tempfile.TemporaryDirectory() as folder:
+            document = run(Path(folder), options.sample)
+    except StepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(document, indent=2) + "\n"
+    (options.out / "tensorrt_gpu.json").write_text(text)
+    print(text)
+    return 0
+
+
+def need_tensorrt_and_gpu() -> None:
+    """Refuse a machine that cannot tell anything about sparse engines.
+
+    Raises:
+        MissingError: TensorRT or a GPU with sparse tensor cores is missing.
+    """
+    find_runtime("tensorrt")
+    found = compute_capabilities()[0]
+    if float(found) < export.SPARSE_SINCE:
+        raise MissingError(
+            f"sparse tactics need compute capability {export.SPARSE_SINCE}, "
+            f"found {found}"
+        )
+
+
+def run(folder: Path, sample: str) -> dict[str, Any]:
+    """Export and time everything; one case that fails is recorded and passed over."""
+    models = {
+        case.name: lambda case=case: linear_checkpoint(folder, case) for case in CASES
+    }
+    if sample:
+        models[f"sample:{sample}"] = lambda: sample_checkpoint(folder, sample)
+    rows = []
+    for name, make in models.items():
+        for precision in PRECISIONS:
+            try:
+                report = export_engine(folder, make(), precision)
+                rows.append({"model": name, **row_of(report)})
+            except StepError as error:
+                rows.append(
+                    {"model": name, "precision": precision, "error": str(error)}
+                )
+    return {"compute_capability": compute_capabilities()[0], "seed": 0, "rows": rows}
+
+
+def linear_checkpoint(folder: Path, case: Case) -> dict[str, Any]:
+    """Random 2:4 weights of a stack of Linear layers, and how to export them."""
+    from step_cli.models import build_model
+
+    # A name for each: Python imports a file once.
+    code = folder / f"stack_{'_'.join(map(str, case.widths))}.py"
+    code.write_text(MODEL.format(widths=case.widths))
+    spec = f"{code}:build"
+    path = save_pruned(folder, build_model(spec).model)
+    shape = f"{case.tokens}x{case.widths[0]}"
+    return {"checkpoint": path, "model": spec, "input": [f"input:float32:{shape}"]}
+
+
+def sample_checkpoint(folder: Path, sample: str) -> dict[str, Any]:
+    """An untrained sample model, pruned: what its engine costs, not what it knows."""
+    from step_cli.models import build_model
+
+    spec = f"sample:{sample}"
+    path = save_pruned(folder, build_model(spec).model)
+    return {"checkpoint": path, "model": spec}
+
+
+def save_pruned(folder: Path, model: Any) -> Path:
+    """Save a model 2:4 by magnitude, with its plan, as fp32 safetensors."""
+    import torch
+
+    from step_cli.core.mask import nm_mask
+    from step_cli.core.pattern import NMPattern
+    from step_cli.core.plan import LayerPlan
+    from step_cli.core.weight_rule import default_axis, weight_skip_reason
+    from step_cli.formats.plan import KEY, plan_json
+    from step_cli.formats.safetensors_writer import save_safetensors
+    from step_cli.formats.torch_arrays import to_array
+
+    generator = torch.Generator().manual_seed(0)
+    plan = {}
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1:
+                weight.normal_(0, 0.02, generator=generator)
+            axis = default_axis(name, weight.shape)
+            whole = weight.ndim > 1 and weight.shape[axis] % 4 == 0
+            if whole and weight_skip_reason(name, "float32", weight.shape) is None:
+                weight.mul_(nm_mask(weight.abs(), "2:4", axis))
+                plan[name] = LayerPlan(NMPattern(2, 4), axis)
+    path = folder / "m.safetensors"
+    state = {name: to_array(value) for name, value in model.state_dict().items()}
+    save_safetensors(path, state, {KEY: plan_json(plan)})
+    return path
+
+
+def export_engine(
+    folder: Path, given: dict[str, Any], precision: str, backend: str = "tensorrt"
+) -> Any:
+    """Build, run and time both engines, as the command line would."""
+    config = ExportConfig(
+        out=folder / "m.plan",
+        to="tensorrt",
+        backend=backend,
+        precision=precision,
+        bench=True,
+        force=True,
+        **given,
+    )
+    return export.run(config)
+
+
+def row_of(report: Any) -> dict[str, Any]:
+    """What the result file keeps of a report; evidence that is missing stays null."""
+    kept = {"precision", "backend", "layers", "bench", "bytes", "parity", "notes"}
+    found: dict[str, Any] = json.loads(report.document())
+    row = {key: found[key] for key in sorted(kept)}
+    bench = row["bench"]
+    if bench is not None:
+        row["sparse_speedup"] = bench["dense_ms"] / bench["sparse_ms"]
+    return row
+
+
+if __name__ == "__main__":
+    sys.exit(main())
