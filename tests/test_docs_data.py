@@ -82,4 +82,4 @@ def test_the_examples_read_what_they_are_for(
     assert kind_of(settings) == kind
     dataset = load_data(settings)
     for split in (dataset.train, dataset.held_out):
-        assert sum(len(batch) for batch in batches_of(split, 4)) == len(split) > 0
+        assert sum(len(batch) for batch, _ in batches_of(split, 4)) == len(split) > 0

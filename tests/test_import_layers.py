@@ -28,7 +28,8 @@ LAYERS = {
         "formats", "models", "reports", "samples", "train_config", "training",
     },
     "training": {
-        "config", "core", "data", "errors", "formats", "live", "models", "processes",
+        "config", "core", "data", "data_config", "errors", "formats", "live", "models",
+        "processes",
         "recipes", "render", "reports", "samples", "train_config",
     },
     "calibration": {"core", "data", "errors", "formats", "models"},

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from step_cli.core.layers import density
+from step_cli.data_config import BYTES
 from step_cli.errors import StepError
 from step_cli.formats.model_source import ModelSource
 from step_cli.reports import TrainReport
@@ -66,7 +67,8 @@ def show_stopped(trainer: Trainer, path: Path) -> None:
 
 def _tokenizers(config: TrainConfig) -> list[Path]:
     """The directories whose tokenizer the model was trained with, if there are any."""
-    return [Path(config.model.source)]
+    given = (config.model.source, config.data.tokenizer)
+    return [Path(place) for place in given if place not in (None, BYTES)]
 
 
 def _report(trainer: Trainer, run_dir: Path) -> TrainReport:

@@ -15,6 +15,7 @@ from step_cli.models import build_model, load_weights
 from step_cli.reports import TrainReport
 from step_cli.train_config import TrainConfig, keys_of, load_config, to_toml
 from step_cli.training.checkpoints import load_checkpoint, save_checkpoint
+from step_cli.training.data_record import record_data, refuse_other_data
 from step_cli.training.evaluate import evaluate
 from step_cli.training.follower import Follower
 from step_cli.training.followers import following
@@ -68,6 +69,7 @@ def _begin(
         if world.first:
             save_text(path / "config.toml", to_toml(config))
             save_text(path / PLAN, plan_json(setup.plan))
+            record_data(path, setup.data)
         return _go_on(config, setup, path, run_dir, after=0)
 
 
@@ -75,6 +77,7 @@ def _resume(config: TrainConfig, world: World, run_dir: Path) -> TrainReport:
     with _for_all(resumed_directory(run_dir), world) as path:
         plan = world.from_first(_plan_of(config, path) if world.first else Plan())
         setup = set_up(config, world, record=True, plan=plan)
+        refuse_other_data(path, setup.data)
         step = load_checkpoint(path, setup.model, setup.optimizer, world)
         return _go_on(config, setup, path, run_dir, after=step)
 

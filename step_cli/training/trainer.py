@@ -8,13 +8,14 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from step_cli.data import batch_at
+from step_cli.data import Batch, batch_at
+from step_cli.data.ahead import ReadAhead
 from step_cli.errors import NonFiniteError
 from step_cli.train_config import TrainConfig
 from step_cli.training.evaluate import autocast, evaluate, loss_over, scores_of
@@ -47,6 +48,7 @@ class Trainer:
     save: Callable[[], None]
     followers: Sequence[Follower] = ()
     last_step: int | None = None
+    _batches: ReadAhead = field(init=False, repr=False)
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Train up to the last step, or until ``stop`` says so after a step.
@@ -54,6 +56,10 @@ class Trainer:
         Raises:
             NonFiniteError: The loss or a gradient is NaN or infinite.
         """
+        with ReadAhead(self._batch) as self._batches:
+            self._run(stop)
+
+    def _run(self, stop: Callable[[], bool]) -> None:
         train, optimizer = self.config.train, self.setup.optimizer
         last_step = self.last_step or train.steps
         self.setup.model.train()
@@ -118,13 +124,7 @@ class Trainer:
 
     def _backward(self, step: int, part: int) -> Tensor:
         train, setup, world = self.config.train, self.setup, self.setup.world
-        batch = batch_at(
-            setup.data.train,
-            index=(step - 1) * train.grad_accumulation + part,
-            size=train.batch_size,
-            seed=train.seed,
-            share=(world.rank, world.size),
-        )
+        batch = self._batches[(step - 1) * train.grad_accumulation + part]
         last = part == train.grad_accumulation - 1
         with nullcontext() if last else without_exchange(setup.forward):
             with autocast(world.device, train.precision):
@@ -134,6 +134,16 @@ class Trainer:
             loss = loss / train.grad_accumulation
             torch.autograd.backward(loss)
         return loss.detach()
+
+    def _batch(self, index: int) -> Batch:
+        train, world = self.config.train, self.setup.world
+        return batch_at(
+            self.setup.data.train,
+            index=index,
+            size=train.batch_size,
+            seed=train.seed,
+            share=(world.rank, world.size),
+        )
 
     def _record_variance(self) -> None:
         optimizer = self.setup.optimizer

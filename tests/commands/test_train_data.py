@@ -12,6 +12,7 @@ from data.written import (
     write_images,
     write_jsonl,
     write_sst2,
+    write_tokenizer,
     write_wikitext,
     write_wmt,
 )
@@ -40,6 +41,13 @@ class Texts(nn.Module):
 
 def classes():
     return Texts(2)
+
+class Marked(Texts):
+    def forward(self, input_ids, attention_mask, token_type_ids):
+        return super().forward(input_ids, attention_mask)
+
+def marked():
+    return Marked(2)
 
 def number():
     return Texts(1)
@@ -145,6 +153,31 @@ def test_an_image_that_breaks_during_training_is_told(
     assert outcome.code == 4
     assert f"{broken}: is no image that can be decoded" in outcome.error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_resumed_on_other_data(step_cli: Run, tmp_path: Path) -> None:
+    data = write_sst2(tmp_path / "data")
+    config = configured(tmp_path, "classes", data)
+    words = ("train", config, "--run-dir", tmp_path / "run",
+             "--set", "train.checkpoint_every=1")  # fmt: skip
+    assert step_cli(*words).code == 0
+    assert step_cli(*words, "--resume").code == 0
+    rows = (data / "train.tsv").read_text().splitlines(keepends=True)
+    (data / "train.tsv").write_text("".join([rows[0], *reversed(rows[1:])]))
+    outcome = step_cli(*words, "--resume")
+    assert outcome.code == 4
+    assert "not the data the run began with" in outcome.error
+
+
+def test_the_tokenizer_of_the_data_goes_with_the_model(
+    step_cli: Run, tmp_path: Path
+) -> None:
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    data = write_sst2(tmp_path / "data")
+    config = configured(tmp_path, "marked", data, 'tokenizer = "tokenizer"')
+    assert step_cli("train", config, "--run-dir", tmp_path / "run").code == 0
+    copied = tmp_path / "run" / "model" / "tokenizer.json"
+    assert copied.read_bytes() == (tokenizer / "tokenizer.json").read_bytes()
 
 
 def test_a_training_split_smaller_than_a_batch_is_told(

@@ -1,0 +1,43 @@
+"""``data.json`` of a run directory: which data the run began with."""
+
+import json
+from pathlib import Path
+
+from step_cli.data import Dataset
+from step_cli.data.identity import identity_of
+from step_cli.errors import InputError
+from step_cli.formats.json_text import read_json
+from step_cli.training.run_files import save_text
+
+FILE = "data.json"
+SCHEMA = "step-cli/data/1"
+LIMIT = 1 << 20  # bytes of the file
+SPLITS = {"train": "to train on", "held_out": "held out"}
+
+
+def record_data(run_dir: Path, data: Dataset) -> None:
+    """Write down what tells these data from others."""
+    document = {"schema": SCHEMA, **identity_of(data)}
+    save_text(run_dir / FILE, json.dumps(document, indent=2) + "\n")
+
+
+def refuse_other_data(run_dir: Path, data: Dataset) -> None:
+    """Refuse to go on with other data than the run began with.
+
+    Raises:
+        InputError: They are others, or there is no record.
+    """
+    begun = read_json(run_dir / FILE, "a record of data", limit_bytes=LIMIT)
+    for split, now in identity_of(data).items():
+        then = begun.get(split)
+        if now == then:
+            continue
+        purpose = SPLITS[split]
+        was = then.get("samples") if isinstance(then, dict) else None
+        found = f"{now['samples']} samples {purpose}, were {was}"
+        if now["samples"] == was:
+            found = f"the {was} samples {purpose} are others than they were"
+        raise InputError(
+            f"not the data the run began with: {found}; it would not go on bit for bit",
+            file=run_dir,
+        )
