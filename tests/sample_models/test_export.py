@@ -1,0 +1,100 @@
+"""The sample models as ONNX: parity, its pattern in the file, and a wrong axis."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("transformers")
+
+from step_cli.commands import export, verify_nm  # noqa: E402
+from step_cli.config import ExportConfig, VerifyConfig  # noqa: E402
+from step_cli.core.mask import nm_mask  # noqa: E402
+from step_cli.core.pattern import NMPattern  # noqa: E402
+from step_cli.core.plan import LayerPlan  # noqa: E402
+from step_cli.core.weight_rule import (  # noqa: E402
+    default_axis,
+    is_head,
+    weight_skip_reason,
+)
+from step_cli.formats.model_source import ModelSource, write_source  # noqa: E402
+from step_cli.formats.plan import KEY, plan_json  # noqa: E402
+from step_cli.formats.safetensors_writer import save_safetensors  # noqa: E402
+from step_cli.formats.torch_arrays import to_array  # noqa: E402
+from step_cli.models import build_model  # noqa: E402
+from step_cli.reports import ExportReport  # noqa: E402
+
+SAMPLES: dict[str, dict[str, Any]] = {  # and options that make them small
+    "digits-resnet": {},
+    "stdlib-gpt": {"layers": 1, "width": 32, "heads": 2},
+    "stdlib-bert": {"layers": 1, "width": 32},
+    "translate-tiny": {"layers": 1, "width": 32},
+}
+QUICK = ("digits-resnet", "stdlib-gpt")
+MARKED = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name in SAMPLES
+]
+
+
+def save_run(folder: Path, sample: str, *, wrong: bool = False) -> int:
+    """A run of an untrained sample, 2:4 along the group axes or the other ones.
+
+    Returns:
+        The number of layers with a plan.
+    """
+    torch.manual_seed(0)
+    source = ModelSource(f"sample:{sample}", SAMPLES[sample])
+    model = build_model(source.spec, source.options).model
+    plan = {}
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight_skip_reason(name, "float32", weight.shape) or is_head(name):
+                continue
+            axis = default_axis(name, weight.shape)
+            axis = 1 - axis if wrong else axis
+            if weight.shape[axis] % 4 == 0:
+                weight.mul_(nm_mask(weight.abs(), "2:4", axis))
+                plan[name] = LayerPlan(NMPattern(2, 4), axis)
+    home = folder / "model"
+    home.mkdir(parents=True)
+    state = {name: to_array(value) for name, value in model.state_dict().items()}
+    save_safetensors(home / "model.safetensors", state, {KEY: plan_json(plan)})
+    write_source(home, source)
+    return len(plan)
+
+
+def to_onnx(checkpoint: Path, out: Path) -> ExportReport:
+    return export.run(ExportConfig(checkpoint=checkpoint, out=out, to="onnx"))
+
+
+@pytest.mark.parametrize("sample", MARKED)
+def test_a_sample_exports_within_tolerance_and_keeps_its_pattern(
+    tmp_path: Path, sample: str
+) -> None:
+    layers = save_run(tmp_path / "run", sample)
+    out = tmp_path / "m.onnx"
+    report = to_onnx(tmp_path / "run", out)
+    assert report.ok and report.parity is not None
+    assert report.parity.ok and report.parity.tolerance == 1e-4
+    assert len(report.layers) == layers > 0
+    assert all(layer.pattern_ok for layer in report.layers)
+    verdict = verify_nm.run(VerifyConfig(checkpoint=[out]))
+    assert verdict.exit_code == 0
+    assert len(verdict.checkpoints[0].layers) >= layers - 1  # shared ones are one
+
+
+@pytest.mark.parametrize("sample", MARKED)
+def test_a_mask_along_the_wrong_axis_fails_in_the_graph(
+    tmp_path: Path, sample: str
+) -> None:
+    """The checkpoint holds what its plan says; the graph multiplies the other way."""
+    save_run(tmp_path / "run", sample, wrong=True)
+    report = to_onnx(tmp_path / "run", tmp_path / "m.onnx")
+    assert (report.exit_code, report.output) == (1, None)
+    broken = [layer for layer in report.layers if layer.pattern_ok is False]
+    assert "in the graph" in str(broken[0].advice)
+    assert not (tmp_path / "m.onnx").exists()
