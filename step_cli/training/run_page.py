@@ -1,5 +1,6 @@
 """``curves.svg`` and ``report.html`` of a run, finished or stopped."""
 
+import math
 import platform
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -98,7 +99,10 @@ def _switch(history: History, *, switches: bool) -> str:
     if switch.reason == "fixed":
         return told + "as configured"
     assert seen is not None
-    value = f"{seen.name} {seen.value.values[-1]:.3g}, threshold {seen.threshold:.3g}"
+    last = seen.value.values[-1]
+    value = f"{seen.name} {last:.3g}, threshold {seen.threshold:.3g}"
+    if math.isnan(last):
+        value = f"{seen.name}: its window of {seen.window} steps was not full"
     reached = "t_max reached" if switch.reason == "t_max" else "threshold passed"
     return f"{told}{reached} ({value})"
 

@@ -1,16 +1,15 @@
 """Stopping and going on: the same bits as if nothing had happened."""
 
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stopped_run import stopping_at
 
 from step_cli.errors import INTERRUPTED, InputError, NonFiniteError, StoppedError
 from step_cli.formats.plan import read_plan
@@ -50,27 +49,6 @@ def configured(net: Path, *more: str) -> TrainConfig:
         "switch.t_min=2", f"switch.t_max={SWITCH - 1}", *more,
     ]  # fmt: skip
     return load_config(CONFIG, overrides)
-
-
-def stopping_at(step: int, number: int) -> Callable[..., Any]:
-    """The real loop, with a signal arriving during ``step``."""
-    from step_cli.training.trainer import Trainer
-
-    def run(self: Trainer, stop: Any) -> None:
-        real = self._step
-
-        def with_signal(now: int, *rest: Any, **more: Any) -> float:
-            if now == step:
-                os.kill(os.getpid(), number)
-            return real(now, *rest, **more)
-
-        self._step = with_signal  # type: ignore[method-assign]
-        ORIGINAL(self, stop)
-
-    return run
-
-
-ORIGINAL = run_module.Trainer.run
 
 
 @pytest.mark.parametrize("step", [1, 4, SWITCH - 1, SWITCH, SWITCH + 1, STEPS - 1])

@@ -186,6 +186,14 @@ def test_every_end_has_its_page(
     assert page.rows[4][5] == ("0" if density == "0.5000" else "–")  # noqa: RUF001
 
 
+def test_a_window_that_was_not_full_is_told(tmp_path: Path) -> None:
+    train(small_config(tmp_path, "switch.window=20"), tmp_path / "run")
+    told = (
+        "after step 12: t_max reached (autoswitch: its window of 20 steps was not full)"
+    )
+    assert page_of(tmp_path / "run").facts["switch"] == told
+
+
 def test_names_are_data(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
