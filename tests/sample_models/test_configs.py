@@ -146,6 +146,21 @@ def test_no_configuration_is_forgotten() -> None:
     }  # fmt: skip
 
 
+DOCS = Path(__file__).parents[2] / "docs" / "samples.md"
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_document_tells_each_configuration_with_its_size(name: str) -> None:
+    sample, _, file = name.partition("/")
+    text = DOCS.read_text(encoding="utf-8")
+    if file == "config.toml":
+        (row,) = (x for x in text.splitlines() if x.startswith(f"| `{sample}` |"))
+        assert f"{SIZES[name][0] / 1e6:.2f} M weights" in row
+        return
+    (row,) = (x for x in text.splitlines() if f"`{sample}/" in x and file in x)
+    assert all(f"{count:,}" in row for count in SIZES[name])
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_the_model_has_its_real_size(name: str) -> None:
     config = load_config(path_of(name))
