@@ -70,6 +70,7 @@ def outcome(model: nn.Module, optimizer: SparseOptimizer) -> dict[str, Any]:
         "dense": dense_weights(bare, optimizer),
         "switch": optimizer.switch_step,
         "sample": optimizer.variance_sample(),
+        "layers": optimizer.layer_changes(),
     }
 
 

@@ -84,8 +84,14 @@ def test_compiled_mask_learning_on_shards_equals_the_eager_one(ranks: Ranks) -> 
 def test_the_criterion_counts_every_coordinate_once(ranks: Ranks, kind: str) -> None:
     options = {"switch": by_autoswitch(100), "record": True}
     one, other = ranks.run(work.train_on, kind, options, True, STEPS)
-    reference = alone({"switch": by_autoswitch(100), "record": True})["sample"]
+    expected_of = alone({"switch": by_autoswitch(100), "record": True})
+    reference = expected_of["sample"]
     assert one["sample"] == other["sample"]
+    assert one["layers"] == other["layers"]
+    for found, wanted in zip(one["layers"], expected_of["layers"], strict=True):
+        assert found == pytest.approx(wanted, rel=1e-6)
+    assert sum(v_l1 for v_l1, _ in one["layers"]) == pytest.approx(reference.v_l1)
+    assert sum(change for _, change in one["layers"]) == pytest.approx(reference.dv_l1)
     assert one["sample"].d == reference.d == sum(p.numel() for p in parameters())
     for sum_of in ("v_l1", "v_l2", "dv_l1", "dv_log"):
         measured, expected = (getattr(s, sum_of) for s in (one["sample"], reference))

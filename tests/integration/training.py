@@ -46,7 +46,9 @@ def by_autoswitch(t_max: int = 5) -> SwitchRule:
 
 def optimizer_of(model: nn.Module, **options: Any) -> SparseOptimizer:
     options = {"lr": 1e-2, "betas": (0.9, 0.5), "weight_decay": 0.1, **options}
-    return sparse_adamw(model, **options)
+    optimizer = sparse_adamw(model, **options)
+    optimizer.watch_layers = options.get("record", False)
+    return optimizer
 
 
 def loss_of(model: nn.Module, batch: Batch) -> Tensor:
