@@ -25,7 +25,7 @@ LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _KNOWN = inspect.signature(DistributedDataParallel).parameters
 _NEW = "forward_sync_buffers" in _KNOWN  # its name from torch 2.13 on
 _NAME = "forward_sync_buffers" if _NEW else "broadcast_buffers"
-_OWN_BUFFERS: dict[str, Any] = {_NAME: False}
+_DDP: dict[str, Any] = {_NAME: False, "gradient_as_bucket_view": True}  # no copies
 
 
 def spread(model: nn.Module, plan: Plan, world: World, *, compile: bool) -> nn.Module:
@@ -54,7 +54,7 @@ def spread(model: nn.Module, plan: Plan, world: World, *, compile: bool) -> nn.M
         return model
     forward = model.to(world.device)
     if world.kind == "ddp":
-        forward = DistributedDataParallel(model, **_OWN_BUFFERS)
+        forward = DistributedDataParallel(model, **_DDP)
     if compile:
         forward.compile()
     return forward
