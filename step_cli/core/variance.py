@@ -157,7 +157,8 @@ class VarianceWatch:
         take = compiled(change_sums) if self.compiled else chunked_sums
         found = list(variances(optimizer))
         total, layers = ShardSum(5), ShardSum(2 * len(found))
-        for at, (p, variance, group) in enumerate(found):
+        # Backwards: what is read last is still in the cache when the update begins.
+        for at, (p, variance, group) in reversed(list(enumerate(found))):
             grad, beta2 = stand_ins[p].grad, group["betas"][1]
             if grad is None:  # v stays
                 sums = torch.zeros(5, dtype=torch.float64, device=variance.device)
