@@ -1,6 +1,7 @@
 """`export`: compressed files, ONNX and TensorRT engines, and what each layer became."""
 
 import logging
+from pathlib import Path
 
 from step_cli.commands.export_source import Source, open_source
 from step_cli.config import ExportConfig
@@ -38,8 +39,10 @@ def run(config: ExportConfig) -> ExportReport:
         NonFiniteError: A weight is not finite, or overflows in the precision.
     """
     _check_options(config)
-    inputs = [config.checkpoint]
+    inputs = _inputs(config)
     checked_target(config.out, force=config.force, inputs=inputs)
+    if config.timing_cache is not None:
+        checked_target(config.timing_cache, force=True, inputs=[*inputs, config.out])
     if config.to == "dense":
         from step_cli.commands.export_compressed import to_dense
 
@@ -60,6 +63,13 @@ def run(config: ExportConfig) -> ExportReport:
     from step_cli.commands.export_onnx import to_onnx
 
     return to_onnx(config, source)
+
+
+def _inputs(config: ExportConfig) -> list[Path]:
+    """What is read, so that no output replaces it."""
+    code = Path((config.model or "").rpartition(":")[0])
+    plan = [] if config.plan is None else [config.plan]
+    return [config.checkpoint, *plan, *([code] if code.is_file() else [])]
 
 
 def _tensorrt(config: ExportConfig) -> ExportReport:
@@ -89,8 +99,9 @@ def _check_options(config: ExportConfig) -> None:
         raise UsageError("--to: say what to write: compressed, dense, onnx, tensorrt")
     for option in _given(config, set(ExportConfig.model_fields) - OPTIONS[config.to]):
         raise UsageError(f"{option} has no meaning with --to {config.to}")
-    for text in config.input:
-        parse_input(text)
+    names = [parse_input(text).name for text in config.input]
+    if len(set(names)) < len(names):
+        raise UsageError("--input: an input is given twice")
     suffix = {"compressed": ".safetensors", "dense": ".safetensors", "onnx": ".onnx"}
     wanted = suffix.get(config.to)
     if wanted is not None and config.out.suffix.lower() != wanted:
@@ -115,10 +126,7 @@ def _source(config: ExportConfig) -> Source:
                 "an ONNX file can be exported with --to tensorrt only",
                 file=config.checkpoint,
             )
-        from step_cli.commands.export_bench import times_engine
-
-        timed = {"bench"} if times_engine(config) else set()
-        for option in _given(config, _GRAPH - timed):
+        for option in _given(config, _GRAPH - {"bench"}):
             raise UsageError(f"{option} has no meaning for a file that is ONNX already")
     return source
 

@@ -70,7 +70,10 @@ def backend_report(
         return  # kernels are made on the user's GPU: names here are no evidence
     nodes = nodes_of_weights(onnx_path)
     for layer in report.layers:
-        _add_rungs(layer, seen, nodes.get(layer.onnx_name or "", []))
+        if layer.onnx_name is not None and layer.onnx_name not in nodes:
+            layer.eligible = False  # of another operator, such as ConvTranspose
+        else:
+            _add_rungs(layer, seen, nodes.get(layer.onnx_name or "", []))
 
 
 def _add_rungs(layer: ExportLayer, seen: BuildLog, nodes: list[str]) -> None:

@@ -88,6 +88,8 @@ def precision_of(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> Pr
         return config.precision
     dtypes = [tensor.dtype for tensor in checkpoint.tensors if tensor.name in plan]
     own = PRECISIONS.get(dtypes[0], "fp32")
+    if dtypes[0] not in PRECISIONS and config.to == "onnx":
+        log.warning("%s weights become fp32; see --precision", dtypes[0])
     if config.to != "tensorrt":
         return own
     chosen: Precision = "bf16" if own == "bf16" else "fp16"

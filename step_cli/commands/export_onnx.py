@@ -6,7 +6,7 @@ from pathlib import Path
 
 from step_cli.commands.export_bench import time_against_dense, times_engine
 from step_cli.commands.export_model import LoadedModel, examples_for, load_model
-from step_cli.commands.export_parity import compare
+from step_cli.commands.export_parity import compare, reference
 from step_cli.commands.export_source import Source, judge, refuse_nonfinite
 from step_cli.commands.verify_layer import Judged
 from step_cli.config import ExportConfig
@@ -20,8 +20,11 @@ from step_cli.formats.onnx_export import (
     need_export_libraries,
 )
 from step_cli.formats.onnx_file import staged_onnx
+from step_cli.formats.onnx_nodes import operators_of
 from step_cli.formats.onnx_weights import open_onnx
 from step_cli.reports import BenchReport, ExportBytes, ExportLayer, ExportReport, Parity
+
+NOTHING_VERIFIED = "no layer of the plan is a weight of the graph: nothing to verify"
 
 
 class CheckFailedError(Exception):
@@ -55,8 +58,14 @@ class WrittenOnnx:
     @property
     def ok(self) -> bool:
         """Whether all checks passed."""
-        pattern_ok = all(layer.pattern_ok is not False for layer in self.layers)
-        return pattern_ok and (self.parity is None or self.parity.ok)
+        broken = any(layer.pattern_ok is False for layer in self.layers)
+        verified = self.verified and not broken
+        return verified and (self.parity is None or self.parity.ok)
+
+    @property
+    def verified(self) -> bool:
+        """Whether the pattern of any layer was seen in the file."""
+        return any(layer.pattern_ok is not None for layer in self.layers)
 
 
 def to_onnx(config: ExportConfig, source: Source) -> ExportReport:
@@ -95,6 +104,8 @@ def write_onnx(
         StepError: It cannot be written, or onnx.checker refuses it.
     """
     examples = examples_for(loaded, shapes)
+    # Before the tracer, whose words on a faulty model are hard to read.
+    expected = None if config.no_check else reference(loaded, examples)
     export = export_onnx(
         loaded.model,
         loaded.inputs,
@@ -107,8 +118,8 @@ def write_onnx(
     _check_model(path)
     layers = _layers(loaded, export, path)
     parity, precision = None, None
-    if not config.no_check:
-        parity, precision = compare(config, loaded, examples, path)
+    if expected is not None:
+        parity, precision = compare(config, loaded, examples, path, expected)
     files = [path, path.with_name(data_name)]
     size = sum(file.stat().st_size for file in files if file.exists())
     bench = None
@@ -134,6 +145,7 @@ def onnx_report(
         precision=written.loaded.precision,
         opset=config.opset or DEFAULT_OPSET,
         bench=written.bench,
+        notes=[] if written.verified else [NOTHING_VERIFIED],
     )
 
 
@@ -150,36 +162,55 @@ def _check_model(path: Path) -> None:
 def _layers(loaded: LoadedModel, export: OnnxExport, path: Path) -> list[ExportLayer]:
     """Verify the pattern in the file, with the checker's own idea of axes."""
     stored = {tensor.name: tensor for tensor in open_onnx(map_file(path)).tensors}
-    onnx_names = {weight.name: weight.onnx_name for weight in export.weights}
-    jobs = []
-    for name, layer in loaded.plan.items():
-        tensor = stored.get(onnx_names.get(name, ""))
-        if tensor is not None and tensor.axis is not None:
-            jobs.append((tensor, LayerPlan(layer.pattern, tensor.axis)))
-    judged = judge(jobs)
-    refuse_nonfinite(judged, path)
-    found = {item.tensor.name: item for item in judged}
-    layers = [
-        _layer(loaded, name, layer, found.get(onnx_names.get(name, "")))
+    places: dict[str, set[str]] = {}  # a weight may stand there in both directions
+    for weight in export.weights:
+        places.setdefault(weight.name, set()).add(weight.onnx_name)
+    jobs = [
+        (name, (stored[place], LayerPlan(layer.pattern, axis)))
         for name, layer in loaded.plan.items()
+        for place in sorted(places.get(name, ()))
+        if place in stored and (axis := stored[place].axis) is not None
+    ]
+    judged = judge([job for _, job in jobs])
+    refuse_nonfinite(judged, path)
+    found: dict[str, Judged] = {}
+    for (name, _), item in zip(jobs, judged, strict=True):
+        if name not in found or not item.verdict.ok:
+            found[name] = item
+    operators = operators_of(path)
+    layers = [
+        _verified(_layer(loaded, name), found[name])
+        if name in found
+        else _unverified(_layer(loaded, name), name, operators.get(name))
+        for name in loaded.plan
     ]
     return sorted(layers, key=lambda layer: layer.name)
 
 
-def _layer(
-    loaded: LoadedModel, name: str, layer: LayerPlan, item: Judged | None
-) -> ExportLayer:
-    found = ExportLayer(
+def _layer(loaded: LoadedModel, name: str) -> ExportLayer:
+    layer = loaded.plan[name]
+    return ExportLayer(
         name=loaded.checkpoint_names[name], pattern=str(layer.pattern), axis=layer.axis
     )
-    if item is None:
-        found.advice = "no Conv, Gemm or MatMul of the graph multiplies by it"
-        return found
+
+
+def _verified(layer: ExportLayer, item: Judged) -> ExportLayer:
     verdict = item.verdict
-    found.onnx_name, found.pattern_ok = verdict.name, verdict.ok
+    layer.onnx_name, layer.pattern_ok = verdict.name, verdict.ok
     if not verdict.ok:
-        found.advice = (
+        layer.advice = (
             f"{verdict.violations} of {verdict.groups} groups along axis "
             f"{verdict.axis} of {verdict.name} break {layer.pattern} in the graph"
         )
-    return found
+    return layer
+
+
+def _unverified(
+    layer: ExportLayer, name: str, operators: set[str] | None
+) -> ExportLayer:
+    if operators is None:
+        layer.advice = "not in the graph: unused, or folded into another tensor"
+    else:
+        layer.onnx_name = name
+        layer.advice = f"used by {', '.join(sorted(operators))}: no sparse kernels"
+    return layer

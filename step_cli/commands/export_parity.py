@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from step_cli.commands.export_model import LoadedModel, cast, in_precision
+from step_cli.commands.export_model import LoadedModel, in_precision
 from step_cli.config import ExportConfig
 from step_cli.formats.onnx_export import DEFAULT_OPSET, export_onnx
 from step_cli.formats.ort_session import (
     TOLERANCE,
+    Array,
     OrtSession,
     difference,
     feeds_of,
@@ -25,41 +26,60 @@ if TYPE_CHECKING:
 Examples = Mapping[str, "Tensor"]
 
 
-def compare(
-    config: ExportConfig, loaded: LoadedModel, examples: Examples, path: Path
-) -> tuple[Parity, str]:
-    """Compare ONNX Runtime with PyTorch on the example inputs.
+def reference(loaded: LoadedModel, examples: Examples) -> list[Array]:
+    """What PyTorch computes of the example inputs, in the precision of `compare`.
 
     ONNX Runtime's CPU has no bf16 kernels, so a bf16 model is compared as fp32 with the
-    same rounded weights, exported for the purpose.
+    same rounded weights.
+
+    Raises:
+        InputError: The model raises, or returns what is no tensor.
+    """
+    if loaded.precision == "bf16":
+        loaded, examples = _widened(loaded, examples)
+    return torch_outputs(loaded.model, examples)
+
+
+def compare(
+    config: ExportConfig,
+    loaded: LoadedModel,
+    examples: Examples,
+    path: Path,
+    expected: list[Array],
+) -> tuple[Parity, str]:
+    """Compare ONNX Runtime on the example inputs with what PyTorch computes.
 
     Returns:
         The comparison, and the precision it was made in.
     """
     tolerance = config.tolerance or TOLERANCE[loaded.precision]
     if loaded.precision != "bf16":
-        return _parity(loaded, examples, path, tolerance), loaded.precision
+        return _parity(path, examples, expected, tolerance), loaded.precision
     with scratch_directory("parity") as folder:
-        twin = folder / "fp32.onnx"
-        model = copy.deepcopy(loaded.model)
-        cast(model, "fp32", config.checkpoint)
-        inputs = [in_precision(given, "fp32") for given in loaded.inputs]
-        wide = {
-            name: value.float() if value.is_floating_point() else value
-            for name, value in examples.items()
-        }
-        opset = config.opset or DEFAULT_OPSET
-        export_onnx(model, inputs, wide, {}, twin, opset=opset)
-        rounded = replace(loaded, model=model, inputs=inputs)
-        return _parity(rounded, wide, twin, tolerance), "fp32"
+        twin, opset = folder / "fp32.onnx", config.opset or DEFAULT_OPSET
+        wide, examples = _widened(loaded, examples)
+        export_onnx(wide.model, wide.inputs, examples, {}, twin, opset=opset)
+        return _parity(twin, examples, expected, tolerance), "fp32"
+
+
+def _widened(
+    loaded: LoadedModel, examples: Examples
+) -> tuple[LoadedModel, dict[str, "Tensor"]]:
+    """The same rounded weights and inputs as fp32."""
+    model = copy.deepcopy(loaded.model).float()
+    inputs = [in_precision(given, "fp32") for given in loaded.inputs]
+    wide = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in examples.items()
+    }
+    return replace(loaded, model=model, inputs=inputs), wide
 
 
 def _parity(
-    loaded: LoadedModel, examples: Examples, path: Path, tolerance: float
+    path: Path, examples: Examples, expected: list[Array], tolerance: float
 ) -> Parity:
     session = OrtSession(path)
-    found = session.run(feeds_of(examples))
-    worst = difference(session.outputs, found, torch_outputs(loaded.model, examples))
+    worst = difference(session.outputs, session.run(feeds_of(examples)), expected)
     return Parity(
         max_abs=worst.max_abs,
         max_rel=worst.max_rel,

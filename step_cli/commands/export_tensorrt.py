@@ -2,19 +2,24 @@
 
 import hashlib
 import logging
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from step_cli.commands.export_bench import time_engines, times_engine
+from step_cli.commands.export_bench import (
+    time_against_dense,
+    time_engines,
+    times_engine,
+)
+from step_cli.commands.export_elsewhere import elsewhere, trtexec
 from step_cli.commands.export_ladder import backend_report, climb
 from step_cli.commands.export_model import load_model
 from step_cli.commands.export_onnx import CheckFailedError, onnx_report, write_onnx
 from step_cli.commands.export_source import Source
 from step_cli.config import ExportConfig
-from step_cli.errors import MissingError
+from step_cli.errors import MissingError, StepError
+from step_cli.formats.example_inputs import example_tensors
 from step_cli.formats.graph_input import GraphInput
 from step_cli.formats.onnx_export import need_export_libraries
 from step_cli.formats.onnx_nodes import inputs_of_onnx
@@ -23,9 +28,8 @@ from step_cli.formats.staged import staged
 from step_cli.formats.trt_api import TrtRuntime, check_targets, find_runtime
 from step_cli.formats.trt_engine import EngineBuild, EngineOptions, build_engine
 from step_cli.formats.trt_log import parse_log
-from step_cli.formats.trt_profiles import Profile, make_profiles, parse_shape
-from step_cli.formats.trtexec_line import trtexec_line
-from step_cli.reports import ExportBytes, ExportReport, SparsityCounts
+from step_cli.formats.trt_profiles import Profile, make_profiles
+from step_cli.reports import BenchReport, ExportBytes, ExportReport, SparsityCounts
 
 log = logging.getLogger(__name__)
 
@@ -47,17 +51,19 @@ def find_backend(config: ExportConfig) -> TrtRuntime:
         MissingError: There is none, or it cannot do what is required of it.
         UsageError: It does not know a compute capability.
     """
-    line = _trtexec(config, [])
+    commands = elsewhere(config, trtexec(config))
     try:
         runtime = find_runtime(config.backend)
     except MissingError as error:
-        raise MissingError(f"{error.message}; or, on a GPU machine: {line}") from None
+        raise MissingError(
+            f"{error.message}; or, on a GPU machine: {commands}"
+        ) from None
     asked = config.backend != "auto"
     check_targets(runtime, config.compute_capability, asked=asked)
     if config.require_sparse and not runtime.honours_sparsity:
         raise MissingError(
             f"--require-sparse: {runtime.kind} {runtime.version} ignores sparse "
-            f"weights; build with TensorRT on a GPU machine: {line}"
+            f"weights; on a GPU machine with TensorRT: {commands}"
         )
     if config.timing_cache is not None and runtime.kind == "tensorrt-rtx":
         log.warning("--timing-cache has no effect with TensorRT-RTX")
@@ -73,7 +79,10 @@ def to_tensorrt(
             made = _onnx_source(config, source, folder)
             if not made.report.ok:
                 return made.report
-            profiles = make_profiles(inputs_of_onnx(made.path), _shapes(config))
+            inputs = inputs_of_onnx(made.path)
+            profiles = make_profiles(inputs, _shapes(config))
+            if config.bench and made.path == config.checkpoint:
+                made.report.bench = _bench_onnx(config, inputs, profiles)
             return _build(config, source, runtime, made, profiles)
         except CheckFailedError as failed:
             return failed.report
@@ -93,6 +102,18 @@ def _onnx_source(config: ExportConfig, source: Source, folder: Path) -> OnnxSour
         config, loaded, path, "model.onnx.data", _fixed(optima, loaded.inputs)
     )
     return OnnxSource(path, onnx_report(config, source, written))
+
+
+def _bench_onnx(
+    config: ExportConfig, inputs: list[GraphInput], profiles: list[Profile]
+) -> BenchReport | None:
+    """The time of an ONNX file in ONNX Runtime, where no GPU can time its engine."""
+    if times_engine(config):
+        return None
+    need_export_libraries()
+    shapes = {profile.name: profile.shapes[1] for profile in profiles}
+    examples = example_tensors(inputs, shapes=shapes)
+    return time_against_dense(config.checkpoint, examples)
 
 
 def _report_of_onnx(config: ExportConfig, source: Source) -> ExportReport:
@@ -127,10 +148,10 @@ def _build(
     if not options.sparse:
         log.warning("no layer is 2:4 in the graph: sparse weights are not permitted")
     with _outputs(config, source) as (plan_path, log_path, report_path):
-        build = build_engine(runtime, made.path, plan_path, options)
+        build = _built(config, runtime, made.path, plan_path, options)
         _complete(config, report, runtime, build, options, made.path)
         if config.require_sparse and not _used(report):
-            report.ok, report.output = False, None
+            report.ok, report.output, report.build_log = False, None, None
             raise CheckFailedError(report)
         if config.bench and times_engine(config):
             report.bench = time_engines(runtime, made.path, plan_path, build, options)
@@ -140,15 +161,20 @@ def _build(
     return report
 
 
-def _elsewhere(config: ExportConfig, report: ExportReport) -> str:
-    """How to get sparse kernels after all."""
-    made, steps = _onnx_file(config), [str(report.trtexec)]
-    if made != config.checkpoint:
-        words = ["step-cli", "export", str(config.checkpoint), str(made)]
-        words += ["--to", "onnx", "--precision", str(report.precision)]
-        steps.insert(0, shlex.join(words))
-    commands = ", then ".join(steps)
-    return f"for sparse kernels, on a machine with the GPU: {commands}"
+def _built(
+    config: ExportConfig,
+    runtime: TrtRuntime,
+    onnx_path: Path,
+    plan_path: Path,
+    options: EngineOptions,
+) -> EngineBuild:
+    """Build, and speak of the user's file where it fails, never of our own."""
+    try:
+        return build_engine(runtime, onnx_path, plan_path, options)
+    except StepError as error:
+        if error.file == str(onnx_path):
+            error.file = str(config.checkpoint)
+        raise
 
 
 def _used(report: ExportReport) -> bool:
@@ -180,12 +206,16 @@ def _complete(
         for pair in seen.pairs
     ]
     report.build_log = f"{config.out}.build.log"
-    report.trtexec = _trtexec(config, list(options.profiles))
+    report.trtexec = trtexec(config, options.profiles)
     report.notes += build.warnings
     if seen.out_of_memory:
         report.notes.append("the builder ran out of memory for some kernels")
     if not runtime.honours_sparsity:
-        report.notes += [IGNORED, _elsewhere(config, report)]
+        commands = elsewhere(config, report.trtexec, report.precision or "fp16")
+        report.notes += [
+            IGNORED,
+            f"for sparse kernels, on a machine with the GPU: {commands}",
+        ]
 
 
 @contextmanager
@@ -225,32 +255,6 @@ def _fixed(
         )
         for name, shape in optima.items()
     }
-
-
-def _trtexec(config: ExportConfig, profiles: list[Profile]) -> str:
-    """The command for a GPU machine, on the ONNX file of `export --to onnx`."""
-    if not profiles:
-        given = {
-            option: dict(parse_shape(option, text) for text in texts)
-            for option, texts in _shapes(config).items()
-        }
-        profiles = [
-            Profile(name, (given["min"][name], shape, given["max"][name]))
-            for name, shape in given["opt"].items()
-            if name in given["min"] and name in given["max"]
-        ]
-    return trtexec_line(
-        _onnx_file(config),
-        config.out,
-        profiles=profiles,
-        workspace_mib=config.workspace,
-    )
-
-
-def _onnx_file(config: ExportConfig) -> Path:
-    """The ONNX file that trtexec is to read: the checkpoint, or one to be made."""
-    given = config.checkpoint
-    return given if given.suffix.lower() == ".onnx" else config.out.with_suffix(".onnx")
 
 
 def _sha256(path: Path) -> str:

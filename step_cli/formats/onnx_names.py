@@ -8,7 +8,7 @@ module from the node's scopes, and confirms by comparing values.
 import ast
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,6 +56,9 @@ def name_weights(
 ) -> list[OnnxWeight]:
     """Give weights and their nodes the names of the modules they come from.
 
+    Weights that share memory, or happen to be equal, are stored once; each of their
+    names is found.
+
     Args:
         model: Changed in place.
         state: The state dict of the module that was exported.
@@ -81,7 +84,18 @@ def name_weights(
         found.append(
             OnnxWeight(name, str(use.value.name), str(use.node.name), use.axis)
         )
-    return found
+    return found + list(_stored_once(found, state))
+
+
+def _stored_once(
+    found: list[OnnxWeight], state: Mapping[str, "Tensor"]
+) -> Iterator[OnnxWeight]:
+    """The weights that stand in the graph under the name of another one."""
+    names = {weight.name for weight in found}
+    for name in [name for name in state if name not in names]:
+        for weight in found:
+            if _equal_tensors(state[name], state[weight.name]):
+                yield replace(weight, name=name)
 
 
 def strip_metadata(model: "onnx_ir.Model") -> None:
@@ -221,6 +235,12 @@ def _same(stored: npt.NDArray[np.generic], tensor: "Tensor") -> bool:
         return False
     own = to_array(tensor)
     return _equal(stored, own) or (own.ndim == 2 and _equal(stored, own.T))
+
+
+def _equal_tensors(one: "Tensor", other: "Tensor") -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype or one.ndim < 2:
+        return False
+    return one.data_ptr() == other.data_ptr() or bool((one == other).all())
 
 
 def _equal(one: npt.NDArray[np.generic], other: npt.NDArray[np.generic]) -> bool:

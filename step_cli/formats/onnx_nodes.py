@@ -39,6 +39,15 @@ def nodes_of_weights(path: Path) -> dict[str, list[str]]:
     return found
 
 
+def operators_of(path: Path) -> dict[str, set[str]]:
+    """The operators that take each value of a graph, by the value's name."""
+    found: dict[str, set[str]] = {}
+    for node in load_graph(path).node:
+        for name in node.input:
+            found.setdefault(name, set()).add(node.op_type)
+    return found
+
+
 def _traced(name: str, makers: dict[str, Any], stored: set[str]) -> str | None:
     """Follow a value back to the stored weight it is made of, if it is one."""
     for _ in range(len(makers) + 1):  # a graph may lead back to itself

@@ -84,14 +84,31 @@ def feeds_of(examples: Mapping[str, "Tensor"]) -> dict[str, Array]:
 
 
 def torch_outputs(model: "nn.Module", examples: Mapping[str, "Tensor"]) -> list[Array]:
-    """The tensors that a model returns, in the order the exporter gives them."""
+    """The tensors that a model returns, in the order the exporter gives them.
+
+    Raises:
+        InputError: The model raises, or returns what is no tensor.
+    """
     import torch
     from torch.utils import _pytree
 
     with quiet(), torch.no_grad():
-        leaves = _pytree.tree_leaves(model(**examples))
-    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    return [tensor.detach().cpu().numpy() for tensor in tensors]
+        try:
+            leaves = _pytree.tree_leaves(model(**examples))
+        except Exception as error:
+            said = (str(error).strip().splitlines() or [""])[0][:200]
+            raise InputError(
+                f"the model raises {type(error).__name__} on its example inputs: "
+                f"{said}; see --input"
+            ) from error
+    leaves = [leaf for leaf in leaves if leaf is not None]
+    for leaf in leaves or [None]:
+        if not isinstance(leaf, torch.Tensor):
+            raise InputError(
+                f"the model returns {type(leaf).__name__}; return tensors, or tuples, "
+                "lists or dicts of them"
+            )
+    return [leaf.detach().cpu().numpy() for leaf in leaves]
 
 
 def difference(

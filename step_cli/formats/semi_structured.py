@@ -21,7 +21,7 @@ def load_compressed(
 ) -> "dict[str, Tensor]":
     """The state dict in a compressed checkpoint.
 
-    On an Ampere or later GPU, 2:4 weights of Linear layers in fp16, bf16 or int8 become
+    On an Ampere or later GPU, 2:4 weights of Linear layers in fp16 or bf16 become
     ``torch.sparse`` semi-structured tensors where their size allows; all others, and
     everything elsewhere, are plain tensors. No dense file is written.
 
@@ -61,21 +61,36 @@ def _runs_sparse(tensor: "Tensor", layer: LayerPlan | None) -> bool:
         layer == LayerPlan(TWO_FOUR, 1)
         and tensor.is_cuda
         and tensor.ndim == 2
-        and tensor.dtype in (torch.float16, torch.bfloat16, torch.int8)
+        and tensor.dtype in (torch.float16, torch.bfloat16)
         and torch.cuda.get_device_capability(tensor.device) >= AMPERE
     )
 
 
 def _semi_structured(tensor: "Tensor") -> "Tensor":
-    """The tensor in hardware order, or as it is where its size is not supported."""
+    """The tensor in hardware order, or as it is where no backend multiplies by it.
+
+    cuSPARSELt comes first; builds of torch without it have CUTLASS, for 8.x GPUs. Some
+    machines convert and then cannot multiply, so each tensor is tried.
+    """
     import warnings
 
-    from torch.sparse import to_sparse_semi_structured
+    from torch.nn import functional
+    from torch.sparse import (
+        SparseSemiStructuredTensorCUTLASS,
+        to_sparse_semi_structured,
+    )
 
+    probe = tensor.new_zeros(8, tensor.shape[1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls the type a prototype
-        try:
-            compressed: Tensor = to_sparse_semi_structured(tensor)
-        except RuntimeError:
-            return tensor
-    return compressed
+        for convert in (
+            to_sparse_semi_structured,
+            SparseSemiStructuredTensorCUTLASS.from_dense,
+        ):
+            try:
+                converted: Tensor = convert(tensor)
+                functional.linear(probe, converted)
+                return converted
+            except RuntimeError:
+                continue
+    return tensor

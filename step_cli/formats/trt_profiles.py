@@ -34,6 +34,21 @@ def parse_shape(option: str, text: str) -> tuple[str, Shape]:
     return name, tuple(int(word) for word in words)
 
 
+def parse_shapes(given: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Shape]]:
+    """The shapes of each input by option name, such as min, then by input name.
+
+    Raises:
+        UsageError: A text is no NAME:SHAPE, or an input is named twice.
+    """
+    shapes: dict[str, dict[str, Shape]] = {}
+    for option, texts in given.items():
+        found = [parse_shape(option, text) for text in texts]
+        shapes[option] = dict(found)
+        if len(shapes[option]) < len(found):
+            raise UsageError(f"--{option}: an input is given twice")
+    return shapes
+
+
 def make_profiles(
     inputs: Sequence[GraphInput], given: Mapping[str, Sequence[str]]
 ) -> list[Profile]:
@@ -48,10 +63,7 @@ def make_profiles(
     Raises:
         UsageError: A shape does not fit its input, or a dynamic input has none.
     """
-    shapes = {
-        option: dict(parse_shape(option, text) for text in texts)
-        for option, texts in given.items()
-    }
+    shapes = parse_shapes(given)
     known = {graph_input.name: graph_input for graph_input in inputs}
     for option, by_name in shapes.items():
         for name, shape in by_name.items():

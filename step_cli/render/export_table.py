@@ -94,7 +94,8 @@ def _summary(report: ExportReport) -> str:
     if report.output is None:
         return f"{report.to}: nothing written"
     size = report.bytes.output or 0
-    ratio = f", {report.ratio:.2f}x smaller" if report.to == "compressed" else ""
+    smaller = report.to == "compressed" and (report.ratio or 0) > 1
+    ratio = f", {report.ratio:.2f}x smaller" if smaller else ""
     dense = report.bytes.dense
     of = f" of {dense:,} dense" if dense is not None else ""
     return f"{one_line(report.output)}: {size:,} bytes{of}{ratio}"

@@ -1,0 +1,75 @@
+"""The commands that build the same engine on another machine, to be copied."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from step_cli.config import ExportConfig
+from step_cli.formats.trt_profiles import Profile, parse_shapes
+from step_cli.formats.trtexec_line import trtexec_line
+
+# Options that decide what the ONNX file holds; `--precision` goes beside them.
+_OF_THE_GRAPH = (
+    *("model", "input", "opset", "nm", "include", "exclude", "axis", "plan"),
+    *("tolerance", "no_check"),
+)
+
+
+def trtexec(config: ExportConfig, profiles: Sequence[Profile] = ()) -> str:
+    """The trtexec command, on the ONNX file of `export --to onnx`.
+
+    Args:
+        config: The options.
+        profiles: Of the dynamic inputs; without them, what the options say.
+    """
+    if not profiles:
+        given = parse_shapes({o: getattr(config, o) for o in ("min", "opt", "max")})
+        profiles = [
+            Profile(name, (given["min"][name], shape, given["max"][name]))
+            for name, shape in given["opt"].items()
+            if name in given["min"] and name in given["max"]
+        ]
+    return trtexec_line(
+        _onnx_file(config),
+        config.out,
+        profiles=profiles,
+        workspace_mib=config.workspace,
+    )
+
+
+def elsewhere(config: ExportConfig, line: str, precision: str = "fp16") -> str:
+    """All commands it takes: the ONNX file is made first, unless it is the input.
+
+    Args:
+        config: The options.
+        line: The trtexec command.
+        precision: Of the graph, where the user has not said.
+    """
+    made = _onnx_file(config)
+    if made == config.checkpoint:
+        return line
+    words = ["step-cli", "export", str(config.checkpoint), str(made), "--to", "onnx"]
+    for name in _OF_THE_GRAPH:
+        words += _words("--" + name.replace("_", "-"), getattr(config, name))
+    words += ["--precision", config.precision or precision]
+    return f"{shlex.join(words)}, then {line}"
+
+
+def _words(option: str, value: Any) -> list[str]:
+    """An option as typed, once for each of its values."""
+    if value is None or value is False:
+        return []
+    if value is True:
+        return [option]
+    if isinstance(value, list):
+        return [word for one in value for word in _words(option, one)]
+    if isinstance(value, tuple):  # --axis GLOB=AXIS
+        value = f"{value[0]}={value[1]}"
+    return [option, str(value)]
+
+
+def _onnx_file(config: ExportConfig) -> Path:
+    """The ONNX file that trtexec is to read: the checkpoint, or one to be made."""
+    given = config.checkpoint
+    return given if given.suffix.lower() == ".onnx" else config.out.with_suffix(".onnx")
