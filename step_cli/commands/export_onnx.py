@@ -16,6 +16,7 @@ from step_cli.formats.mapped_file import map_file
 from step_cli.formats.onnx_export import (
     DEFAULT_OPSET,
     OnnxExport,
+    check_inputs,
     export_onnx,
     need_export_libraries,
 )
@@ -103,6 +104,7 @@ def write_onnx(
     Raises:
         StepError: It cannot be written, or onnx.checker refuses it.
     """
+    check_inputs(loaded.model, loaded.inputs)
     examples = examples_for(loaded, shapes)
     # Before the tracer, whose words on a faulty model are hard to read.
     expected = None if config.no_check else reference(loaded, examples)

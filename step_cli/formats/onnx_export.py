@@ -112,6 +112,21 @@ def export_onnx(
     return OnnxExport(weights, plan, outside)
 
 
+def check_inputs(model: "nn.Module", inputs: Sequence[GraphInput]) -> None:
+    """Refuse inputs that the model does not take.
+
+    Raises:
+        UsageError: Its ``forward`` has no parameter of such a name.
+    """
+    known = list(inspect.signature(model.forward).parameters)
+    for given in inputs:
+        if given.name not in known:
+            raise UsageError(
+                f"--input: the model's forward takes no {given.name}; "
+                f"it takes {', '.join(known)}"
+            )
+
+
 def _size_bytes(graph: "onnx_ir.Model") -> int:
     return sum(
         value.const_value.nbytes
@@ -128,13 +143,7 @@ def _trace(
 ) -> "onnx_ir.Model":
     import torch
 
-    known = list(inspect.signature(model.forward).parameters)
-    for graph_input in inputs:
-        if graph_input.name not in known:
-            raise UsageError(
-                f"--input: the model's forward takes no {graph_input.name}; "
-                f"it takes {', '.join(known)}"
-            )
+    check_inputs(model, inputs)
     shapes = {
         given.name: {
             axis: size for axis, size in enumerate(given.shape) if isinstance(size, str)
