@@ -2,18 +2,22 @@
 
     python benchmarks/tensorrt_gpu.py [--sample digits-resnet] [--out DIR]
 
-Needs an NVIDIA GPU of compute capability 8.0 or later and TensorRT 10 or 11. Models of
-a few Linear and feed-forward shapes, and a sample model, get 2:4 weights by magnitude
-and go through `step-cli export --to tensorrt --bench`, which builds an engine that may
-use sparse tactics and one that may not, runs both and times them. Writes
-tensorrt_gpu.json: per layer what was eligible and chosen, and both medians. Without a
-GPU or TensorRT it says so and exits with 6. No run of it has been recorded yet.
+Needs an NVIDIA GPU of compute capability 8.0 or later, TensorRT 10 or 11, and a torch
+that sees the GPU. Models of a few Linear and feed-forward shapes, and a sample model,
+get 2:4 weights by magnitude and go through `step-cli export --to tensorrt --bench`,
+which builds an engine that may use sparse tactics and one that may not, runs both and
+times them. Writes tensorrt_gpu.json after each row: versions, per layer what was
+eligible and chosen, both medians, and what the builder said of sparsity, word by word.
+A row that fails is recorded and passed over. Without a GPU or TensorRT it says so and
+exits with 6. No run of it has been recorded yet.
 """
 
 import argparse
 import json
+import platform
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,24 +67,29 @@ def main() -> int:
     options = parser.parse_args()
     try:
         need_tensorrt_and_gpu()
-        with tempfile.TemporaryDirectory() as folder:
-            document = run(Path(folder), options.sample)
     except StepError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     options.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(document, indent=2) + "\n"
-    (options.out / "tensorrt_gpu.json").write_text(text)
-    print(text)
-    return 0
+    document = {"machine": machine(), "seed": 0, "rows": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for row in rows(Path(folder), options.sample):
+            document["rows"].append(row)
+            text = json.dumps(document, indent=2) + "\n"
+            (options.out / "tensorrt_gpu.json").write_text(text)
+            print(summary(row), flush=True)
+    return 0 if any("error" not in row for row in document["rows"]) else 1
 
 
 def need_tensorrt_and_gpu() -> None:
     """Refuse a machine that cannot tell anything about sparse engines.
 
     Raises:
-        MissingError: TensorRT or a GPU with sparse tensor cores is missing.
+        MissingError: TensorRT, a GPU with sparse tensor cores, or a torch that sees it
+            is missing.
     """
+    import torch
+
     find_runtime("tensorrt")
     found = compute_capabilities()[0]
     if float(found) < export.SPARSE_SINCE:
@@ -88,26 +97,68 @@ def need_tensorrt_and_gpu() -> None:
             f"sparse tactics need compute capability {export.SPARSE_SINCE}, "
             f"found {found}"
         )
+    if not torch.cuda.is_available():
+        raise MissingError("this torch sees no GPU; install one with CUDA")
 
 
-def run(folder: Path, sample: str) -> dict[str, Any]:
-    """Export and time everything; one case that fails is recorded and passed over."""
-    models = {
+def machine() -> dict[str, Any]:
+    """What the numbers were measured with."""
+    import onnx
+    import torch
+
+    runtime = find_runtime("tensorrt")
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "compute_capability": compute_capabilities()[0],
+        "tensorrt": runtime.version,
+        "torch": torch.__version__,
+        "cuda of torch": torch.version.cuda,
+        "onnx": onnx.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+
+
+def rows(
+    folder: Path, sample: str, backend: str = "tensorrt"
+) -> Iterator[dict[str, Any]]:
+    """Export and time everything, one row for each model and precision."""
+    models: dict[str, Callable[[], dict[str, Any]]] = {
         case.name: lambda case=case: linear_checkpoint(folder, case) for case in CASES
     }
     if sample:
         models[f"sample:{sample}"] = lambda: sample_checkpoint(folder, sample)
-    rows = []
     for name, make in models.items():
         for precision in PRECISIONS:
-            try:
-                report = export_engine(folder, make(), precision)
-                rows.append({"model": name, **row_of(report)})
-            except StepError as error:
-                rows.append(
-                    {"model": name, "precision": precision, "error": str(error)}
-                )
-    return {"compute_capability": compute_capabilities()[0], "seed": 0, "rows": rows}
+            found = measured(folder, make, precision, backend)
+            yield {"model": name, "precision": precision, **found}
+
+
+def measured(
+    folder: Path, make: Callable[[], dict[str, Any]], precision: str, backend: str
+) -> dict[str, Any]:
+    """One row; where it cannot be timed, what was built is still told."""
+    errors = []
+    for bench in (True, False):
+        try:
+            report = export_engine(folder, make(), precision, backend, bench=bench)
+        except Exception as error:  # of any kind: the other rows are worth having
+            errors.append(f"{type(error).__name__}: {error}")
+            continue
+        row = row_of(report)
+        return {**row, "not timed": errors[0]} if errors else row
+    return {"error": errors[-1]}
+
+
+def summary(row: dict[str, Any]) -> str:
+    """One row in one line, for whoever waits."""
+    name = f"{row['model']}, {row['precision']}"
+    if "error" in row:
+        return f"{name}: FAILED, {row['error']}"
+    chosen = sum(layer["chosen"] is True for layer in row["layers"])
+    speed = row.get("sparse_speedup")
+    timed = "not timed" if speed is None else f"sparse {speed:.2f}x as fast as dense"
+    return f"{name}: {chosen} of {len(row['layers'])} layers run sparse, {timed}"
 
 
 def linear_checkpoint(folder: Path, case: Case) -> dict[str, Any]:
@@ -162,7 +213,12 @@ def save_pruned(folder: Path, model: Any) -> Path:
 
 
 def export_engine(
-    folder: Path, given: dict[str, Any], precision: str, backend: str = "tensorrt"
+    folder: Path,
+    given: dict[str, Any],
+    precision: str,
+    backend: str = "tensorrt",
+    *,
+    bench: bool = True,
 ) -> Any:
     """Build, run and time both engines, as the command line would."""
     config = ExportConfig(
@@ -170,7 +226,8 @@ def export_engine(
         to="tensorrt",
         backend=backend,
         precision=precision,
-        bench=True,
+        bench=bench,
+        no_check=True,  # half precision is slow in torch on a CPU
         force=True,
         **given,
     )
@@ -179,9 +236,11 @@ def export_engine(
 
 def row_of(report: Any) -> dict[str, Any]:
     """What the result file keeps of a report; evidence that is missing stays null."""
-    kept = {"precision", "backend", "layers", "bench", "bytes", "parity", "notes"}
+    kept = {"ok", "backend", "layers", "bench", "bytes", "sparsity", "notes"}
     found: dict[str, Any] = json.loads(report.document())
     row = {key: found[key] for key in sorted(kept)}
+    log = Path(report.build_log).read_text(encoding="utf-8").splitlines()
+    row["said of sparsity"] = [line for line in log if "sparsity" in line.lower()][:50]
     bench = row["bench"]
     if bench is not None:
         row["sparse_speedup"] = bench["dense_ms"] / bench["sparse_ms"]

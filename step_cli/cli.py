@@ -186,8 +186,9 @@ def run(argv: Sequence[str], out: TextIO) -> int:
             _tell(report.problems)
             _show(report, out, shown)
         return report.exit_code
-    except BaseException as error:
+    except BaseException as ended:
         signals.let_end()
+        error = signals.raised() or ended
         if shown.debug and not isinstance(error, KeyboardInterrupt):
             logging.getLogger(__name__).error("", exc_info=error)
         detail = detail_of(error, argv, command_names())

@@ -15,6 +15,7 @@ from step_cli.errors import INTERRUPTED, STOPPED, StoppedError
 
 CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: STOPPED}
 _noted: list[int] | None = None  # None: the process is not ours, but a caller's
+_raised: BaseException | None = None
 
 
 def note() -> None:
@@ -38,6 +39,14 @@ def let_raise() -> None:
             _raise(_noted[0], None)
 
 
+def raised() -> BaseException | None:
+    """What a signal has raised, or None.
+
+    A library may have caught it, and ended in an error of its own.
+    """
+    return _raised
+
+
 def let_end() -> None:
     """Let a signal end the process from now on; nothing is left to be told."""
     if _noted is not None:
@@ -45,10 +54,13 @@ def let_end() -> None:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
+    global _raised
     let_end()
     if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise StoppedError("stopped on request, nothing written; run it again")
+        _raised = KeyboardInterrupt()
+    else:
+        _raised = StoppedError("stopped on request, nothing written; run it again")
+    raise _raised
 
 
 def _handle(handler: Callable[[int, FrameType | None], Any]) -> None:

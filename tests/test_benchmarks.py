@@ -105,11 +105,38 @@ def test_the_tensorrt_benchmark_exports_what_it_would_time(
         if sample
         else module["linear_checkpoint"](tmp_path, case)
     )
-    report = module["export_engine"](tmp_path, given, "fp16", "tensorrt-rtx")
-    row = module["row_of"](report)
-    assert report.ok
+    row = module["measured"](tmp_path, lambda: given, "fp16", "tensorrt-rtx")
+    assert row["ok"]
     assert all(layer["pattern_ok"] for layer in row["layers"])
     assert len(row["layers"]) == (9 if sample else 2)
     bench = row["bench"]  # of ONNX Runtime, where no GPU runs the engine
     assert row["sparse_speedup"] == bench["dense_ms"] / bench["sparse_ms"]
     assert row["backend"]["sparse_weights"] == "ignored"
+    assert row["said of sparsity"] == []  # RTX has no word on it
+    line = module["summary"]({"model": "tiny", "precision": "fp16", **row})
+    assert line.startswith(f"tiny, fp16: 0 of {len(row['layers'])} layers run sparse")
+
+
+def test_a_part_of_the_tensorrt_benchmark_that_fails_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = runpy.run_path(str(BENCHMARKS / "tensorrt_gpu.py"))
+    tried = []
+
+    def export_engine(*given: object, bench: bool) -> object:
+        tried.append(bench)
+        if bench or given[2] == "bf16":
+            raise ValueError("the driver is too old")
+        return "report"
+
+    names = module["measured"].__globals__
+    monkeypatch.setitem(names, "export_engine", export_engine)
+    monkeypatch.setitem(names, "row_of", lambda report: {"layers": [], "ok": True})
+    monkeypatch.setitem(names, "CASES", names["CASES"][:1])
+    monkeypatch.setitem(names, "linear_checkpoint", lambda *given: {})
+    first, second = module["rows"](tmp_path, "")
+    assert first["ok"] and first["not timed"] == "ValueError: the driver is too old"
+    assert second["error"] == "ValueError: the driver is too old"
+    assert tried == [True, False, True, False]
+    assert "not timed" in module["summary"](first)
+    assert "FAILED" in module["summary"](second)

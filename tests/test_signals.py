@@ -62,3 +62,29 @@ def test_a_signal_after_the_result_ends_quietly(name: str, sparse_file: Path) ->
 def test_without_a_signal_the_verdict_stands(sparse_file: Path) -> None:
     done = signalled("SIGTERM", "never", "verify-nm", sparse_file, "--json")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+SWALLOWED = """
+import os, signal, sys
+from step_cli.commands import verify_nm
+def swallow(config):
+    try:
+        os.kill(os.getpid(), signal.{name})
+        signal.sigtimedwait([], 5)
+    except BaseException:
+        raise ValueError("what a library makes of it") from None
+verify_nm.run = swallow
+from step_cli.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_a_stop_that_a_library_swallows_is_a_stop(name: str, sparse_file: Path) -> None:
+    """As torch does when it comes in the middle of an import."""
+    command = [sys.executable, "-c", SWALLOWED.format(name=name), "verify-nm"]
+    done = subprocess.run(
+        [*command, str(sparse_file)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == CODES[name], done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

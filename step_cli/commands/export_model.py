@@ -1,5 +1,6 @@
 """From a checkpoint to a model that can be traced: its source, precision and inputs."""
 
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -70,8 +71,10 @@ def load_model(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> Load
         inputs = [parse_input(text) for text in config.input]
         loaded = replace(loaded, inputs=inputs, examples=None)
     if not loaded.inputs:
+        first = next(iter(inspect.signature(loaded.model.forward).parameters), "x")
         raise UsageError(
-            "--input: say what the model takes, such as --input x:float32:1x3x224x224"
+            f"--input: say what the model takes, such as --input {first}:"
+            "float32:1x3x224x224"
         )
     precision = precision_of(config, checkpoint, plan)
     if config.bench and precision == "bf16" and not times_engine(config):

@@ -86,7 +86,10 @@ def build_hugging_face(
         raise InputError(
             f"transformers cannot build this model: {said[:200]}", file=directory
         ) from None
-    return HuggingFaceModel(without_cache(model), _inputs(config), _vocabulary(config))
+    inputs = _inputs(config)
+    if inputs[0].name not in inspect.signature(model.forward).parameters:
+        inputs = []  # neither text nor pixels: the user has to say
+    return HuggingFaceModel(without_cache(model), inputs, _vocabulary(config))
 
 
 def _with_options(config: Any, options: Mapping[str, Any]) -> Any:

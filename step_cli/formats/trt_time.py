@@ -136,6 +136,7 @@ def _median_ms(context: Any) -> float:
     from torch import cuda
 
     device: Any = cuda  # its events have no types
+    device.synchronize()  # the inputs were filled on another stream
     stream = device.Stream()
     times: list[float] = []
     for number in range(WARM_UP + RUNS):
