@@ -82,30 +82,40 @@ class Case:
 
 def in_its_write(case: Case, number: int, rounds: int, seed: int = 0) -> list[int]:
     """Signal runs within their write; return the codes of those that were alive."""
-    began = seen = 0.0
-    child = subprocess.Popen(case.command, stdout=subprocess.DEVNULL)
-    while child.poll() is None:
-        seen = seen or (time.perf_counter() if case.left() else 0.0)
-        time.sleep(0.0005)
-    began, writes_s = seen, time.perf_counter() - seen
-    assert began, "no staging was seen"
-    rng, codes = random.Random(seed), []
+    writes_s, rng, codes = seconds_of_the_write(case), random.Random(seed), []
     for _ in range(rounds):
         case.reset()
-        child = subprocess.Popen(
-            case.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while child.poll() is None and not case.left():
-            time.sleep(0.0005)
+        child = started(case)
         time.sleep(rng.uniform(0, 0.5 * writes_s))
         alive = child.poll() is None
         if alive:
             os.kill(child.pid, number)
         code = child.wait()
-        if alive:
+        if code == -signal.SIGTERM:  # Python itself was ending: too late to be told
+            assert case.target.read_bytes() == case.new
+        elif alive:
             codes.append(code)
         case.check()
     return codes
+
+
+def started(case: Case) -> "subprocess.Popen[bytes]":
+    """A run that has begun to write."""
+    nowhere = subprocess.DEVNULL
+    child = subprocess.Popen(case.command, stdout=nowhere, stderr=nowhere)
+    while child.poll() is None and not case.left():
+        time.sleep(0.0005)
+    return child
+
+
+def seconds_of_the_write(case: Case) -> float:
+    child = started(case)
+    began = time.perf_counter()
+    assert child.poll() is None, "no staging was seen"
+    while case.left():
+        time.sleep(0.0005)
+    child.wait()
+    return time.perf_counter() - began
 
 
 @pytest.fixture

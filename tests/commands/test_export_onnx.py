@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 import pytest
-from commands.exporting import NET, left_in, run
+from commands.exporting import NET, left_in, run, save_family
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -34,6 +34,7 @@ from step_cli.errors import (  # noqa: E402
 )
 from step_cli.formats import trt_api  # noqa: E402
 from step_cli.formats.model_source import ModelSource, write_source  # noqa: E402
+from step_cli.formats.onnx_nodes import inputs_of_onnx  # noqa: E402
 from step_cli.formats.plan import KEY, plan_json  # noqa: E402
 from step_cli.formats.safetensors_writer import save_safetensors  # noqa: E402
 from step_cli.formats.torch_arrays import to_array  # noqa: E402
@@ -241,38 +242,45 @@ def make_sample_run(run_dir: Path) -> None:
     write_source(run_dir / "model", ModelSource("sample:digits-resnet"))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "vit"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "gpt2",
+        "vit",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("bert", "marian")),
+    ],
+)
 def test_hugging_face_models_say_their_own_inputs(tmp_path: Path, family: str) -> None:
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 32}
-    if family == "gpt2":
-        config = transformers.GPT2Config(
-            n_embd=32, n_layer=1, n_head=2, vocab_size=64, n_positions=32
-        )
-        model = transformers.GPT2LMHeadModel(config)
-    else:
-        config = transformers.ViTConfig(
-            **sizes, intermediate_size=64, image_size=16, patch_size=4
-        )
-        model = transformers.ViTForImageClassification(config)
-    with torch.no_grad():
-        for module in model.modules():
-            axis = {"Linear": 1, "Conv1D": 0}.get(type(module).__name__)
-            if axis is not None:
-                module.weight.mul_(nm_mask(module.weight.abs(), "2:4", axis))
-    model.save_pretrained(tmp_path / family)
-    report = export.run(
-        ExportConfig(
-            checkpoint=tmp_path / family,
-            out=tmp_path / "m.onnx",
-            to="onnx",
-            exclude=["*patch_embeddings*", "lm_head.*"],
-        )
+    pytest.importorskip("transformers")
+    save_family(tmp_path / family, family)
+    config = ExportConfig(
+        checkpoint=tmp_path / family,
+        out=tmp_path / "m.onnx",
+        to="onnx",
+        exclude=["*patch_embeddings*", "lm_head.*"],
     )
+    report = export.run(config)
     assert report.ok
     assert len(report.layers) >= 4
     assert all(layer.pattern_ok for layer in report.layers)
+    inputs = [given.name for given in inputs_of_onnx(tmp_path / "m.onnx")]
+    text = ["input_ids", "attention_mask"]
+    assert inputs == {
+        "vit": ["pixel_values"],
+        "marian": [*text, "decoder_input_ids"],
+    }.get(family, text)
+    axes = {layer.name.split(".")[-2]: layer.axis for layer in report.layers}
+    assert family != "gpt2" or axes["c_fc"] == 0  # Conv1D: [in, out]
+
+
+def test_a_hugging_face_model_of_other_inputs_asks_for_them(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    save_family(tmp_path / "resnet", "resnet")
+    config = ExportConfig(
+        checkpoint=tmp_path / "resnet", out=tmp_path / "m.onnx", to="onnx"
+    )
+    with pytest.raises(UsageError, match="such as --input pixel_values:float32:"):
+        export.run(config)
 
 
 def test_bench_times_the_file_against_its_dense_twin(net: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 import pytest
-from commands.exporting import left_in, run
+from commands.exporting import left_in, run, save_family
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -31,6 +31,7 @@ from step_cli.errors import (  # noqa: E402
 from step_cli.formats import trt_api  # noqa: E402
 from step_cli.formats.trt_api import TrtRuntime  # noqa: E402
 from step_cli.formats.trt_engine import EngineBuild  # noqa: E402
+from step_cli.formats.trt_log import parse_log  # noqa: E402
 from step_cli.formats.weights import open_checkpoint  # noqa: E402
 
 
@@ -230,3 +231,39 @@ def test_bench_times_both_engines_where_there_is_a_gpu(
     assert (bench.sparse_ms, bench.dense_ms) == (1.5, 2.5)
     assert bench.runtime == "tensorrt unknown, GPU of compute capability 8.6"
     assert (tmp_path / "m.plan").read_bytes() == b"sparse"
+
+
+@pytest.mark.slow
+@pytest.mark.tensorrt
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize("family", ["gpt2", "vit", "bert"])
+def test_engines_of_hugging_face_models_name_each_module(
+    tmp_path: Path, family: str
+) -> None:
+    """For 8.0, 8.6 and 8.9 in one plan; a failed target does not change the next."""
+    pytest.importorskip("transformers")
+    save_family(tmp_path / family, family)
+    sizes = ["input_ids:2x8", "attention_mask:2x8"]
+    config = ExportConfig(
+        checkpoint=tmp_path / family,
+        out=tmp_path / "m.plan",
+        to="tensorrt",
+        backend="tensorrt-rtx",
+        compute_capability=["8.0", "8.6", "8.9"],
+        exclude=["*patch_embeddings*", "lm_head.*"],
+        opt=["pixel_values:2x3x16x16"] if family == "vit" else sizes,
+        force=True,
+    )
+    first = export.run(config)
+    assert first.ok and first.backend is not None
+    assert first.backend.compute_capabilities == ["8.0", "8.6", "8.9"]
+    log = parse_log((tmp_path / "m.plan.build.log").read_text())
+    seen = {name for layer in log.layers for name in layer.onnx_names}
+    modules = {layer.name.removesuffix(".weight") for layer in first.layers}
+    assert {
+        name for name in modules if not any(m.endswith(name) for m in seen)
+    } == set()
+    small = config.model_copy(update={"compute_capability": ["7.5"], "workspace": 1})
+    with pytest.raises(StepError):
+        export.run(small)
+    assert export.run(config).sha256 == first.sha256

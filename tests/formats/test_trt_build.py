@@ -90,6 +90,8 @@ class _Config:
     def __init__(self, fake: Fake) -> None:
         self.fake = fake
         self.cache: bytes | None = None
+        if hasattr(fake, "set_compute_capability"):  # TensorRT-RTX alone has it
+            self.set_compute_capability = fake.set_compute_capability
 
     def set_flag(self, flag: BuilderFlag) -> None:
         self.fake.asked["flags"].append(flag)
@@ -158,6 +160,19 @@ def test_without_a_layer_that_fits_nothing_is_permitted(build: Any) -> None:
 
 def test_targets_are_left_alone_where_the_library_has_none(build: Any) -> None:
     assert build(Fake(), compute_capabilities=["8.6"])["ok"]  # 10.x and 11.x
+
+
+def test_a_target_that_the_library_refuses_is_a_failure(build: Any) -> None:
+    fake = Fake()
+    fake.ComputeCapability = types.SimpleNamespace(SM86=1, SM89=2)
+    taken: list[int] = []
+    fake.set_compute_capability = lambda member, index: (
+        taken.append(member) or (member == 1)
+    )
+    assert build(fake, compute_capabilities=["8.6"])["ok"]
+    outcome = build(fake, compute_capabilities=["8.6", "8.9"])
+    assert outcome["raised"] == "compute capability 8.9 was refused"
+    assert taken == [1, 1, 2]
 
 
 @pytest.mark.parametrize(

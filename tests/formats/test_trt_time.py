@@ -116,7 +116,7 @@ def test_a_plan_that_cannot_be_timed_is_one_line(
 def test_a_real_engine_is_timed(tmp_path: Path) -> None:
     """Recorded on no machine so far."""
     pytest.importorskip("tensorrt")
-    from formats.test_trt_engine import save_mlp
+    from formats.small_graphs import save_mlp
 
     from step_cli.formats.trt_api import find_runtime
     from step_cli.formats.trt_engine import EngineOptions, build_engine
