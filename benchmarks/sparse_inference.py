@@ -37,14 +37,16 @@ WARM_UP, RUNS = 3, 20
 
 
 def inference(device: torch.device, *, small: bool) -> dict[str, Any]:
-    """Milliseconds and bytes of every layer; outputs that differ raise."""
+    """Milliseconds and bytes of every layer; one that fails costs no other."""
     layers = SMALL_LAYERS if small else LAYERS
-    rows = [
-        row
-        for dtype in TOLERANCE
-        for name, shape in layers.items()
-        for row in measured(name, shape, dtype, device, small=small)
-    ]
+    rows: list[dict[str, Any]] = []
+    for dtype in TOLERANCE:
+        for name, shape in layers.items():
+            try:
+                rows += measured(name, shape, dtype, device, small=small)
+            except RuntimeError as error:
+                failed = f"{type(error).__name__}: {error}"
+                rows.append({"layer": name, "dtype": str(dtype)[6:], "error": failed})
     tolerance = {str(dtype)[6:]: value for dtype, value in TOLERANCE.items()}
     return {"tolerance": tolerance, "rows": rows}
 
@@ -68,7 +70,6 @@ def measured(
     for tokens in SMALL_TOKENS if small else TOKENS:
         x = torch.randn(tokens, shape[1], device=device).to(dtype)
         apart = difference(functional.linear(x, sparse), functional.linear(x, dense))
-        assert apart <= TOLERANCE[dtype], f"{name}, {tokens} tokens: {apart}"
         sparse_ms, dense_ms = medians(x, sparse, dense)
         rows.append(
             {
@@ -80,6 +81,7 @@ def measured(
                 "dense_ms": dense_ms,
                 "speedup": dense_ms / sparse_ms,
                 "difference": apart,
+                "ok": apart <= TOLERANCE[dtype],
                 "sparse_bytes": sparse_bytes if device.type == "cuda" else None,
                 "dense_bytes": dense.numel() * dense.element_size(),
             }

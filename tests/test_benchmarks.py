@@ -69,11 +69,28 @@ def test_sparse_inference_compares_and_times_both_on_a_cpu() -> None:
         ("float16", 1), ("float16", 16), ("bfloat16", 1), ("bfloat16", 16),
     ]  # fmt: skip
     for row in rows:
-        assert row["difference"] == 0 and not row["semi_structured"]
+        assert row["ok"] and row["difference"] == 0 and not row["semi_structured"]
         assert row["sparse_ms"] > 0 < row["dense_ms"]
         assert row["sparse_bytes"] is None  # there is no GPU whose memory it takes
     ones = torch.ones(2, 2)
     assert module["difference"](3 * ones, 2 * ones) == 0.5
+
+
+def test_a_layer_of_sparse_inference_that_fails_costs_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = runpy.run_path(str(BENCHMARKS / "sparse_inference.py"))
+    names, real = module["inference"].__globals__, module["through_a_file"]
+
+    def fragile(weight: torch.Tensor, device: torch.device) -> torch.Tensor:
+        if weight.dtype == torch.float16:
+            raise RuntimeError("CUDA out of memory")
+        return 2 * real(weight, device)
+
+    monkeypatch.setitem(names, "through_a_file", fragile)
+    rows = module["inference"](torch.device("cpu"), small=True)["rows"]
+    assert rows[0]["error"] == "RuntimeError: CUDA out of memory"
+    assert [row["ok"] for row in rows[1:]] == [False, False]
 
 
 @pytest.mark.parametrize("words", [[], ["--sample", ""]])

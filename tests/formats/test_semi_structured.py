@@ -136,6 +136,9 @@ def test_without_cusparselt_cutlass_is_tried_and_must_multiply(
         warnings.simplefilter("ignore")
         found = torch.nn.functional.linear(x, loaded)
     assert torch.equal(found, torch.nn.functional.linear(x, weight))
+    layer = torch.nn.Linear(SHAPE[1], SHAPE[0], bias=False, dtype=torch.bfloat16)
+    layer.load_state_dict({"weight": loaded}, assign=True)
+    assert torch.equal(layer(x), found)
 
 
 @pytest.mark.gpu
