@@ -6,6 +6,7 @@ from collections import Counter
 from step_cli.config import SelectionConfig
 from step_cli.core.plan import Plan
 from step_cli.core.selection import Chosen
+from step_cli.errors import StepError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.plan import read_plan
 from step_cli.reports import SkippedTensor
@@ -37,7 +38,11 @@ def choose(
     """
     for note in checkpoint.notes:
         log.info("%s: %s", checkpoint.path, note)
-    chosen = config.selection(plan).choose(checkpoint.tensors)
+    try:
+        chosen = config.selection(plan).choose(checkpoint.tensors)
+    except StepError as error:
+        error.file = error.file or str(checkpoint.path)
+        raise
     for warning in chosen.warnings:
         log.warning("%s: %s", checkpoint.path, warning)
     return chosen
