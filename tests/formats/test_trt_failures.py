@@ -1,7 +1,11 @@
 """What a build that fails means: real failures of TensorRT-RTX, and recorded ones."""
 
+import os
 import signal
-from collections.abc import Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx
@@ -156,3 +160,41 @@ def test_a_child_that_segfaults_is_reported_as_a_crash(
     runtime = TrtRuntime(module, "tensorrt-rtx")
     with pytest.raises(InputError, match="the builder crashed"):
         build_engine(runtime, tmp_path / "m.onnx", tmp_path / "m.plan", EngineOptions())
+
+
+PARENT = """
+import sys, types
+from pathlib import Path
+from step_cli.formats.trt_api import TrtRuntime
+from step_cli.formats.trt_engine import EngineOptions, build_engine
+runtime = TrtRuntime(types.ModuleType("slow_trt"), "tensorrt")
+build_engine(runtime, Path("m.onnx"), Path("m.plan"), EngineOptions())
+"""
+SLOW = """
+import os, time
+open("pid", "w").write(str(os.getpid()) + ".")
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone ends orphans")
+def test_a_build_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "slow_trt.py").write_text(SLOW)
+    child = tmp_path / "pid"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT], cwd=tmp_path, env=environment
+    ) as parent:
+        wait_for(lambda: child.exists() and child.read_text().endswith("."))
+        status = Path(f"/proc/{child.read_text()[:-1]}/stat")
+        assert status.exists() and ") Z" not in status.read_text()
+        parent.kill()
+    wait_for(lambda: not status.exists() or ") Z" in status.read_text())
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if true():
+            return
+        time.sleep(0.05)
+    pytest.fail("waited for 30 s")
