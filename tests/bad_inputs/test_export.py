@@ -136,6 +136,7 @@ def test_E11_precision_has_one_spelling(
     [
         (["--input", "x"], "NAME:DTYPE:SHAPE|x:float32"),
         (["--input", "x:float99:2x4"], "float99"),
+        (["--input", "x:int64:2"] * 2, "given twice"),
         (["--opset", "3"], "opset"),
         (["--opt", "x:1x4"], "--opt has no meaning with --to onnx"),
     ],

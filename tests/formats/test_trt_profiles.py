@@ -4,7 +4,7 @@ import pytest
 
 from step_cli.errors import UsageError
 from step_cli.formats.graph_input import GraphInput
-from step_cli.formats.trt_profiles import Profile, make_profiles
+from step_cli.formats.trt_profiles import Profile, make_profiles, parse_shapes
 from step_cli.formats.trtexec_line import trtexec_line
 
 IDS = GraphInput("ids", "int64", ("batch", "seq"))
@@ -40,6 +40,11 @@ def test_shapes_that_do_not_fit_are_usage_errors(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         make_profiles([IDS, IMAGE], given)
+
+
+def test_an_input_given_twice_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="--opt: an input is given twice"):
+        parse_shapes({"min": ["x:1x4"], "opt": ["x:2x4", "x:3x4"]})
 
 
 def test_trtexec_line_is_one_quoted_command() -> None:
