@@ -157,7 +157,7 @@ class SwitchSection(Config):
     criterion: CriterionName = "autoswitch"
     step: StepOrFraction | None = None
     eps: float | None = Field(None, gt=0, allow_inf_nan=False)
-    window: int | None = Field(None, ge=1)
+    window: int | None = Field(None, ge=1, le=10**9)
     t_min: StepOrFraction = 0.1
     t_max: StepOrFraction = 0.5
 
@@ -203,8 +203,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or (
+            "not UTF-8 text"
+            if isinstance(error, UnicodeDecodeError)
+            else "no such file or directory"
+        )
         raise InputError(f"{reason.lower()}; give a TOML file", file=path) from None
     try:
         document = tomllib.loads(text)

@@ -10,11 +10,8 @@ from step_cli.commands.profile_fresh import (
     record_and_replay,
     run_folder,
 )
-from step_cli.commands.profile_recorded import (
-    Profile,
-    recorded_runs,
-    replay_recording,
-)
+from step_cli.commands.profile_recorded import recorded_runs, replay_recordings
+from step_cli.commands.profile_replay import Profile
 from step_cli.commands.profile_report import report_on
 from step_cli.config import AutoswitchProfileConfig
 from step_cli.core.autoswitch import CRITERION_NAMES
@@ -70,7 +67,7 @@ def _recorded(
                 "recording, and nothing is trained"
             )
     _check_plot(options.plot, logs)
-    profiles = [replay_recording(options, log, names) for log in logs]
+    profiles = replay_recordings(options, logs, names)
     report = report_on(options, profiles)
     _draw(options, report, profiles)
     return report

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from step_cli.commands.profile_recorded import Profile
-from step_cli.commands.profile_settings import settings_of
+from step_cli.commands.profile_replay import Profile
+from step_cli.commands.profile_settings import Settings, settings_of
 from step_cli.config import AutoswitchProfileConfig
 from step_cli.core.replay import STEPS_AFTER
 from step_cli.core.sample_block import SampleBlock
@@ -38,7 +38,7 @@ def config_to_record(options: AutoswitchProfileConfig) -> TrainConfig:
         betas = {"betas": (config.train.betas[0], options.beta2)}
         train = config.train.model_copy(update=betas)
         config = config.model_copy(update={"train": train})
-    settings_of(options, _header(config), config.switch, 0)
+    _settings(options, config)
     return config
 
 
@@ -82,10 +82,10 @@ def _one(
     folder: Path,
     number: int,
 ) -> Profile:
-    from step_cli.training.profile_run import record_dense
+    from step_cli.training.dense_recording import record_dense
 
     seed = config.train.seed + number
-    settings = settings_of(options, _header(config), config.switch, 0)
+    settings = _settings(options, config)
     seeded = config.model_copy(
         update={"train": config.train.model_copy(update={"seed": seed})}
     )
@@ -121,5 +121,7 @@ class Watcher:
         return all(each.decided_by(step) for each in self._profile.replays.values())
 
 
-def _header(config: TrainConfig) -> VarianceHeader:
-    return VarianceHeader(config.train.betas[1], config.train.eps, config.train.steps)
+def _settings(options: AutoswitchProfileConfig, config: TrainConfig) -> Settings:
+    train = config.train
+    header = VarianceHeader(train.betas[1], train.eps, train.steps)
+    return settings_of(options, header, config.switch, train.steps)

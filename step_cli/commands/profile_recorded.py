@@ -1,100 +1,22 @@
 """Replaying what was recorded, in one pass over each file."""
 
+import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from step_cli.commands.profile_settings import Settings, settings_of
+from step_cli.commands.profile_replay import Profile
+from step_cli.commands.profile_settings import settings_of
 from step_cli.config import AutoswitchProfileConfig
-from step_cli.core.layer_view import LayerView
-from step_cli.core.profile_curves import CurveRecorder
-from step_cli.core.replay import Replay
 from step_cli.core.sample_block import SampleBlock
 from step_cli.core.what_if import ANSWERED, OtherBeta2
 from step_cli.errors import InputError, UsageError
+from step_cli.formats.mapped_file import reason_of
 from step_cli.formats.recording import Recording
 from step_cli.formats.variance_log import VarianceHeader
-from step_cli.train_config import SwitchSection, TrainConfig, load_config
+from step_cli.train_config import TrainConfig, load_config
 
+FILE = "variance.jsonl"
 WORST = 0.01  # relative error that an answer for another beta2 may have
-
-
-@dataclass
-class Profile:
-    """One run, and what the criteria say of it.
-
-    Attributes:
-        settings: With what they were replayed.
-        replays: By name, in the order they are shown.
-        layers: The view by layer, and the layers' names; None where none is recorded.
-        curves: What is drawn; None where nothing is.
-        seed: Of the run, where that is known.
-        steps: How many were looked at.
-        last_step: The last of them.
-        notes: What a reader should know of the recording.
-    """
-
-    settings: Settings
-    replays: dict[str, Replay]
-    layers: LayerView | None = None
-    curves: CurveRecorder | None = None
-    header: VarianceHeader = field(default_factory=VarianceHeader)
-    seed: int | None = None
-    steps: int = 0
-    notes: list[str] = field(default_factory=list)
-    last_step: int = 0
-
-    @classmethod
-    def begin(
-        cls,
-        settings: Settings,
-        names: Sequence[str],
-        header: VarianceHeader,
-        *,
-        draw: bool,
-        seed: int | None,
-    ) -> "Profile":
-        """A profile that has seen no step yet."""
-        sizes = [layer.d for layer in header.layers]
-        view = LayerView(
-            sizes,
-            window=settings.window,
-            eps=settings.eps,
-            relative_eps=settings.relative_eps,
-        )
-        return cls(
-            settings,
-            {name: settings.replay(name) for name in names},
-            view if sizes else None,
-            CurveRecorder(settings.window) if draw else None,
-            header,
-            seed,
-        )
-
-    @property
-    def beyond(self) -> bool:
-        """Whether steps were recorded after the end of the training."""
-        return self.last_step > self.settings.total_steps
-
-    def observe(self, block: SampleBlock) -> None:
-        """Take the next steps in."""
-        if not len(block):
-            return
-        first, last = int(block.step[0]), int(block.step[-1])
-        whole = self.last_step + 1 == first and last - first + 1 == len(block)
-        if not whole and not any("not recorded" in note for note in self.notes):
-            self.notes.append(
-                "not recorded are some steps before step "
-                f"{last}: windows count the steps that are"
-            )
-        self.last_step, self.steps = last, self.steps + len(block)
-        for replay in self.replays.values():
-            replay.observe(block)
-        if self.curves is not None:
-            self.curves.observe(block)
-        if self.layers is not None:
-            for sums in block.layers:
-                self.layers.observe(sums)
 
 
 def recorded_runs(source: Path) -> list[Path]:
@@ -103,9 +25,11 @@ def recorded_runs(source: Path) -> list[Path]:
     Raises:
         InputError: There is none.
     """
-    if not source.is_dir():
-        if not source.exists():
-            raise InputError("no such file or directory", file=source)
+    try:
+        mode = source.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise InputError(reason_of(error), file=source) from None
+    if not stat.S_ISDIR(mode):
         if source.suffix != ".jsonl":
             raise InputError(
                 "give a training configuration (.toml), a run directory or a "
@@ -113,31 +37,53 @@ def recorded_runs(source: Path) -> list[Path]:
                 file=source,
             )
         return [source]
-    log = source / "variance.jsonl"
-    logs = [log] if log.is_file() else sorted(source.glob("seed-*/variance.jsonl"))
+    log = source / FILE
+    logs = [log] if log.is_file() else sorted(source.glob(f"seed-*/{FILE}"), key=_seed)
     if not logs:
         raise InputError("no variance.jsonl in it: not a run directory", file=source)
     return logs
 
 
-def replay_recording(
-    options: AutoswitchProfileConfig, log: Path, names: Sequence[str]
-) -> Profile:
-    """Replay the criteria over one recording.
+def _seed(log: Path) -> tuple[int, str]:
+    """Sorts seed-2 before seed-10."""
+    number = log.parent.name.removeprefix("seed-")
+    return int(number) if number.isdecimal() else 0, number
+
+
+def replay_recordings(
+    options: AutoswitchProfileConfig, logs: Sequence[Path], names: Sequence[str]
+) -> list[Profile]:
+    """Replay the criteria over recordings of one configuration, one for each seed.
 
     Raises:
-        InputError: It is damaged, or holds no step.
-        NonFiniteError: It holds NaN or infinity.
-        UsageError: An option contradicts it.
+        InputError: One is damaged, holds no step, or has other settings.
+        NonFiniteError: One holds NaN or infinity.
+        UsageError: An option contradicts them.
     """
+    first, *others = logs
+    profiles = [_replay(options, first, names)]
+    for log in others:
+        profiles.append(_replay(options, log, names))
+        if profiles[-1].settings != profiles[0].settings:
+            raise InputError(
+                f"recorded with other settings than {first.parent.name}: "
+                "these are not seeds of one configuration",
+                file=log,
+            )
+    return profiles
+
+
+def _replay(
+    options: AutoswitchProfileConfig, log: Path, names: Sequence[str]
+) -> Profile:
     recording = Recording(log)
     header = recording.header
     other = _other_beta2(options, header, names)
     run = _config_beside(log)
-    switch = SwitchSection() if run is None else run.switch
-    recorded = 0 if header.steps else recording.count()
-    if not header.steps and not recorded:
+    recorded = recording.count()
+    if not recorded:
         raise InputError("no step is recorded in it", file=log)
+    switch = None if run is None else run.switch
     settings = settings_of(options, header, switch, recorded)
     profile = Profile.begin(
         settings,
@@ -169,8 +115,9 @@ def _same(block: SampleBlock) -> SampleBlock:
 
 
 def _config_beside(log: Path) -> TrainConfig | None:
+    """The configuration of the run whose recording this is; None of one alone."""
     path = log.with_name("config.toml")
-    return load_config(path) if path.is_file() else None
+    return load_config(path) if log.name == FILE and path.is_file() else None
 
 
 def _other_beta2(

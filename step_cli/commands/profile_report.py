@@ -4,14 +4,9 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from step_cli.commands.profile_choice import (
-    raw_toml,
-    reason_for,
-    recommended,
-    switch_toml,
-)
-from step_cli.commands.profile_recorded import Profile
-from step_cli.commands.profile_words import warnings_on
+from step_cli.commands.profile_advice import reason_for, recommended, warnings_on
+from step_cli.commands.profile_replay import Profile
+from step_cli.commands.profile_settings import raw_toml, switch_toml
 from step_cli.config import AutoswitchProfileConfig
 from step_cli.core.replay import Replay
 from step_cli.core.theory import theorem_1_minimum

@@ -1,10 +1,16 @@
-"""With what the criteria of ``autoswitch-profile`` are replayed."""
+"""With what the criteria of ``autoswitch-profile`` are replayed.
 
-from dataclasses import dataclass
+And the ``[switch]`` block that says the same to `train`.
+"""
+
+from dataclasses import dataclass, field
 
 from step_cli.config import AutoswitchProfileConfig, to_step
 from step_cli.core.autoswitch import (
+    AutoSwitch,
+    Fixed,
     RelativeAutoSwitch,
+    RelativeNorm,
     SwitchRule,
     make_criterion,
     window_of,
@@ -28,8 +34,10 @@ class Settings:
         window: Steps averaged over.
         t_min: No switch at this step or before.
         t_max: A switch after this step at the latest.
+        t_max_is_asked: By an option or the run's configuration; else it is a default.
         fixed_step: Of ``fixed``.
         total_steps: Of the training that is to switch: none after them.
+        most_steps: That can be looked at and switched at.
     """
 
     beta2: float
@@ -38,8 +46,10 @@ class Settings:
     window: int
     t_min: int
     t_max: int
+    t_max_is_asked: bool
     fixed_step: int
     total_steps: int
+    most_steps: int = field(compare=False)
 
     def eps_of(self, criterion: str) -> float:
         """The threshold of one of the three AutoSwitch rules."""
@@ -55,14 +65,16 @@ class Settings:
             window=self.window,
             step=self.fixed_step,
         )
-        rule = SwitchRule(criterion, self.t_min, self.t_max)
-        return Replay(rule, self.total_steps)
+        # A t_max that nobody asked for does not decide for a window that never fills.
+        fills = criterion.first_step <= self.most_steps
+        t_max = self.t_max if self.t_max_is_asked or fills else None
+        return Replay(SwitchRule(criterion, self.t_min, t_max), self.total_steps)
 
 
 def settings_of(
     options: AutoswitchProfileConfig,
     header: VarianceHeader,
-    switch: SwitchSection,
+    switch: SwitchSection | None,
     recorded: int,
 ) -> Settings:
     """The settings: options come first, then the run's configuration, then the header.
@@ -70,17 +82,22 @@ def settings_of(
     Args:
         options: What was typed.
         header: Of the recording.
-        switch: ``[switch]`` of the run.
-        recorded: Steps recorded, where the header tells no number.
+        switch: ``[switch]`` of the run; None where its configuration is not known.
+        recorded: Steps that are there; the training has as many, where the header
+            tells no number.
 
     Raises:
         UsageError: t_min lies after t_max.
     """
     steps = header.steps or recorded
+    t_max_is_asked = options.t_max is not None or switch is not None
+    switch = switch or SwitchSection()
     beta2 = options.beta2 or header.beta2 or 0.999
     t_min = to_step(switch.t_min if options.t_min is None else options.t_min, steps)
     t_max = to_step(switch.t_max if options.t_max is None else options.t_max, steps)
     if t_min > t_max:
+        if options.t_min is None:
+            raise UsageError(f"--t-max: {t_max} lies before t_min {t_min}")
         raise UsageError(f"--t-min: {t_min} lies after t_max {t_max}")
     # One key of the run is the threshold of whichever rule it asked for.
     ours = RelativeAutoSwitch.name
@@ -95,6 +112,46 @@ def settings_of(
         window=options.window or switch.window or window_of(beta2),
         t_min=t_min,
         t_max=t_max,
+        t_max_is_asked=t_max_is_asked,
         fixed_step=max(1, to_step(FIXED_FRACTION if step is None else step, steps)),
         total_steps=steps,
+        most_steps=min(recorded, steps, options.steps or steps),
     )
+
+
+def switch_toml(name: str, replay: Replay, settings: Settings) -> str | None:
+    """The ``[switch]`` block with which `train` switches there; None if it never does.
+
+    Steps are absolute: the block holds for a training of as many steps.
+    """
+    if replay.switch_step is None:
+        return None
+    said = f"{replay.switch_step} ({replay.reason})"
+    return _block(name, replay, settings, said, settings.t_min, settings.t_max)
+
+
+def raw_toml(name: str, replay: Replay, settings: Settings) -> str | None:
+    """The block without clipping; None if the training then never switches."""
+    step, steps = replay.raw_step, settings.total_steps
+    if step is None or step > steps:
+        return None
+    said = f"{step}, without clipping"
+    return _block(name, replay, settings, said, 0, steps)
+
+
+def _block(
+    name: str, replay: Replay, settings: Settings, said: str, t_min: int, t_max: int
+) -> str:
+    lines = [
+        f"# switches after step {said}, in a training of {settings.total_steps} steps",
+        f"# with train.betas = [..., {settings.beta2!r}]",
+        "[switch]",
+        f'criterion = "{name}"',
+    ]
+    if isinstance(replay.criterion, Fixed):
+        return "\n".join([*lines, f"step = {settings.fixed_step}"]) + "\n"
+    if isinstance(replay.criterion, AutoSwitch | RelativeAutoSwitch):
+        lines.append(f"eps = {settings.eps_of(name)!r}")
+    if not isinstance(replay.criterion, RelativeNorm):
+        lines.append(f"window = {settings.window}")
+    return "\n".join([*lines, f"t_min = {t_min}", f"t_max = {t_max}"]) + "\n"

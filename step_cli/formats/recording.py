@@ -20,7 +20,7 @@ from step_cli.core.sample_block import LayerSums, SampleBlock
 from step_cli.errors import InputError, StepError
 from step_cli.formats.mapped_file import reason_of
 from step_cli.formats.variance_line import BEYOND, LARGEST, LineReader
-from step_cli.formats.variance_log import VarianceHeader
+from step_cli.formats.variance_log import FIELDS, VarianceHeader
 
 CHUNK = 1 << 20  # bytes parsed at a time
 LONGEST = 1 << 24  # bytes of a line
@@ -137,8 +137,12 @@ class Recording:
     def _layers(
         self, records: Sequence[dict[str, Any]], number: int
     ) -> list[LayerSums]:
-        sums = [self._lines.layers(at, r) for at, r in enumerate(records, start=number)]
-        return [each for each in sums if each is not None]
+        more = (
+            self._lines.layers(at, record)
+            for at, record in enumerate(records, start=number)
+            if len(record) > len(FIELDS)
+        )
+        return [each for each in more if each is not None]
 
     def _one_by_one(self, data: bytes, number: int, last: int) -> SampleBlock:
         samples, layers = [], []

@@ -22,6 +22,8 @@ COLORS = {
     "staleness": BROWN,
     "fixed": GRID,
 }
+# Beyond, matplotlib's axes of logarithms overflow.
+SMALLEST, LARGEST = 1e-120, 1e180
 LAYER_COLORS = (RED, ORANGE, GREEN, BLUE, PURPLE)
 
 
@@ -214,8 +216,8 @@ def _threshold(report: AutoswitchProfileReport, name: str) -> float | None:
 
 
 def _positive(values: Floats) -> Floats:
-    """What a log axis can show."""
-    return np.where(values > 0, values, np.nan)
+    """What a log axis can show, with its margins."""
+    return np.where((values > SMALLEST) & (values < LARGEST), values, np.nan)
 
 
 def _plain(name: str) -> str:

@@ -1,6 +1,7 @@
 """`autoswitch-profile` on recordings: what it decides, says and refuses."""
 
 import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -49,15 +50,36 @@ def test_a_criterion_asked_for_that_never_fires_is_exit_1(
     assert step_cli(*words).code == 0  # others fire
 
 
-def test_a_window_longer_than_the_run_says_what_to_lower(
+def test_a_t_max_that_was_asked_for_decides_before_the_window_is_full(
     step_cli: Run, tmp_path: Path
 ) -> None:
     log = record(tmp_path / "variance.jsonl", [(1.0,)] * 200, 0.999)
-    outcome = step_cli(
-        "autoswitch-profile", log, "--criterion", "autoswitch", "--t-max", "1.0"
-    )
-    assert outcome.code == 1
-    assert "needs 1000 steps, has 200; lower --window" in " ".join(outcome.out.split())
+    words = ("autoswitch-profile", log, "--criterion", "autoswitch", "--t-max", "100")
+    row = row_of(step_cli(*words, "--json").json, "autoswitch")
+    assert (row["switch_step"], row["reason"]) == (101, "t_max")
+    said = "t_max decided, not the threshold: its test needs 1000 steps; lower --window"
+    assert said in words_of(step_cli(*words).out)
+
+
+def test_where_no_eps_decides_the_rule_that_did_is_named(
+    step_cli: Run, tmp_path: Path
+) -> None:
+    # The change per weight grows and v faster: no eps decides between the clips.
+    stream = [
+        VarianceSample(t, 2, 1.5**t, 1.5**t, 1.2**t, math.log(1.2**t / 2))
+        for t in range(1, 31)
+    ]
+    log = write(tmp_path / "variance.jsonl", stream, VarianceHeader(0.5, 1e-8, 30))
+    words = ("autoswitch-profile", log, "--t-min", "0", "--json")
+    document = step_cli(*words).json
+    assert document["recommended"] == "autoswitch-relative"
+    said = " ".join(document["advice"])
+    assert (
+        "autoswitch: t_max decided, not the threshold: its value was 8.47 there, "
+        "against 1e-08; no eps would have: between the clips its value fell no "
+        "further; autoswitch-relative did, at step 4"
+    ) in said
+    assert "step 4" in document["recommendation"]
 
 
 def test_clipping_is_said_in_words(step_cli: Run, tmp_path: Path) -> None:
@@ -98,7 +120,7 @@ def test_the_first_recommended_is_the_first_whose_threshold_decided(
     assert "its threshold decided, at step 6" in decided["recommendation"]
     clipped = step_cli(*words, "--eps", "5").json
     assert clipped["recommended"] == "autoswitch-relative"
-    said = "for autoswitch and autoswitch-geometric clipping decided"
+    said = "; autoswitch was clipped; autoswitch-geometric was clipped"
     assert said in clipped["recommendation"]
     alone = step_cli(*words, "--eps", "5", "--criterion", "autoswitch").json
     assert alone["recommended"] == "autoswitch"

@@ -152,6 +152,28 @@ def test_train_switches_where_the_profile_of_its_configuration_says(
         )
 
 
+def test_train_and_its_profile_agree_on_a_run_shorter_than_the_window(
+    step_cli: Run, config: Path, tmp_path: Path
+) -> None:
+    config.write_text(config.read_text().replace("0.8", "0.999"))
+    run = tmp_path / "run"
+    decided = train(step_cli, config, run)["switch"]
+    assert (decided["step"], decided["reason"]) == (31, "t_max")
+    words = ("--criterion", "autoswitch", "--json")
+    for source in (config, run, run / "variance.jsonl"):
+        steps = ("--steps", "40") if source == config else ()
+        outcome = step_cli("autoswitch-profile", source, *words, *steps)
+        row = row_of(outcome.json, "autoswitch")
+        assert (row["switch_step"], row["reason"]) == (31, "t_max")
+    # Without the run's configuration nobody has asked for a t_max.
+    alone = tmp_path / "alone.jsonl"
+    alone.write_bytes((run / "variance.jsonl").read_bytes())
+    row = row_of(step_cli("autoswitch-profile", alone, *words).json, "autoswitch")
+    assert (row["switch_step"], row["reason"]) == (None, "never")
+    asked = step_cli("autoswitch-profile", alone, *words, "--t-max", "30").json
+    assert row_of(asked, "autoswitch")["switch_step"] == 31
+
+
 @pytest.mark.parametrize("criterion", CRITERION_NAMES)
 def test_the_switch_block_makes_train_switch_there(
     step_cli: Run, config: Path, tmp_path: Path, criterion: str

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands.recordings import record
+from commands.recordings import record, write
 from core.variance_streams import WORKED, samples
 
+from step_cli.core.autoswitch import VarianceSample
 from step_cli.formats.variance_log import (
     RecordedLayer,
     VarianceHeader,
@@ -146,6 +147,17 @@ def test_several_seeds_are_drawn_and_told(step_cli: Run, tmp_path: Path) -> None
         assert said in plot.read_text(encoding="utf-8")
 
 
+def test_seeds_are_in_the_order_of_their_numbers(
+    step_cli: Run, tmp_path: Path
+) -> None:
+    for seed in (10, 2):
+        folder = tmp_path / f"seed-{seed}"
+        folder.mkdir()
+        record(folder / "variance.jsonl", WORKED[: 10 + seed], 0.5, steps=10)
+    seeds = step_cli("autoswitch-profile", tmp_path, "--json").json["seeds"]
+    assert [seed["steps"] for seed in seeds] == [12, 20]
+
+
 def test_the_plot_never_replaces_the_recording(step_cli: Run, tmp_path: Path) -> None:
     log = record(tmp_path / "variance.jsonl", WORKED, 0.5)
     (tmp_path / "link.svg").symlink_to(log)
@@ -162,7 +174,10 @@ def test_what_cannot_be_shown_on_a_log_axis_is_left_out(
     # A run that stands still, and one shorter than its window.
     still = record(tmp_path / "a.jsonl", [(1.0,)] * 2 + [(0.0,)] * 2000, 0.5)
     short = record(tmp_path / "b.jsonl", [(0.0, 0.0)] * 5, 0.999)
-    for log in (still, short):
+    # No fp32 run comes near; matplotlib's axes overflow.
+    ends = [(9e289, 5e-324)[t % 2] for t in range(1, 60)]
+    wide = [VarianceSample(t, 4, v, v, v, 0.0) for t, v in enumerate(ends, 1)]
+    for log in (still, short, write(tmp_path / "c.jsonl", wide)):
         plot = log.with_suffix(f".{suffix}")
         assert step_cli("autoswitch-profile", log, "--plot", plot).code == 0
         assert plot.stat().st_size > 1000

@@ -177,7 +177,6 @@ def test_objects_that_only_brackets_would_join_are_refused(tmp_path: Path) -> No
         (SOUND.replace('"d": 1', '"d": 1.0'), InputError, "whole numbers"),
         (SOUND.replace('"d": 1', '"d": 0'), InputError, "whole numbers"),
         (SOUND.replace('"d": 1', '"d": true'), InputError, "not a number"),
-        (SOUND.replace("{", '{"layer_v_l1": [1], '), InputError, "layer_v_l1 is not a"),
     ],
 )
 @pytest.mark.parametrize("more", [0, 3])
@@ -279,3 +278,37 @@ def test_random_bytes_never_end_in_anything_but_an_answer(tmp_path: Path) -> Non
             )
         path.write_bytes(damaged)
         assert json.dumps(answer(path) is not None)
+
+
+def test_without_a_header_nobody_knows_what_layers_are_told_of(tmp_path: Path) -> None:
+    stream = random_samples(1, 30, 0.9)
+    path = tmp_path / "v.jsonl"
+    path.write_text("".join(sample_line(s, [(0.5, s.dv_l1)]) for s in stream))
+    blocks = list(Recording(path).blocks())
+    assert sum(map(len, blocks)) == 30
+    assert not any(block.layers for block in blocks)
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "words"),
+    [
+        ("[1, 1]", InputError, "layer_v_l1 is not a list of 1 numbers"),
+        ("1", InputError, "layer_v_l1 is not a list of 1 numbers"),
+        ('["x"]', InputError, "layer_v_l1 is not a number"),
+        ("[true]", InputError, "layer_v_l1 is not a number"),
+        ("[-1]", InputError, "layer_v_l1 is negative"),
+        ("[NaN]", NonFiniteError, "layer_v_l1 is nan"),
+        ("[1e300]", NonFiniteError, "layer_v_l1 is 1e"),
+        (f"[1{'0' * 400}]", NonFiniteError, "(401 digits), not finite"),
+    ],
+)
+def test_what_is_wrong_with_layers_is_told(
+    tmp_path: Path, values: str, error: type[StepError], words: str
+) -> None:
+    path = tmp_path / "v.jsonl"
+    header = header_line(VarianceHeader(0.9, 1e-8, 30, (RecordedLayer("a", 3),)))
+    told = f'{{"layer_v_l1": {values}, "layer_dv_l1": [1], '
+    path.write_text(header + SOUND.replace("{", told) + "\n")
+    with pytest.raises(error) as caught:
+        read(path)
+    assert words in caught.value.message and "line 2" in caught.value.message
