@@ -2,9 +2,11 @@
 
     python benchmarks/switch_points.py [--seeds 3] [--only NAME]... [--keep DIR]
 
-Every run is `step-cli autoswitch-profile CONFIG --seeds N` with one thread. Writes
-results/switch_points.json, results/switch_points.md, and a plot for each setting into
-docs/. Settings that are not run again keep what the files say of them.
+Every run is `step-cli autoswitch-profile CONFIG --set train.seed=N`, with one thread;
+the runs of a setting are then replayed together. Writes results/switch_points.json,
+results/switch_points.md, and two drawings of each setting into docs/. Settings that
+are not run again keep what the files say of them; a run that is in DIR is not trained
+again.
 """
 
 import argparse
@@ -14,12 +16,20 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from step_cli.core.replay import STEPS_AFTER
+from step_cli.formats.recording import Recording
+from step_cli.training.drawing import STYLE, pyplot, save_figure
+from step_cli.training.profile_panels import COLORS
+
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
 LIBRARIES = ("step-cli", "torch", "numpy")
 # What the paper trains with, where the sample has a shorter memory for a short run.
 PAPER_BETAS = "train.betas=[0.9, 0.999]"
@@ -39,33 +49,53 @@ def main() -> None:
     options = parser.parse_args()
     file = RESULTS / "switch_points.json"
     document = json.loads(file.read_text()) if file.exists() else {"settings": {}}
-    for name in options.only or SETTINGS:
-        document["settings"][name] = profile(name, options.seeds, options.keep)
-        document["machine"] = f"{platform.machine()}, {platform.system()}, 1 thread"
-        document["versions"] = {lib: metadata.version(lib) for lib in LIBRARIES}
-        file.write_text(json.dumps(document, indent=2) + "\n")
-        (RESULTS / "switch_points.md").write_text(page(document))
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in options.only or SETTINGS:
+            runs = (options.keep or Path(scratch)).resolve() / name
+            record(name, options.seeds, runs)
+            document["settings"][name] = profile(name, runs)
+            draw_change_after(document["settings"][name], runs, name)
+            document["machine"] = f"{platform.machine()}, {platform.system()}, 1 thread"
+            document["versions"] = {lib: metadata.version(lib) for lib in LIBRARIES}
+            file.write_text(json.dumps(document, indent=2) + "\n")
+            (RESULTS / "switch_points.md").write_text(page(document))
     print(page(document))
 
 
-def profile(name: str, seeds: int, keep: Path | None) -> dict[str, Any]:
-    """The report on one setting, without what can be computed from the rest."""
+def record(name: str, seeds: int, runs: Path) -> None:
+    """Train for each seed that is not there yet."""
+    for seed in range(seeds):
+        out = runs / f"seed-{seed}"
+        if not out.exists():
+            runs.mkdir(parents=True, exist_ok=True)
+            more = ["--set", f"train.seed={seed}", "--out", str(out)]
+            step_cli([*training(name), *more, "--quiet", "--json"])
+
+
+def training(name: str) -> list[str]:
+    """The command that trains a setting, but for the seed."""
     sample, overrides = SETTINGS[name]
     words = ["autoswitch-profile", f"sample_models/{sample}/config.toml"]
-    words += ["--seeds", str(seeds)]
-    words += [word for override in overrides for word in ("--set", override)]
-    more = ["--json", "--quiet", "--plot", f"docs/switch-{name}.svg"]
-    if keep is not None:
-        more += ["--out", str(keep.resolve() / name), "--force"]
+    return words + [word for override in overrides for word in ("--set", override)]
+
+
+def step_cli(words: list[str]) -> dict[str, Any]:
+    """The JSON document that a command prints."""
     done = subprocess.run(
-        [sys.executable, "-m", "step_cli", *words, *more],
-        capture_output=True,
+        [sys.executable, "-m", "step_cli", *words],
+        stdout=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=ROOT,
         check=True,
     )
-    report = json.loads(done.stdout)
-    runs = report["seeds"] or [{"seed": None, **report}]
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def profile(name: str, runs: Path) -> dict[str, Any]:
+    """The report on one setting, without what can be computed from the rest."""
+    plot = str(DOCS / f"switch-{name}.svg")
+    report = step_cli(["autoswitch-profile", str(runs), "--json", "--plot", plot])
     kept = (
         "name",
         "switch_step",
@@ -76,7 +106,7 @@ def profile(name: str, seeds: int, keep: Path | None) -> dict[str, Any]:
     )
     settings = ("total_steps", "beta2", "eps", "window", "t_min", "t_max")
     return {
-        "command": "step-cli " + " ".join(words),
+        "command": "step-cli " + " ".join(training(name)),
         **{key: report[key] for key in (*settings, "theorem_1_minimum")},
         "recommendation": report["recommendation"],
         "runs": [
@@ -87,13 +117,49 @@ def profile(name: str, seeds: int, keep: Path | None) -> dict[str, Any]:
                     {key: row[key] for key in kept} for row in run["criteria"]
                 ],
             }
-            for run in runs
+            for run in report["seeds"] or [{"seed": 0, **report}]
         ],
         "last layers": [
             {key: row[key] for key in ("name", "ready_step", "relative_ready_step")}
             for row in report["layers"][:5]
         ],
     }
+
+
+def draw_change_after(setting: dict[str, Any], runs: Path, name: str) -> None:
+    """The metric of Table 1 for every step that could be the switch point."""
+    plt = pyplot()
+    with plt.rc_context(STYLE):
+        figure, panel = plt.subplots(figsize=(9, 3.6), layout="constrained")
+        for number, run in enumerate(setting["runs"]):
+            log = runs / f"seed-{run['seed']}" / "variance.jsonl"
+            after = changes_after(Recording(log))
+            steps = np.arange(1, len(after) + 1)
+            label = "any step" if number == 0 else None
+            panel.plot(steps, after, color="#8c959f", linewidth=0.8, label=label)
+            for row in run["criteria"]:
+                if row["post_switch_change"] is not None:
+                    panel.plot(
+                        row["switch_step"],
+                        row["post_switch_change"],
+                        "o",
+                        markersize=6,
+                        color=COLORS[row["name"]],
+                        label=row["name"] if number == 0 else None,
+                    )
+        panel.set_yscale("log")
+        panel.set_xlim(0, 1.15 * setting["t_max"])
+        panel.set_xlabel("switch step")
+        panel.set_ylabel("change of v in the\n1001 steps after it, / 1000")
+        panel.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+        save_figure(figure, DOCS / f"switch-{name}-after.svg")
+
+
+def changes_after(recording: Recording) -> np.ndarray:
+    """A thousandth of the sum of ||v_(t+1) - v_t||_1 from each t0 to t0 + 1000."""
+    changes = np.concatenate([block.dv_l1 for block in recording.blocks()])
+    sums = np.concatenate([[0.0], np.cumsum(changes)])
+    return (sums[STEPS_AFTER + 1 :] - sums[1:-STEPS_AFTER]) / 1000
 
 
 def page(document: dict[str, Any]) -> str:

@@ -108,8 +108,7 @@ def _warning(replay: Replay, replays: Replays, settings: Settings, steps: int) -
         words += f"its value was {value} there, against {against}"
         return words + _what_would_have(replay, replays)
     side = "above" if isinstance(replay.criterion, Staleness) else "below"
-    waits = replay.criterion.first_step > settings.t_min
-    who = "the window" if waits else "t_min"
+    who = {"window": "the window"}.get(replay.decided_by, replay.decided_by)
     words = (
         f"{name}: {who} decided, not the threshold: at the first step it may fire at "
         f"its value was {value}, already {side} {against}"

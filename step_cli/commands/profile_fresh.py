@@ -118,7 +118,7 @@ class Watcher:
         step = int(block.step[-1])
         if self._steps is not None:
             return step >= self._steps
-        return all(each.decided_by(step) for each in self._profile.replays.values())
+        return all(each.done_by(step) for each in self._profile.replays.values())
 
 
 def _settings(options: AutoswitchProfileConfig, config: TrainConfig) -> Settings:

@@ -76,6 +76,7 @@ def _row(name: str, replay: Replay, profile: Profile) -> CriterionReport:
         name=name,
         switch_step=step,
         reason=replay.reason,
+        decided_by=replay.decided_by,
         clipped=replay.clipped,
         raw_step=replay.raw_step,
         post_switch_change=replay.post_switch_change,

@@ -110,7 +110,7 @@ class Replay:
         climbed = self.ladder is None or (t_max is not None and step > t_max)
         return self.settled and self.raw_step is not None and climbed
 
-    def decided_by(self, step: int) -> bool:
+    def done_by(self, step: int) -> bool:
         """Whether all is known but what clipping hides, now that ``step`` was seen."""
         too_late = self._last_step is not None and step >= self._last_step
         return self.settled if self.switch_step is not None else too_late
@@ -126,11 +126,20 @@ class Replay:
         return len(self._after) == STEPS_AFTER
 
     @property
+    def decided_by(self) -> str:
+        """The reason, or ``t_min`` or ``window`` where the test passed from the start.
+
+        They set the first step at which a criterion may fire.
+        """
+        if self.reason != "threshold" or self.switch_step != self.first_able:
+            return self.reason
+        waits = self.criterion.first_step > self.rule.t_min
+        return "window" if waits else "t_min"
+
+    @property
     def clipped(self) -> bool:
         """Whether t_min, the window or t_max decided, and not the threshold."""
-        if self.switch_step is None or isinstance(self.criterion, Fixed):
-            return False
-        return self.reason == "t_max" or self.switch_step == self.first_able
+        return self.decided_by in ("t_min", "window", "t_max")
 
     @property
     def margin(self) -> float | None:

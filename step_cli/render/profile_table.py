@@ -23,6 +23,7 @@ def draw(report: AutoswitchProfileReport, console: Console, *, verbose: bool) ->
     console.print(_settings(report))
     columns = _columns(report)
     table = new_table("criterion", *columns, right=tuple(set(columns) - {"decided by"}))
+    table.columns[0].no_wrap = True  # the other columns give way
     for row in report.criteria:
         table.add_row(row.name, *(cell(row) for cell in columns.values()))
     console.print(table)
@@ -54,14 +55,15 @@ def _settings(report: AutoswitchProfileReport) -> str:
 def _columns(report: AutoswitchProfileReport) -> dict[str, Cell]:
     columns: dict[str, Cell] = {
         "switch": lambda row: _number(row.switch_step),
-        "without clipping": lambda row: _number(row.raw_step),
-        "decided by": lambda row: row.reason + (" (clipped)" if row.clipped else ""),
+        "unclipped": lambda row: _number(row.raw_step),
+        "decided by": lambda row: row.decided_by,
         "margin": lambda row: _number(row.margin, ".3gx"),
     }
     if any(row.post_switch_change is not None for row in report.criteria):
         columns["change after"] = lambda row: _number(row.post_switch_change, ".3g")
     if report.seeds:
-        columns["over the seeds"] = lambda row: _spread(row.switch_steps)
+        several = len(report.seeds)
+        columns["over the seeds"] = lambda row: _spread(row.switch_steps, several)
     return columns
 
 
@@ -72,11 +74,12 @@ def _number(value: float | None, format: str = "d") -> str:
     return f"{value:{format.removesuffix('x')}}{unit}"
 
 
-def _spread(spread: Spread | None) -> str:
+def _spread(spread: Spread | None, seeds: int) -> str:
     if spread is None:
         return "-"
     std = "" if spread.std is None else f" ± {spread.std:.2g}"
-    return f"{spread.mean:.4g}{std} ({spread.count})"
+    some = f" ({spread.count} of {seeds})" if spread.count < seeds else ""
+    return f"{spread.mean:.4g}{std}{some}"
 
 
 def _layers(layers: list[LayerReport], console: Console, *, verbose: bool) -> None:

@@ -26,6 +26,10 @@ class CriterionReport(Part):
     """Where one criterion would switch.
 
     Attributes:
+        reason: ``threshold``, ``t_max``, ``fixed`` or ``never``.
+        decided_by: The same, or ``t_min`` or ``window`` where these held back a test
+            that passed from the start.
+        clipped: t_min, the window or t_max decided.
         margin: How many times the value passes the threshold; below 1, it does not.
         meets_theorem_1: Whether the switch step reaches ``theorem_1_minimum``.
         other_eps: By falling threshold; empty where there is none to choose.
@@ -38,6 +42,7 @@ class CriterionReport(Part):
     name: str
     switch_step: int | None
     reason: str
+    decided_by: str
     clipped: bool
     raw_step: int | None
     post_switch_change: float | None

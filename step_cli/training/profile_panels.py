@@ -9,7 +9,7 @@ import numpy as np
 from step_cli.core.profile_curves import Curves
 from step_cli.core.sample_block import Floats
 from step_cli.reports import AutoswitchProfileReport, CriterionReport
-from step_cli.training.drawing import BLUE, GREEN, GRID, INK, ORANGE, PALE, RED
+from step_cli.training.drawing import BLUE, GREEN, GRID, INK, ORANGE, PALE, PAPER, RED
 
 UNIT = "squared gradient"
 CHANGE = "|change of v|"
@@ -24,6 +24,14 @@ COLORS = {
 }
 # Beyond, matplotlib's axes of logarithms overflow.
 SMALLEST, LARGEST = 1e-120, 1e180
+# Which curve of which panel each criterion tests.
+TESTED = {
+    "autoswitch": (0, "arithmetic"),
+    "autoswitch-geometric": (0, "geometric"),
+    "autoswitch-relative": (1, "relative"),
+    "relative-norm": (2, "v_l2"),
+    "staleness": (2, "v_l1"),
+}
 LAYER_COLORS = (RED, ORANGE, GREEN, BLUE, PURPLE)
 
 
@@ -97,7 +105,7 @@ def draw_change(panel: Any, drawing: Drawing) -> None:
         label="the same, geometric over weights",
     )
     eps = drawing.report.eps
-    panel.axhline(eps, color=INK, linestyle=":", linewidth=1.2, label=f"eps = {eps:g}")
+    _draw_threshold(panel, eps, f"eps = {eps:g}")
     panel.set_ylabel(f"change of v\nper weight and step\n[{UNIT}]")
 
 
@@ -121,9 +129,7 @@ def draw_relative(panel: Any, drawing: Drawing) -> None:
     bound = _threshold(drawing.report, "autoswitch-relative")
     if bound is None:
         bound = 1 - drawing.report.beta2
-    panel.axhline(
-        bound, color=INK, linestyle=":", linewidth=1.2, label=f"threshold {bound:.3g}"
-    )
+    _draw_threshold(panel, bound, f"threshold {bound:.3g}")
     panel.set_ylabel("change of v\nrelative to v\n[per step]")
 
 
@@ -160,17 +166,44 @@ def draw_layers(panel: Any, drawing: Drawing, layers: LayerCurves) -> None:
         panel.plot(
             layers.step, column, color=LAYER_COLORS[number], linewidth=1, label=label
         )
-    panel.axhline(drawing.report.eps, color=INK, linestyle=":", linewidth=1.2)
+    _draw_threshold(panel, drawing.report.eps, None)
     panel.set_ylabel(f"change of v by layer\nper weight and step\n[{UNIT}]")
 
 
 def draw_clips(panel: Any, report: AutoswitchProfileReport, *, named: bool) -> None:
     """Grey out the steps at which no criterion may fire by its threshold."""
     label = f"outside {report.t_min} to {report.t_max}: clipped" if named else None
-    style = {"color": GRID, "alpha": 0.18, "linewidth": 0, "zorder": 0}
+    style = {"color": GRID, "alpha": 0.15, "linewidth": 0, "zorder": 0}
     panel.axvspan(0, report.t_min, **style)
     end = max(report.steps, report.t_max + 1)
     panel.axvspan(report.t_max, end, label=label, **style)
+    if report.steps > report.total_steps:
+        panel.axvline(
+            report.total_steps,
+            color=INK,
+            linewidth=1,
+            alpha=0.6,
+            label=f"end of the training: {report.total_steps}" if named else None,
+        )
+
+
+def draw_points(panels: Sequence[Any], drawing: Drawing) -> None:
+    """A dot for each criterion, on the curve that it tests."""
+    for row in drawing.report.criteria:
+        if row.switch_step is None or row.name not in TESTED:
+            continue
+        number, column = TESTED[row.name]
+        at = int((drawing.curves.step <= row.switch_step).sum()) - 1
+        value = _positive(getattr(drawing.curves, column))[at]
+        panels[number].plot(
+            row.switch_step,
+            value,
+            "o",
+            color=COLORS[row.name],
+            markeredgecolor=PAPER,
+            markersize=7,
+            zorder=5,
+        )
 
 
 def draw_switches(panel: Any, report: AutoswitchProfileReport, *, named: bool) -> None:
@@ -203,12 +236,16 @@ def draw_switches(panel: Any, report: AutoswitchProfileReport, *, named: bool) -
 def _label(
     row: CriterionReport, report: AutoswitchProfileReport, *, chosen: bool
 ) -> str:
-    clipped = ", clipped" if row.clipped and row.reason != "t_max" else ""
     spread = ""
     if row.switch_steps is not None and row.switch_steps.min < row.switch_steps.max:
         spread = f", seeds {row.switch_steps.min:g} to {row.switch_steps.max:g}"
-    said = f"{row.name}: {row.switch_step} ({row.reason}{clipped}{spread})"
+    said = f"{row.name}: {row.switch_step} ({row.decided_by}{spread})"
     return f"{said}, recommended" if chosen else said
+
+
+def _draw_threshold(panel: Any, value: float, label: str | None) -> None:
+    if SMALLEST < value < LARGEST:
+        panel.axhline(value, color=INK, linestyle=":", linewidth=1.2, label=label)
 
 
 def _threshold(report: AutoswitchProfileReport, name: str) -> float | None:

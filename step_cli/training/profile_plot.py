@@ -16,6 +16,7 @@ from step_cli.training.profile_panels import (
     draw_clips,
     draw_layers,
     draw_norms,
+    draw_points,
     draw_relative,
     draw_switches,
 )
@@ -68,6 +69,7 @@ def profile_figure(drawing: Drawing) -> Any:
     draw_norms(panels[2], drawing)
     if drawing.layers is not None:
         draw_layers(panels[3], drawing, drawing.layers)
+    draw_points(panels, drawing)
     for number, panel in enumerate(panels):
         if any((np.asarray(line.get_ydata()) > 0).any() for line in panel.lines):
             panel.set_yscale("log")

@@ -70,6 +70,8 @@ def set_up(
     recipe = make_recipe(config.sparsity.recipe, options)
     switch = switch_rule(config, recipe)
     model = load_model(config)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise NothingSelectedError("no parameter of the model asks for gradients")
     wanted = plan or plan_for(model, selection(config))
     if not wanted:
         raise NothingSelectedError(

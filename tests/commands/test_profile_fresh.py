@@ -207,6 +207,8 @@ def test_a_beta2_that_is_typed_is_trained_with(step_cli: Run, config: Path) -> N
     ("more", "code", "said"),
     [
         (["--set", "train.optimizer=sgd"], 2, "sgd has no variance"),
+        (["--set", f"switch.window=1{'0' * 20}"], 2, "switch.window: expected less th"),
+        (["--set", "train.lr=1e38"], 2, "train.lr: expected less than or equal to"),
         (["--set", "train.stpes=3"], 2, "did you mean train.steps|did you mean steps"),
         (["--steps", "0"], 2, "--steps: expected greater than or equal to 1"),
         (["--t-min", "35"], 2, "--t-min: 35 lies after t_max 30"),
@@ -235,6 +237,15 @@ def test_what_cannot_work_is_told_before_torch_is_imported(
     assert done.returncode == code, done.stderr
     assert re.search(said, done.stderr), done.stderr
     assert done.stderr.count("error: ") == 1
+
+
+def test_a_model_that_cannot_train_is_refused(
+    step_cli: Run, config: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "net.py").write_text(NET.rstrip() + ".requires_grad_(False)\n")
+    outcome = step_cli("autoswitch-profile", config, "--steps", "3")
+    assert outcome.code == 3, outcome.err
+    assert "no parameter of the model asks for gradients" in outcome.error
 
 
 def test_a_failed_training_leaves_nothing(

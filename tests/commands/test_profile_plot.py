@@ -69,7 +69,7 @@ def test_the_drawing_says_what_it_shows(step_cli: Run, tmp_path: Path) -> None:
         "outside 3 to 20: clipped",
         "autoswitch: 6 (threshold), recommended",
         "its window of 2 steps",
-        "relative-norm: 4 (threshold, clipped)",
+        "relative-norm: 4 (t_min)",
         "fixed: 6 (fixed)",
         "fc.weight (last)",
         "When is Adam's variance ready? autoswitch says after step 6",
@@ -147,9 +147,7 @@ def test_several_seeds_are_drawn_and_told(step_cli: Run, tmp_path: Path) -> None
         assert said in plot.read_text(encoding="utf-8")
 
 
-def test_seeds_are_in_the_order_of_their_numbers(
-    step_cli: Run, tmp_path: Path
-) -> None:
+def test_seeds_are_in_the_order_of_their_numbers(step_cli: Run, tmp_path: Path) -> None:
     for seed in (10, 2):
         folder = tmp_path / f"seed-{seed}"
         folder.mkdir()

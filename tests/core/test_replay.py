@@ -77,13 +77,23 @@ def replayed(rule: SwitchRule, stream: list[VarianceSample]) -> Replay:
     return replay
 
 
-def test_clipped_says_who_decided() -> None:
+def test_who_decided_is_told() -> None:
     stream = samples(WORKED, 0.5)
-    assert not replayed(SwitchRule(AutoSwitch(0.5, 0.3), 0, 20), stream).clipped
-    assert replayed(SwitchRule(AutoSwitch(0.5, 0.3), 8, 20), stream).clipped  # t_min
-    assert replayed(SwitchRule(AutoSwitch(0.5, 2.0), 0, 20), stream).clipped  # window
-    assert replayed(SwitchRule(AutoSwitch(0.5, 1e-9), 0, 10), stream).clipped  # t_max
-    assert not replayed(SwitchRule(Fixed(3)), stream).clipped
+    found = [
+        (replay.decided_by, replay.clipped)
+        for replay in (
+            replayed(SwitchRule(AutoSwitch(0.5, 0.3), 0, 20), stream),
+            replayed(SwitchRule(AutoSwitch(0.5, 0.3), 8, 20), stream),
+            replayed(SwitchRule(AutoSwitch(0.5, 2.0), 0, 20), stream),
+            replayed(SwitchRule(AutoSwitch(0.5, 1e-9), 0, 10), stream),
+            replayed(SwitchRule(AutoSwitch(0.5, 1e-9), 0, 30), stream),
+            replayed(SwitchRule(Fixed(3)), stream),
+        )
+    ]
+    assert found == [
+        ("threshold", False), ("t_min", True), ("window", True), ("t_max", True),
+        ("never", False), ("fixed", False),
+    ]  # fmt: skip
 
 
 def test_the_margin_is_how_often_the_value_passes() -> None:
