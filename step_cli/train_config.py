@@ -37,6 +37,7 @@ CriterionName = Literal[
 ]
 
 
+SEEDS = 2**31  # all seeds are below
 # Those of `recipes.RECIPES`, which imports torch.
 RECIPE_NAMES = (
     "dense", "ste", "sr-ste", "asp", "step", "s-ste", "t-sr-ste", "decaying-mask",
@@ -90,7 +91,7 @@ class TrainSection(Config):
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of the target spread over all classes"
     )
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(0, ge=0, lt=SEEDS)
     precision: Literal["fp32", "bf16"] = "fp32"
     eval_every: int = Field(100, ge=1)
     log_every: int = Field(10, ge=1)

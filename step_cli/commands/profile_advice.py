@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from step_cli.commands.profile_settings import Settings
-from step_cli.core.autoswitch import RelativeAutoSwitch, Staleness
+from step_cli.core.autoswitch import RelativeAutoSwitch
 from step_cli.core.replay import Replay
 from step_cli.core.theory import noise_below, theorem_1_minimum
 
@@ -107,7 +107,7 @@ def _warning(replay: Replay, replays: Replays, settings: Settings, steps: int) -
             return f"{words}its test needs {first} steps{_lower(replay)}"
         words += f"its value was {value} there, against {against}"
         return words + _what_would_have(replay, replays)
-    side = "above" if isinstance(replay.criterion, Staleness) else "below"
+    side = "above" if replay.criterion.above else "below"
     who = {"window": "the window"}.get(replay.decided_by, replay.decided_by)
     words = (
         f"{name}: {who} decided, not the threshold: at the first step it may fire at "

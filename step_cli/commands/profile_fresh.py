@@ -14,7 +14,7 @@ from step_cli.core.sample_block import SampleBlock
 from step_cli.errors import OutputError, UsageError
 from step_cli.formats.scratch import scratch_directory
 from step_cli.formats.variance_log import VarianceHeader
-from step_cli.train_config import TrainConfig, load_config
+from step_cli.train_config import SEEDS, TrainConfig, load_config
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,10 @@ def config_to_record(options: AutoswitchProfileConfig) -> TrainConfig:
     if config.train.optimizer == "sgd":
         raise UsageError(
             "train.optimizer: sgd has no variance; use adamw", file=options.source
+        )
+    if config.train.seed + options.seeds > SEEDS:
+        raise UsageError(
+            f"--seeds: from {config.train.seed} on, not all are below {SEEDS}"
         )
     if options.out is not None and os.path.lexists(options.out) and not options.force:
         raise OutputError("exists, use --force to replace it", file=options.out)
@@ -82,7 +86,7 @@ def _one(
     folder: Path,
     number: int,
 ) -> Profile:
-    from step_cli.training.dense_recording import record_dense
+    from step_cli.training.dense_recording import Watch, record_dense
 
     seed = config.train.seed + number
     settings = _settings(options, config)
@@ -96,29 +100,20 @@ def _one(
         path.mkdir()
     profiles: list[Profile] = []
 
-    def begin(header: VarianceHeader) -> "Watcher":
+    def begin(header: VarianceHeader) -> Watch:
         draw = options.plot is not None
-        profiles.append(Profile.begin(settings, names, header, draw=draw, seed=seed))
-        return Watcher(profiles[0], options.steps)
+        profile = Profile.begin(settings, names, header, draw=draw, seed=seed)
+        profiles.append(profile)
+
+        def watch(block: SampleBlock) -> bool:
+            profile.observe(block)
+            return options.steps is None and profile.is_decided
+
+        return watch
 
     most = options.steps or settings.total_steps + STEPS_AFTER
     record_dense(seeded, path, begin, last_step=most)
     return profiles[0]
-
-
-class Watcher:
-    """Shows a profile each step; says when it has seen enough."""
-
-    def __init__(self, profile: Profile, steps: int | None) -> None:
-        self._profile, self._steps = profile, steps
-
-    def __call__(self, block: SampleBlock) -> bool:
-        """Whether the run may end after this step."""
-        self._profile.observe(block)
-        step = int(block.step[-1])
-        if self._steps is not None:
-            return step >= self._steps
-        return all(each.done_by(step) for each in self._profile.replays.values())
 
 
 def _settings(options: AutoswitchProfileConfig, config: TrainConfig) -> Settings:

@@ -68,6 +68,11 @@ class Profile:
         """Whether steps were recorded after the end of the training."""
         return self.last_step > self.settings.total_steps
 
+    @property
+    def is_decided(self) -> bool:
+        """Whether nothing asked for needs another step."""
+        return all(each.done_by(self.last_step) for each in self.replays.values())
+
     def observe(self, block: SampleBlock) -> None:
         """Take the next steps in."""
         if not len(block):

@@ -66,10 +66,6 @@ class Staleness(Criterion):
             return None
         return sample.v_l1 / self._norms[0]
 
-    @override
-    def met(self, value: float) -> bool:
-        return value > self.threshold
-
     @property
     @override
     def first_step(self) -> int:

@@ -102,7 +102,9 @@ class Criterion(ABC):
 
     def met(self, value: float) -> bool:
         """Whether ``value`` passes the test; strict, as in the paper."""
-        return self.threshold is not None and value < self.threshold
+        if self.threshold is None:
+            return False
+        return value > self.threshold if self.above else value < self.threshold
 
     @property
     def first_step(self) -> int:

@@ -45,7 +45,7 @@ def passes(criterion: Criterion, values: Floats) -> Booleans:
     if isinstance(criterion, Fixed):
         return values >= criterion.step
     assert criterion.threshold is not None
-    if isinstance(criterion, Staleness):
+    if criterion.above:
         return values > criterion.threshold
     return values < criterion.threshold
 

@@ -40,11 +40,6 @@ class EpsLadder:
             self.steps[eps] = int(steps[(values < eps).argmax()])
         self._lowest = min(self._lowest, lowest)
 
-    @property
-    def lowest(self) -> float | None:
-        """The lowest value between the clips."""
-        return self._lowest
-
 
 def thresholds_between(low: float, high: float) -> Iterator[float]:
     """The thresholds of one digit with low < eps <= high, the largest first."""

@@ -35,7 +35,6 @@ class Replay:
         value: The tested value at the switch point.
         raw_step: Where it would switch without clipping, or None.
         first_able: The first step at which its test could make it switch.
-        first_value: The tested value there.
         v_mean: Mean over coordinates of v at the switch point, in squared gradients.
         ladder: Where other thresholds would have decided; None where there is no
             threshold to choose.
@@ -49,7 +48,6 @@ class Replay:
         self.value: float | None = None
         self.raw_step: int | None = None
         self.first_able: int | None = None
-        self.first_value: float | None = None
         self.v_mean: float | None = None
         chosen = isinstance(rule.criterion, AutoSwitch | RelativeAutoSwitch)
         self.ladder = EpsLadder(rule.t_max) if chosen else None
@@ -98,11 +96,10 @@ class Replay:
         able = (block.step > self.rule.t_min) & ~np.isnan(values)
         if not able.any():
             return
-        steps, seen = block.step[able], values[able]
         if self.first_able is None:
-            self.first_able, self.first_value = int(steps[0]), float(seen[0])
+            self.first_able = int(block.step[able.argmax()])
         if self.ladder is not None:
-            self.ladder.observe(steps, seen)
+            self.ladder.observe(block.step[able], values[able])
 
     def _has_seen_all(self, step: int) -> bool:
         """Whether nothing from ``step`` on can change the answers."""
@@ -150,8 +147,7 @@ class Replay:
         threshold, value = self.criterion.threshold, self.value
         if threshold is None or not value or not math.isfinite(value):
             return None
-        passing = passes(self.criterion, np.array([2 * threshold]))[0]
-        return value / threshold if passing else threshold / value
+        return value / threshold if self.criterion.above else threshold / value
 
     @property
     def post_switch_change(self) -> float | None:

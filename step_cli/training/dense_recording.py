@@ -22,7 +22,7 @@ NEVER = 10**15  # steps: no evaluation, no checkpoint
 Watch = Callable[[SampleBlock], bool]
 
 
-class Watcher(Follower):
+class VarianceFollower(Follower):
     """Shows somebody what each step did to the variance, until they have seen enough.
 
     Args:
@@ -77,12 +77,12 @@ def record_dense(
     save_text(path / "config.toml", to_toml(config))
     rarely = {"eval_every": NEVER, "checkpoint_every": NEVER}
     quiet = config.model_copy(update={"train": config.train.model_copy(update=rarely)})
-    watcher = Watcher(setup.optimizer, begin(header))
+    follower = VarianceFollower(setup.optimizer, begin(header))
     with (
         Records(path, header) as records,
         shown_progress(setup.optimizer, last_step) as progress,
     ):
         trainer = Trainer(
-            quiet, setup, records, lambda: None, [watcher, *progress], last_step
+            quiet, setup, records, lambda: None, [follower, *progress], last_step
         )
-        trainer.run(lambda: watcher.enough)
+        trainer.run(lambda: follower.enough)

@@ -211,6 +211,7 @@ def test_a_beta2_that_is_typed_is_trained_with(step_cli: Run, config: Path) -> N
         (["--set", "train.lr=1e38"], 2, "train.lr: expected less than or equal to"),
         (["--set", "train.stpes=3"], 2, "did you mean train.steps|did you mean steps"),
         (["--steps", "0"], 2, "--steps: expected greater than or equal to 1"),
+        (["--set", "train.seed=2147483647", "--seeds", "2"], 2, "--seeds: from 21"),
         (["--t-min", "35"], 2, "--t-min: 35 lies after t_max 30"),
         (["--plot", "no/such/place.svg"], 5, "no such directory"),
         (["--out", "no/../config.toml"], 5, "exists"),
