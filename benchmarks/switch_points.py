@@ -31,11 +31,8 @@ from step_cli.training.profile_panels import COLORS
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
 LIBRARIES = ("step-cli", "torch", "numpy")
-# What the paper trains with, where the sample has a shorter memory for a short run.
-PAPER_BETAS = "train.betas=[0.9, 0.999]"
 SETTINGS = {
     "digits": ("digits-resnet", []),
-    "digits-999": ("digits-resnet", [PAPER_BETAS, "train.steps=4000"]),
     # A quarter of the sample's batch: 8 minutes a seed on a busy core.
     "stdlib-gpt": ("stdlib-gpt", ["train.batch_size=8"]),
 }
@@ -100,8 +97,7 @@ def profile(name: str, runs: Path) -> dict[str, Any]:
         "name",
         "switch_step",
         "raw_step",
-        "reason",
-        "clipped",
+        "decided_by",
         "post_switch_change",
     )
     settings = ("total_steps", "beta2", "eps", "window", "t_min", "t_max")
@@ -170,7 +166,14 @@ def page(document: dict[str, Any]) -> str:
         f"{document['machine']}; {versions}.",
     ]
     for name, setting in document["settings"].items():
-        lines += ["", f"## {name}", "", f"`{setting['command']}`", "", *table(setting)]
+        said = (
+            f"beta2 {setting['beta2']}, eps {setting['eps']:g}, window "
+            f"{setting['window']}, clipped to {setting['t_min']}-{setting['t_max']} of "
+            f"{setting['total_steps']} steps; Theorem 1 from step "
+            f"{setting['theorem_1_minimum']} on."
+        )
+        lines += ["", f"## {name}", "", f"`{setting['command']}`", "", said, ""]
+        lines += table(setting)
     return "\n".join(lines) + "\n"
 
 
@@ -202,8 +205,7 @@ def lowest_change(run: dict[str, Any]) -> float | None:
 
 
 def decided(row: dict[str, Any]) -> str:
-    clipped = " clipped" if row["clipped"] and row["reason"] == "threshold" else ""
-    return f"{row['switch_step'] or '-'} ({row['reason']}{clipped})"
+    return f"{row['switch_step'] or '-'} ({row['decided_by']})"
 
 
 if __name__ == "__main__":

@@ -62,6 +62,19 @@ def test_table_5_is_counted_from_configs_and_was_recorded() -> None:
     assert page.count("  * ") == 2  # the ratios rounded wrongly, and no others
 
 
+def test_the_switch_points_that_are_documented_were_recorded() -> None:
+    module = runpy.run_path(str(BENCHMARKS / "switch_points.py"))
+    recorded = json.loads((BENCHMARKS / "results" / "switch_points.json").read_text())
+    document = (BENCHMARKS.parent / "docs" / "autoswitch.md").read_text()
+    page = (BENCHMARKS / "results" / "switch_points.md").read_text()
+    assert page == module["page"](recorded)
+    assert set(recorded["settings"]) == {*module["SETTINGS"]}
+    for setting in recorded["settings"].values():
+        assert len(setting["runs"]) == 3
+        table = "\n".join(module["table"](setting))
+        assert table in document
+
+
 def test_sparse_inference_compares_and_times_both_on_a_cpu() -> None:
     module = runpy.run_path(str(BENCHMARKS / "sparse_inference.py"))
     rows = module["inference"](torch.device("cpu"), small=True)["rows"]

@@ -16,6 +16,7 @@ from step_cli.formats.variance_log import VarianceHeader
 from step_cli.train_config import TrainConfig, load_config
 
 FILE = "variance.jsonl"
+DENSE_AT_FIRST = ("dense", "step")  # as long as they update v
 WORST = 0.01  # relative error that an answer for another beta2 may have
 
 
@@ -99,6 +100,11 @@ def _replay(
             break
     if not profile.steps:
         raise InputError("no step is recorded in it", file=log)
+    if run is not None and run.sparsity.recipe not in DENSE_AT_FIRST:
+        profile.notes.append(
+            f"recorded by the recipe {run.sparsity.recipe}: its v is not that of a "
+            "dense run"
+        )
     if recording.torn:
         profile.notes.append("the last line is torn and left out")
     if options.steps is not None and profile.steps < options.steps:

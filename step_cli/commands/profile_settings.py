@@ -151,7 +151,10 @@ def _block(
     if isinstance(replay.criterion, Fixed):
         return "\n".join([*lines, f"step = {settings.fixed_step}"]) + "\n"
     if isinstance(replay.criterion, AutoSwitch | RelativeAutoSwitch):
-        lines.append(f"eps = {settings.eps_of(name)!r}")
+        eps = settings.eps_of(name)
+        is_default = name == RelativeAutoSwitch.name and eps == 1 - settings.beta2
+        # As a number it would be 0.050000000000000044 for a beta2 of 0.95.
+        lines.append("# eps = 1 - beta2" if is_default else f"eps = {eps!r}")
     if not isinstance(replay.criterion, RelativeNorm):
         lines.append(f"window = {settings.window}")
     return "\n".join([*lines, f"t_min = {t_min}", f"t_max = {t_max}"]) + "\n"

@@ -162,7 +162,7 @@ def draw_layers(panel: Any, drawing: Drawing, layers: LayerCurves) -> None:
             )
     for number, name in enumerate(last):
         column = _positive(layers.change[:, layers.names.index(name)])
-        label = _plain(name if number else f"{name} (last)")
+        label = _plain(name) + ("" if number else " (last)")
         panel.plot(
             layers.step, column, color=LAYER_COLORS[number], linewidth=1, label=label
         )

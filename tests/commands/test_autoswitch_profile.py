@@ -190,6 +190,18 @@ def test_what_the_run_asked_for_is_what_is_replayed(
     assert row_of(document, "fixed")["switch_step"] == 5
 
 
+def test_a_recording_of_a_sparse_run_is_told(step_cli: Run, tmp_path: Path) -> None:
+    record(tmp_path / "variance.jsonl", WORKED, 0.5, steps=24)
+    said = "recorded by the recipe ste: its v is not that of a dense run"
+    for recipe, told in (("ste", True), ("step", False), ("dense", False)):
+        (tmp_path / "config.toml").write_text(
+            '[model]\nsource = "sample:digits-resnet"\n[data]\nsource = "digits"\n'
+            f'[train]\nsteps = 24\n[sparsity]\nrecipe = "{recipe}"\n'
+        )
+        advice = step_cli("autoswitch-profile", tmp_path, "--json").json["advice"]
+        assert (said in advice) is told
+
+
 def test_eps_is_the_threshold_of_our_rule_where_it_alone_is_asked_for(
     step_cli: Run, tmp_path: Path
 ) -> None:
