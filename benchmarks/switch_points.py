@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from step_cli.core.replay import STEPS_AFTER
 from step_cli.formats.recording import Recording
-from step_cli.training.drawing import STYLE, pyplot, save_figure
+from step_cli.training.drawing import GRID, STYLE, pyplot, save_figure
 from step_cli.training.profile_panels import COLORS
 
 ROOT = Path(__file__).parents[1]
@@ -110,7 +111,9 @@ def profile(name: str, runs: Path) -> dict[str, Any]:
                 "seed": run["seed"],
                 "steps": run["steps"],
                 "criteria": [
-                    {key: row[key] for key in kept} for row in run["criteria"]
+                    {key: row[key] for key in kept}
+                    | {"raw_change": change_at(row["raw_step"], runs, run["seed"])}
+                    for row in run["criteria"]
                 ],
             }
             for run in report["seeds"] or [{"seed": 0, **report}]
@@ -122,27 +125,38 @@ def profile(name: str, runs: Path) -> dict[str, Any]:
     }
 
 
+def change_at(step: int | None, runs: Path, seed: int) -> float | None:
+    """The metric of Table 1 for any switch step; None where the run is too short."""
+    after = changes_after(runs, seed)
+    return None if step is None or step > len(after) else float(after[step - 1])
+
+
 def draw_change_after(setting: dict[str, Any], runs: Path, name: str) -> None:
     """The metric of Table 1 for every step that could be the switch point."""
     plt = pyplot()
     with plt.rc_context(STYLE):
         figure, panel = plt.subplots(figsize=(9, 3.6), layout="constrained")
         for number, run in enumerate(setting["runs"]):
-            log = runs / f"seed-{run['seed']}" / "variance.jsonl"
-            after = changes_after(Recording(log))
+            after = changes_after(runs, run["seed"])
             steps = np.arange(1, len(after) + 1)
             label = "any step" if number == 0 else None
-            panel.plot(steps, after, color="#8c959f", linewidth=0.8, label=label)
+            panel.plot(steps, after, color=GRID, linewidth=0.8, label=label)
             for row in run["criteria"]:
-                if row["post_switch_change"] is not None:
+                for step, change, face in (
+                    ("raw_step", "raw_change", "none"),
+                    ("switch_step", "post_switch_change", COLORS[row["name"]]),
+                ):
+                    named = number == 0 and face != "none"
                     panel.plot(
-                        row["switch_step"],
-                        row["post_switch_change"],
+                        row[step] if row[change] is not None else np.nan,
+                        np.nan if row[change] is None else row[change],
                         "o",
                         markersize=6,
                         color=COLORS[row["name"]],
-                        label=row["name"] if number == 0 else None,
+                        markerfacecolor=face,
+                        label=row["name"] if named else None,
                     )
+        panel.plot([], [], "o", color=GRID, markerfacecolor="none", label="unclipped")
         panel.set_yscale("log")
         panel.set_xlim(0, 1.15 * setting["t_max"])
         panel.set_xlabel("switch step")
@@ -151,11 +165,13 @@ def draw_change_after(setting: dict[str, Any], runs: Path, name: str) -> None:
         save_figure(figure, DOCS / f"switch-{name}-after.svg")
 
 
-def changes_after(recording: Recording) -> np.ndarray:
+def changes_after(runs: Path, seed: int) -> NDArray[np.float64]:
     """A thousandth of the sum of ||v_(t+1) - v_t||_1 from each t0 to t0 + 1000."""
+    recording = Recording(runs / f"seed-{seed}" / "variance.jsonl")
     changes = np.concatenate([block.dv_l1 for block in recording.blocks()])
     sums = np.concatenate([[0.0], np.cumsum(changes)])
-    return (sums[STEPS_AFTER + 1 :] - sums[1:-STEPS_AFTER]) / 1000
+    after: NDArray[np.float64] = sums[STEPS_AFTER + 1 :] - sums[1:-STEPS_AFTER]
+    return after / 1000
 
 
 def page(document: dict[str, Any]) -> str:
@@ -178,34 +194,41 @@ def page(document: dict[str, Any]) -> str:
 
 
 def table(setting: dict[str, Any]) -> list[str]:
-    """Criteria by rows; the lowest change of each seed is bold."""
-    runs = setting["runs"]
-    lowest = [lowest_change(run) for run in runs]
+    """Criteria by rows, with clipping and without; the lowest of each seed is bold."""
+    runs = [run["criteria"] for run in setting["runs"]]
     lines = [
-        "| criterion | switch step (what decided) | change after, 1e-3 sum | mean |",
-        "|---|---|---|---|",
+        "| criterion | switch step (what decided) | change after | mean "
+        "| unclipped step | change after | mean |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for number, row in enumerate(runs[0]["criteria"]):
-        rows = [run["criteria"][number] for run in runs]
-        steps = ", ".join(decided(each) for each in rows)
-        changes = [each["post_switch_change"] for each in rows]
-        shown = ", ".join(
-            "-" if c is None else f"**{c:.3g}**" if c == low else f"{c:.3g}"
-            for c, low in zip(changes, lowest, strict=True)
-        )
-        known = [c for c in changes if c is not None]
-        mean = f"{statistics.fmean(known):.3g}" if len(known) == len(runs) else "-"
-        lines.append(f"| {row['name']} | {steps} | {shown} | {mean} |")
+    for number, row in enumerate(runs[0]):
+        rows = [criteria[number] for criteria in runs]
+        decided = [f"{each['switch_step'] or '-'}" for each in rows]
+        reasons = dict.fromkeys(each["decided_by"] for each in rows)
+        cells = [
+            f"{', '.join(decided)} ({', '.join(reasons)})",
+            *changes(runs, number, "post_switch_change"),
+            ", ".join(f"{each['raw_step'] or '-'}" for each in rows),
+            *changes(runs, number, "raw_change"),
+        ]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
     return lines
 
 
-def lowest_change(run: dict[str, Any]) -> float | None:
-    changes = [row["post_switch_change"] for row in run["criteria"]]
-    return min((c for c in changes if c is not None), default=None)
-
-
-def decided(row: dict[str, Any]) -> str:
-    return f"{row['switch_step'] or '-'} ({row['decided_by']})"
+def changes(runs: list[list[dict[str, Any]]], number: int, key: str) -> tuple[str, str]:
+    """One criterion's changes, seed by seed, and their mean."""
+    shown, known = [], []
+    for criteria in runs:
+        change = criteria[number][key]
+        all_known = [row[key] for row in criteria if row[key] is not None]
+        if change is None:
+            shown.append("-")
+            continue
+        known.append(change)
+        digits = f"{change:.3e}"
+        shown.append(f"**{digits}**" if change == min(all_known) else digits)
+    mean = f"{statistics.fmean(known):.3e}" if len(known) == len(runs) else "-"
+    return ", ".join(shown), mean
 
 
 if __name__ == "__main__":
