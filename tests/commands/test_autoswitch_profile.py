@@ -143,7 +143,7 @@ def test_a_replay_decides_what_the_optimizer_decided(
     step_cli: Run, tmp_path: Path, name: str, seed: int
 ) -> None:
     rng = random.Random(seed)
-    steps, beta2 = 50, rng.choice([0.5, 0.8, 0.9])
+    steps, beta2 = 50, rng.choice([0.5, 0.8, 0.9, 0.99])  # windows 2 to 100
     eps = None if name == "autoswitch-relative" else 10 ** rng.uniform(-7, -1)
     t_min = rng.randint(0, 20)
     t_max, fixed = t_min + rng.randint(0, 25), rng.randint(1, 60)
