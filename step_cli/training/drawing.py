@@ -27,7 +27,7 @@ STYLE = {
     "font.size": 10,
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "step-cli",
-    "path.simplify_threshold": 0.5,  # of a pixel; a third off long curves
+    "path.simplify_threshold": 1.0,  # of a pixel; half off long curves
 }
 # What the curves are drawn with, and what stands for it on a page that may be dark.
 INKS = {INK: "currentColor", PAPER: "var(--paper)", GRID: "var(--faint)"}
