@@ -147,6 +147,8 @@ def main() -> NoReturn:
     signals.note()
     if command_of(sys.argv[1:]) == "verify-nm":
         _start_fast()
+    else:
+        gc.enable()
     with results_only_on_stdout() as out:
         code = run(sys.argv[1:], out)
         signals.let_end()

@@ -1,18 +1,14 @@
-"""The verdict on one layer: what was counted, what it looks like, what to do."""
+"""The verdict on one layer: what was counted, what it looks like, what to do.
+
+What only some runs need is imported where it is used, as most of a run is its start.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from step_cli.core.check import Job, Tally
-from step_cli.core.diagnosis import (
-    axis_that_holds,
-    holds_as_fp16,
-    pattern_that_holds,
-)
 from step_cli.core.groups import index_of
-from step_cli.core.mask_match import mismatch
 from step_cli.core.plan import LayerPlan
-from step_cli.core.tensorrt_rule import tensorrt_view
 from step_cli.core.weight_rule import is_head
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.reports import GroupAt, LayerVerdict, MaskDifference, TensorrtView
@@ -80,6 +76,8 @@ def _difference(item: Judged, other: NamedTensor | None) -> MaskDifference | Non
             first_index=None,
             message=f"the baseline has {found}, which cannot be compared",
         )
+    from step_cli.core.mask_match import mismatch
+
     found_at = mismatch(item.tensor.weights(), other.weights())
     if found_at is None:
         return None
@@ -107,6 +105,8 @@ def add_advice(judged: Sequence[Judged], *, planned: bool, tensorrt: bool) -> li
 
 
 def _tensorrt(item: Judged) -> TensorrtView:
+    from step_cli.core.tensorrt_rule import tensorrt_view
+
     tensor = item.tensor
     job = Job(tensor.weights(), item.plan)
     view = tensorrt_view(tensor, job, holds=item.verdict.violations == 0)
@@ -143,6 +143,12 @@ def _broken(found: LayerVerdict, *, planned: bool, exact: bool) -> str:
 
 
 def _looks_like(item: Judged) -> list[str]:
+    from step_cli.core.diagnosis import (
+        axis_that_holds,
+        holds_as_fp16,
+        pattern_that_holds,
+    )
+
     job = Job(item.tensor.weights(), item.plan)
     if holds_as_fp16(job):
         return ["the values too many are zero after a cast to fp16"]
