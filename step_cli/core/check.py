@@ -13,7 +13,6 @@ import numpy as np
 from step_cli.core.bits import Codes
 from step_cli.core.groups import (
     Groups,
-    Mask,
     Piece,
     Scratch,
     Weights,
