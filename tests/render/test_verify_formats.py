@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import jsonschema
 import pytest
-from sarif_subset import SARIF_SUBSET
+from sarif_schema import check_sarif
 
 from step_cli import render
 from step_cli.render import step_summary
@@ -167,12 +167,38 @@ def test_junit_parses_and_counts(name: str) -> None:
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
 def test_sarif_is_valid(name: str) -> None:
     document = json.loads(text(hostile(name), "sarif"))
-    jsonschema.validate(document, SARIF_SUBSET)
+    check_sarif(document)
     [run] = document["runs"]
     rules = [result["ruleId"] for result in run["results"]]
     assert rules == ["nm-violation", "nm-skipped", "checkpoint-refused"]
     known = [rule["id"] for rule in run["tool"]["driver"]["rules"]]
     assert [known[result["ruleIndex"]] for result in run["results"]] == rules
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (["version"], "2.0.0"),
+        (["runs", 0, "results", 0, "level"], "fatal"),
+        (["runs", 0, "results", 0, "message"], {"txt": "a"}),
+        (["runs", 0, "results", 0, "ruleIndex"], -2),
+        (["runs", 0, "results", 0, "unheardOf"], 1),
+        (["runs", 0, "tool"], {}),
+        (
+            ["runs", 0, "results", 0, "locations", 0, "physicalLocation"],
+            {"artifactLocation": {"uri": "a b"}},
+        ),
+    ],
+)
+def test_what_is_no_sarif_is_found(place: list[Any], value: object) -> None:
+    document = json.loads(text(report(checkpoint([layer("a")])), "sarif"))
+    check_sarif(document)
+    part = document
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        check_sarif(document)
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
