@@ -14,6 +14,7 @@ from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.reports import GroupAt, LayerVerdict, MaskDifference, TensorrtView
 
 EXPLAINED = 32  # failing layers that are read again to see what they look like
+MISTAKEN = 0.01  # of groups; below it, a layer with another pattern would break more
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _message(item: Judged, *, planned: bool, explain: bool) -> str:
     if found.first_violation is not None:
         parts.append(_broken(found, planned=planned, exact=item.exact))
         if explain:
-            parts += _looks_like(item)
+            parts.append(_looks_like(item, planned=planned))
     if found.nonfinite:
         at = f"the first at {found.first_nonfinite}"
         parts.append(f"{found.nonfinite} NaN or infinity, {at}")
@@ -142,24 +143,30 @@ def _broken(found: LayerVerdict, *, planned: bool, exact: bool) -> str:
     )
 
 
-def _looks_like(item: Judged) -> list[str]:
+def _looks_like(item: Judged, *, planned: bool) -> str:
+    """What the layer looks like, and what to do."""
     from step_cli.core.diagnosis import (
         axis_that_holds,
         holds_as_fp16,
         pattern_that_holds,
     )
 
-    job = Job(item.tensor.weights(), item.plan)
+    found, job = item.verdict, Job(item.tensor.weights(), item.plan)
     if holds_as_fp16(job):
-        return ["the values too many are zero after a cast to fp16"]
+        return "the values too many are zero after a cast to fp16; cast it, then check"
     axis = axis_that_holds(job)
     if axis is not None:
         option = quoted(f"{item.tensor.name}={axis}")
-        return [f"holds along axis {axis}; use --axis {option}"]
+        return f"holds along axis {axis}; use --axis {option}"
     pattern = pattern_that_holds(job)
     if pattern == item.plan.pattern:
-        return [f"complies with at most {pattern}, without --exact"]
-    return [] if pattern is None else [f"complies with {pattern}"]
+        return f"complies with at most {pattern}, without --exact"
+    if pattern is not None and found.violations >= MISTAKEN * found.groups:
+        where = "change the plan" if planned else f"use --nm {pattern}"
+        return f"complies with {pattern}, if that is what it should be: {where}"
+    dense = "it is dense; " if found.nonzeros == found.elements else ""
+    option = quoted(item.tensor.name)
+    return f"{dense}prune it, or leave it out with --exclude {option}"
 
 
 def _dense_heads(names: Sequence[str]) -> list[str]:

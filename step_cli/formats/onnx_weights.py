@@ -243,6 +243,10 @@ def _zero_point(use: Use, data: TensorData) -> tuple[ZeroPoint | None, bool]:
     if not name:
         return ZeroPoint(np.zeros((), np.int8)), True
     stored = use.scope.find(name)
+    for _ in range(1000):  # a name may lead back to itself
+        if not (isinstance(stored, Node) and stored.op_type == "Identity"):
+            break
+        stored = use.scope.find(stored.inputs[0]) if stored.inputs else None
     if not isinstance(stored, Tensor):
         return None, False  # computed: nothing here can tell
     codes = data.read(stored)

@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, TextIO
 
 from step_cli.render.plain_page import PlainPage
@@ -13,7 +14,12 @@ from step_cli.render.verify_words import (
     why_unchecked,
     worst_first,
 )
-from step_cli.reports import CheckpointVerdict, LayerVerdict, VerifyReport
+from step_cli.reports import (
+    CheckpointVerdict,
+    LayerVerdict,
+    TensorrtView,
+    VerifyReport,
+)
 
 if TYPE_CHECKING:
     from step_cli.render.terminal_page import TerminalPage
@@ -56,6 +62,7 @@ def _draw(
     for checkpoint in report.shown:
         if checkpoint.layers:
             _layers(checkpoint, page, verbose=verbose)
+            _tensorrt(checkpoint, page)
         _messages(checkpoint, page, verbose=verbose)
         if verbose and checkpoint.skipped:
             _skipped(checkpoint, page)
@@ -82,7 +89,7 @@ def _layers(
             str(layer.violations),
             f"{layer.density:.4f}",
             _word(layer),
-            *([_tensorrt(layer)] if with_view else []),
+            *([_view_word(layer.tensorrt)] if with_view else []),
         ]
         for layer in layers[: len(layers) - len(hidden)]
     ]
@@ -97,12 +104,19 @@ def _word(layer: LayerVerdict) -> str:
     return ", ".join(["ok" if layer.ok else "FAILED", *layer.notes, *tied])
 
 
-def _tensorrt(layer: LayerVerdict) -> str:
-    view = layer.tensorrt
+def _view_word(view: TensorrtView | None) -> str:
     if view is None:
         return "-"
-    word = "likely" if view.likely else "possible" if view.possible else "no"
-    return f"{word}: {view.advice}" if view.advice else word
+    return "likely" if view.likely else "possible" if view.possible else "no"
+
+
+def _tensorrt(checkpoint: CheckpointVerdict, page: "PlainPage | TerminalPage") -> None:
+    """Why TensorRT may not run layers sparse: a line for each reason, not for each."""
+    views = [layer.tensorrt for layer in checkpoint.layers if layer.tensorrt]
+    reasons = Counter((_view_word(view), view.advice) for view in views if view.advice)
+    for (word, advice), count in reasons.most_common():
+        plural = "" if count == 1 else "s"
+        page.line(f"TensorRT: {word} for {count} layer{plural}: {one_line(advice)}")
 
 
 def _messages(

@@ -164,6 +164,28 @@ def test_a_wrong_pattern_is_recognised_and_the_advice_works() -> None:
     assert verify(path, "--nm", "2:4")[0] == 0
 
 
+def test_what_looks_like_nothing_else_is_to_be_pruned_or_left_out() -> None:
+    weight = sparse()
+    weight[0, :4] = 1
+    path = write(Path("m.safetensors"), {"a.weight": weight, "b.weight": dense()})
+    layers = verify(path)[1]["checkpoints"][0]["layers"]
+    said = [layer["message"] for layer in layers]
+    advice = "prune it, or leave it out with --exclude "
+    assert said[0].endswith(f"non-zeros; {advice}'a.weight'")
+    assert said[1].endswith(f"non-zeros; it is dense; {advice}'b.weight'")
+    assert verify(path, "--exclude", "[ab].weight", "--include", "*")[0] == 3
+
+
+def test_one_bad_group_of_many_is_no_other_pattern() -> None:
+    weight = sparse(64, 16)
+    weight[0, :4], weight[0, 4:16] = 1, 0
+    path = write(Path("m.safetensors"), {"fc.weight": weight})
+    assert "complies with" not in message(path)
+    weight[:16, :4], weight[:16, 4:16] = 1, 0
+    path = write(Path("m.safetensors"), {"fc.weight": weight})
+    assert "complies with 4:8, if that is what it should be: use --nm" in message(path)
+
+
 def test_a_dense_head_is_recognised_and_the_advice_works() -> None:
     tensors = {"fc.weight": sparse(), "model.lm_head.weight": dense()}
     path = write(Path("m.safetensors"), tensors)

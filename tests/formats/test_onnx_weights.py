@@ -119,6 +119,22 @@ def test_integer_codes_come_with_their_zero_point(tmp_path: Path) -> None:
         read(quantised([1, 2, 3], 1, False), tmp_path)
 
 
+def test_a_zero_point_is_looked_for_behind_identities(tmp_path: Path) -> None:
+    dequantize = node("DequantizeLinear", ["w", "s", "z2"], ["d"])
+    nodes = [node("Identity", ["z"], ["z1"]), node("Identity", ["z1"], ["z2"])]
+    nodes += [dequantize, node("MatMul", ["x", "d"], ["y"])]
+    tensors = {
+        "w": np.zeros((8, 4), np.int8),
+        "s": np.float32(0.5),
+        "z": np.int8(3),
+    }
+    tensor = read(model(nodes, tensors), tmp_path)["w"]
+    assert tensor.zero_point is not None and tensor.zero_point.codes == 3
+    nodes[0] = node("Identity", ["z2"], ["z1"])  # leads back to itself
+    tensor = read(model(nodes, tensors), tmp_path)["w"]
+    assert (tensor.zero_point, tensor.skip) == (None, "kind")
+
+
 def test_a_float_weight_behind_q_and_dq_has_no_zero_point(tmp_path: Path) -> None:
     nodes = [
         node("QuantizeLinear", ["w", "s", "z"], ["q"]),

@@ -21,6 +21,7 @@ from step_cli.reports import (
     GroupAt,
     LayerVerdict,
     SkippedTensor,
+    TensorrtView,
     VerifyReport,
     VerifyTotals,
 )
@@ -258,6 +259,32 @@ def test_the_table_shows_the_worst_layers_first() -> None:
     assert lines[3].startswith("few")
     assert any("and 32 more, 0 failed; -v shows all" in line for line in lines)
     assert "l049" in text(report(checkpoint(layers)), "table")
+
+
+def test_a_log_has_whole_lines_and_no_colour() -> None:
+    long = "model." + 40 * "very.long." + "weight"
+    layers = [layer("fc", ok=True), layer("中文", ok=True), layer(long, ok=True)]
+    lines = text(report(checkpoint(layers)), "table").splitlines()
+    assert lines[1] == "─" * len(lines[0])
+    one, two, three = lines[2:5]
+    # A wide letter takes two columns.
+    assert one.index("2:4") == two.index("2:4") + 2 == three.index("2:4")
+    assert long[:190] in three and three.endswith("ok")
+    assert not any(line.endswith(" ") for line in lines)
+
+
+def test_reasons_of_tensorrt_are_said_once() -> None:
+    no = TensorrtView(possible=False, likely=False, advice="no kernels for float32")
+    yes = TensorrtView(possible=True, likely=True, advice=None)
+    layers = [layer(name, ok=True, tensorrt=no) for name in "abc"]
+    layers.append(layer("d", ok=True, tensorrt=yes))
+    shown = text(report(checkpoint(layers)), "table")
+    assert shown.count("no kernels") == 1
+    assert "TensorRT: no for 3 layers: no kernels for float32" in shown
+    assert [line.split()[-1] for line in shown.splitlines()[2:6]] == [
+        *3 * ["no"],
+        "likely",
+    ]
 
 
 def test_strict_failures_are_errors_and_others_warnings() -> None:
