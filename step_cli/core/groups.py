@@ -182,7 +182,12 @@ class Counts:
         """All of them together."""
         if self.most == self.fewest:  # as after pruning
             return self.most * self.words.size
-        return int(self.each().sum(dtype=np.uint64))
+        each = self.each().reshape(-1)
+        if each.itemsize == 4 and each.size % 2 == 0:
+            # Two counts a word: a piece is too small for one sum to reach the other.
+            both = int(each.view(np.uint64).sum())
+            return (both >> 32) + (both & 0xFFFFFFFF)
+        return int(each.sum(dtype=np.uint64))
 
 
 def count_in_groups(nonzero: Mask, scratch: Scratch) -> Counts:
