@@ -96,13 +96,17 @@ def add_advice(judged: Sequence[Judged], *, planned: bool, tensorrt: bool) -> li
     failing = [item for item in judged if not item.verdict.ok]
     worst = sorted(failing, key=lambda item: -item.verdict.violations)[:EXPLAINED]
     explained = {item.tensor.name for item in worst}
+    hints = _dense_heads([item.tensor.name for item in failing])
     for item in failing:
-        explain = item.tensor.name in explained
-        item.verdict.message = _message(item, planned=planned, explain=explain)
+        parts = _found(item, planned=planned)
+        if item.verdict.violations and item.tensor.name in explained:
+            looks = _looks_like(item, planned=planned)
+            parts += [looks] if looks else [] if hints else [_to_do(item)]
+        item.verdict.message = "; ".join([*parts, *hints])
     if tensorrt:
         for item in judged:
             item.verdict.tensorrt = _tensorrt(item)
-    return _dense_heads([item.tensor.name for item in failing])
+    return hints
 
 
 def _tensorrt(item: Judged) -> TensorrtView:
@@ -114,19 +118,17 @@ def _tensorrt(item: Judged) -> TensorrtView:
     return TensorrtView(possible=view.possible, likely=view.likely, advice=view.advice)
 
 
-def _message(item: Judged, *, planned: bool, explain: bool) -> str:
+def _found(item: Judged, *, planned: bool) -> list[str]:
     found = item.verdict
     parts = []
     if found.first_violation is not None:
         parts.append(_broken(found, planned=planned, exact=item.exact))
-        if explain:
-            parts.append(_looks_like(item, planned=planned))
     if found.nonfinite:
         at = f"the first at {found.first_nonfinite}"
         parts.append(f"{found.nonfinite} NaN or infinity, {at}")
     if found.baseline is not None:
         parts.append(found.baseline.message)
-    return "; ".join(parts)
+    return parts
 
 
 def _broken(found: LayerVerdict, *, planned: bool, exact: bool) -> str:
@@ -143,8 +145,8 @@ def _broken(found: LayerVerdict, *, planned: bool, exact: bool) -> str:
     )
 
 
-def _looks_like(item: Judged, *, planned: bool) -> str:
-    """What the layer looks like, and what to do."""
+def _looks_like(item: Judged, *, planned: bool) -> str | None:
+    """The mistake that it looks like, and what to do then."""
     from step_cli.core.diagnosis import (
         axis_that_holds,
         holds_as_fp16,
@@ -164,7 +166,11 @@ def _looks_like(item: Judged, *, planned: bool) -> str:
     if pattern is not None and found.violations >= MISTAKEN * found.groups:
         where = "change the plan" if planned else f"use --nm {pattern}"
         return f"complies with {pattern}, if that is what it should be: {where}"
-    dense = "it is dense; " if found.nonzeros == found.elements else ""
+    return None
+
+
+def _to_do(item: Judged) -> str:
+    dense = "it is dense; " if item.verdict.density == 1 else ""
     option = quoted(item.tensor.name)
     return f"{dense}prune it, or leave it out with --exclude {option}"
 

@@ -130,8 +130,6 @@ def _messages(
         page.line(line)
     if lines[most:]:
         page.line(f"and {len(lines) - most} more; -v shows all")
-    for hint in checkpoint.hints:
-        page.line(one_line(hint))
 
 
 def _skipped(checkpoint: CheckpointVerdict, page: "PlainPage | TerminalPage") -> None:

@@ -5,6 +5,7 @@ import json
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import ml_dtypes
@@ -151,6 +152,11 @@ def message(path: str, *options: str) -> str:
     return said
 
 
+def message_of_last(document: dict[str, Any]) -> str:
+    said: str = document["checkpoints"][0]["layers"][-1]["message"]
+    return said
+
+
 def test_a_wrong_axis_is_recognised_and_the_advice_works() -> None:
     turned = np.ascontiguousarray(sparse(16, 8).T)
     path = write(Path("m.safetensors"), {"fc.weight": turned})
@@ -192,6 +198,7 @@ def test_a_dense_head_is_recognised_and_the_advice_works() -> None:
     code, document = verify(path)
     hint = "a dense head? --exclude 'model.lm_head.*'"
     assert (code, document["checkpoints"][0]["hints"]) == (1, [hint])
+    assert message_of_last(document).endswith(f"4 non-zeros; {hint}")
     assert verify(path, "--exclude", "model.lm_head.*")[0] == 0
     write(Path("m.safetensors"), {"fc.weight": dense(), "lm_head.weight": dense()})
     assert verify(path)[1]["checkpoints"][0]["hints"] == []
