@@ -1,6 +1,7 @@
 """The command line: five functions of a config, and one place that meets errors."""
 
 import contextlib
+import copy
 import gc
 import logging
 import os
@@ -147,6 +148,8 @@ def main() -> NoReturn:
     signals.note()
     if command_of(sys.argv[1:]) == "verify-nm":
         _start_fast()
+    else:
+        gc.enable()
     with results_only_on_stdout() as out:
         code = run(sys.argv[1:], out)
         signals.let_end()
@@ -176,7 +179,7 @@ def run(argv: Sequence[str], out: TextIO) -> int:
         signals.let_raise()
         shown.refuse_two_formats()
         _refuse_closed(out, argv)
-        report = app(list(argv), prog_name="step-cli", standalone_mode=False)
+        report = _only(argv)(list(argv), prog_name="step-cli", standalone_mode=False)
         if report == INTERRUPTED:  # how Typer answers Ctrl-C
             raise KeyboardInterrupt
         if not isinstance(report, Report):  # --help, --version
@@ -200,6 +203,16 @@ def run(argv: Sequence[str], out: TextIO) -> int:
             with contextlib.suppress(OSError):
                 render.failure(detail, command, out)
         return detail.exit
+
+
+def _only(argv: Sequence[str]) -> typer.Typer:
+    """The app with the command asked for alone, as Typer builds every one it has."""
+    asked = [info for info in app.registered_commands if [_name_of(info)] == argv[:1]]
+    if not asked:
+        return app
+    alone = copy.copy(app)
+    alone.registered_commands = asked
+    return alone
 
 
 def _name_of(command: CommandInfo) -> str:

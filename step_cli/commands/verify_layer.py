@@ -1,23 +1,20 @@
-"""The verdict on one layer: what was counted, what it looks like, what to do."""
+"""The verdict on one layer: what was counted, what it looks like, what to do.
+
+What only some runs need is imported where it is used, as most of a run is its start.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from step_cli.core.check import Job, Tally
-from step_cli.core.diagnosis import (
-    axis_that_holds,
-    holds_as_fp16,
-    pattern_that_holds,
-)
 from step_cli.core.groups import index_of
-from step_cli.core.mask_match import mismatch
 from step_cli.core.plan import LayerPlan
-from step_cli.core.tensorrt_rule import tensorrt_view
 from step_cli.core.weight_rule import is_head
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.reports import GroupAt, LayerVerdict, MaskDifference, TensorrtView
 
 EXPLAINED = 32  # failing layers that are read again to see what they look like
+MISTAKEN = 0.01  # of groups; below it, a layer with another pattern would break more
 
 
 @dataclass(frozen=True)
@@ -80,6 +77,8 @@ def _difference(item: Judged, other: NamedTensor | None) -> MaskDifference | Non
             first_index=None,
             message=f"the baseline has {found}, which cannot be compared",
         )
+    from step_cli.core.mask_match import mismatch
+
     found_at = mismatch(item.tensor.weights(), other.weights())
     if found_at is None:
         return None
@@ -97,35 +96,39 @@ def add_advice(judged: Sequence[Judged], *, planned: bool, tensorrt: bool) -> li
     failing = [item for item in judged if not item.verdict.ok]
     worst = sorted(failing, key=lambda item: -item.verdict.violations)[:EXPLAINED]
     explained = {item.tensor.name for item in worst}
+    hints = _dense_heads([item.tensor.name for item in failing])
     for item in failing:
-        explain = item.tensor.name in explained
-        item.verdict.message = _message(item, planned=planned, explain=explain)
+        parts = _found(item, planned=planned)
+        if item.verdict.violations and item.tensor.name in explained:
+            looks = _looks_like(item, planned=planned)
+            parts += [looks] if looks else [] if hints else [_to_do(item)]
+        item.verdict.message = "; ".join([*parts, *hints])
     if tensorrt:
         for item in judged:
             item.verdict.tensorrt = _tensorrt(item)
-    return _dense_heads([item.tensor.name for item in failing])
+    return hints
 
 
 def _tensorrt(item: Judged) -> TensorrtView:
+    from step_cli.core.tensorrt_rule import tensorrt_view
+
     tensor = item.tensor
     job = Job(tensor.weights(), item.plan)
     view = tensorrt_view(tensor, job, holds=item.verdict.violations == 0)
     return TensorrtView(possible=view.possible, likely=view.likely, advice=view.advice)
 
 
-def _message(item: Judged, *, planned: bool, explain: bool) -> str:
+def _found(item: Judged, *, planned: bool) -> list[str]:
     found = item.verdict
     parts = []
     if found.first_violation is not None:
         parts.append(_broken(found, planned=planned, exact=item.exact))
-        if explain:
-            parts += _looks_like(item)
     if found.nonfinite:
         at = f"the first at {found.first_nonfinite}"
         parts.append(f"{found.nonfinite} NaN or infinity, {at}")
     if found.baseline is not None:
         parts.append(found.baseline.message)
-    return "; ".join(parts)
+    return parts
 
 
 def _broken(found: LayerVerdict, *, planned: bool, exact: bool) -> str:
@@ -142,18 +145,34 @@ def _broken(found: LayerVerdict, *, planned: bool, exact: bool) -> str:
     )
 
 
-def _looks_like(item: Judged) -> list[str]:
-    job = Job(item.tensor.weights(), item.plan)
+def _looks_like(item: Judged, *, planned: bool) -> str | None:
+    """The mistake that it looks like, and what to do then."""
+    from step_cli.core.diagnosis import (
+        axis_that_holds,
+        holds_as_fp16,
+        pattern_that_holds,
+    )
+
+    found, job = item.verdict, Job(item.tensor.weights(), item.plan)
     if holds_as_fp16(job):
-        return ["the values too many are zero after a cast to fp16"]
+        return "the values too many are zero after a cast to fp16; cast it, then check"
     axis = axis_that_holds(job)
     if axis is not None:
         option = quoted(f"{item.tensor.name}={axis}")
-        return [f"holds along axis {axis}; use --axis {option}"]
+        return f"holds along axis {axis}; use --axis {option}"
     pattern = pattern_that_holds(job)
     if pattern == item.plan.pattern:
-        return [f"complies with at most {pattern}, without --exact"]
-    return [] if pattern is None else [f"complies with {pattern}"]
+        return f"complies with at most {pattern}, without --exact"
+    if pattern is not None and found.violations >= MISTAKEN * found.groups:
+        where = "change the plan" if planned else f"use --nm {pattern}"
+        return f"complies with {pattern}, if that is what it should be: {where}"
+    return None
+
+
+def _to_do(item: Judged) -> str:
+    dense = "it is dense; " if item.verdict.density == 1 else ""
+    option = quoted(item.tensor.name)
+    return f"{dense}prune it, or leave it out with --exclude {option}"
 
 
 def _dense_heads(names: Sequence[str]) -> list[str]:

@@ -115,6 +115,7 @@ def _checked(
     planned = plan is not None and config.nm is None
     hints = add_advice(judged, planned=planned, tensorrt=config.tensorrt)
     layers = [item.verdict for item in judged]
+    _tie(layers)
     skipped = skipped_tensors(chosen, strict=config.strict)
     ok = all(layer.ok for layer in layers) and all(tensor.ok for tensor in skipped)
     error = _nonfinite(layers)
@@ -138,6 +139,19 @@ def _judge(chosen: Chosen[NamedTensor], config: VerifyConfig) -> Iterator[Judged
     tallies = tally_all(jobs)
     for (tensor, plan), tally in zip(chosen.layers, tallies, strict=True):
         yield Judged(tensor, plan, config.exact, verdict_of(tensor, plan, tally))
+
+
+def _tie(layers: list[LayerVerdict]) -> None:
+    """Let the first listed of several names for one storage stand for the others."""
+    listed = {layer.name for layer in layers}
+    firsts: dict[str, str] = {}
+    for layer in layers:
+        storage = layer.tied_to or layer.name
+        first = firsts.setdefault(storage, layer.name)
+        if first != layer.name:
+            layer.tied_to = first
+        elif storage in listed:
+            layer.tied_to = None
 
 
 def _totals(layers: list[LayerVerdict], skipped: int) -> VerifyTotals:

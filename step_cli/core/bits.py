@@ -5,6 +5,7 @@ of ml_dtypes.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +66,20 @@ _BITS = {
     for size in (1, 2, 4, 8)
     for kind in ("", "u")
 }
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The dtype of a name; `ml_dtypes` is loaded only for those that NumPy lacks.
+
+    Raises:
+        TypeError: There is no such dtype.
+    """
+    try:
+        return np.dtype(name)
+    except TypeError:
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def bits_of(dtype: str) -> Bits:

@@ -13,7 +13,6 @@ import numpy as np
 from step_cli.core.bits import Codes
 from step_cli.core.groups import (
     Groups,
-    Mask,
     Piece,
     Scratch,
     Weights,
@@ -27,11 +26,11 @@ if TYPE_CHECKING:
 First = TypeVar("First", int, tuple[int, int])
 
 WORTH_A_THREAD = 1 << 24  # weights; below it, starting one costs more than it saves
-PIECES_A_TASK = 8
+PIECES_A_TASK = 32
 AHEAD_BYTES = 1 << 27  # of data read ahead of what is being counted
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Tally:
     """What was counted in one tensor, or in a part of it.
 
@@ -49,16 +48,15 @@ class Tally:
     nonfinite: int = 0
     nonfinite_at: int | None = None
 
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(
-            self.groups + other.groups,
-            self.violations + other.violations,
-            self.elements + other.elements,
-            self.nonzeros + other.nonzeros,
-            _first(self.violation, other.violation),
-            self.nonfinite + other.nonfinite,
-            _first(self.nonfinite_at, other.nonfinite_at),
-        )
+    def add(self, other: "Tally") -> None:
+        """Take in what was counted in another part of the tensor."""
+        self.groups += other.groups
+        self.violations += other.violations
+        self.elements += other.elements
+        self.nonzeros += other.nonzeros
+        self.violation = _first(self.violation, other.violation)
+        self.nonfinite += other.nonfinite
+        self.nonfinite_at = _first(self.nonfinite_at, other.nonfinite_at)
 
 
 @dataclass(frozen=True)
@@ -138,54 +136,47 @@ class _Threads:
         total = Tally()
         for piece in pieces:
             magnitude = groups.magnitude(piece, scratch)
-            total += _count_piece(groups, piece, magnitude, job, scratch)
+            total.add(_count_piece(groups, piece, magnitude, job, scratch))
         return total
 
 
 def _count_piece(
     groups: Groups, piece: Piece, magnitude: Codes, job: Job, scratch: Scratch
 ) -> Tally:
-    nonzero = scratch.take("nonzero", np.bool_, magnitude.shape)
-    np.not_equal(magnitude, 0, out=nonzero)
-    counts = count_in_groups(nonzero, scratch)
-    n, exact = job.plan.pattern.n, job.exact
-    violations, violation = 0, None
-    # Reading the extremes is cheaper than writing a comparison, and mostly enough.
-    if counts.max() > n or (exact and counts.min() < n):
-        bad = counts != n if exact else counts > n
-        violations = int(np.count_nonzero(bad))
-        x, b = divmod(int(bad.argmax()), bad.shape[1])
-        violation = (groups.position(piece, x, 0, b), int(counts[x, b]))
     nonfinite, nonfinite_at = 0, None
     found = groups.bits.nonfinite(magnitude)
     if found is not None:
         nonfinite = int(np.count_nonzero(found))
         x, member, b = np.unravel_index(int(found.argmax()), found.shape)
         nonfinite_at = groups.position(piece, int(x), int(member), int(b))
+    nonzero = scratch.take("nonzero", np.bool_, magnitude.shape)
+    np.not_equal(magnitude, 0, out=nonzero)
+    counts = count_in_groups(nonzero, scratch)
+    n, exact = job.plan.pattern.n, job.exact
+    violations, violation = 0, None
+    # Reading the extremes is cheaper than writing a comparison, and mostly enough.
+    if counts.most > n or (exact and counts.fewest < n):
+        each = counts.each()
+        bad = each != n if exact else each > n
+        violations = int(np.count_nonzero(bad))
+        x, b = divmod(int(bad.argmax()), bad.shape[1])
+        violation = (groups.position(piece, x, 0, b), int(each[x, b]))
     return Tally(
-        groups=counts.size,
+        groups=counts.words.size,
         violations=violations,
         elements=nonzero.size,
-        nonzeros=_nonzeros(counts, nonzero),
+        nonzeros=counts.total(),
         violation=violation,
         nonfinite=nonfinite,
         nonfinite_at=nonfinite_at,
     )
 
 
-def _nonzeros(counts: Codes, nonzero: Mask) -> int:
-    """All non-zeros of a piece; where counts are wide words, their sum reads less."""
-    if counts.itemsize == 8:
-        return int(counts.sum())
-    if counts.itemsize == 4 and counts.size % 2 == 0 and nonzero.size < 2**32:
-        # Two counts a word: neither of the two sums can reach the other.
-        both = int(counts.reshape(-1).view(np.uint64).sum())
-        return (both >> 32) + (both & 0xFFFFFFFF)
-    return int(np.count_nonzero(nonzero))
-
-
 def _sum(parts: Iterable[Callable[[], Tally]]) -> Tally:
-    return sum((part() for part in parts), Tally())
+    total = Tally()
+    for part in parts:
+        total.add(part())
+    return total
 
 
 def _first(one: First | None, other: First | None) -> First | None:

@@ -53,6 +53,6 @@ def holds_pattern(job: Job, pattern: NMPattern, axis: int, above: int = 0) -> bo
     groups, scratch = Groups(job.weights, pattern.m, axis), Scratch()
     for piece in groups.pieces():  # stops at the first bad one
         nonzero = groups.magnitude(piece, scratch) > above
-        if int(count_in_groups(nonzero, scratch).max()) > pattern.n:
+        if count_in_groups(nonzero, scratch).most > pattern.n:
             return False
     return True

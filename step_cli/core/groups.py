@@ -7,7 +7,7 @@ after the axis, M the group, X all the rest. Linear and Conv become one formulat
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,8 @@ from step_cli.core.bits import Bits, Codes, bits_of
 Array = npt.NDArray[np.generic]
 Mask = npt.NDArray[np.bool_]
 
-# Small enough for a shared cache; below it, threads wait for each other at every step.
-PIECE = 1 << 20  # weights
+# Fits a core's own cache with its buffers; below it, threads wait for each other.
+PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ class Weights:
         return Weights(self.array.transpose(order), self.dtype, self.zero, axis)
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """The groups (x, b) with x in ``first`` to ``last``, b in ``left`` to ``right``."""
 
     first: int
@@ -64,6 +63,7 @@ class Groups:
         self.inner = math.prod(self.shape[axis + 1 :])
         codes = np.ascontiguousarray(weights.array).view(self.bits.unsigned)
         self.codes: Codes = codes.reshape(-1, m, self.inner)
+        self._mask = codes.dtype.type(self.bits.mask)
         self._zero = _ZeroCodes.of(weights, self.bits)
 
     @property
@@ -72,14 +72,15 @@ class Groups:
         return self.codes.size
 
     def pieces(self) -> Iterator[Piece]:
-        """Cut into pieces of about ``PIECE`` weights; groups are never cut."""
+        """Cut into pieces of about ``PIECE_BYTES``; groups are never cut."""
         count, m, inner = self.codes.shape
-        if m * inner <= PIECE:
-            step = PIECE // (m * inner)
+        most = PIECE_BYTES // self.codes.itemsize
+        if m * inner <= most:
+            step = most // (m * inner)
             for first in range(0, count, step):
                 yield Piece(first, min(first + step, count), 0, inner)
             return
-        width = max(1, PIECE // m)
+        width = max(1, most // m)
         for first in range(count):
             for left in range(0, inner, width):
                 yield Piece(first, first + 1, left, min(left + width, inner))
@@ -91,7 +92,7 @@ class Groups:
         if self._zero is not None:
             np.bitwise_xor(codes, self._zero.of_elements(self.flat(piece)), out=result)
             codes = result
-        np.bitwise_and(codes, codes.dtype.type(self.bits.mask), out=result)
+        np.bitwise_and(codes, self._mask, out=result)
         return result
 
     def flat(self, piece: Piece) -> npt.NDArray[np.int64]:
@@ -141,9 +142,18 @@ class Scratch:
 
     def __init__(self) -> None:
         self._buffers: dict[str, npt.NDArray[np.uint8]] = {}
+        self._taken: dict[str, tuple[npt.DTypeLike, tuple[int, ...], Any]] = {}
 
     def take(self, use: str, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Any:
         """An array for one ``use``; what the last one held is lost."""
+        last = self._taken.get(use)
+        if last is not None and last[0] == dtype and last[1] == shape:
+            return last[2]
+        array = self._new(use, dtype, shape)
+        self._taken[use] = dtype, shape, array
+        return array
+
+    def _new(self, use: str, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Any:
         size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         buffer = self._buffers.get(use)
         if buffer is None or buffer.size < size_bytes:
@@ -151,22 +161,52 @@ class Scratch:
         return buffer[:size_bytes].view(dtype).reshape(shape)
 
 
-def count_in_groups(nonzero: Mask, scratch: Scratch) -> Codes:
-    """How many are True in each group of a piece, from shape (x, M, b) to (x, b)."""
+class Counts:
+    """The non-zeros of each group of a piece, shape (x, b): ``words >> shift``.
+
+    Shifting costs a pass over the words, so it is left to who wants every count.
+    """
+
+    def __init__(self, words: Codes, shift: int = 0) -> None:
+        """Look for the largest and the smallest count, ``most`` and ``fewest``."""
+        self.words = words
+        self.shift = shift
+        self.most = int(words.max()) >> shift
+        self.fewest = int(words.min()) >> shift
+
+    def each(self) -> Codes:
+        """Every count."""
+        return self.words >> self.words.dtype.type(self.shift)
+
+    def total(self) -> int:
+        """All of them together."""
+        if self.most == self.fewest:  # as after pruning
+            return self.most * self.words.size
+        each = self.each().reshape(-1)
+        if each.itemsize == 4 and each.size % 2 == 0:
+            # Two counts a word: a piece is too small for one sum to reach the other.
+            both = int(each.view(np.uint64).sum())
+            return (both >> 32) + (both & 0xFFFFFFFF)
+        return int(each.sum(dtype=np.uint64))
+
+
+def count_in_groups(nonzero: Mask, scratch: Scratch) -> Counts:
+    """How many are True in each group of a piece of shape (x, M, b), which is lost."""
     groups, m, inner = nonzero.shape
     if inner == 1 and m in (2, 4, 8, 16, 32, 64):
         return _count_in_words(nonzero.reshape(groups, m), scratch)
     members = nonzero.view(np.uint8)
     if m > 255:
-        return _count_large_groups(members, scratch)
+        return Counts(_count_large_groups(members, scratch))
     counts: Codes = scratch.take("counts", np.uint8, (groups, inner))
     # NumPy's own loop over members pays where what lies in a row is long.
     if inner >= 256 or (inner == 1 and m > 64):
-        return np.add.reduce(members, axis=1, dtype=np.uint8, out=counts)
+        np.add.reduce(members, axis=1, dtype=np.uint8, out=counts)
+        return Counts(counts)
     np.copyto(counts, members[:, 0])
     for member in range(1, m):
         np.add(counts, members[:, member], out=counts)
-    return counts
+    return Counts(counts)
 
 
 def _count_large_groups(members: Codes, scratch: Scratch) -> Codes:
@@ -182,19 +222,19 @@ def _count_large_groups(members: Codes, scratch: Scratch) -> Codes:
     return counts
 
 
-def _count_in_words(nonzero: Mask, scratch: Scratch) -> Codes:
+def _count_in_words(nonzero: Mask, scratch: Scratch) -> Counts:
     """Count groups of 2 to 64 that lie in a row, a word of up to 8 at a time.
 
     Multiplying by 0x0101... puts the sum of all bytes of a word into its highest one.
     """
     groups, m = nonzero.shape
     words: Codes = nonzero.view(f"u{min(m, 8)}")
-    buffer: Codes = scratch.take("counts", words.dtype, (groups, 1))
     total = words[:, :1]
+    # In place where it can be, as every byte written costs: the cache is small.
+    buffer = total if m <= 8 else scratch.take("counts", words.dtype, (groups, 1))
     for word in range(1, words.shape[1]):
         # Byte by byte: none gets above M / 8, so nothing is carried over.
         total = np.add(total, words[:, word : word + 1], out=buffer)
     bits = 8 * words.dtype.itemsize
-    total = np.multiply(total, words.dtype.type((2**bits - 1) // 255), out=buffer)
-    np.right_shift(total, words.dtype.type(bits - 8), out=buffer)
-    return buffer
+    np.multiply(total, words.dtype.type((2**bits - 1) // 255), out=buffer)
+    return Counts(buffer, bits - 8)

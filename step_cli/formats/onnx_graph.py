@@ -63,11 +63,22 @@ class Graph:
     sparse: list[Tensor] = field(default_factory=list)  # their values
 
 
+@dataclass(eq=False)
+class Function:
+    """A FunctionProto: a node of its name stands for its nodes."""
+
+    name: str = ""
+    domain: str = ""
+    inputs: list[str] = field(default_factory=list)
+    graph: Graph = field(default_factory=Graph)
+
+
 @dataclass
 class Model:
     """A ModelProto."""
 
     graph: Graph
+    functions: list[Function]
     properties: dict[str, str]  # metadata_props
     property_fields: dict[str, Extent]  # where each stands in the file
 
@@ -87,6 +98,7 @@ class ModelReader:
     def model(self) -> Model:
         """Read the whole file as one ModelProto."""
         graph, version = None, None
+        functions: list[Function] = []
         properties: dict[str, str] = {}
         places: dict[str, Extent] = {}
         for item in fields(self.data, 0, len(self.data)):
@@ -94,12 +106,14 @@ class ModelReader:
                 version = item.value
             elif item.number == 7 and item.wire == LENGTH:
                 graph = self._graph(item, 0)
+            elif item.number == 25 and item.wire == LENGTH:
+                functions.append(self._function(item))
             elif item.number == 14 and item.wire == LENGTH:
                 key, value = self._pair(item)
                 properties[key], places[key] = value, (item.start, item.end)
         if graph is None or not version:
             raise WireError("it has no graph or no version")
-        return Model(graph, properties, places)
+        return Model(graph, functions, properties, places)
 
     def _graph(self, place: Field, depth: int) -> Graph:
         if depth > DEEPEST:
@@ -117,6 +131,23 @@ class ModelReader:
             elif item.number == 15:
                 graph.sparse += self._nested(item, 1, self._tensor)
         return graph
+
+    def _function(self, place: Field) -> Function:
+        self._count()
+        function = Function()
+        for item in self._inside(place):
+            if item.wire != LENGTH:
+                continue
+            if item.number == 1:
+                function.name = self._text(item)
+            elif item.number == 4:
+                function.inputs.append(self._text(item))
+            elif item.number == 7:
+                function.graph.nodes.append(self._node(item, 0))
+            elif item.number == 10:
+                function.domain = self._text(item)
+        function.graph.name = function.name
+        return function
 
     def _node(self, place: Field, depth: int) -> Node:
         self._count()

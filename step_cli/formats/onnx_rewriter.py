@@ -28,7 +28,7 @@ _PROPERTIES, _EXTERNAL_DATA = 14, 13  # fields of ModelProto and of TensorProto
 def external_locations(file: MappedFile) -> list[str]:
     """The data files that a model names, in the order of first use."""
     found: dict[str, None] = {}
-    for tensor in _all_tensors(ModelReader(file.data.data).model().graph):
+    for tensor in _all_tensors(ModelReader(file.data.data).model()):
         if tensor.is_external:
             found[tensor.external.get("location", "")] = None
     return list(found)
@@ -58,14 +58,20 @@ def rewrite_onnx(
     splices += _plan_splices(model, source, plan)
     edits = [
         (tensor, renamed[tensor.external["location"]])
-        for tensor in _all_tensors(model.graph)
+        for tensor in _all_tensors(model)
         if renamed.get(tensor.external.get("location", "")) is not None
     ]
     splices += _location_splices(edits)
     copy_patched(source, target, splices)
 
 
-def _all_tensors(graph: Graph) -> list[Tensor]:
+def _all_tensors(model: Model) -> list[Tensor]:
+    """Every tensor of a model, and of its functions."""
+    graphs = [model.graph, *(function.graph for function in model.functions)]
+    return [tensor for graph in graphs for tensor in _tensors_in(graph)]
+
+
+def _tensors_in(graph: Graph) -> list[Tensor]:
     """Every tensor of a graph and of those within it."""
     found = [*graph.initializers, *graph.sparse]
     for node in graph.nodes:
@@ -73,7 +79,7 @@ def _all_tensors(graph: Graph) -> list[Tensor]:
             if attribute.tensor is not None:
                 found.append(attribute.tensor)
             for inner in attribute.graphs:
-                found += _all_tensors(inner)
+                found += _tensors_in(inner)
     return found
 
 

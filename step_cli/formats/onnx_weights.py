@@ -4,9 +4,10 @@ The rule is that of TensorRT: a weight is what Conv, Gemm or MatMul multiply by,
 through Transpose, Cast, Identity, QuantizeLinear and DequantizeLinear.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 
 import numpy as np
 
@@ -14,10 +15,19 @@ from step_cli.errors import InputError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, ZeroPoint
 from step_cli.formats.mapped_file import MappedFile
 from step_cli.formats.onnx_data import TensorData, dtype_name
-from step_cli.formats.onnx_graph import Graph, ModelReader, Node, Tensor
+from step_cli.formats.onnx_graph import (
+    DEEPEST,
+    Function,
+    Graph,
+    Model,
+    ModelReader,
+    Node,
+    Tensor,
+)
 from step_cli.formats.plan import KEY, parse_plan
 from step_cli.formats.protobuf import WireError
 
+MOST_SCOPES = 10_000  # graphs, and functions as often as they are called
 SEEN_THROUGH = {
     "Transpose",
     "Cast",
@@ -29,10 +39,14 @@ SEEN_THROUGH = {
 
 @dataclass
 class Scope:
-    """What names mean inside a graph; a subgraph also sees those around it."""
+    """What names mean inside a graph; a subgraph also sees those around it.
+
+    A function sees its inputs alone: ``given`` has their names outside.
+    """
 
     graph: Graph
     outer: "Scope | None" = None
+    given: dict[str, str] | None = None
     stored: dict[str, Tensor] = field(default_factory=dict)
     producers: dict[str, Node] = field(default_factory=dict)
 
@@ -46,12 +60,21 @@ class Scope:
                 continue
             self.producers.update((output, node) for output in node.outputs)
 
-    def find(self, name: str) -> Tensor | Node | None:
-        """What makes the value of that name: a stored tensor, a node, or an input."""
+    def find(self, name: str) -> "tuple[Tensor | Node | None, Scope]":
+        """What makes the value of that name, and where its own names have a meaning.
+
+        A stored tensor, a node, or None for an input.
+        """
         found = self.stored.get(name) or self.producers.get(name)
         if found is None and self.outer is not None:
-            return self.outer.find(name)
-        return found
+            outside = name if self.given is None else self.given.get(name, "")
+            return self.outer.find(outside)
+        return found, self
+
+    @property
+    def depth(self) -> int:
+        """How many graphs it is in."""
+        return 0 if self.outer is None else 1 + self.outer.depth
 
 
 @dataclass(frozen=True)
@@ -62,7 +85,7 @@ class Use:
     axis: int | None  # group axis of the stored tensor; None if it has too few axes
     dequantize: Node | None  # the node that gives its integer codes a meaning
     code_axes: tuple[int, ...]  # stored axis behind each axis of that node's input
-    scope: Scope
+    scope: Scope  # of that node
 
 
 def open_onnx(file: MappedFile) -> Checkpoint:
@@ -74,7 +97,7 @@ def open_onnx(file: MappedFile) -> Checkpoint:
     try:
         model = ModelReader(file.data.data).model()
         data = TensorData(file)
-        tensors, notes = _tensors(model.graph, data)
+        tensors, notes = _tensors(model, data)
     except WireError as error:
         raise InputError(f"not an ONNX model: {error}", file=file.path) from None
     text = model.properties.get(KEY)
@@ -89,10 +112,13 @@ def open_onnx(file: MappedFile) -> Checkpoint:
 
 
 def _tensors(
-    graph: Graph, data: TensorData
+    model: Model, data: TensorData
 ) -> tuple[list[NamedTensor], tuple[str, ...]]:
     """All initializers, and the Constants that are weights, each once; and notes."""
-    scopes = list(_scopes(Scope(graph)))
+    functions = {(one.domain, one.name): one for one in model.functions}
+    scopes = list(islice(_scopes(Scope(model.graph), functions), MOST_SCOPES + 1))
+    if len(scopes) > MOST_SCOPES:
+        raise WireError(f"more than {MOST_SCOPES} graphs and calls of functions")
     uses: dict[int, Use] = {}
     torn: dict[str, None] = {}
     for use in (use for scope in scopes for use in _all_uses(scope)):
@@ -100,12 +126,14 @@ def _tensors(
         if first.axis != use.axis:
             torn[use.tensor.name] = None
     found: dict[str, NamedTensor] = {}
+    listed: set[int] = set()
     for scope in scopes:
         for tensor in scope.graph.initializers:
             _add(found, tensor, uses.get(id(tensor)), scope, data)
-        listed = {id(tensor) for tensor in scope.graph.initializers}
+        listed |= {id(tensor) for tensor in scope.graph.initializers}
         for tensor in scope.stored.values():
             if id(tensor) in uses and id(tensor) not in listed:
+                listed.add(id(tensor))  # a function may be called again
                 _add(found, tensor, uses[id(tensor)], scope, data)
         for tensor in scope.graph.sparse:
             found[tensor.name] = _named(tensor.name, tensor, data, skip="kind")
@@ -116,12 +144,21 @@ def _tensors(
     return list(found.values()), notes
 
 
-def _scopes(scope: Scope) -> Iterator[Scope]:
+def _scopes(
+    scope: Scope, functions: Mapping[tuple[str, str], Function]
+) -> Iterator[Scope]:
+    """A graph, and those in its nodes; a function counts wherever it is called."""
+    if scope.depth > DEEPEST:
+        raise WireError(f"graphs and functions nested more than {DEEPEST} deep")
     yield scope
     for node in scope.graph.nodes:
         for attribute in node.attributes.values():
             for graph in attribute.graphs:
-                yield from _scopes(Scope(graph, scope))
+                yield from _scopes(Scope(graph, scope), functions)
+        called = functions.get((node.domain, node.op_type))
+        if called is not None:
+            given = dict(zip(called.inputs, node.inputs, strict=False))
+            yield from _scopes(Scope(called.graph, scope, given), functions)
 
 
 def _add(
@@ -190,23 +227,23 @@ def _uses(node: Node, scope: Scope) -> Iterator[Use]:
 
 def _traced(node: Node, index: int, scope: Scope) -> Use | None:
     """Follow an input of ``node`` back to a stored tensor, if it comes from one."""
-    between: list[Node] = []
-    made_by = scope.find(node.inputs[index])
+    between: list[tuple[Node, Scope]] = []
+    made_by, at = scope.find(node.inputs[index])
     while isinstance(made_by, Node):
         if made_by.op_type not in SEEN_THROUGH or made_by.domain not in ("", "ai.onnx"):
             return None
-        between.append(made_by)
+        between.append((made_by, at))
         # A name that leads back to itself would be followed for ever.
         if len(between) > 1000 or not made_by.inputs:
             return None
-        made_by = scope.find(made_by.inputs[0])
+        made_by, at = at.find(made_by.inputs[0])
     if made_by is None:
         return None
     axes = tuple(range(len(made_by.shape)))  # stored axis behind each axis seen so far
     dequantize, code_axes = None, axes
-    for step in reversed(between):
+    for step, at in reversed(between):
         if step.op_type == "DequantizeLinear" and dequantize is None:
-            dequantize, code_axes = step, axes
+            dequantize, code_axes, scope = step, axes, at
         if step.op_type == "Transpose":
             axes = _permuted(step, axes)
     return Use(made_by, _reduced(node, index, axes), dequantize, code_axes, scope)
@@ -242,7 +279,11 @@ def _zero_point(use: Use, data: TensorData) -> tuple[ZeroPoint | None, bool]:
     name = node.inputs[2] if len(node.inputs) > 2 else ""
     if not name:
         return ZeroPoint(np.zeros((), np.int8)), True
-    stored = use.scope.find(name)
+    stored, at = use.scope.find(name)
+    for _ in range(1000):  # a name may lead back to itself
+        if not (isinstance(stored, Node) and stored.op_type == "Identity"):
+            break
+        stored, at = at.find(stored.inputs[0] if stored.inputs else "")
     if not isinstance(stored, Tensor):
         return None, False  # computed: nothing here can tell
     codes = data.read(stored)

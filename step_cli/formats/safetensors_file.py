@@ -40,10 +40,10 @@ def tensors_of(file: MappedFile, header: Header) -> list[NamedTensor]:
     return [
         NamedTensor(
             name=entry.name,
-            dtype=entry.dtype.name,
+            dtype=entry.dtype_name,
             shape=entry.shape,
             read=partial(read_entry, file, entry),
-            skip="kind" if entry.packed or entry.dtype.kind == "c" else None,
+            skip="kind" if entry.packed or entry.code == "C64" else None,
             place=Place(file, entry.begin, entry.end),
         )
         for entry in header.entries

@@ -8,9 +8,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-import ml_dtypes
 import numpy as np
 
+from step_cli.core.bits import numpy_dtype
 from step_cli.errors import InputError
 from step_cli.formats.json_text import json_object
 from step_cli.formats.mapped_file import MappedFile, in_units
@@ -20,35 +20,32 @@ MOST_TENSORS = 200_000
 MOST_DIMENSIONS = 64  # of NumPy
 LARGEST_SIZE = 2**63 - 1  # of one dimension
 
-DTYPES: dict[str, np.dtype[Any]] = {
-    code: np.dtype(kind)
-    for code, kind in {
-        "BOOL": np.bool_,
-        "U8": np.uint8,
-        "I8": np.int8,
-        "U16": np.uint16,
-        "I16": np.int16,
-        "U32": np.uint32,
-        "I32": np.int32,
-        "U64": np.uint64,
-        "I64": np.int64,
-        "F16": np.float16,
-        "BF16": ml_dtypes.bfloat16,
-        "F32": np.float32,
-        "F64": np.float64,
-        "C64": np.complex64,
-        "F8_E4M3": ml_dtypes.float8_e4m3fn,
-        "F8_E5M2": ml_dtypes.float8_e5m2,
-        "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
-        "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
-        "F8_E8M0": ml_dtypes.float8_e8m0fnu,
-        "F4": ml_dtypes.float4_e2m1fn,
-        "F6_E2M3": ml_dtypes.float6_e2m3fn,
-        "F6_E3M2": ml_dtypes.float6_e3m2fn,
-    }.items()
+# Name in NumPy's spelling, and bits of one element.
+DTYPES = {
+    "BOOL": ("bool", 8),
+    "U8": ("uint8", 8),
+    "I8": ("int8", 8),
+    "U16": ("uint16", 16),
+    "I16": ("int16", 16),
+    "U32": ("uint32", 32),
+    "I32": ("int32", 32),
+    "U64": ("uint64", 64),
+    "I64": ("int64", 64),
+    "F16": ("float16", 16),
+    "BF16": ("bfloat16", 16),
+    "F32": ("float32", 32),
+    "F64": ("float64", 64),
+    "C64": ("complex64", 64),
+    "F8_E4M3": ("float8_e4m3fn", 8),
+    "F8_E5M2": ("float8_e5m2", 8),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", 8),
+    "F8_E5M2FNUZ": ("float8_e5m2fnuz", 8),
+    "F8_E8M0": ("float8_e8m0fnu", 8),
+    "F4": ("float4_e2m1fn", 4),
+    "F6_E2M3": ("float6_e2m3fn", 6),
+    "F6_E3M2": ("float6_e3m2fn", 6),
 }
-CODES = {dtype: code for code, dtype in DTYPES.items()}
-PACKED_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # narrower than a byte
+CODES = {name: code for code, (name, _) in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -72,12 +69,17 @@ class Entry:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Its type; of packed types that of one unpacked element."""
-        return DTYPES[self.code]
+        return numpy_dtype(self.dtype_name)
+
+    @property
+    def dtype_name(self) -> str:
+        """The type in NumPy's spelling, which needs no library to say."""
+        return DTYPES[self.code][0]
 
     @property
     def packed(self) -> bool:
         """Whether elements are narrower than a byte and cannot be viewed."""
-        return self.code in PACKED_BITS
+        return DTYPES[self.code][1] < 8
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,7 @@ def _entry(name: str, value: object, start: int, file: MappedFile) -> Entry:
         raise refuse(f"shape {shape!r:.60} is not a list of sizes >= 0")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise refuse(f"data_offsets {offsets!r:.60} are not two rising offsets")
-    needed = -(
-        -math.prod(shape) * PACKED_BITS.get(code, 8 * DTYPES[code].itemsize) // 8
-    )
+    needed = -(-math.prod(shape) * DTYPES[code][1] // 8)
     if needed != offsets[1] - offsets[0]:
         raise refuse(
             f"{code} of shape {shape!r:.60} needs {needed} bytes, "

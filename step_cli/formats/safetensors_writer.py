@@ -82,7 +82,7 @@ def header_of(
     for name, tensor in tensors.items():
         end = offset + tensor.size_bytes
         entries[name] = {
-            "dtype": CODES[tensor.dtype],
+            "dtype": CODES[tensor.dtype.name],
             "shape": list(tensor.shape),
             "data_offsets": [offset, end],
         }

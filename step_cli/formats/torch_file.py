@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from step_cli.core.bits import numpy_dtype
 from step_cli.core.plan import Plan
 from step_cli.errors import SET_TMPDIR, InputError, MissingError, OutputError
 from step_cli.formats import plan as plans
@@ -218,6 +218,6 @@ def _dtype(name: str) -> np.dtype[Any] | None:
     if name.endswith("_x2"):
         return None
     try:
-        return np.dtype(getattr(ml_dtypes, name, name))
+        return numpy_dtype(name)
     except TypeError:
         return None

@@ -8,6 +8,7 @@ before it is used, and maps the data instead of loading it.
 from dataclasses import replace
 from pathlib import Path
 
+from step_cli.core.weight_rule import default_axis
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.mapped_file import is_directory
 from step_cli.formats.one_file import open_file
@@ -28,8 +29,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
     opened = open_file(path)
     if opened.format != "safetensors":
         return opened
-    from step_cli.formats.bitmask_reader import unpacked
-    from step_cli.formats.hf_directory import with_axes
+    if any(tensor.name.endswith(".bitmask") for tensor in opened.tensors):
+        from step_cli.formats.bitmask_reader import unpacked
 
-    opened = unpacked(opened)
-    return replace(opened, tensors=with_axes(path.parent, opened.tensors))
+        opened = unpacked(opened)
+    if any(
+        len(tensor.shape) == 2 and default_axis(tensor.name, tensor.shape) == 0
+        for tensor in opened.tensors
+    ):
+        from step_cli.formats.hf_directory import with_axes
+
+        opened = replace(opened, tensors=with_axes(path.parent, opened.tensors))
+    return opened

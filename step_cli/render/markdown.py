@@ -31,7 +31,6 @@ def _section(checkpoint: CheckpointVerdict, most: int | None) -> str:
     found = [(layer.name, layer.message or "") for layer in failing(checkpoint)]
     found += [(tensor.name, why_unchecked(tensor)) for tensor in unchecked(checkpoint)]
     lines += [f"- {escaped(name)}: {escaped(said)}" for name, said in found[:most]]
-    lines += [f"- {escaped(hint)}" for hint in checkpoint.hints]
     lines += [""] if lines[-1] else []
     return "\n".join(lines + _table(checkpoint, most)) + "\n"
 

@@ -2,12 +2,10 @@
 
 import io
 import os
-from typing import TextIO
+from collections import Counter
+from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
-from rich.table import Table
-
-from step_cli.render.tables import console, name, new_table, verdict
+from step_cli.render.plain_page import PlainPage
 from step_cli.render.text import one_line
 from step_cli.render.verify_words import (
     failing,
@@ -16,7 +14,15 @@ from step_cli.render.verify_words import (
     why_unchecked,
     worst_first,
 )
-from step_cli.reports import CheckpointVerdict, LayerVerdict, VerifyReport
+from step_cli.reports import (
+    CheckpointVerdict,
+    LayerVerdict,
+    TensorrtView,
+    VerifyReport,
+)
+
+if TYPE_CHECKING:
+    from step_cli.render.terminal_page import TerminalPage
 
 MOST_ROWS = 20
 MOST_MESSAGES = 10
@@ -25,14 +31,14 @@ MOST_MESSAGES = 10
 def draw(report: VerifyReport, out: TextIO, *, verbose: bool, forge: bool) -> None:
     """Write the tables; on GitHub's runner no name in them can act as a command."""
     if os.environ.get("GITHUB_ACTIONS") != "true":
-        _draw(report, console(out), verbose=verbose)
+        _draw(report, _page(out), verbose=verbose)
         return
     import hashlib
 
     buffer = io.StringIO()
-    _draw(report, console(buffer), verbose=verbose)
-    # A long name is folded, so any line may start with any text. No text can hold a
-    # digest of itself, so none can end the stop.
+    _draw(report, PlainPage(buffer), verbose=verbose)
+    # Any line may start with any text. No text can hold a digest of itself, so none
+    # can end the stop.
     token = hashlib.sha256(buffer.getvalue().encode()).hexdigest()
     out.write(f"::stop-commands::{token}\n{buffer.getvalue()}::{token}::\n")
     if forge:
@@ -42,41 +48,55 @@ def draw(report: VerifyReport, out: TextIO, *, verbose: bool, forge: bool) -> No
         step_summary.append(report)
 
 
-def _draw(report: VerifyReport, to: Console, *, verbose: bool) -> None:
+def _page(out: TextIO) -> "PlainPage | TerminalPage":
+    if not out.isatty():
+        return PlainPage(out)
+    from step_cli.render.terminal_page import TerminalPage  # rich takes 20 ms
+
+    return TerminalPage(out)
+
+
+def _draw(
+    report: VerifyReport, page: "PlainPage | TerminalPage", *, verbose: bool
+) -> None:
     for checkpoint in report.shown:
         if checkpoint.layers:
-            to.print(_layers(checkpoint, verbose=verbose))
-        _messages(checkpoint, to, verbose=verbose)
+            _layers(checkpoint, page, verbose=verbose)
+            _tensorrt(checkpoint, page)
+        _messages(checkpoint, page, verbose=verbose)
         if verbose and checkpoint.skipped:
-            to.print(_skipped(checkpoint))
+            _skipped(checkpoint, page)
         if verbose and checkpoint.integrity is not None:
-            to.print(f"integrity: {checkpoint.integrity}")
+            page.line(f"integrity: {checkpoint.integrity}")
         shown = one_line(checkpoint.path)
-        verdict(to, checkpoint.ok, f"{shown}: {summary(checkpoint)}")
+        page.verdict(checkpoint.ok, f"{shown}: {summary(checkpoint)}")
 
 
-def _layers(checkpoint: CheckpointVerdict, *, verbose: bool) -> Table:
+def _layers(
+    checkpoint: CheckpointVerdict, page: "PlainPage | TerminalPage", *, verbose: bool
+) -> None:
     layers = worst_first(checkpoint.layers)
     hidden = [] if verbose else layers[MOST_ROWS:]
     columns = ["layer", "pattern", "axis", "groups", "bad", "density", "verdict"]
     right = ("axis", "groups", "bad", "density")
     with_view = any(layer.tensorrt for layer in layers)
-    table = new_table(*columns, *(["TensorRT"] if with_view else []), right=right)
-    for layer in layers[: len(layers) - len(hidden)]:
-        table.add_row(
-            name(layer.name),
+    rows = [
+        [
+            one_line(layer.name),
             layer.pattern,
             str(layer.axis),
             str(layer.groups),
             str(layer.violations),
             f"{layer.density:.4f}",
             _word(layer),
-            *([_tensorrt(layer)] if with_view else []),
-        )
+            *([_view_word(layer.tensorrt)] if with_view else []),
+        ]
+        for layer in layers[: len(layers) - len(hidden)]
+    ]
     if hidden:
         bad = sum(not layer.ok for layer in hidden)
-        table.add_row(f"and {len(hidden)} more, {bad} failed; -v shows all")
-    return table
+        rows.append([f"and {len(hidden)} more, {bad} failed; -v shows all"])
+    page.table([*columns, *(["TensorRT"] if with_view else [])], rows, right)
 
 
 def _word(layer: LayerVerdict) -> str:
@@ -84,29 +104,37 @@ def _word(layer: LayerVerdict) -> str:
     return ", ".join(["ok" if layer.ok else "FAILED", *layer.notes, *tied])
 
 
-def _tensorrt(layer: LayerVerdict) -> str:
-    view = layer.tensorrt
+def _view_word(view: TensorrtView | None) -> str:
     if view is None:
         return "-"
-    word = "likely" if view.likely else "possible" if view.possible else "no"
-    return f"{word}: {view.advice}" if view.advice else word
+    return "likely" if view.likely else "possible" if view.possible else "no"
 
 
-def _messages(checkpoint: CheckpointVerdict, to: Console, *, verbose: bool) -> None:
+def _tensorrt(checkpoint: CheckpointVerdict, page: "PlainPage | TerminalPage") -> None:
+    """Why TensorRT may not run layers sparse: a line for each reason, not for each."""
+    views = [layer.tensorrt for layer in checkpoint.layers if layer.tensorrt]
+    reasons = Counter((_view_word(view), view.advice) for view in views if view.advice)
+    for (word, advice), count in reasons.most_common():
+        plural = "" if count == 1 else "s"
+        page.line(f"TensorRT: {word} for {count} layer{plural}: {one_line(advice)}")
+
+
+def _messages(
+    checkpoint: CheckpointVerdict, page: "PlainPage | TerminalPage", *, verbose: bool
+) -> None:
     found = [(layer.name, layer.message or "") for layer in failing(checkpoint)]
     found += [(tensor.name, why_unchecked(tensor)) for tensor in unchecked(checkpoint)]
     lines = [f"{one_line(name, 120)}: {one_line(text)}" for name, text in found]
     most = len(lines) if verbose else MOST_MESSAGES
     for line in lines[:most]:
-        to.print(line, soft_wrap=True)
+        page.line(line)
     if lines[most:]:
-        to.print(f"and {len(lines) - most} more; -v shows all")
-    for hint in checkpoint.hints:
-        to.print(one_line(hint), soft_wrap=True)
+        page.line(f"and {len(lines) - most} more; -v shows all")
 
 
-def _skipped(checkpoint: CheckpointVerdict) -> Table:
-    table = new_table("skipped", "shape", "dtype", "reason")
-    for tensor in checkpoint.skipped:
-        table.add_row(name(tensor.name), str(tensor.shape), tensor.dtype, tensor.reason)
-    return table
+def _skipped(checkpoint: CheckpointVerdict, page: "PlainPage | TerminalPage") -> None:
+    rows = [
+        [one_line(tensor.name), str(tensor.shape), tensor.dtype, tensor.reason]
+        for tensor in checkpoint.skipped
+    ]
+    page.table(["skipped", "shape", "dtype", "reason"], rows)

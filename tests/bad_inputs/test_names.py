@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import jsonschema
 import numpy as np
 import pytest
 from bad_inputs.console import promised, state, step_cli
 from bad_inputs.sound import broken, put_bytes, sparse
-from sarif_subset import SARIF_SUBSET
+from sarif_schema import check_sarif
 
 NAMES = [
     "a\n::error::pwned.weight",
@@ -88,7 +87,7 @@ def test_R27_a_name_is_data(
         names = {layer["name"] for layer in found["checkpoints"][0]["layers"]}
         assert names == {number + name for name in NAMES for number in "12"}
     if format == "sarif":
-        jsonschema.validate(found, SARIF_SUBSET)
+        check_sarif(found)
     if format == "junit":
         assert len(list(found.iter("testcase"))) >= 2 * len(NAMES)
 

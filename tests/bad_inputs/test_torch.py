@@ -85,9 +85,26 @@ def r17(folder: Path) -> Row:
     return Row([Want(path, 0, r'"tied_to": "fc.weight".*"totals": {"layers": 1,')])
 
 
+def r17_skipped(folder: Path) -> Row:
+    """The first name is an embedding: the two that are left are one weight."""
+    names = ("wte.weight", "z.weight", "lm_head.weight")
+    path = put_bytes(folder / "m.pt", saved(dict.fromkeys(names, GOOD)))
+    words = '"lm_head.weight".*"tied_to": "wte.weight".*'
+    words += '"z.weight".*"tied_to": "lm_head.weight".*"totals": {"layers": 1,'
+    return Row([Want(path, 0, words)])
+
+
+def r17_order(folder: Path) -> Row:
+    """Of the two listed by name the second is tied, whatever the order in the file."""
+    path = put_bytes(folder / "m.pt", saved({"b.weight": GOOD, "a.weight": GOOD}))
+    words = '"a.weight".*"tied_to": null.*"b.weight".*"tied_to": "a.weight"'
+    return Row([Want(path, 0, words)])
+
+
 ROWS: dict[str, Callable[[Path], Row]] = {
     "R12": r12, "R13": r13, "R14": r14, "R15": r15, "R16": r16,
     "R16, --strict": r16_strict, "R17": r17,
+    "R17, the first skipped": r17_skipped, "R17, in another order": r17_order,
 }  # fmt: skip
 
 

@@ -5,13 +5,13 @@ import json
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
-import jsonschema
 import ml_dtypes
 import numpy as np
 import pytest
-from sarif_subset import SARIF_SUBSET
+from sarif_schema import check_sarif
 
 import step_cli
 from step_cli import cli
@@ -152,6 +152,11 @@ def message(path: str, *options: str) -> str:
     return said
 
 
+def message_of_last(document: dict[str, Any]) -> str:
+    said: str = document["checkpoints"][0]["layers"][-1]["message"]
+    return said
+
+
 def test_a_wrong_axis_is_recognised_and_the_advice_works() -> None:
     turned = np.ascontiguousarray(sparse(16, 8).T)
     path = write(Path("m.safetensors"), {"fc.weight": turned})
@@ -165,12 +170,35 @@ def test_a_wrong_pattern_is_recognised_and_the_advice_works() -> None:
     assert verify(path, "--nm", "2:4")[0] == 0
 
 
+def test_what_looks_like_nothing_else_is_to_be_pruned_or_left_out() -> None:
+    weight = sparse()
+    weight[0, :4] = 1
+    path = write(Path("m.safetensors"), {"a.weight": weight, "b.weight": dense()})
+    layers = verify(path)[1]["checkpoints"][0]["layers"]
+    said = [layer["message"] for layer in layers]
+    advice = "prune it, or leave it out with --exclude "
+    assert said[0].endswith(f"non-zeros; {advice}'a.weight'")
+    assert said[1].endswith(f"non-zeros; it is dense; {advice}'b.weight'")
+    assert verify(path, "--exclude", "[ab].weight", "--include", "*")[0] == 3
+
+
+def test_one_bad_group_of_many_is_no_other_pattern() -> None:
+    weight = sparse(64, 16)
+    weight[0, :4], weight[0, 4:16] = 1, 0
+    path = write(Path("m.safetensors"), {"fc.weight": weight})
+    assert "complies with" not in message(path)
+    weight[:16, :4], weight[:16, 4:16] = 1, 0
+    path = write(Path("m.safetensors"), {"fc.weight": weight})
+    assert "complies with 4:8, if that is what it should be: use --nm" in message(path)
+
+
 def test_a_dense_head_is_recognised_and_the_advice_works() -> None:
     tensors = {"fc.weight": sparse(), "model.lm_head.weight": dense()}
     path = write(Path("m.safetensors"), tensors)
     code, document = verify(path)
     hint = "a dense head? --exclude 'model.lm_head.*'"
     assert (code, document["checkpoints"][0]["hints"]) == (1, [hint])
+    assert message_of_last(document).endswith(f"4 non-zeros; {hint}")
     assert verify(path, "--exclude", "model.lm_head.*")[0] == 0
     write(Path("m.safetensors"), {"fc.weight": dense(), "lm_head.weight": dense()})
     assert verify(path)[1]["checkpoints"][0]["hints"] == []
@@ -435,7 +463,7 @@ def test_a_refused_plan_or_baseline_is_in_the_file_that_was_asked_for(
     assert "refused.json" in written
     if format == "sarif":
         document = json.loads(written)
-        jsonschema.validate(document, SARIF_SUBSET)
+        check_sarif(document)
         [run] = document["runs"]
         assert not run["invocations"][0]["executionSuccessful"]
         assert [result["ruleId"] for result in run["results"]] == ["checkpoint-refused"]

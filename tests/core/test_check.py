@@ -111,7 +111,7 @@ def test_small_pieces_and_threads_change_nothing(
 ) -> None:
     array, pattern, axis, exact = case
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(groups, "PIECE", 8)
+        patch.setattr(groups, "PIECE_BYTES", 8)
         patch.setattr(check, "WORTH_A_THREAD", 0)
         patch.setattr(check, "PIECES_A_TASK", 2)
         patch.setattr(check, "AHEAD_BYTES", 16)

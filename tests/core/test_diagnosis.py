@@ -47,7 +47,7 @@ def test_the_same_mask_in_another_dtype_and_with_other_values() -> None:
 
 
 def test_the_first_difference_of_two_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(groups, "PIECE", 16)
+    monkeypatch.setattr(groups, "PIECE_BYTES", 16)
     ours = sparse(2, 4, axis=1)
     theirs = ours.copy()
     theirs[5, 7] = 1 - theirs[5, 7]

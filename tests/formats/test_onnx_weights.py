@@ -119,6 +119,22 @@ def test_integer_codes_come_with_their_zero_point(tmp_path: Path) -> None:
         read(quantised([1, 2, 3], 1, False), tmp_path)
 
 
+def test_a_zero_point_is_looked_for_behind_identities(tmp_path: Path) -> None:
+    dequantize = node("DequantizeLinear", ["w", "s", "z2"], ["d"])
+    nodes = [node("Identity", ["z"], ["z1"]), node("Identity", ["z1"], ["z2"])]
+    nodes += [dequantize, node("MatMul", ["x", "d"], ["y"])]
+    tensors = {
+        "w": np.zeros((8, 4), np.int8),
+        "s": np.float32(0.5),
+        "z": np.int8(3),
+    }
+    tensor = read(model(nodes, tensors), tmp_path)["w"]
+    assert tensor.zero_point is not None and tensor.zero_point.codes == 3
+    nodes[0] = node("Identity", ["z2"], ["z1"])  # leads back to itself
+    tensor = read(model(nodes, tensors), tmp_path)["w"]
+    assert (tensor.zero_point, tensor.skip) == (None, "kind")
+
+
 def test_a_float_weight_behind_q_and_dq_has_no_zero_point(tmp_path: Path) -> None:
     nodes = [
         node("QuantizeLinear", ["w", "s", "z"], ["q"]),
@@ -176,6 +192,85 @@ def test_four_bit_codes_are_unpacked(tmp_path: Path) -> None:
     found = read(proto, tmp_path)["w"]
     assert found.dtype == "int4"
     np.testing.assert_array_equal(found.read(), codes.astype(np.int8))
+
+
+def function(
+    name: str, inputs: list[str], *nodes: onnx.NodeProto
+) -> onnx.FunctionProto:
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("f", 1)]
+    return helper.make_function("f", name, inputs, ["o"], list(nodes), opsets)
+
+
+def calling(
+    nodes: list[onnx.NodeProto], *functions: onnx.FunctionProto
+) -> onnx.ModelProto:
+    proto = model(nodes, {"w": W})
+    proto.functions.extend(functions)
+    return proto
+
+
+MATMUL = function("Lin", ["a", "b"], node("MatMul", ["a", "b"], ["o"]))
+TURNED = function(
+    "Turned",
+    ["b", "a"],
+    node("Transpose", ["b"], ["t"]),
+    node("Lin", ["a", "t"], ["o"], domain="f"),
+)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "axis"),
+    [
+        ([node("Lin", ["x", "w"], ["y"], domain="f")], 0),
+        ([node("Lin", ["w", "x"], ["y"], domain="f")], 1),
+        ([node("Turned", ["w", "x"], ["y"], domain="f")], 1),
+        ([node("Lin", ["x", "w"], ["y"], domain="g")], None),
+        (
+            [
+                node("Transpose", ["w"], ["b"]),  # also a name within the function
+                node("Lin", ["x", "b"], ["y"], domain="f"),
+            ],
+            1,
+        ),
+    ],
+)
+def test_functions_count_where_they_are_called(
+    nodes: list[onnx.NodeProto], axis: int | None, tmp_path: Path
+) -> None:
+    tensor = read(calling(nodes, MATMUL, TURNED), tmp_path)["w"]
+    assert (tensor.axis, tensor.is_weight) == (axis, axis is not None)
+
+
+def test_a_function_sees_its_inputs_only(tmp_path: Path) -> None:
+    inside = function("Lin", ["a"], node("MatMul", ["a", "w"], ["o"]))
+    proto = calling([node("Lin", ["x"], ["y"], domain="f")], inside)
+    assert read(proto, tmp_path)["w"].skip == "consumer"
+
+
+def test_a_constant_of_a_function_is_one_weight(tmp_path: Path) -> None:
+    constant = node("Constant", [], ["c"], value=numpy_helper.from_array(W))
+    inside = function("Lin", ["a"], constant, node("MatMul", ["a", "c"], ["o"]))
+    calls = [node("Lin", [x], [y], domain="f") for x, y in (("x", "h"), ("h", "y"))]
+    found = read(calling(calls, inside), tmp_path)
+    assert [name for name, tensor in found.items() if tensor.is_weight] == ["c"]
+    np.testing.assert_array_equal(found["c"].read(), W)
+
+
+def test_functions_that_never_end_are_refused(tmp_path: Path) -> None:
+    call = [node("F0", ["x"], ["y"], domain="f")]
+    itself = function("F0", ["a"], node("F0", ["a"], ["o"], domain="f"))
+    with pytest.raises(InputError, match="nested more than 64 deep"):
+        read(calling(call, itself), tmp_path)
+    twice = [
+        function(
+            f"F{i}",
+            ["a"],
+            *(node(f"F{i + 1}", ["a"], [o], domain="f") for o in ("o", "p")),
+        )
+        for i in range(40)
+    ]
+    with pytest.raises(InputError, match="more than 10000 graphs and calls"):
+        read(calling(call, *twice), tmp_path)
 
 
 def test_external_data_is_mapped(tmp_path: Path) -> None:

@@ -139,7 +139,14 @@ def _onnx() -> list[bytes]:
     values = numpy_helper.to_array(typed.graph.initializer[0]).ravel().tolist()
     typed.graph.initializer[0].ClearField("raw_data")
     typed.graph.initializer[0].float_data.extend(values)
+    called = model([make("Lin", ["x", "w"], ["y"], domain="f")], {"w": weight})
+    body_of_lin = [make("MatMul", ["a", "b"], ["o"])]
+    opsets = [helper.make_opsetid("", 20)]
+    called.functions.append(
+        helper.make_function("f", "Lin", ["a", "b"], ["o"], body_of_lin, opsets)
+    )
     models = [gemm, quantised, model([branch], {"cond": np.array(True)}), conv, typed]
+    models.append(called)
     return [proto.SerializeToString() for proto in models]
 
 

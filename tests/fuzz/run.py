@@ -9,13 +9,9 @@ it. Findings, and the case at work if the process dies, are kept under --keep.
 import argparse
 import faulthandler
 import io
-import itertools
 import json
-import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,16 +21,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fuzz import grammar, mutations, oracle
+from fuzz import clock, forked, grammar, mutations, oracle
 from fuzz.good_files import Files, Good, goods
 
 from step_cli import cli
-from step_cli.formats import torch_child, torch_file
 
 FORMATS = ("table", "jsonl", "markdown", "junit", "sarif", "github")
 GRAMMAR = {
@@ -45,7 +38,6 @@ GRAMMAR = {
     "external": grammar.onnx_model,
     "json": mutations.json_text,
 }
-HANG_S = 60  # ends a case that would never end
 
 
 @dataclass(frozen=True)
@@ -67,10 +59,6 @@ class Result:
     judged: int = 0  # layers whose verdict the slow loop confirmed
     stricter: Counter[str] = field(default_factory=Counter)  # refused, library reads
     findings: list[tuple[str, str]] = field(default_factory=list)
-
-
-class HangError(BaseException):
-    """A case took too long."""
 
 
 def make(kind: str, seed: int, number: int, sound: Sequence[Good]) -> Case:
@@ -107,17 +95,14 @@ def ask(case: Case, folder: Path, *options: str) -> oracle.Answer:
     out, err = io.StringIO(), io.StringIO()
     before = _reset_peak()
     began = time.process_time()  # others may keep the machine busy
-    signal.alarm(HANG_S)
-    try:
-        with redirect_stderr(err):
-            code = cli.run(words, out)
-    finally:
-        signal.alarm(0)
+    with CLOCK, redirect_stderr(err):
+        code = cli.run(words, out)
     seconds = time.process_time() - began
     peak = max(0, _status("VmHWM") - before)
     return oracle.Answer(code, out.getvalue(), err.getvalue(), seconds, peak)
 
 
+CLOCK = clock.Clock()
 PATHS = {"plan.json", "m.safetensors", "m.onnx", "m.pt", "d"}
 
 
@@ -183,51 +168,6 @@ def _words(message: str) -> str:
     return " ".join(plain.split())[:60]
 
 
-def fork_children() -> None:
-    """Let the torch child be a fork that has torch already, not a new process."""
-    import torch
-
-    torch.set_num_threads(1)
-    real, turn = subprocess.run, itertools.count(1)
-
-    def run(command: Sequence[str], **options: Any) -> Any:
-        if "step_cli.formats.torch_child" not in command or next(turn) % 200 == 0:
-            return real(command, **options)
-        at = command.index("step_cli.formats.torch_child")
-        return _forked(list(command[at + 1 :]), options["timeout"])
-
-    torch_file.subprocess.run = run  # type: ignore[attr-defined]
-
-
-def _forked(arguments: list[str], limit_s: float) -> Any:
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            signal.alarm(int(min(limit_s, HANG_S)))
-            path, data = arguments[0], (arguments[1:] or [None])[0]
-            try:
-                document = torch_child.main(path, data)
-            except Exception as error:
-                document = {"error": torch_child.in_words(error)}
-            with open(writing, "w") as out:
-                out.write(json.dumps(document))
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with open(reading, "rb") as pipe:
-        text = pipe.read()
-    _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if code == -signal.SIGALRM:
-        raise HangError
-    return subprocess.CompletedProcess(arguments, code, text, b"")
-
-
-def _hang(number: int, frame: FrameType | None) -> None:
-    raise HangError
-
-
 def fuzz(options: argparse.Namespace) -> Result:
     """Cases of all kinds in turn until the time is over."""
     sound = goods()
@@ -242,12 +182,13 @@ def fuzz(options: argparse.Namespace) -> Result:
             _note(case, options.keep / "at-work")
             try:
                 found = list(judge(case, folder, number, result))
-            except HangError:
+            except clock.HangError:
                 found = ["hangs"]
             for complaint in dict.fromkeys(found):
                 print(f"{case.name} {' '.join(case.options)}: {complaint}", flush=True)
                 result.findings.append((case.name, complaint))
-                write(case, options.keep / case.name)
+            if found:
+                keep(case, folder, found, options.keep / case.name)
         if options.only is not None:
             break
         number += 1
@@ -255,6 +196,20 @@ def fuzz(options: argparse.Namespace) -> Result:
             print(f"{number} of each kind", flush=True)
     shutil.rmtree(folder)
     return result
+
+
+def keep(case: Case, folder: Path, found: Sequence[str], kept: Path) -> None:
+    """Keep the files, and what the command says of them a second time, in full."""
+    write(case, kept)
+    try:
+        answer = ask(case, folder, "--json", "--debug")
+        again = f"exit code {answer.code}, {answer.seconds:.1f} s of processor time, "
+        again += f"{answer.peak_bytes >> 20} MiB\n\n{answer.err}\n{answer.out}"
+    except clock.HangError:
+        again = "hangs\n"
+    first = "".join(f"{complaint}\n" for complaint in found)
+    text = f"{' '.join(case.options)}\n\nfirst:\n{first}\nagain: {again}"
+    (kept / "answer.txt").write_text(text, errors="backslashreplace")
 
 
 def _note(case: Case, path: Path) -> None:
@@ -295,8 +250,7 @@ def main() -> int:
     options.keep.mkdir(exist_ok=True)
     faulthandler.enable()
     warnings.simplefilter("ignore")
-    signal.signal(signal.SIGALRM, _hang)
-    fork_children()
+    forked.instead_of_processes()
     result = fuzz(options)
     text = report(result, options)
     (options.keep / "report.md").write_text(text)

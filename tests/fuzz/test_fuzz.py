@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fuzz import mutations, oracle, run
+from fuzz import clock, mutations, oracle, run
 from fuzz.good_files import goods, sparse
 
 ROUNDS = 150
@@ -45,6 +45,29 @@ def test_sound_files_pass(sound: dict[str, Any], tmp_path: Path) -> None:
             run.write(case, folder)
             assert run.ask(case, folder, "--json").code in (0, 1)
             assert list(run.judge(case, folder, 0, run.Result())) == []
+
+
+def test_a_hang_is_told_apart_from_a_bug(
+    sound: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = sound["safetensors"][0]
+    case = run.Case("safetensors", "slow", good.files, good.target, [])
+    run.write(case, tmp_path / "case")
+
+    def hang(words: list[str], out: object) -> int:
+        try:
+            while True:
+                pass
+        except BaseException:  # as the command does
+            return 70
+
+    monkeypatch.setattr(run.cli, "run", hang)
+    monkeypatch.setattr(clock, "HANG_S", 0.05)
+    with pytest.raises(clock.HangError):
+        run.ask(case, tmp_path / "case")
+    run.keep(case, tmp_path / "case", ["hangs"], tmp_path / "kept")
+    assert "again: hangs" in (tmp_path / "kept" / "answer.txt").read_text()
+    assert (tmp_path / "kept" / good.target).read_bytes() == good.files[good.target]
 
 
 def test_a_case_can_be_made_again(sound: dict[str, Any]) -> None:

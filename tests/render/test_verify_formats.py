@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import jsonschema
 import pytest
-from sarif_subset import SARIF_SUBSET
+from sarif_schema import check_sarif
 
 from step_cli import render
 from step_cli.render import step_summary
@@ -21,6 +21,7 @@ from step_cli.reports import (
     GroupAt,
     LayerVerdict,
     SkippedTensor,
+    TensorrtView,
     VerifyReport,
     VerifyTotals,
 )
@@ -167,12 +168,38 @@ def test_junit_parses_and_counts(name: str) -> None:
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
 def test_sarif_is_valid(name: str) -> None:
     document = json.loads(text(hostile(name), "sarif"))
-    jsonschema.validate(document, SARIF_SUBSET)
+    check_sarif(document)
     [run] = document["runs"]
     rules = [result["ruleId"] for result in run["results"]]
     assert rules == ["nm-violation", "nm-skipped", "checkpoint-refused"]
     known = [rule["id"] for rule in run["tool"]["driver"]["rules"]]
     assert [known[result["ruleIndex"]] for result in run["results"]] == rules
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (["version"], "2.0.0"),
+        (["runs", 0, "results", 0, "level"], "fatal"),
+        (["runs", 0, "results", 0, "message"], {"txt": "a"}),
+        (["runs", 0, "results", 0, "ruleIndex"], -2),
+        (["runs", 0, "results", 0, "unheardOf"], 1),
+        (["runs", 0, "tool"], {}),
+        (
+            ["runs", 0, "results", 0, "locations", 0, "physicalLocation"],
+            {"artifactLocation": {"uri": "a b"}},
+        ),
+    ],
+)
+def test_what_is_no_sarif_is_found(place: list[Any], value: object) -> None:
+    document = json.loads(text(report(checkpoint([layer("a")])), "sarif"))
+    check_sarif(document)
+    part = document
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        check_sarif(document)
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
@@ -232,6 +259,32 @@ def test_the_table_shows_the_worst_layers_first() -> None:
     assert lines[3].startswith("few")
     assert any("and 32 more, 0 failed; -v shows all" in line for line in lines)
     assert "l049" in text(report(checkpoint(layers)), "table")
+
+
+def test_a_log_has_whole_lines_and_no_colour() -> None:
+    long = "model." + 40 * "very.long." + "weight"
+    layers = [layer("fc", ok=True), layer("中文", ok=True), layer(long, ok=True)]
+    lines = text(report(checkpoint(layers)), "table").splitlines()
+    assert lines[1] == "─" * len(lines[0])
+    one, two, three = lines[2:5]
+    # A wide letter takes two columns.
+    assert one.index("2:4") == two.index("2:4") + 2 == three.index("2:4")
+    assert long[:190] in three and three.endswith("ok")
+    assert not any(line.endswith(" ") for line in lines)
+
+
+def test_reasons_of_tensorrt_are_said_once() -> None:
+    no = TensorrtView(possible=False, likely=False, advice="no kernels for float32")
+    yes = TensorrtView(possible=True, likely=True, advice=None)
+    layers = [layer(name, ok=True, tensorrt=no) for name in "abc"]
+    layers.append(layer("d", ok=True, tensorrt=yes))
+    shown = text(report(checkpoint(layers)), "table")
+    assert shown.count("no kernels") == 1
+    assert "TensorRT: no for 3 layers: no kernels for float32" in shown
+    assert [line.split()[-1] for line in shown.splitlines()[2:6]] == [
+        *3 * ["no"],
+        "likely",
+    ]
 
 
 def test_strict_failures_are_errors_and_others_warnings() -> None:
