@@ -18,12 +18,16 @@ logger = logging.getLogger(__name__)
 
 
 @functools.cache
-def can_compile() -> bool:
-    """Whether ``torch.compile`` works here; tried once, and said if it does not."""
+def can_compile(device: str = "cpu") -> bool:
+    """Whether ``torch.compile`` works on a kind of device; tried once, and said if not.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own, when it is first imported
-            torch.compile(_double, dynamic=True)(torch.ones(8))
+            torch.compile(_double, dynamic=True)(torch.ones(8, device=device))
     except Exception as error:  # a missing compiler raises of every kind
         kind = type(error).__name__
         logger.info("no compiled kernels here (%s), going on without", kind)

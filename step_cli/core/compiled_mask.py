@@ -37,7 +37,8 @@ def compiled_project(p: Tensor, dense: Tensor, pattern: NMPattern, axis: int) ->
     """Write ``dense`` into ``p`` where it is among the N largest of its group, else 0.
 
     Args:
-        p: Parameter of the dtype of ``dense``, contiguous.
+        p: Parameter of any floating dtype, to which kept weights are rounded;
+            contiguous.
         dense: fp32 or fp64, finite, contiguous.
         pattern: The N:M pattern.
         axis: The group axis.
@@ -51,7 +52,8 @@ def compiled_project(p: Tensor, dense: Tensor, pattern: NMPattern, axis: int) ->
         _project_lanes(p.view(-1), dense.view(-1), pattern, n)
     else:
         codes = compiled_keep_mask(dense, pattern, axis).view(torch.int8)
-        compiled(_apply)(p.view(-1), dense.view(-1), codes.view(-1))
+        out = _as_bits(p.view(-1), dense.dtype)
+        compiled(_apply)(out, dense.view(-1), codes.view(-1))
 
 
 def _project_lanes(out: Tensor, weight: Tensor, pattern: NMPattern, n: Tensor) -> None:
@@ -64,7 +66,7 @@ def _project_lanes(out: Tensor, weight: Tensor, pattern: NMPattern, n: Tensor) -
     first, rest = _projected(ends, pattern).view(-1).tensor_split([LANES])
     out[:LANES], out[last:] = first, rest
     bits = torch.int32 if weight.dtype == torch.float32 else torch.int64
-    middle = out[LANES:last].view(bits).view(-1, LANES)
+    middle = _as_bits(out[LANES:last], weight.dtype).view(-1, LANES)
     same = _same_group(pattern.m, bits, weight.device)
     compiled(_lanes)(middle, weight.view(bits), same, n)
 
@@ -127,7 +129,7 @@ def _lanes(out: Tensor, weight: Tensor, same: Tensor, n: Tensor) -> None:
         higher = (own - behind) >> (info.bits - 1)  # all bits, which is -1, or none
         not_lower = ~((before - own) >> (info.bits - 1))
         beaten_by = beaten_by - (higher & same[0, d]) - (not_lower & same[1, d])
-    out.copy_(raw & ((beaten_by - n) >> (info.bits - 1)))
+    _write(out, raw & ((beaten_by - n) >> (info.bits - 1)))
 
 
 def _pair_mask(groups: Tensor, n: Tensor) -> Tensor:
@@ -171,5 +173,18 @@ def _loop_bytes(groups: Tensor, n: Tensor) -> Tensor:
 def _apply(out: Tensor, weight: Tensor, codes: Tensor) -> None:
     """``out`` = weight where the code is 1, else +0.0, bit by bit."""
     bits = torch.int32 if weight.dtype == torch.float32 else torch.int64
-    mask = -codes.to(bits)
-    out.view(bits).copy_(weight.view(bits) & mask)
+    _write(out, weight.view(bits) & -codes.to(bits))
+
+
+def _as_bits(out: Tensor, dtype: torch.dtype) -> Tensor:
+    """``out`` as integers, where weights of ``dtype`` are written without rounding."""
+    if out.dtype != dtype:
+        return out
+    return out.view(torch.int32 if dtype == torch.float32 else torch.int64)
+
+
+def _write(out: Tensor, bits: Tensor) -> None:
+    """Write weights given as bits, rounded if ``out`` is of another dtype."""
+    if out.dtype.is_floating_point:
+        bits = bits.view(torch.float32 if bits.dtype == torch.int32 else torch.float64)
+    out.copy_(bits)

@@ -13,7 +13,13 @@ from typing_extensions import override
 
 from step_cli.core.mask import check_groups
 from step_cli.core.masters import is_master, master_copy
-from step_cli.core.optimizer_state import create_state, restored, with_index
+from step_cli.core.optimizer_state import (
+    create_state,
+    has_stepped,
+    in_full,
+    restored,
+    with_index,
+)
 from step_cli.core.pattern import NMPattern
 from step_cli.core.plan import LayerPlan
 from step_cli.core.recipe import Phase, Recipe
@@ -36,7 +42,7 @@ class DenseOwner(Optimizer):
     def __init__(
         self, base: Optimizer, recipe: Recipe, total_steps: int | None
     ) -> None:
-        if base.state:
+        if any(map(has_stepped, base.state.values())):
             raise UsageError("the base optimizer has taken steps: give a fresh one")
         for group in base.param_groups:
             check_group(group)
@@ -132,9 +138,8 @@ class DenseOwner(Optimizer):
             for p in group["params"]:
                 memory = {} if plan is None else self._create_memory(p, plan)
                 self._memory_keys |= memory.keys()
-                self.state[p] = create_state(
-                    self.base, p, group, memory, sparse=plan is not None
-                )
+                made = create_state(self.base, p, group, memory, sparse=bool(plan))
+                self.state[p] = {**in_full(self.state.get(p, {})), **made}
         self._own_keys = {"dense", *self._memory_keys}  # the base never sees them
 
     def _create_memory(self, p: Tensor, plan: LayerPlan) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ Sums stay on the device until they are read.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -25,40 +26,41 @@ class MaskWatch:
     """Compares masks and dense weights before and after one step."""
 
     def __init__(self) -> None:
+        self._place: dict[Tensor, int] = {}
         self._before: dict[Tensor, _Before] = {}
-        self._watched: list[Tensor] = []
         # Flips of each parameter, then the change on pruned weights, and the change.
-        self._sums: Tensor | None = None
+        self._sums: ShardSum | None = None
+        self._totals: Tensor | None = None
         self._read: list[float] | None = None
 
-    def forget(self) -> None:
-        """Drop the measurement of the last step."""
-        self._before, self._watched = {}, []
-        self._sums = self._read = None
+    def begin(self, watched: Iterable[Tensor]) -> None:
+        """Forget the last step; watch these parameters in the coming one."""
+        self._place = {p: place for place, p in enumerate(watched)}
+        self._before = {}
+        self._sums = ShardSum(len(self._place) + 2) if self._place else None
+        self._totals = self._read = None
 
     def before_update(self, p: Tensor, shown: Tensor, dense: Tensor) -> None:
         """Remember what the model holds of ``p``, and its dense weights."""
-        self._before[p] = _Before(shown != 0, dense.clone())
+        if p in self._place:
+            self._before[p] = _Before(shown != 0, dense.clone())
 
-    def after_update(self, now: dict[Tensor, tuple[Tensor, Tensor]]) -> None:
-        """Compare with what the model and the optimizer hold now.
+    def after_update(self, p: Tensor, shown: Tensor, dense: Tensor) -> None:
+        """Compare with what the model and the optimizer hold now."""
+        before = self._before.pop(p, None)
+        if before is None or self._sums is None:
+            return
+        change = (dense - before.dense).abs_()
+        flips = before.kept != (shown != 0)
+        pruned = masked(change, ~before.kept)
+        sums = self._sums.beside(p)
+        sums[self._place[p]].add_(flips.sum())
+        sums[-2:].add_(torch.stack([pruned.sum(), change.sum()]))
 
-        Args:
-            now: The parameters of :meth:`before_update`, with the same two tensors.
-        """
-        layers = len(self._before)
-        total = ShardSum(layers + 2)
-        for number, (p, before) in enumerate(self._before.items()):
-            shown, dense = now[p]
-            change = (dense - before.dense).abs_()
-            flips = before.kept != (shown != 0)
-            pruned = masked(change, ~before.kept)
-            sums = total.beside(p)
-            sums[number].add_(flips.sum())
-            sums[layers:].add_(torch.stack([pruned.sum(), change.sum()]))
-        self._watched = list(self._before)
-        self._sums = total.total() if self._before else None
-        self._before = {}
+    def end(self) -> None:
+        """All parameters have been updated."""
+        if self._sums is not None:
+            self._totals, self._sums = self._sums.total(), None
 
     def flip_rates(self) -> dict[Tensor, float] | None:
         """Share of mask entries that changed in each parameter; waits for the device.
@@ -68,18 +70,14 @@ class MaskWatch:
         sums = self._all()
         if sums is None:
             return None
-        # The order is that in which `before_update` saw them.
-        return {
-            p: flips / max(1, p.numel())
-            for p, flips in zip(self._watched, sums, strict=False)
-        }
+        return {p: sums[at] / max(1, p.numel()) for p, at in self._place.items()}
 
     def flip_rate(self) -> float | None:
         """Share of all mask entries that changed; waits for the device."""
         sums = self._all()
         if sums is None:
             return None
-        return sum(sums[:-2]) / sum(p.numel() for p in self._watched)
+        return sum(sums[:-2]) / sum(p.numel() for p in self._place)
 
     def pruned_update_share(self) -> float | None:
         """Share of the update, in absolute value, that fell on pruned weights.
@@ -94,6 +92,6 @@ class MaskWatch:
 
     def _all(self) -> list[float] | None:
         """All sums, brought to the host at once, whatever was asked for."""
-        if self._read is None and self._sums is not None:
-            self._read = self._sums.tolist()
+        if self._read is None and self._totals is not None:
+            self._read = self._totals.tolist()
         return self._read

@@ -45,15 +45,16 @@ def working_on(
     for p, stand_in in stand_ins.items():
         own = {key: value for key, value in state[p].items() if key not in hidden}
         seen[stand_in] = {key: _local(value) for key, value in own.items()}
-    base.state = seen
-    base.param_groups = [
-        {**group, "params": [stand_ins[p] for p in group["params"]]} for group in groups
+    views = [
+        {**group, "params": [stand_ins[p] for p in group["params"] if p in stand_ins]}
+        for group in groups
     ]
+    base.state, base.param_groups = seen, [view for view in views if view["params"]]
     try:
         yield
     finally:
-        for group, changed in zip(groups, base.param_groups, strict=True):
-            group.update({**changed, "params": group["params"]})
+        for group, view in zip(groups, views, strict=True):
+            group.update({**view, "params": group["params"]})
         base.param_groups, base.state = groups, state
         for p, stand_in in stand_ins.items():
             _take_back(state[p], seen[stand_in], p)

@@ -23,17 +23,19 @@ from typing_extensions import override
 from step_cli.core.adam import EpsMode, adam_step
 from step_cli.core.autoswitch import SwitchRule, VarianceSample
 from step_cli.core.dense_owner import plan_of
+from step_cli.core.finite_watch import FiniteWatch
 from step_cli.core.mask_watch import MaskWatch
 from step_cli.core.masters import working_on
 from step_cli.core.plan import LayerPlan
 from step_cli.core.recipe import Phase, Recipe
 from step_cli.core.refusals import refuse_impossible
 from step_cli.core.shards import ShardSum, local, local_grad
-from step_cli.core.sparse_view import CHECK_EVERY, SparseView
+from step_cli.core.sparse_view import SparseView
 from step_cli.core.variance import VarianceWatch, variances
 from step_cli.errors import NonFiniteError, UsageError
 
 VarianceCorrection = Literal["at_switch", "none"]
+AT_ONCE = 16 << 20  # bytes of gradients made for the update before it is done
 
 
 class SparseOptimizer(SparseView):
@@ -52,8 +54,8 @@ class SparseOptimizer(SparseView):
             has learned; ``none`` uses it raw, as the STEP paper prints it.
         record: Measure the variance at every step in which it is updated.
         total_steps: Length of the training, for recipes that follow a schedule.
-        compile: Use compiled kernels where the recipe and the dtype allow; None: from
-            `COMPILE_FROM` weights on a CPU, where the first call's seconds pay.
+        compile: Use compiled kernels where the recipe allows; None: from
+            `COMPILE_FROM` weights on, where the first call's seconds pay.
 
     Raises:
         UsageError: No group is sparse, a width does not divide into groups, the recipe
@@ -76,7 +78,7 @@ class SparseOptimizer(SparseView):
         self._late: set[Tensor] = set()
         self._eps_mode, self._raw_variance = eps_mode, v_correction == "none"
         self._watch = VarianceWatch(switch, record=record)
-        self._mask_watch = MaskWatch()
+        self._mask_watch, self._finite = MaskWatch(), FiniteWatch()
         super().__init__(base, recipe, total_steps)
         refuse_impossible(base, recipe, switch, eps_mode, total_steps)
         self._create_state()
@@ -105,25 +107,34 @@ class SparseOptimizer(SparseView):
         self._refuse_exchanged()
         self._refuse_stale()
         self._refuse_unwired(rules)
-        self._watch.forget()
-        self._mask_watch.forget()
         self._refuse_shown_otherwise()
-        stand_ins = dict(self._stand_ins(rules))
+        self._refuse_sparse_gradients()
+        self._finite.look(t, self.param_groups, self._dense)
+        self._watch.forget()
         if rules.learn_variance:
-            self._watch.before_update(self, stand_ins, t, undecided=undecided)
-        with working_on(stand_ins, self.base, self._own_keys):
-            self._update(rules, {stand_ins[p] for p in self._late})
+            self._watch.begin(self, t, undecided=undecided)
+        watched = self.watch_masks and rules.sparse
+        self._mask_watch.begin(p for p, _ in self.sparse_parameters() if watched)
         self._clock["t"] = t
+        for stand_ins in self._parts(rules):
+            self._take_part(rules, stand_ins)
+        self._watch.end()
+        self._mask_watch.end()
         reason = self._watch.reason_at(t) if undecided else None
         if reason is not None:
             self._switch_after(t, reason)
-        else:
-            self._publish()
-        if t % CHECK_EVERY == 0:
-            self._refuse_not_finite(t)
-        if self.watch_masks and rules.sparse:
-            self._mask_watch.after_update(dict(self._shown_and_dense()))
         return loss
+
+    def _take_part(self, rules: Phase, stand_ins: dict[Tensor, Tensor]) -> None:
+        """Do all that a step does to some of the parameters."""
+        for p, dense in stand_ins.items():
+            self._mask_watch.before_update(p, local(p), dense)
+        self._watch.before_update(stand_ins)
+        with working_on(stand_ins, self.base, self._own_keys):
+            self._update(rules, {stand_ins[p] for p in self._late if p in stand_ins})
+        self._publish(stand_ins)
+        for p, dense in stand_ins.items():
+            self._mask_watch.after_update(p, local(p), dense)
 
     def _update(self, rules: Phase, late: Collection[Tensor]) -> None:
         """Update the dense weights, which the base has for its parameters now."""
@@ -139,18 +150,30 @@ class SparseOptimizer(SparseView):
             compiled=self._compiled,
         )
 
-    def _stand_ins(self, rules: Phase) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each parameter, and the tensor that is updated in its place."""
-        if self.watch_masks and rules.sparse:
-            for p, (shown, dense) in self._shown_and_dense():
-                self._mask_watch.before_update(p, shown, dense)
+    def _parts(self, rules: Phase) -> Iterator[dict[Tensor, Tensor]]:
+        """Each parameter, and the tensor that is updated in its place.
+
+        In parts, so that the gradients made for them never exist all at once.
+        """
+        part: dict[Tensor, Tensor] = {}
+        made = 0
         for group in self.param_groups:
             plan = plan_of(group)
             for p in group["params"]:
-                dense = self._dense(p)
+                part[p] = dense = self._dense(p)
                 if dense is not p:
                     dense.grad = self._grad(p, dense, plan, rules)
-                yield p, dense
+                    made += _bytes_made(dense.grad, p.grad)
+                if made >= AT_ONCE and self._works_in_parts:
+                    yield part
+                    part, made = {}, 0
+        if part:
+            yield part
+
+    @property
+    def _works_in_parts(self) -> bool:
+        # Torch's own treat each parameter by itself; others may keep what all share.
+        return type(self.base).__module__.startswith("torch.optim.")
 
     def _grad(
         self, p: Tensor, dense: Tensor, plan: LayerPlan | None, rules: Phase
@@ -162,7 +185,8 @@ class SparseOptimizer(SparseView):
         grad = given.to(dense.dtype)
         if plan is None or not rules.sparse:
             return grad
-        return self.recipe.learner.gradient(grad, local(p), self._layer(p, plan))
+        layer = self._layer(p, plan, ago=1)
+        return self.recipe.learner.gradient(grad, local(p), layer)
 
     # ---------------------------------------------------------------- the switch point
 
@@ -235,10 +259,6 @@ class SparseOptimizer(SparseView):
         """Share of the last update that fell on pruned weights, if it was watched."""
         return self._mask_watch.pruned_update_share()
 
-    def _shown_and_dense(self) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
-        for p, _ in self.sparse_parameters():
-            yield p, (local(p), self._dense(p))
-
     # ----------------------------------------------------------------------- the state
 
     @override
@@ -255,8 +275,15 @@ class SparseOptimizer(SparseView):
         """Continue from :meth:`state_dict`; load the model's weights first."""
         super().load_state_dict(state_dict)
         self._watch.restart()
-        self._mask_watch.forget()
+        self._mask_watch.begin(())
         self._find_late()
         if self.rule is not None and not self._switched:
             self.rule.criterion.load(self._clock["switch_memory"])
         self._clock["switch_memory"] = []
+
+
+def _bytes_made(grad: Tensor | None, given: Tensor | None) -> int:
+    """Memory that a gradient takes beside the parameter's own."""
+    if grad is None or given is None or grad.data_ptr() == local(given).data_ptr():
+        return 0
+    return grad.nbytes

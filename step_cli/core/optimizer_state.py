@@ -45,6 +45,22 @@ def create_state(
     return state
 
 
+def has_stepped(state: Mapping[str, Any]) -> bool:
+    """Whether a base optimizer has learned something; some create state early."""
+    return bool(state) and bool(state.get("step", 1))
+
+
+def in_full(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What a base optimizer has created itself, in at least fp32 as the dense weights.
+
+    Counts of steps stay as they are.
+    """
+    return {
+        key: master_copy(value) if isinstance(value, Tensor) and value.dim() else value
+        for key, value in state.items()
+    }
+
+
 def with_index(
     optimizer: Optimizer, saved_groups: list[dict[str, Any]]
 ) -> Iterator[tuple[Tensor, Any]]:

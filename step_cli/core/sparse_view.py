@@ -4,7 +4,8 @@ The parameters themselves are written, so forward, backward, evaluation and the 
 ``state_dict()`` see what will be deployed.
 """
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,11 +23,12 @@ from step_cli.core.dense_owner import DenseOwner
 from step_cli.core.masters import is_master, master_copy
 from step_cli.core.plan import LayerPlan
 from step_cli.core.recipe import Layer, Phase, Recipe
-from step_cli.core.shards import ShardSum, local, shard_total, version
-from step_cli.errors import NonFiniteError, UsageError
+from step_cli.core.shards import local, shard_total, version
+from step_cli.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 COMPILE_FROM = 20_000_000  # sparse weights
-CHECK_EVERY = 100  # steps between looks at the weights, as each waits for the device
 
 
 class SparseView(DenseOwner):
@@ -80,13 +82,32 @@ class SparseView(DenseOwner):
             if (rule := self.recipe.learner.backward(plan)) is not None
         }
         self._rewired = list(rewire(model, rules))
+        changed = {p for p, _ in self._rewired}
+        usual = rules.keys() - changed
+        plain = [name for name, p in model.named_parameters() if p in usual]
+        if plain:
+            logger.warning(
+                "%s changes the backward pass of linear layers only; sparse, but with "
+                "their usual one: %s",
+                type(self.recipe.learner).__name__,
+                ", ".join(plain),
+            )
         self._tell_layers()
 
     # ------------------------------------------------------------------ the projection
 
-    def _publish(self, *, fresh: bool = False) -> None:
-        """Write what the optimizer owns into the model, as the present rules ask."""
+    def _publish(
+        self, some: Container[Tensor] | None = None, *, fresh: bool = False
+    ) -> None:
+        """Write what the optimizer owns into the model, as the present rules ask.
+
+        Args:
+            some: The parameters to write; default all.
+            fresh: See :class:`Layer`.
+        """
         for p, plan in self._with_own_master():
+            if some is not None and p not in some:
+                continue
             if plan is not None and self.rules.sparse:
                 self.recipe.learner.renew(self._layer(p, plan, fresh=fresh))
             if not self._project_compiled(p, plan):
@@ -99,17 +120,17 @@ class SparseView(DenseOwner):
         plain = learner.project is Recipe.project and learner.keep is Recipe.keep
         if not (self._compiled and plan and plain and self.rules.sparse):
             return False
-        if shown.dtype != dense.dtype or not shown.is_contiguous() or not dense.numel():
+        if not (shown.is_contiguous() and dense.is_contiguous() and dense.numel()):
             return False
         compiled_project(shown, dense, plan.pattern, plan.axis)
         return True
 
     def _will_compile(self, wanted: bool | None) -> bool:
         weights = sum(local(p).numel() for p, _ in self.sparse_parameters())
-        on_cpu = all(p.device.type == "cpu" for p, _ in self.sparse_parameters())
         if wanted is None:
-            wanted = on_cpu and weights >= COMPILE_FROM
-        return wanted and can_compile()
+            wanted = weights >= COMPILE_FROM
+        kinds = {p.device.type for p, _ in self.sparse_parameters()}
+        return wanted and all(map(can_compile, kinds))
 
     def _view(self, p: Tensor, plan: LayerPlan | None) -> Tensor:
         """What the model is to hold of ``p`` under the present rules."""
@@ -134,13 +155,15 @@ class SparseView(DenseOwner):
         end = max(layer.age, (layer.total_steps or 0) - layer.start)
         return learner.project(replace(layer, age=end))
 
-    def _layer(self, p: Tensor, plan: LayerPlan, *, fresh: bool = False) -> Layer:
-        """What the recipe is told of ``p``."""
+    def _layer(
+        self, p: Tensor, plan: LayerPlan, *, fresh: bool = False, ago: int = 0
+    ) -> Layer:
+        """What the recipe is told of ``p``, or was ``ago`` steps ago."""
         state, start = self.state[p], int(self._clock["switch_step"])
         return Layer(
             self._dense(p),
             plan,
-            age=self.steps_taken - start,
+            age=self.steps_taken - start - ago,
             start=start,
             total_steps=self._clock["total_steps"] or None,
             fresh=fresh,
@@ -222,17 +245,15 @@ class SparseView(DenseOwner):
                 "another view there, and gets its own back at the end"
             )
 
-    def _refuse_not_finite(self, step: int) -> None:
-        # NaN stays, and beats no other weight: its group would keep more than N.
-        sums = ShardSum(1)
+    def _refuse_sparse_gradients(self) -> None:
         for group in self.param_groups:
-            for p in group["params"]:
-                sums.beside(p).add_(self._dense(p).sum())
-        if not bool(sums.total().isfinite()):
-            raise NonFiniteError(
-                f"step {step}: weights are not finite, after a gradient of the last "
-                f"{CHECK_EVERY} steps that was not; go back to a checkpoint before it"
-            )
+            dense_too = group.get("pattern") is not None or "betas" in group
+            for p in group["params"] if dense_too else ():
+                if p.grad is not None and p.grad.layout != torch.strided:
+                    raise UsageError(
+                        "a gradient is sparse, as Embedding(sparse=True) gives it: "
+                        "leave that off"
+                    )
 
     def _refuse_unwired(self, rules: Phase) -> None:
         if self._rewired is None and rules.sparse:

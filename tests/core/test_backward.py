@@ -1,6 +1,7 @@
 """Layers whose backward pass a recipe changes."""
 
 import copy
+import re
 from functools import partial
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from step_cli.core.backward import Backward, RewiredForward, rewire, to_fp8
 from step_cli.core.mvue import sample_tokens, token_sampler
 from step_cli.core.pattern import NMPattern
+from step_cli.optimizers import sparse_adamw
 
 
 class Conv1D(nn.Module):
@@ -190,3 +192,39 @@ def test_the_approximation_is_for_two_of_four() -> None:
     assert make(NMPattern(2, 4)) is not None and make(NMPattern(4, 4)) is None
     with pytest.raises(Exception, match="is for 2:4, not 1:4"):
         make(NMPattern(1, 4))
+
+
+class Mixed(nn.Module):
+    """Weights of a linear layer, of attention and of a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 8, 3)
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.linear = nn.Linear(8, 8)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "usual"),
+    [
+        ("s-ste", "SSTE changes .*: conv.weight, attention.in_proj_weight"),
+        ("bi-mask", "BiMask changes .*: attention.in_proj_weight"),
+        ("ste", None),
+    ],
+)
+def test_sparse_weights_that_keep_their_usual_backward_pass_are_named(
+    recipe: str, usual: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    sparse_adamw(Mixed(), recipe=recipe)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (usual is not None)
+    if usual is not None:
+        assert re.match(usual, said[0])
+
+
+def test_where_only_linear_layers_are_sparse_nothing_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for recipe in ("s-ste", "t-sr-ste", "bi-mask"):
+        sparse_adamw(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)), recipe=recipe)
+    assert not caplog.records

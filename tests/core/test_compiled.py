@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from step_cli.core import compiled
+from step_cli.core import compiled, sparse_view
 from step_cli.core.adam import adam_direction
 from step_cli.core.compiled import (
     can_compile,
@@ -14,7 +14,7 @@ from step_cli.core.compiled import (
 from step_cli.core.compiled_mask import compiled_keep_mask, compiled_project
 from step_cli.core.mask import keep_mask, magnitude_mask
 from step_cli.core.pattern import NMPattern
-from step_cli.core.variance import SUMS, change_sums, chunked_sums
+from step_cli.core.variance import SUMS, change_sums, chunked_sums, compiled_sums
 from step_cli.optimizers import sparse_adamw
 
 needs_compiler = pytest.mark.skipif(
@@ -58,6 +58,47 @@ def test_part_of_a_larger_memory_is_projected(dtype: torch.dtype) -> None:
         expected = torch.where(magnitude_mask(dense, parsed, 1), dense, 0)
         assert torch.equal(out[1:6], expected)
         assert (out[0] == 7.0).all() and (out[6] == 7.0).all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("pattern", ["2:4", "1:16"])
+def test_parameters_of_fewer_bits_get_the_rounded_projection(
+    pattern: str, dtype: torch.dtype
+) -> None:
+    parsed = NMPattern.parse(pattern)
+    for shape, axis in SHAPES:
+        if shape[axis] % parsed.m:
+            continue
+        for kind in ("normal", "ties"):
+            dense = weights(shape, kind)
+            out = torch.full_like(dense, 7.0, dtype=dtype)
+            compiled_project(out, dense, parsed, axis)
+            kept = magnitude_mask(dense, parsed, axis)
+            assert torch.equal(out, torch.where(kept, dense, 0).to(dtype))
+
+
+@needs_compiler
+def test_bf16_parameters_are_projected_by_the_compiled_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+    real = sparse_view.compiled_project
+
+    def spy(p: torch.Tensor, *rest: object) -> None:
+        seen.append(p.dtype)
+        real(p, *rest)
+
+    monkeypatch.setattr(sparse_view, "compiled_project", spy)
+    p = nn.Parameter(weights((16, 32), "normal").bfloat16())
+    group = {"params": [p], "pattern": "2:4", "axis": 1}
+    optimizer = sparse_adamw([group], recipe="ste", lr=1e-2, compile=True)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    dense = optimizer.state[p]["dense"]
+    kept = magnitude_mask(dense, NMPattern(2, 4), 1)
+    assert seen == [torch.bfloat16, torch.bfloat16]  # when built, and after the step
+    assert torch.equal(p, torch.where(kept, dense, 0).bfloat16())
 
 
 @needs_compiler
@@ -151,6 +192,6 @@ def test_compiled_sums_of_the_variance_are_the_eager_ones(
     variance[0] = grad[0] = 0.0
     names = frozenset(wanted)
     slow = change_sums(grad.double(), variance.double(), 0.9, names)
-    for take in (chunked_sums, compiled.compiled(change_sums)):
+    for take in (chunked_sums, compiled_sums):
         fast = take(grad, variance, 0.9, names)
         torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-6)

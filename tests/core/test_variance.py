@@ -16,8 +16,8 @@ from step_cli.core.autoswitch import (
     SwitchRule,
     VarianceSample,
 )
-from step_cli.core.compiled import can_compile, compiled
-from step_cli.core.variance import SUMS, change_sums, chunked_sums
+from step_cli.core.compiled import can_compile
+from step_cli.core.variance import ROW, SUMS, chunked_sums, compiled_sums
 from step_cli.optimizers import sparse_adamw
 
 ALL = frozenset(SUMS)
@@ -60,12 +60,28 @@ def test_the_sums_are_those_of_adamws_own_variance(steps: int, fast: bool) -> No
     before, after = adamw_variances(grads, 0.99)
     if steps > 1:
         assert (after < before).any() and (after > before).any()
-    take = compiled(change_sums) if fast else chunked_sums
+    take = compiled_sums if fast else chunked_sums
     found = take(grads[-1], before.float(), 0.99, ALL).tolist()
     expected = sums_by_hand(before, after)
     assert found[4] == expected[4] == 30 * 30
     assert all(math.isfinite(value) for value in found)
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("shape", [(64, 3 * ROW // 64), (7, 11)])
+def test_the_change_alone_is_that_among_all_sums(
+    shape: tuple[int, int], fast: bool
+) -> None:
+    if fast and not can_compile():
+        pytest.skip("no C++ compiler")
+    generator = torch.Generator().manual_seed(0)
+    grad, variance = (torch.randn(shape, generator=generator) for _ in range(2))
+    variance.square_()
+    everything = chunked_sums(grad, variance, 0.99, ALL)
+    take = compiled_sums if fast else chunked_sums
+    alone = take(grad, variance, 0.99, frozenset({"dv_l1"})).tolist()
+    assert alone == pytest.approx([0, 0, float(everything[2]), 0, 0], rel=1e-6)
 
 
 def test_what_is_not_wanted_stays_zero() -> None:
