@@ -98,7 +98,7 @@ def sparse(
         UsageError: As :func:`sparse_adamw`.
     """
     made = _made(recipe)
-    if total_steps is not None and type(total_steps) is not int:
+    if total_steps is not None and (type(total_steps) is not int or total_steps < 1):
         raise UsageError(f"total_steps {total_steps!r} is not a number of steps")
     if not any("pattern" in group for group in optimizer.param_groups):
         _choose_within(optimizer, pattern, made)
@@ -194,8 +194,13 @@ def _groups(
                 "carry pattern and axis"
             )
         weights = Gathered(dict(params.named_parameters()))
-        return list(param_groups(params, recipe.learner.plan_layers(weights, plan)))
+        groups = param_groups(params, recipe.learner.plan_layers(weights, plan))
+        if not groups:
+            raise NothingSelectedError("no parameter of the model requires a gradient")
+        return list(groups)
     given = [_listed(item) for item in params]
+    if not given:
+        raise UsageError("there are no parameters to optimize")
     bare = any(isinstance(item, Tensor) for item in given)
     if bare or (
         given

@@ -5,9 +5,12 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -18,29 +21,119 @@ def as_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
 
 
-def run_gpu(device: str, *, small: bool) -> dict:
-    run = runpy.run_path(str(BENCHMARKS / "gpu.py"))["run"]
-    return run(torch.device(device), small=small)
+def gpu_checks() -> dict[str, Any]:
+    return runpy.run_path(str(BENCHMARKS / "gpu_checks.py"))
 
 
-@pytest.mark.slow
-def test_the_gpu_benchmark_runs_on_a_cpu() -> None:
-    document = run_gpu("cpu", small=True)
-    assert document["checks"]["masks equal those of the CPU"]
-    assert document["steps"]["small"]["times fused AdamW"]["AdamW, fused"] == 1.0
-    assert document["training"]["times dense"]["step"] > 0
+QUICK = ("fp16 loss scaling", "the update is that of the CPU within 1e-5")
 
 
-def test_its_checks_hold_on_a_cpu() -> None:
-    module = runpy.run_path(str(BENCHMARKS / "gpu.py"))
-    assert len(module["checks"](torch.device("cpu"), small=True)) == 3
+@pytest.mark.parametrize(
+    "check",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in gpu_checks()["ANYWHERE"]
+    ],
+)
+def test_what_must_hold_on_a_gpu_holds_on_a_cpu(check: str) -> None:
+    assert gpu_checks()["ANYWHERE"][check](torch.device("cpu"))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_the_gpu_benchmark_runs_on_a_gpu() -> None:
-    document = run_gpu("cuda", small=False)
-    assert "no synchronisation before the first decision" in document["checks"]
+@pytest.mark.parametrize("check", gpu_checks()["ANYWHERE"] | gpu_checks()["CUDA_ONLY"])
+def test_what_must_hold_on_a_gpu(check: str) -> None:
+    module = gpu_checks()
+    every = module["ANYWHERE"] | module["CUDA_ONLY"]
+    assert every[check](torch.device("cuda"))
+
+
+def test_a_check_can_fail() -> None:
+    module = gpu_checks()
+    right = module["magnitude_mask"]
+    calls = iter(range(1 << 20))
+
+    def wrong_every_second_time(*arguments: Any) -> Tensor:
+        mask: Tensor = right(*arguments)
+        return ~mask if next(calls) % 2 else mask
+
+    module["same_masks"].__globals__["magnitude_mask"] = wrong_every_second_time
+    with pytest.raises(AssertionError, match="1:1 axis 0"):
+        module["same_masks"](torch.device("cpu"))
+
+
+def run_gpu(out: Path, *words: str) -> tuple[int, dict[str, Any], str]:
+    """gpu.py on a CPU with tiny sizes: exit code, what it wrote, what it said."""
+    script = str(BENCHMARKS / "gpu.py")
+    command = [sys.executable, script, "--device", "cpu", "--small", "--out", str(out)]
+    done = subprocess.run(
+        [*command, *words], capture_output=True, text=True, check=False
+    )
+    file = out / "gpu.json"
+    document = json.loads(file.read_text()) if file.exists() else {}
+    return done.returncode, document, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
+    code, document, said = run_gpu(tmp_path)
+    failed = [name for name, part in document["parts"].items() if not part["ok"]]
+    assert not failed, said
+    steps = document["parts"]["optimizer step, small"]["steps"]
+    assert steps["mask learning, eager"]["times AdamW"] > 0
+    judged = {bar["name"] for bar in document["bars"]}
+    assert "small: precondition with AutoSwitch" in judged
+    assert "small: bf16 training step, eager model" in judged
+    assert all(bar["ok"] == (bar["value"] <= bar["bar"]) for bar in document["bars"])
+    assert code == (0 if document["ok"] else 1)
+
+
+def test_parts_of_the_gpu_benchmark_fail_apart() -> None:
+    module = runpy.run_path(str(BENCHMARKS / "gpu.py"))
+
+    def broken(device: torch.device) -> dict[str, Any]:
+        raise RuntimeError("no such kernel\nmore")
+
+    found = module["run_part"](broken, torch.device("cpu"))
+    assert (found["ok"], found["error"]) == (False, "RuntimeError: no such kernel")
+    good = module["run_part"](lambda device: {"done": "well"}, torch.device("cpu"))
+    document = {"parts": {"one": found, "other": good}}
+    module["conclude"](document)
+    assert not document["ok"]
+    assert module["line"]("one", found) == "FAILED  one: RuntimeError: no such kernel"
+    assert module["line"]("other", good) == "done    other: well"
+
+
+def test_a_bar_that_does_not_hold_is_judged() -> None:
+    module = runpy.run_path(str(BENCHMARKS / "gpu.py"))
+    judged = module["step_speed"].__globals__["judged"]
+    bars = [judged("a", 1.2, 1.15), judged("b", 1.1, 1.15)]
+    document = {"parts": {"steps": {"ok": True, "bars": bars}}}
+    module["conclude"](document)
+    assert [bar["ok"] for bar in document["bars"]] == [False, True]
+    assert not document["ok"]
+    assert "a 1.200 (bar 1.15, NOT MET)" in module["line"]("steps", bars_of(document))
+
+
+def bars_of(document: dict[str, Any]) -> dict[str, Any]:
+    part: dict[str, Any] = document["parts"]["steps"]
+    return part
+
+
+def test_a_part_that_hangs_or_dies_is_said() -> None:
+    module = runpy.run_path(str(BENCHMARKS / "gpu.py"))
+    apart, inside = module["apart"], module["apart"].__globals__
+    assert "no time" in apart("fp16 loss scaling", "cpu", True, 1)["error"]
+    inside["sys"] = SimpleNamespace(executable="/bin/false")
+    assert "exit 1" in apart("fp16 loss scaling", "cpu", True, 60)["error"]
+
+
+def test_without_a_gpu_the_benchmark_exits_with_6(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    code, document, said = run_gpu(tmp_path, "--device", "cuda")
+    assert (code, document) == (6, {})
+    assert said.startswith("error: ") and said.count("\n") == 1
 
 
 def test_table_5_is_counted_from_configs_and_was_recorded() -> None:

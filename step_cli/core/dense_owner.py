@@ -7,6 +7,7 @@ every other has its dense weights in the optimizer's state.
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -25,6 +26,9 @@ from step_cli.core.plan import LayerPlan
 from step_cli.core.recipe import Phase, Recipe
 from step_cli.core.shards import check_shards, local, split_like
 from step_cli.errors import UsageError
+
+ON_META = "the optimizer was built on the meta device: build it after to_empty()"
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class DenseOwner(Optimizer):
@@ -118,7 +122,39 @@ class DenseOwner(Optimizer):
         known = (self.state.get(p, {}) for p, _ in self.sparse_parameters())
         return any("dense" not in state for state in known)
 
+    def _follow_parameters(self) -> bool:
+        """Move the state to where the model has been moved; say whether it was.
+
+        Wrappers do so after the optimizer was built.
+        """
+        moved = False
+        for group in self.param_groups:
+            for p in group["params"]:
+                dtype, device = self._kinds.get(p, (p.dtype, p.device))
+                if p.dtype != dtype:
+                    raise UsageError(
+                        f"parameters of {dtype} became {p.dtype}: build the optimizer "
+                        "after changing the model's dtype"
+                    )
+                if p.device != device:
+                    self._move_state(p, group)
+                    self._kinds[p], moved = (p.dtype, p.device), True
+        return moved
+
+    def _move_state(self, p: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[p]
+        if any(isinstance(v, Tensor) and v.is_meta for v in state.values()):
+            raise UsageError(ON_META)
+        counts_too = group.get("capturable") or group.get("fused")
+        for key, value in state.items():
+            if isinstance(value, Tensor) and (value.dim() or counts_too):
+                state[key] = value.to(p.device)
+        if "dense" in state and not self._has_master(p):
+            state["dense"] = p.detach()
+
     def _refuse_exchanged(self) -> None:
+        if any(p.is_meta for group in self.param_groups for p in group["params"]):
+            raise UsageError(ON_META)
         if self._exchanged:
             raise UsageError(
                 "the optimizer's parameters were exchanged, as wrappers do that shard: "
@@ -133,11 +169,13 @@ class DenseOwner(Optimizer):
             check_groups(tuple(p.shape), layer.pattern, layer.axis)
             check_shards(p, layer)
         self._memory_keys: set[str] = set()
+        self._kinds: dict[Tensor, tuple[torch.dtype, torch.device]] = {}
         for group in self.param_groups:
             plan = plan_of(group)
             for p in group["params"]:
                 memory = {} if plan is None else self._create_memory(p, plan)
                 self._memory_keys |= memory.keys()
+                self._kinds[p] = p.dtype, p.device
                 made = create_state(self.base, p, group, memory, sparse=bool(plan))
                 self.state[p] = {**in_full(self.state.get(p, {})), **made}
         self._own_keys = {"dense", *self._memory_keys}  # the base never sees them
@@ -225,6 +263,8 @@ def check_group(group: dict[str, Any]) -> None:
     pattern, axis = group.get("pattern"), group.get("axis")
     if pattern is None:
         return
+    if not all(p.dtype in DTYPES for p in group["params"]):
+        raise UsageError("a param group with a pattern takes fp64, fp32, bf16 or fp16")
     if not isinstance(pattern, str | NMPattern) or type(axis) is not int:
         raise UsageError(
             "a param group with a pattern needs it as text such as '2:4', and an axis "

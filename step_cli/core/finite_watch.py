@@ -88,8 +88,8 @@ def _explain(step: int, groups: Groups, dense_of: DenseOf, *, split: bool) -> No
     for name, p in named:
         if not bool(dense_of(p).isfinite().all()):
             raise NonFiniteError(
-                f"step {step}: {name} is not finite, after a gradient that was not; go "
-                "back to a checkpoint before it"
+                f"step {step}: {name} is not finite, after an earlier gradient or as "
+                "it was loaded; go back to a checkpoint before that"
             )
     for name, p in named:
         grad = _grad(p)

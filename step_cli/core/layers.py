@@ -9,10 +9,12 @@ import logging
 from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from step_cli.core.backward import is_conv1d
 from step_cli.core.plan import LayerPlan, Plan
 from step_cli.core.selection import Chosen, Description, Selection
+from step_cli.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +93,8 @@ def _describe(model: nn.Module) -> Iterator[Description]:
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
     }
     for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise UsageError(f"{name} has no shape yet: run the model on a batch first")
         module = modules[name.rpartition(".")[0]]
         # A table may be tied to a Linear that comes first.
         transposed = isinstance(module, TRANSPOSED)

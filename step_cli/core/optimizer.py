@@ -82,7 +82,8 @@ class SparseOptimizer(SparseView):
         super().__init__(base, recipe, total_steps)
         refuse_impossible(base, recipe, switch, eps_mode, total_steps)
         self._create_state()
-        self._compiled = self._watch.compiled = self._will_compile(compile)
+        self._wish_to_compile = compile
+        self._choose_kernels()
         if recipe.before.sparse:
             self._enter_phase()
         elif switch is not None and switch.first_step == 0:
@@ -95,9 +96,14 @@ class SparseOptimizer(SparseView):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
     @override
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update the dense weights, then project them into the model."""
+        if torch.compiler.is_compiling():  # what pays to compile is compiled within
+            return torch.compiler.disable(self._step)(closure)
+        return self._step(closure)
+
+    @torch.no_grad()
+    def _step(self, closure: Callable[[], float] | None) -> float | None:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -105,6 +111,9 @@ class SparseOptimizer(SparseView):
         rules, t = self.rules, self.steps_taken + 1
         undecided = self.recipe.switches and not self._switched
         self._refuse_exchanged()
+        if self._follow_parameters():
+            self._tell_layers()
+            self._choose_kernels()
         self._refuse_stale()
         self._refuse_unwired(rules)
         self._refuse_shown_otherwise()
@@ -124,6 +133,10 @@ class SparseOptimizer(SparseView):
         if reason is not None:
             self._switch_after(t, reason)
         return loss
+
+    def _choose_kernels(self) -> None:
+        compiles = self._will_compile(self._wish_to_compile)
+        self._compiled = self._watch.compiled = compiles
 
     def _take_part(self, rules: Phase, stand_ins: dict[Tensor, Tensor]) -> None:
         """Do all that a step does to some of the parameters."""

@@ -27,6 +27,8 @@ def refuse_impossible(
         raise UsageError("LBFGS evaluates the loss within its step: use another")
     if any(group.get("maximize") for group in groups):
         raise UsageError("maximize: negate the loss instead, as masks minimise")
+    if any(group.get("differentiable") for group in groups):
+        raise UsageError("differentiable: leave it off, as masks have no derivative")
     frozen = not recipe.after.learn_variance
     if not adam and (frozen or eps_mode == "inside"):
         raise UsageError(f"{name} freezes Adam's variance: use Adam or AdamW")

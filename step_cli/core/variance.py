@@ -163,7 +163,7 @@ class _Sums:
 
     def add(self, stand_ins: Mapping[Tensor, Tensor], take: Take) -> None:
         # Backwards: what is read last is still in the cache when the update begins.
-        for p in reversed(stand_ins):
+        for p in reversed(list(stand_ins)):
             if p not in self._found:
                 continue
             at, variance, beta2 = self._found[p]

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 
 from step_cli.core.autoswitch import AutoSwitch
 from step_cli.core.optimizer import SparseOptimizer
-from step_cli.errors import UsageError
+from step_cli.errors import StepError, UsageError
 from step_cli.optimizers import sparse, sparse_adamw
 from step_cli.recipes.ste import STE
 
@@ -212,3 +214,126 @@ def test_complex_parameters_are_refused() -> None:
     net.phase = nn.Parameter(torch.full((3,), 1 + 2j))
     with pytest.raises(UsageError, match="complex"):
         sparse_adamw(net, recipe="ste")
+
+
+def move_to_meta(net: nn.Module) -> None:
+    """Move the parameters without exchanging them, as CUDA would."""
+    for p in net.parameters():
+        p.grad = None
+        torch.utils.swap_tensors(p, nn.Parameter(p.detach().to("meta")))
+
+
+def test_the_state_follows_a_model_that_is_moved() -> None:
+    """As Trainer and accelerate do; `meta` stands for another device."""
+    net = model()
+    optimizer = sparse_adamw(net, recipe="asp", fused=True)
+    train(net, optimizer, 2)
+    move_to_meta(net)
+    assert optimizer._follow_parameters()
+    tensors = [t for state in optimizer.state.values() for t in state.values()]
+    assert len(tensors) == 4 * 4 + 2 * 2  # Adam's four, and dense and mask of two
+    assert all(t.is_meta for t in tensors)
+    assert not optimizer._follow_parameters()
+
+
+def test_counts_of_steps_stay_on_the_host_where_adam_has_them() -> None:
+    net = model()
+    optimizer = sparse_adamw(net, switch=5)
+    move_to_meta(net)
+    optimizer._follow_parameters()
+    for p in net.parameters():
+        assert optimizer.state[p]["exp_avg"].is_meta
+        assert not optimizer.state[p]["step"].is_meta
+        assert "dense" not in optimizer.state[p] or optimizer.state[p]["dense"].is_meta
+
+
+def test_weights_that_come_after_the_meta_device_are_asked_for_first() -> None:
+    with torch.device("meta"):
+        net = nn.Linear(8, 4)
+    optimizer = sparse_adamw(net, switch=5)
+    net.to_empty(device="cpu")
+    with pytest.raises(UsageError, match="build it after to_empty"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_another_dtype_after_the_optimizer_was_built_is_refused(
+    dtype: torch.dtype,
+) -> None:
+    net = model()
+    optimizer = sparse_adamw(net, switch=5)
+    net.to(dtype)
+    with pytest.raises(UsageError, match=r"after changing the model's dtype"):
+        optimizer.step()
+
+
+def test_a_compiled_step_is_the_step() -> None:
+    found = []
+    for wrap in (torch.compile, lambda step: step):
+        net = model()
+        optimizer = sparse_adamw(net, switch=2, lr=1e-2)
+        step = wrap(optimizer.step)
+        for _ in range(4):
+            net(torch.ones(2, 8)).square().mean().backward()
+            step()
+            optimizer.zero_grad()
+        assert optimizer.steps_taken == 4 and optimizer.switch_step == 2
+        found.append([p.detach().clone() for p in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def frozen() -> nn.Module:
+    return model().requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "said"),
+    [
+        (list, {}, "no parameters"),
+        (frozen, {}, "requires a gradient"),
+        (lambda: nn.LazyLinear(8), {}, "no shape yet"),
+        (model, {"total_steps": 0}, "total_steps 0"),
+        (model, {"total_steps": -5}, "total_steps -5"),
+        (model, {"differentiable": True}, "differentiable"),
+        (
+            lambda: [
+                {
+                    "params": [nn.Parameter(torch.ones(4, 4).byte(), False)],
+                    "pattern": "2:4",
+                    "axis": 1,
+                }
+            ],
+            {},
+            "fp64, fp32, bf16 or fp16",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
+def test_what_cannot_be_trained_is_refused_in_one_line(
+    given: Callable[[], Any], options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(StepError, match=said) as seen:
+        sparse_adamw(given(), **{"switch": 3, **options})
+    assert "\n" not in str(seen.value)
+
+
+def test_gradients_that_are_sparse_are_refused() -> None:
+    net = nn.Sequential(nn.Embedding(10, 8, sparse=True), nn.Linear(8, 4))
+    optimizer = sparse_adamw(net, recipe="ste")
+    net(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(UsageError, match="leave that off"):
+        optimizer.step()
+    assert optimizer.steps_taken == 0
+
+
+def test_sgd_takes_sparse_gradients_of_what_stays_dense() -> None:
+    net = nn.Sequential(nn.Embedding(10, 8, sparse=True), nn.Linear(8, 4))
+    sparse_weight = {"params": [net[1].weight], "pattern": "2:4", "axis": 1}
+    rest = {"params": [net[0].weight, net[1].bias]}
+    base = torch.optim.SGD([sparse_weight, rest], lr=0.1)
+    optimizer = sparse(base, "sr-ste")
+    before = net[0].weight.detach().clone()
+    net(torch.tensor([1, 2])).sum().backward()
+    optimizer.step()
+    changed = (net[0].weight != before).any(1)
+    assert changed.tolist() == [i in (1, 2) for i in range(10)]
