@@ -98,9 +98,10 @@ class SparseOptimizer(SparseView):
     @override
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update the dense weights, then project them into the model."""
+        step: Callable[..., float | None] = self._step
         if torch.compiler.is_compiling():  # what pays to compile is compiled within
-            return torch.compiler.disable(self._step)(closure)
-        return self._step(closure)
+            step = torch.compiler.disable(step)  # type: ignore[no-untyped-call]
+        return step(closure)
 
     @torch.no_grad()
     def _step(self, closure: Callable[[], float] | None) -> float | None:

@@ -267,6 +267,7 @@ def test_another_dtype_after_the_optimizer_was_built_is_refused(
         optimizer.step()
 
 
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
 def test_a_compiled_step_is_the_step() -> None:
     found = []
     for wrap in (torch.compile, lambda step: step):
