@@ -186,7 +186,7 @@ def _groups(
 ) -> list[Any]:
     """Param groups, with the sparse ones marked where the caller has not done so."""
     if isinstance(params, nn.Module):
-        parsed = NMPattern.parse(pattern) if isinstance(pattern, str) else pattern
+        parsed = NMPattern.of(pattern)
         plan = plan_for(params, Selection(pattern=parsed))
         if not plan:
             raise NothingSelectedError(
@@ -230,7 +230,7 @@ def _choose_within(
     optimizer: Optimizer, pattern: NMPattern | str, recipe: Recipe
 ) -> None:
     """Split each group of named parameters by pattern and axis, and mark the parts."""
-    parsed = NMPattern.parse(pattern) if isinstance(pattern, str) else pattern
+    parsed = NMPattern.of(pattern)
     if not all("param_names" in group for group in optimizer.param_groups):
         raise UsageError(
             "bare parameters have no names to choose by: give the optimizer "

@@ -56,7 +56,8 @@ class DenseOwner(Optimizer):
         self._complete = True
         self._share_with_base()
         self._clock.update(t=0, switch_step=0, switch_reason="", switch_memory=[])
-        self._clock["total_steps"] = total_steps or 0
+        self._clock["switch_criterion"] = ""
+        self._clock.update(total_steps=total_steps or 0, recipe=_named(recipe))
 
     @property
     def rules(self) -> Phase:
@@ -219,11 +220,17 @@ class DenseOwner(Optimizer):
                 "the state is not of this optimizer: it knows no phase; load the "
                 "model's weights and begin anew, or dense with the recipe 'dense'"
             )
-        for mine, theirs in zip(self.param_groups, saved, strict=False):
-            if plan_of(mine) != plan_of(theirs):
+        theirs, mine = saved[0].get("recipe"), _named(self.recipe)
+        if theirs not in (None, mine):
+            raise UsageError(
+                f"the state was saved by {theirs}, this optimizer is for {mine}: load "
+                "the model's weights and begin anew"
+            )
+        for here, there in zip(self.param_groups, saved, strict=False):
+            if plan_of(here) != plan_of(there):
                 raise UsageError(
-                    f"the state was saved for {_said(theirs)}, this optimizer is for "
-                    f"{_said(mine)}"
+                    f"the state was saved for {_said(there)}, this optimizer is for "
+                    f"{_said(here)}"
                 )
 
     @override
@@ -273,6 +280,12 @@ def check_group(group: dict[str, Any]) -> None:
     ranks = {p.dim() for p in group["params"]}
     if axis < 0 and len(ranks) == 1:
         group["axis"] = axis % max(1, ranks.pop())
+
+
+def _named(recipe: Recipe) -> str:
+    """The classes of a recipe, and of the one it wraps."""
+    outer, inner = type(recipe).__name__, type(recipe.learner).__name__
+    return outer if recipe.learner is recipe else f"{outer} of {inner}"
 
 
 def _said(group: dict[str, Any]) -> str:

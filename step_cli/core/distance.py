@@ -38,7 +38,7 @@ def nm_distance(weight: Tensor, pattern: NMPattern | str, axis: int) -> Distance
         UsageError: The axis does not exist, or its size is not a multiple of M.
         NonFiniteError: A weight is NaN, which has no rank.
     """
-    pattern = NMPattern.parse(pattern) if isinstance(pattern, str) else pattern
+    pattern = NMPattern.of(pattern)
     magnitude = weight.detach().abs()
     pruned = ~nm_mask(magnitude, pattern, axis)
     magnitude = magnitude.double()

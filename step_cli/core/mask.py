@@ -35,7 +35,9 @@ def nm_mask(scores: Tensor, pattern: NMPattern | str, axis: int) -> Tensor:
             scores are complex or of 8 bits.
         NonFiniteError: A score is NaN, which has no rank.
     """
-    pattern = NMPattern.parse(pattern) if isinstance(pattern, str) else pattern
+    pattern = NMPattern.of(pattern)
+    if scores.layout != torch.strided:
+        raise UsageError(f"scores of layout {scores.layout}: give them by to_dense()")
     check_groups(tuple(scores.shape), pattern, axis)
     if scores.is_complex() or scores.dtype.itemsize == 1:
         raise UsageError(f"scores of {scores.dtype} have no order here: use float32")

@@ -281,7 +281,10 @@ class SparseOptimizer(SparseView):
         packed = super().state_dict()
         if self.rule is not None and not self._switched:
             self._watch.flush()
-            packed["param_groups"][0]["switch_memory"] = self.rule.criterion.state()
+            criterion = self.rule.criterion
+            packed["param_groups"][0].update(
+                switch_criterion=criterion.name, switch_memory=criterion.state()
+            )
         return packed
 
     @override
@@ -292,8 +295,14 @@ class SparseOptimizer(SparseView):
         self._mask_watch.begin(())
         self._find_late()
         if self.rule is not None and not self._switched:
-            self.rule.criterion.load(self._clock["switch_memory"])
-        self._clock["switch_memory"] = []
+            criterion, theirs = self.rule.criterion, self._clock["switch_criterion"]
+            if theirs not in ("", criterion.name):
+                raise UsageError(
+                    f"the state holds what {theirs!r} remembers, but the switch is "
+                    f"decided by {criterion.name!r}"
+                )
+            criterion.load(self._clock["switch_memory"])
+        self._clock.update(switch_criterion="", switch_memory=[])
 
 
 def _bytes_made(grad: Tensor | None, given: Tensor | None) -> int:

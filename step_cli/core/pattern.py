@@ -41,6 +41,19 @@ class NMPattern:
             )
         return cls(n, m)
 
+    @classmethod
+    def of(cls, given: object) -> "NMPattern":
+        """A pattern as a caller gives it: one already, or its text.
+
+        Raises:
+            BadPatternError: It is neither, or the text is not N:M.
+        """
+        if isinstance(given, NMPattern):
+            return given
+        if not isinstance(given, str):
+            raise BadPatternError(f"expected N:M such as '2:4', got {given!r}")
+        return cls.parse(given)
+
     @property
     def density(self) -> float:
         """Share of weights kept, N / M."""

@@ -90,7 +90,7 @@ def sparsegpt_prune(
             negative, or the damped Hessian is not positive definite.
         NonFiniteError: A weight or the Hessian is NaN or infinite.
     """
-    pattern = NMPattern.parse(pattern) if isinstance(pattern, str) else pattern
+    pattern = NMPattern.of(pattern)
     _check(weight, hessian, pattern, damp, block, axis)
     dtype = torch.promote_types(weight.dtype, hessian.dtype)
     dtype = torch.promote_types(dtype, torch.float32)

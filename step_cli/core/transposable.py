@@ -46,7 +46,7 @@ def transposable_mask(
         UsageError: One of the two sizes is not a multiple of M.
         NonFiniteError: A score is NaN, which has no rank.
     """
-    pattern = NMPattern.parse(pattern) if isinstance(pattern, str) else pattern
+    pattern = NMPattern.of(pattern)
     check_blocks(tuple(scores.shape), pattern)
     if bool(torch.isnan(scores).any()):
         raise NonFiniteError("a score is NaN, which has no rank")

@@ -265,3 +265,8 @@ def test_masked_is_the_weight_where_kept_and_plus_zero_elsewhere(
     found = masked(weight, keep)
     assert torch.equal(found, torch.where(keep, weight, 0))
     assert torch.signbit(found).tolist() == [True, True, *[False] * 4]
+
+
+def test_scores_of_a_sparse_layout_are_refused() -> None:
+    with pytest.raises(UsageError, match="to_dense"):
+        nm_mask(torch.ones(4, 8).to_sparse(), "2:4", axis=1)

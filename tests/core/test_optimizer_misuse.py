@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from step_cli.core.autoswitch import AutoSwitch
+from step_cli.core.autoswitch import (
+    AutoSwitch,
+    RelativeNorm,
+    Staleness,
+    SwitchRule,
+)
 from step_cli.core.optimizer import SparseOptimizer
 from step_cli.errors import StepError, UsageError
 from step_cli.optimizers import sparse, sparse_adamw
@@ -338,3 +343,43 @@ def test_sgd_takes_sparse_gradients_of_what_stays_dense() -> None:
     optimizer.step()
     changed = (net[0].weight != before).any(1)
     assert changed.tolist() == [i in (1, 2) for i in range(10)]
+
+
+@pytest.mark.parametrize("pattern", [None, 2, (2, 4)])
+def test_a_pattern_of_another_kind_is_refused(pattern: object) -> None:
+    with pytest.raises(UsageError, match="expected N:M such as '2:4', got"):
+        sparse_adamw(model(), pattern, recipe="ste")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded", "said"),
+    [
+        ("ste", "asp", "saved by STE, this optimizer is for ASP"),
+        ("ste", "step", "saved by STE, this optimizer is for Step of STE"),
+        ("step", "ste", "saved by Step of STE"),
+    ],
+)
+def test_the_state_of_another_recipe_is_refused(
+    saved: str, loaded: str, said: str
+) -> None:
+    net = model()
+    optimizer = sparse_adamw(net, recipe=saved, switch=1)
+    train(net, optimizer, 2)
+    other = sparse_adamw(net, recipe=loaded, switch=1)
+    with pytest.raises(UsageError, match=said):
+        other.load_state_dict(optimizer.state_dict())
+
+
+def test_the_state_of_another_criterion_is_refused() -> None:
+    net = model()
+    for one, other in ((Staleness(0.9), AutoSwitch(0.9)), (RelativeNorm(),) * 2):
+        options: dict[str, Any] = {"betas": (0.9, 0.9)}
+        first = sparse_adamw(net, switch=SwitchRule(one, 40, 50), **options)
+        train(net, first, 2)
+        second = sparse_adamw(net, switch=SwitchRule(other, 40, 50), **options)
+        if one is other:
+            second.load_state_dict(first.state_dict())
+            assert second.steps_taken == 2
+            continue
+        with pytest.raises(UsageError, match="what 'staleness' remembers"):
+            second.load_state_dict(first.state_dict())
