@@ -30,8 +30,9 @@ from torch.distributed.tensor import Shard
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 
+from step_cli.core.finite_watch import MEETINGS
 from step_cli.core.optimizer import SparseOptimizer
-from step_cli.errors import UsageError
+from step_cli.errors import NonFiniteError, UsageError
 from step_cli.optimizers import sparse_adamw
 
 BLOCKS = ("t-sr-ste", "bi-mask")  # their masks look along both axes
@@ -187,3 +188,20 @@ def load(model: nn.Module, opt: SparseOptimizer, folder: Path, *, flat: bool) ->
     dcp.load(both, checkpoint_id=folder)
     model.load_state_dict(both["model"])
     set_optimizer_state_dict(model, opt, both["optimizer"], options=options)
+
+
+def nan_on_rank_0(kind: str) -> tuple[int, str]:
+    """The step that raises, and what it says, after NaN in one process's gradient."""
+    model = wrapped_model(kind)
+    optimizer = optimizer_of(model, recipe="ste")
+    for number, batch in enumerate(batches(3 * MEETINGS)):
+        loss_of(model, batch).backward()
+        if number == 1:
+            shard = next(model.parameters()).grad.to_local()  # type: ignore[union-attr]
+            shard.view(-1)[0].mul_(torch.nan if dist.get_rank() == 0 else 1.0)
+        try:
+            optimizer.step()
+        except NonFiniteError as error:
+            return number + 1, str(error)
+        optimizer.zero_grad()
+    return 0, "nothing"

@@ -19,6 +19,7 @@ from integration.training import (
 
 from step_cli.core.autoswitch import AutoSwitch, SwitchRule
 from step_cli.core.compiled import can_compile
+from step_cli.core.finite_watch import MEETINGS
 from step_cli.recipes import RECIPES
 
 KINDS = ["ddp", "fsdp2", "hsdp"]
@@ -207,3 +208,12 @@ def test_two_processes_checkpoint_and_one_continues(
     ended = work.outcome(model, optimizer)
     assert ended["switch"] == through["switch"]
     assert not list(different(ended["weights"], through["weights"]))
+
+
+def test_what_is_not_finite_on_one_process_is_said_by_all_at_once(
+    ranks: Ranks,
+) -> None:
+    """One that stopped alone would leave the others waiting."""
+    (one, said), (other, _) = ranks.run(work.nan_on_rank_0, "fsdp2")
+    assert one == other == MEETINGS
+    assert "finite" in said
