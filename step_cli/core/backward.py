@@ -69,9 +69,9 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         x, behind = ctx.saved_tensors
-        columns = grad.flatten(0, -2).t()  # [out, tokens]
+        columns = grad.reshape(-1, grad.shape[-1]).t()  # [out, tokens]
         sampled = columns if ctx.rule.sample is None else ctx.rule.sample(columns)
-        tokens = x.flatten(0, -2)
+        tokens = x.reshape(-1, x.shape[-1])
         bias_grad = columns.sum(1) if ctx.bias else None
         if ctx.rule.fp8:
             grad, sampled, behind, tokens = (

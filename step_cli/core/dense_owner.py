@@ -15,6 +15,7 @@ from typing_extensions import override
 from step_cli.core.mask import check_groups
 from step_cli.core.masters import is_master, master_copy
 from step_cli.core.optimizer_state import (
+    check_saved,
     create_state,
     has_stepped,
     in_full,
@@ -206,7 +207,9 @@ class DenseOwner(Optimizer):
         Raises:
             UsageError: It is of another optimizer, or of other patterns.
         """
-        self._refuse_foreign(state_dict["param_groups"])
+        self._refuse_foreign(state_dict.get("param_groups", []))
+        for p, index in with_index(self, state_dict["param_groups"]):
+            check_saved(self.state[p], state_dict["state"].get(index, {}), index)
         super().load_state_dict(state_dict)
         self._share_with_base()
         for p, index in with_index(self, state_dict["param_groups"]):
@@ -220,17 +223,24 @@ class DenseOwner(Optimizer):
                 "the state is not of this optimizer: it knows no phase; load the "
                 "model's weights and begin anew, or dense with the recipe 'dense'"
             )
+        there, here = (
+            [len(g["params"]) for g in x] for x in (saved, self.param_groups)
+        )
+        if there != here:
+            raise UsageError(
+                f"the state is of groups of {there} parameters, these are of {here}"
+            )
         theirs, mine = saved[0].get("recipe"), _named(self.recipe)
         if theirs not in (None, mine):
             raise UsageError(
                 f"the state was saved by {theirs}, this optimizer is for {mine}: load "
                 "the model's weights and begin anew"
             )
-        for here, there in zip(self.param_groups, saved, strict=False):
-            if plan_of(here) != plan_of(there):
+        for group, other in zip(self.param_groups, saved, strict=True):
+            if plan_of(group) != plan_of(other):
                 raise UsageError(
-                    f"the state was saved for {_said(there)}, this optimizer is for "
-                    f"{_said(here)}"
+                    f"the state was saved for {_said(other)}, this optimizer is for "
+                    f"{_said(group)}"
                 )
 
     @override

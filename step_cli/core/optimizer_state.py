@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from step_cli.core.adam import create_adam_state
 from step_cli.core.masters import is_master, master_copy
+from step_cli.errors import UsageError
 
 
 def create_state(
@@ -67,6 +68,22 @@ def with_index(
     """Each parameter, and the key under which a ``state_dict`` holds its state."""
     for group, saved in zip(optimizer.param_groups, saved_groups, strict=True):
         yield from zip(group["params"], saved["params"], strict=True)
+
+
+def check_saved(
+    own: Mapping[str, Any], saved: Mapping[str, Any], index: object
+) -> None:
+    """Refuse a saved state that lacks something, or is of another shape.
+
+    Raises:
+        UsageError: It does.
+    """
+    for key, value in own.items():
+        if key not in saved:
+            raise UsageError(f"the state lacks {key!r} of parameter {index}")
+        if isinstance(value, Tensor) and value.shape != saved[key].shape:
+            shapes = f"{list(saved[key].shape)}, not {list(value.shape)}"
+            raise UsageError(f"{key!r} of parameter {index} in the state is {shapes}")
 
 
 def restored(p: Tensor, saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -228,3 +228,17 @@ def test_where_only_linear_layers_are_sparse_nothing_is_said(
     for recipe in ("s-ste", "t-sr-ste", "bi-mask"):
         sparse_adamw(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)), recipe=recipe)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8), (0, 8)])
+def test_inputs_of_any_rank_have_their_gradients(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 4)
+    x = torch.randn(shape, requires_grad=True)
+    layer(x).square().sum().backward()
+    expected = [p.grad.clone() for p in (x, layer.weight, layer.bias)]
+    x.grad = layer.weight.grad = layer.bias.grad = None
+    rewired(layer, Backward(sample=lambda columns: columns))
+    layer(x).square().sum().backward()
+    for p, value in zip((x, layer.weight, layer.bias), expected, strict=True):
+        torch.testing.assert_close(p.grad, value)

@@ -383,3 +383,31 @@ def test_the_state_of_another_criterion_is_refused() -> None:
             continue
         with pytest.raises(UsageError, match="what 'staleness' remembers"):
             second.load_state_dict(first.state_dict())
+
+
+def test_a_damaged_state_is_refused() -> None:
+    net = model()
+    optimizer = sparse_adamw(net, switch=1)
+    train(net, optimizer, 2)
+
+    def damaged(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        state = copy.deepcopy(optimizer.state_dict())
+        change(state)
+        return state
+
+    for change, said in (
+        (lambda state: state.clear(), "not of this optimizer"),
+        (
+            lambda state: state["param_groups"].pop(),
+            r"groups of \[2\] parameters, these are of \[2, 2\]",
+        ),
+        (lambda state: state["state"].pop(0), "lacks .* of parameter 0"),
+        (lambda state: state["state"][0].pop("dense"), "lacks 'dense' of parameter 0"),
+        (
+            lambda state: state["state"][0].update(dense=torch.ones(4, 4)),
+            r"'dense' of parameter 0 in the state is \[4, 4\], not \[16, 8\]",
+        ),
+    ):
+        with pytest.raises(UsageError, match=said):
+            optimizer.load_state_dict(damaged(change))
+    train(net, optimizer, 1)  # nothing was taken over
