@@ -22,14 +22,13 @@ from step_cli.core.optimizer_state import (
     restored,
     with_index,
 )
-from step_cli.core.pattern import NMPattern
+from step_cli.core.param_groups import check_group, named, plan_of, refuse_foreign
 from step_cli.core.plan import LayerPlan
 from step_cli.core.recipe import Phase, Recipe
 from step_cli.core.shards import check_shards, local, split_like
 from step_cli.errors import UsageError
 
 ON_META = "the optimizer was built on the meta device: build it after to_empty()"
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class DenseOwner(Optimizer):
@@ -58,7 +57,7 @@ class DenseOwner(Optimizer):
         self._share_with_base()
         self._clock.update(t=0, switch_step=0, switch_reason="", switch_memory=[])
         self._clock["switch_criterion"] = ""
-        self._clock.update(total_steps=total_steps or 0, recipe=_named(recipe))
+        self._clock.update(total_steps=total_steps or 0, recipe=named(recipe))
 
     @property
     def rules(self) -> Phase:
@@ -207,7 +206,8 @@ class DenseOwner(Optimizer):
         Raises:
             UsageError: It is of another optimizer, or of other patterns.
         """
-        self._refuse_foreign(state_dict.get("param_groups", []))
+        mine, theirs = self.param_groups, state_dict.get("param_groups", [])
+        refuse_foreign(mine, theirs, self.recipe)
         for p, index in with_index(self, state_dict["param_groups"]):
             check_saved(self.state[p], state_dict["state"].get(index, {}), index)
         super().load_state_dict(state_dict)
@@ -216,32 +216,6 @@ class DenseOwner(Optimizer):
             self.state[p].update(restored(p, state_dict["state"].get(index, {})))
             if "dense" in self.state[p] and not self._has_master(p):
                 self.state[p]["dense"] = p.detach()
-
-    def _refuse_foreign(self, saved: list[dict[str, Any]]) -> None:
-        if not saved or "switch_reason" not in saved[0]:
-            raise UsageError(
-                "the state is not of this optimizer: it knows no phase; load the "
-                "model's weights and begin anew, or dense with the recipe 'dense'"
-            )
-        there, here = (
-            [len(g["params"]) for g in x] for x in (saved, self.param_groups)
-        )
-        if there != here:
-            raise UsageError(
-                f"the state is of groups of {there} parameters, these are of {here}"
-            )
-        theirs, mine = saved[0].get("recipe"), _named(self.recipe)
-        if theirs not in (None, mine):
-            raise UsageError(
-                f"the state was saved by {theirs}, this optimizer is for {mine}: load "
-                "the model's weights and begin anew"
-            )
-        for group, other in zip(self.param_groups, saved, strict=True):
-            if plan_of(group) != plan_of(other):
-                raise UsageError(
-                    f"the state was saved for {_said(other)}, this optimizer is for "
-                    f"{_said(group)}"
-                )
 
     @override
     def __getstate__(self) -> dict[str, Any]:
@@ -266,45 +240,3 @@ class DenseOwner(Optimizer):
     def _share_with_base(self) -> None:
         # One list of groups and one state: a scheduler may hold either optimizer.
         self.base.param_groups, self.base.state = self.param_groups, self.state
-
-
-def check_group(group: dict[str, Any]) -> None:
-    """Make the group axis of a sparse group non-negative; refuse what is none.
-
-    Raises:
-        UsageError: Pattern and axis are not both there, or not what they should be; a
-            parameter is complex.
-    """
-    if any(p.is_complex() for p in group["params"]):
-        raise UsageError("complex parameters: give them to an optimizer of their own")
-    pattern, axis = group.get("pattern"), group.get("axis")
-    if pattern is None:
-        return
-    if not all(p.dtype in DTYPES for p in group["params"]):
-        raise UsageError("a param group with a pattern takes fp64, fp32, bf16 or fp16")
-    if not isinstance(pattern, str | NMPattern) or type(axis) is not int:
-        raise UsageError(
-            "a param group with a pattern needs it as text such as '2:4', and an axis "
-            f"as a number; got pattern={pattern!r}, axis={axis!r}"
-        )
-    ranks = {p.dim() for p in group["params"]}
-    if axis < 0 and len(ranks) == 1:
-        group["axis"] = axis % max(1, ranks.pop())
-
-
-def _named(recipe: Recipe) -> str:
-    """The classes of a recipe, and of the one it wraps."""
-    outer, inner = type(recipe).__name__, type(recipe.learner).__name__
-    return outer if recipe.learner is recipe else f"{outer} of {inner}"
-
-
-def _said(group: dict[str, Any]) -> str:
-    plan = plan_of(group)
-    return f"{plan.pattern} along axis {plan.axis}" if plan else "dense weights"
-
-
-def plan_of(group: dict[str, Any]) -> LayerPlan | None:
-    """What a group of parameters promises; None for a dense one."""
-    if group.get("pattern") is None:
-        return None
-    return LayerPlan(NMPattern.parse(str(group["pattern"])), int(group["axis"]))

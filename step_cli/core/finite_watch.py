@@ -43,12 +43,17 @@ class FiniteWatch:
             NonFiniteError: A gradient or a weight is not finite.
         """
         everything = [p for group in groups for p in group["params"]]
+        found: dict[int, tuple[Tensor, list[Tensor]]] = {}
         for p in self._part(everything):
+            total = self._sums.beside(p)
+            _, sums = found.setdefault(id(total), (total, []))
             for values in (_grad(p), dense_of(p)):
                 if values is not None and values.numel():
                     dtype = torch.promote_types(values.dtype, torch.float32)
-                    # 0, or NaN for good if there is something that is not finite
-                    self._sums.beside(p).add_(values.sum(dtype=dtype).mul_(0))
+                    sums.append(values.sum(dtype=dtype))
+        for total, sums in found.values():
+            if sums:  # 0, or NaN for good if there is something that is not finite
+                total.add_(torch.stack(sums).sum().mul_(0))
         split = any(map(is_shard, everything))
         if self._reading is None and not (split and step % MEETINGS):
             self._reading = _Reading(self._sums.total())

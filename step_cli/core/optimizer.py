@@ -22,10 +22,10 @@ from typing_extensions import override
 
 from step_cli.core.adam import EpsMode, adam_step
 from step_cli.core.autoswitch import SwitchRule, VarianceSample
-from step_cli.core.dense_owner import plan_of
 from step_cli.core.finite_watch import FiniteWatch
 from step_cli.core.mask_watch import MaskWatch
 from step_cli.core.masters import working_on
+from step_cli.core.param_groups import plan_of
 from step_cli.core.plan import LayerPlan
 from step_cli.core.recipe import Phase, Recipe
 from step_cli.core.refusals import refuse_impossible
@@ -144,7 +144,9 @@ class SparseOptimizer(SparseView):
         for p, dense in stand_ins.items():
             self._mask_watch.before_update(p, local(p), dense)
         self._watch.before_update(stand_ins)
-        with working_on(stand_ins, self.base, self._own_keys):
+        # Adam takes the keys it knows; others ask whether there are any at all.
+        hidden = () if isinstance(self.base, torch.optim.Adam) else self._own_keys
+        with working_on(stand_ins, self.base, hidden):
             self._update(rules, {stand_ins[p] for p in self._late if p in stand_ins})
         self._publish(stand_ins)
         for p, dense in stand_ins.items():

@@ -27,10 +27,12 @@ def is_shard(tensor: Tensor) -> "TypeGuard[DTensor]":
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-@torch.no_grad()
 def local(tensor: Tensor) -> Tensor:
     """This process's part, sharing memory with ``tensor``."""
-    return tensor.to_local() if is_shard(tensor) else tensor
+    if not is_shard(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.to_local()
 
 
 def local_grad(p: Tensor) -> Tensor | None:
