@@ -72,7 +72,7 @@ class TrainSection(Config):
     steps: int = Field(ge=1)
     batch_size: int = Field(64, ge=1)
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: float = Field(1e-3, gt=0, le=1e30, allow_inf_nan=False)
+    lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
     schedule: Literal["constant", "linear", "cosine", "inverse-sqrt"] = "cosine"
     lr_end: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="Where linear and cosine end"

@@ -7,6 +7,7 @@ loss that is not finite shows in every gradient, and a weight that is not stays 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +22,23 @@ MEETINGS = 16  # steps after which processes that share weights compare
 
 Groups = Sequence[dict[str, Any]]
 DenseOf = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def said_if_it_overflows(step: int) -> Iterator[None]:
+    """Name the step whose update has a factor that the weights' dtype cannot hold.
+
+    Raises:
+        NonFiniteError: In place of the RuntimeError by which torch says so.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "without overflow" not in str(error):
+            raise
+        raise NonFiniteError(
+            f"step {step}: the update is beyond all bounds; lower the learning rate"
+        ) from None
 
 
 class FiniteWatch:

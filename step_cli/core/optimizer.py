@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from step_cli.core.adam import EpsMode, adam_step
 from step_cli.core.autoswitch import SwitchRule, VarianceSample
-from step_cli.core.finite_watch import FiniteWatch
+from step_cli.core.finite_watch import FiniteWatch, said_if_it_overflows
 from step_cli.core.mask_watch import MaskWatch
 from step_cli.core.masters import working_on
 from step_cli.core.param_groups import plan_of
@@ -146,7 +146,8 @@ class SparseOptimizer(SparseView):
         self._watch.before_update(stand_ins)
         # Adam takes the keys it knows; others ask whether there are any at all.
         hidden = () if isinstance(self.base, torch.optim.Adam) else self._own_keys
-        with working_on(stand_ins, self.base, hidden):
+        overflow = said_if_it_overflows(self.steps_taken)
+        with working_on(stand_ins, self.base, hidden), overflow:
             self._update(rules, {stand_ins[p] for p in self._late if p in stand_ins})
         self._publish(stand_ins)
         for p, dense in stand_ins.items():

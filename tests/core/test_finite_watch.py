@@ -110,3 +110,16 @@ def test_no_gradient_and_no_weights_are_fine() -> None:
     watch = FiniteWatch()
     watch.look(1, [{"params": [empty, resting]}, {"params": []}], Tensor.detach)
     watch.look(2, [{"params": []}], Tensor.detach)
+
+
+@pytest.mark.parametrize("taken", [0, SWITCH + 2])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_learning_rate_that_no_weight_can_hold_is_said(
+    recipe: str, taken: int
+) -> None:
+    model, optimizer = build(recipe, steps=TOTAL, switch=SWITCH)
+    train(model, optimizer, taken)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e300
+    with pytest.raises(NonFiniteError, match=f"step {taken + 1}: .*learning rate"):
+        train(model, optimizer, 1)
