@@ -14,6 +14,8 @@ from typing import Any
 from step_cli.errors import INTERRUPTED, STOPPED, StoppedError
 
 CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: STOPPED}
+if hasattr(signal, "SIGUSR1"):  # how batch systems say that time is up
+    CODES[signal.SIGUSR1] = STOPPED
 _noted: list[int] | None = None  # None: the process is not ours, but a caller's
 _raised: BaseException | None = None
 

@@ -71,6 +71,6 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Ranks]":
     """Two processes that train together."""
     from integration.ranks import Ranks
 
-    two = Ranks(tmp_path_factory.mktemp("ranks") / "meeting")
+    two = Ranks(tmp_path_factory.mktemp("ranks"))
     yield two
     two.close()

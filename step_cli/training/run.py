@@ -19,6 +19,7 @@ from step_cli.training.data_record import record_data, refuse_other_data
 from step_cli.training.evaluate import evaluate
 from step_cli.training.follower import Follower
 from step_cli.training.followers import following
+from step_cli.training.memory import told_as_out_of_memory
 from step_cli.training.parallel import World, joined
 from step_cli.training.results import finish, show_stopped
 from step_cli.training.run_directory import (
@@ -46,7 +47,7 @@ def train(
         StoppedError: A signal asked to stop, and a checkpoint was saved.
     """
     check_libraries()
-    with joined(config.train) as world:
+    with told_as_out_of_memory(config.train), joined(config.train) as world:
         return train_in(world, config, run_dir, force=force, resume=resume)
 
 
@@ -147,7 +148,7 @@ def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:
     Raises:
         StepError: Something the user can mend.
     """
-    with joined(config.train) as world:
+    with told_as_out_of_memory(config.train), joined(config.train) as world:
         opened = open_checkpoint(checkpoint)
         model = build_model(config.model.source, config.model.options).model
         places = load_weights(model, opened)
