@@ -83,6 +83,12 @@ def start_model(
         StepError: As `build_model`, or the weights do not fit.
     """
     model = build_model(spec, options).model
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(value) or value.is_meta:
+            what = "has no shape yet" if is_lazy(value) else "is on the meta device"
+            raise InputError(
+                f"model source {spec!r}: {name} {what}; return a model with its weights"
+            )
     if not weights and is_hugging_face(Path(spec)):
         if has_weights(Path(spec)):
             weights = spec
@@ -147,12 +153,6 @@ def _call(
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise InputError(f"model source {spec!r} returned {kind}, not a torch module")
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(value) or value.is_meta:
-            what = "has no shape yet" if is_lazy(value) else "is on the meta device"
-            raise InputError(
-                f"model source {spec!r}: {name} {what}; return a model with its weights"
-            )
     return without_cache(model) if is_transformers(model) else model
 
 

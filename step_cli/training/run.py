@@ -7,7 +7,7 @@ from pathlib import Path
 from step_cli.core.layers import density, plan_for
 from step_cli.core.plan import Plan
 from step_cli.data import load_data
-from step_cli.errors import InputError
+from step_cli.errors import INTERRUPTED, InputError, StoppedError
 from step_cli.formats.plan import FILE as PLAN
 from step_cli.formats.plan import plan_json, read_plan
 from step_cli.formats.weights import open_checkpoint
@@ -120,7 +120,13 @@ def _go_on(
             save()
             show_stopped(trainer, path)
             raise stop.stopped_at(optimizer.steps_taken)
-    return finish(trainer, path, run_dir)
+    try:
+        return finish(trainer, path, run_dir)
+    except (StoppedError, KeyboardInterrupt) as stopped:
+        if world.size == 1:  # others would not come to save with it
+            save()
+        said = "stopped before its results were complete, go on with --resume"
+        raise StoppedError(said, getattr(stopped, "exit_code", INTERRUPTED)) from None
 
 
 def refuse_other_config(config: TrainConfig, run_dir: Path) -> None:
