@@ -24,7 +24,7 @@ from step_cli.errors import InputError, NonFiniteError, OutputError
 from step_cli.formats.digest import sha256
 from step_cli.formats.json_text import read_json
 from step_cli.formats.mapped_file import reason_of
-from step_cli.formats.staged import staged
+from step_cli.formats.staged import repair, staged
 from step_cli.training.own_state import read_by, read_own, write_own
 from step_cli.training.parallel import World
 
@@ -90,10 +90,23 @@ def load_checkpoint(
         InputError: There is none, it was changed, or another torch or another number
             of processes wrote it.
     """
+    if world.first:
+        _clear_up(run_dir)
     path = world.from_first(_newest(run_dir) if world.first else run_dir)
     state = _read_state(path, world)
     read_own(path, model, optimizer, world, state["param_groups"])
     return int(state["step"])
+
+
+def _clear_up(run_dir: Path) -> None:
+    """Remove what a trainer that died while saving has left; no other is here now."""
+    folder = run_dir / "checkpoints"
+    left = [
+        re.match(r"\.(step-[0-9]{8})\.", path.name) for path in folder.glob(".step-*")
+    ]
+    for name in {match[1] for match in left if match}:
+        repair(folder / name)
+        (folder / f".{name}.lock").unlink(missing_ok=True)
 
 
 def has_checkpoint(run_dir: Path) -> bool:

@@ -441,9 +441,11 @@ def test_T14_records_torn_by_a_crash(
     assert [(interrupted / name).read_bytes() for name in names] == cut
 
 
-@pytest.mark.parametrize("record", ["metrics", "variance", "layers"])
+@pytest.mark.parametrize(
+    ("record", "t_max"), [("metrics", 5), ("variance", 8), ("layers", 5)]
+)
 def test_T14_records_that_cannot_be_written_stop_the_run(
-    train: Train, folder: Path, record: str, monkeypatch: pytest.MonkeyPatch
+    train: Train, folder: Path, record: str, t_max: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = run_files.LineRecord.write
 
@@ -454,12 +456,12 @@ def test_T14_records_that_cannot_be_written_stop_the_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(run_files.LineRecord, "write", write)
-        train("switch.t_max=8", code=5, said=rf"{record}.jsonl: no space left")
+        train(f"switch.t_max={t_max}", code=5, said=rf"{record}.jsonl: no space left")
     reached = saved(folder)[-1]
     assert reached >= 6 and reached % 4  # saved for this, and not when it was due
-    train("switch.t_max=8", "--resume")
+    train(f"switch.t_max={t_max}", "--resume")
     cut = model_of(folder)
-    train("switch.t_max=8", "--force")
+    train(f"switch.t_max={t_max}", "--force")
     assert model_of(folder) == cut
 
 

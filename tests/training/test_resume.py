@@ -236,3 +236,14 @@ def test_kill_9_and_a_second_trainer(tmp_path: Path) -> None:
     _, said = third.communicate(timeout=120)
     assert third.returncode == 75
     assert b"go on with --resume" in said and b"Traceback" not in said
+
+
+def test_what_a_trainer_left_that_died_while_saving_goes(
+    config: TrainConfig, stopped: Path
+) -> None:
+    folder, dead = stopped / "checkpoints", 2**22 + 1  # no process has this number
+    (folder / ".step-00000009.lock").write_text(f"{dead} host")
+    (folder / f".step-00000012.tmp-{dead}").mkdir()
+    (folder / ".step-00000012.lock").write_text(f"{dead} host")
+    train(config, stopped, resume=True)
+    assert all(path.name.startswith("step-") for path in folder.iterdir())
