@@ -55,6 +55,17 @@ def let_end() -> None:
         _handle(lambda number, frame: os._exit(CODES[signal.Signals(number)]))
 
 
+def let_finish() -> None:
+    """Let no request to stop change the exit code of a process that has failed.
+
+    While Python ends it has no handlers, and a signal would kill the process: the
+    second one of a scheduler, or the one of `torchrun` to all that still run.
+    """
+    if _noted is not None:
+        for number in CODES.keys() - {signal.SIGINT}:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def _raise(number: int, frame: FrameType | None) -> None:
     global _raised
     let_end()
