@@ -153,6 +153,8 @@ def main() -> NoReturn:
     with results_only_on_stdout() as out:
         code = run(sys.argv[1:], out)
         signals.let_end()
+    if code:
+        signals.let_finish()
     gc.freeze()  # or Python looks at everything for garbage before it ends: 20 ms
     sys.exit(code)
 

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from step_cli.errors import InputError, StepError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
@@ -82,6 +83,12 @@ def start_model(
         StepError: As `build_model`, or the weights do not fit.
     """
     model = build_model(spec, options).model
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(value) or value.is_meta:
+            what = "has no shape yet" if is_lazy(value) else "is on the meta device"
+            raise InputError(
+                f"model source {spec!r}: {name} {what}; return a model with its weights"
+            )
     if not weights and is_hugging_face(Path(spec)):
         if has_weights(Path(spec)):
             weights = spec
@@ -116,7 +123,7 @@ def _module_of(spec: str) -> ModuleType:
         raise
     except ImportError as error:
         raise UsageError(f"model source {spec!r} cannot be imported: {error}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"model source {spec!r} raised {_said(error)}") from error
 
 
@@ -141,7 +148,7 @@ def _call(
         model = function(**options)
     except StepError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"model source {spec!r} raised {_said(error)}") from error
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
@@ -149,7 +156,7 @@ def _call(
     return without_cache(model) if is_transformers(model) else model
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     first = str(error).strip().splitlines()
     return f"{type(error).__name__}: {first[0]}" if first else type(error).__name__
 

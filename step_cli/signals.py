@@ -14,6 +14,8 @@ from typing import Any
 from step_cli.errors import INTERRUPTED, STOPPED, StoppedError
 
 CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: STOPPED}
+if hasattr(signal, "SIGUSR1"):  # how batch systems say that time is up
+    CODES[signal.SIGUSR1] = STOPPED
 _noted: list[int] | None = None  # None: the process is not ours, but a caller's
 _raised: BaseException | None = None
 
@@ -51,6 +53,17 @@ def let_end() -> None:
     """Let a signal end the process from now on; nothing is left to be told."""
     if _noted is not None:
         _handle(lambda number, frame: os._exit(CODES[signal.Signals(number)]))
+
+
+def let_finish() -> None:
+    """Let no request to stop change the exit code of a process that has failed.
+
+    While Python ends it has no handlers, and a signal would kill the process: the
+    second one of a scheduler, or the one of `torchrun` to all that still run.
+    """
+    if _noted is not None:
+        for number in CODES.keys() - {signal.SIGINT}:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:

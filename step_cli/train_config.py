@@ -4,7 +4,7 @@ Where a number of steps is asked for, an integer is a step and a float a fractio
 all steps, rounded to the nearest step.
 """
 
-import json
+import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -16,6 +16,7 @@ from pydantic import (
     BaseModel,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -26,6 +27,7 @@ from step_cli.data_config import DataSection, is_name_of_data
 from step_cli.errors import InputError, UsageError, nearest
 from step_cli.options import message_of
 from step_cli.samples import sample_names
+from step_cli.toml_text import toml_of
 
 CriterionName = Literal[
     "autoswitch",
@@ -45,6 +47,24 @@ RECIPE_NAMES = (
 )  # fmt: skip
 
 
+def _refuse_foreign(value: Any) -> Any:
+    """Refuse what is not written down as it was given: times, NaN, infinity."""
+    if isinstance(value, Mapping | list):
+        parts = value.values() if isinstance(value, Mapping) else value
+        for part in parts:
+            _refuse_foreign(part)
+    elif not isinstance(value, str | int | float) or not _finite(value):
+        raise ValueError(f"expected text, true, false or a finite number, got {value}")
+    return value
+
+
+def _finite(value: str | float) -> bool:
+    return isinstance(value, str) or math.isfinite(value)
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_refuse_foreign)]
+
+
 class ModelSection(Config):
     """Which model is trained."""
 
@@ -53,7 +73,7 @@ class ModelSection(Config):
         "module:function"
     )
     weights: str = Field("", description="Checkpoint to start from")
-    options: dict[str, Any] = Field(
+    options: Options = Field(
         {}, description="Arguments of the function, or values for config.json"
     )
 
@@ -102,6 +122,14 @@ class TrainSection(Config):
     )
     compile: bool = Field(False, description="torch.compile the model")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind in (int, float):
+            raise ValueError(f"expected a number, got {str(value).lower()}")
+        return value
+
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
         if self.warmup_steps > self.steps:
@@ -139,7 +167,7 @@ class SparsitySection(Config):
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     plan: str = Field("", description="Plan file")
-    options: dict[str, Any] = Field({}, description="Keyword arguments of the recipe")
+    options: Options = Field({}, description="Keyword arguments of the recipe")
     layer: tuple[LayerSection, ...] = ()
 
     @field_validator("recipe")
@@ -186,6 +214,9 @@ class TrainConfig(Config):
             raise ValueError(f"switch.t_min {t_min} lies after switch.t_max {t_max}")
         if t_min >= steps:
             raise ValueError(f"switch.t_min {t_min} is not before steps {steps}")
+        step = to_step(self.switch.step or 0, steps)
+        if step > steps:
+            raise ValueError(f"switch.step {step} is never reached in {steps} steps")
         return self
 
     @property
@@ -203,7 +234,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         UsageError: It is not TOML, or a key or value is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or (
             "not UTF-8 text"
@@ -215,6 +246,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"not TOML: {error}", file=path) from None
+    except RecursionError:
+        raise UsageError("nested too deeply", file=path) from None
     _anchor(document, path.parent.resolve())
     for override in overrides:
         _apply(document, override)
@@ -280,7 +313,7 @@ def _toml_value(text: str) -> Any:
     """Read a TOML value; what is none is taken as text, so quotes can be left out."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 
@@ -323,27 +356,4 @@ def keys_of(config: TrainConfig) -> Iterator[tuple[str, Any]]:
 def to_toml(config: TrainConfig) -> str:
     """The resolved configuration as TOML, which alone reproduces the run."""
     document = config.model_dump(mode="json", exclude_none=True)
-    lines: list[str] = []
-    for section, values in document.items():
-        lines += _table(section, values)
-    return "\n".join(lines)
-
-
-def _table(name: str, values: Mapping[str, Any]) -> list[str]:
-    lines = [f"[{name}]"]
-    tables: list[str] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            tables += _table(f"{name}.{key}", value) if value else []
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            for item in value:
-                tables += [f"[[{name}.{key}]]", *_table(f"{name}.{key}", item)[1:]]
-        else:
-            lines.append(f"{key} = {_toml(value)}")
-    return [*lines, "", *tables]
-
-
-def _toml(value: Any) -> str:
-    # JSON's strings, numbers, booleans and lists of them are TOML as they stand, but
-    # for its escapes of large characters, and DEL.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return toml_of(document)

@@ -59,7 +59,7 @@ def step_cli_process() -> Callable[..., Outcome]:
     def run(*arguments: object, **options: Any) -> Outcome:
         words = [sys.executable, "-m", "step_cli", *(str(word) for word in arguments)]
         done = subprocess.run(
-            words, capture_output=True, text=True, timeout=120, check=False, **options
+            words, capture_output=True, text=True, timeout=600, check=False, **options
         )
         return Outcome(done.returncode, done.stdout, done.stderr)
 
@@ -71,6 +71,6 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Ranks]":
     """Two processes that train together."""
     from integration.ranks import Ranks
 
-    two = Ranks(tmp_path_factory.mktemp("ranks") / "meeting")
+    two = Ranks(tmp_path_factory.mktemp("ranks"))
     yield two
     two.close()

@@ -44,7 +44,10 @@ LAYERS = {
     "render": {"errors", "formats", "reports"},
     "reports": {"core"},
     "options": {"config", "core", "errors"},
-    "train_config": {"config", "core", "data_config", "errors", "options", "samples"},
+    "train_config": {
+        "config", "core", "data_config", "errors", "options", "samples", "toml_text",
+    },
+    "toml_text": set(),
     "config": {"core", "errors"},
     "formats": {"core", "errors"},
     "core": {"errors"},

@@ -59,6 +59,12 @@ def test_a_signal_after_the_result_ends_quietly(name: str, sparse_file: Path) ->
     assert json.loads(done.stdout)["ok"]
 
 
+def test_a_signal_after_an_error_does_not_change_its_code(tmp_path: Path) -> None:
+    done = signalled("SIGTERM", "exit", "verify-nm", tmp_path / "none.safetensors")
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
 def test_without_a_signal_the_verdict_stands(sparse_file: Path) -> None:
     done = signalled("SIGTERM", "never", "verify-nm", sparse_file, "--json")
     assert (done.returncode, done.stderr) == (0, "")

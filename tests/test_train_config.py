@@ -130,6 +130,8 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
         "sparsity.options.decay=1e-4",
         'sparsity.include=["a*", "quote\\"d"]',
         "switch.step=0.25",
+        'model.options={list = [{a = 1}, {b = 2}], "a b" = "c\\n", none = {}}',
+        "model.options.deep={a = {b = [1, {c = 2}], e = {}}, empty = []}",
     ]  # fmt: skip
     config = load_config(CONFIG, overrides)
     path = tmp_path / "resolved.toml"

@@ -1,11 +1,12 @@
-"""A small encoder-decoder that puts numbers into words: transformers' Marian.
+"""A small encoder-decoder that puts numbers into words: transformers' Pegasus.
 
-Its six layers on each side are those of Transformer-base, an eighth as wide.
+Its six layers on each side are those of Transformer-base, an eighth as wide, but
+normalized before each block and not after it: so deep a model learns in few steps then.
 """
 
 import torch
 from torch import Tensor, nn
-from transformers import MarianConfig, MarianMTModel
+from transformers import PegasusConfig, PegasusForConditionalGeneration
 
 VOCABULARY = 48  # shared: padding, end, ten digits, 30 words
 PAD, END = 0, 1
@@ -13,7 +14,7 @@ PAD, END = 0, 1
 
 def build(layers: int = 6, width: int = 64) -> nn.Module:
     """The untrained model."""
-    config = MarianConfig(
+    config = PegasusConfig(
         vocab_size=VOCABULARY,
         max_position_embeddings=32,
         d_model=width,
@@ -26,12 +27,13 @@ def build(layers: int = 6, width: int = 64) -> nn.Module:
         activation_function="relu",
         scale_embedding=True,
         dropout=0.0,
+        init_std=width**-0.5,  # the usual 0.02 is for layers far wider
         pad_token_id=PAD,
         decoder_start_token_id=PAD,
         eos_token_id=END,
         forced_eos_token_id=END,
     )
-    return MarianMTModel(config)
+    return PegasusForConditionalGeneration(config)
 
 
 def example_inputs() -> dict[str, Tensor]:

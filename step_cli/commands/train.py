@@ -23,6 +23,8 @@ def run(command: TrainCommandConfig) -> TrainReport:
     """
     if command.resume and command.force:
         raise UsageError("--resume goes on with a run, --force replaces it: use one")
+    if command.evaluate is not None and (command.resume or command.force):
+        raise UsageError("--evaluate trains nothing: leave out --resume and --force")
     config = load_config(command.config, command.set)
     with _named(command.config):
         if config.data.source not in BUILT_IN:

@@ -28,7 +28,7 @@ from step_cli.core.masters import working_on
 from step_cli.core.param_groups import plan_of
 from step_cli.core.plan import LayerPlan
 from step_cli.core.recipe import Phase, Recipe
-from step_cli.core.refusals import refuse_impossible
+from step_cli.core.refusals import refuse_impossible, refuse_unknown
 from step_cli.core.shards import ShardSum, local, local_grad
 from step_cli.core.sparse_view import SparseView
 from step_cli.core.variance import VarianceWatch, variances
@@ -74,6 +74,7 @@ class SparseOptimizer(SparseView):
         total_steps: int | None = None,
         compile: bool | None = None,
     ) -> None:
+        refuse_unknown(eps_mode=eps_mode, v_correction=v_correction)
         self.watch_masks = False
         self._late: set[Tensor] = set()
         self._eps_mode, self._raw_variance = eps_mode, v_correction == "none"

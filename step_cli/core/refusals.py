@@ -6,7 +6,20 @@ from torch.optim import Optimizer
 from step_cli.core.adam import EpsMode
 from step_cli.core.autoswitch import SwitchRule
 from step_cli.core.recipe import Recipe
-from step_cli.errors import UsageError
+from step_cli.errors import UsageError, nearest
+
+MODES = {"eps_mode": ("outside", "inside"), "v_correction": ("at_switch", "none")}
+
+
+def refuse_unknown(**chosen: str) -> None:
+    """Refuse what is no mode of an option, which would pass for another.
+
+    Raises:
+        UsageError: One is none.
+    """
+    for option, mode in chosen.items():
+        if mode not in MODES[option]:
+            raise UsageError(f"no {option} {mode!r}{nearest(mode, MODES[option])}")
 
 
 def refuse_impossible(

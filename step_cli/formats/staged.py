@@ -48,7 +48,7 @@ def staged(
     path = final.with_name(f".{final.name}.tmp-{os.getpid()}")
     try:
         with locked(final, shown=target):
-            _repair(final)
+            repair(final)
             checked_target(target, force=force, inputs=inputs, directory=directory)
             _ask_for_space(final, size_bytes)
             try:
@@ -101,7 +101,7 @@ def _set_mode(path: Path, final: Path) -> None:
     os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~umask)
 
 
-def _repair(final: Path) -> None:
+def repair(final: Path) -> None:
     """Finish or undo what a process that died here has left; own names only."""
     pattern = re.compile(re.escape(f".{final.name}.") + r"(tmp|old)-([0-9]{1,10})")
     for entry in sorted(final.parent.iterdir()):

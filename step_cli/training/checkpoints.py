@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from step_cli.core.optimizer import SparseOptimizer
-from step_cli.errors import InputError, OutputError
+from step_cli.core.shards import local
+from step_cli.errors import InputError, NonFiniteError, OutputError
 from step_cli.formats.digest import sha256
 from step_cli.formats.json_text import read_json
 from step_cli.formats.mapped_file import reason_of
-from step_cli.formats.staged import staged
+from step_cli.formats.staged import repair, staged
 from step_cli.training.own_state import read_by, read_own, write_own
 from step_cli.training.parallel import World
 
@@ -44,10 +45,18 @@ def save_checkpoint(
 
     Raises:
         OutputError: The system refuses; then the older ones are all still there.
+        NonFiniteError: A weight is not finite: nobody could go on from it.
     """
+    _refuse_not_finite(model, optimizer)
     target = run_dir / "checkpoints" / f"step-{optimizer.steps_taken:08d}"
     saved = optimizer.state_dict()
-    with _staged_together(target, world) as staging:
+    size_bytes = sum(
+        part.numel() * part.element_size()
+        for value in (*model.state_dict().values(), *_tensors_of(saved["state"]))
+        for part in [local(value)]
+    )
+    size_bytes *= world.size if world.kind == "fsdp" else 1
+    with _staged_together(target, world, size_bytes) as staging:
         names = write_own(staging, model, saved["state"], world)
         digests = world.gathered({name: sha256(staging / name) for name in names})
         if world.first:
@@ -81,10 +90,23 @@ def load_checkpoint(
         InputError: There is none, it was changed, or another torch or another number
             of processes wrote it.
     """
+    if world.first:
+        _clear_up(run_dir)
     path = world.from_first(_newest(run_dir) if world.first else run_dir)
     state = _read_state(path, world)
     read_own(path, model, optimizer, world, state["param_groups"])
     return int(state["step"])
+
+
+def _clear_up(run_dir: Path) -> None:
+    """Remove what a trainer that died while saving has left; no other is here now."""
+    folder = run_dir / "checkpoints"
+    left = [
+        re.match(r"\.(step-[0-9]{8})\.", path.name) for path in folder.glob(".step-*")
+    ]
+    for name in {match[1] for match in left if match}:
+        repair(folder / name)
+        (folder / f".{name}.lock").unlink(missing_ok=True)
 
 
 def has_checkpoint(run_dir: Path) -> bool:
@@ -110,15 +132,33 @@ def _newest(run_dir: Path) -> Path:
     return found[-1]
 
 
+def _refuse_not_finite(model: nn.Module, optimizer: SparseOptimizer) -> None:
+    states = optimizer.state
+    for name, weight in model.named_parameters():
+        held = [weight, *_tensors_of({0: states[weight]} if weight in states else {})]
+        if not all(bool(local(value).isfinite().all()) for value in held):
+            raise NonFiniteError(
+                f"step {optimizer.steps_taken}: {name} is not finite, after a gradient "
+                "that was not; lower the learning rate or clip the gradient"
+            )
+
+
+def _tensors_of(states: dict[int, dict[str, Any]]) -> Iterator[Tensor]:
+    for state in states.values():
+        yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
 @contextmanager
-def _staged_together(target: Path, world: World) -> Iterator[Path]:
+def _staged_together(target: Path, world: World, size_bytes: int) -> Iterator[Path]:
     """Stage a directory that all processes write to; the first publishes it."""
     try:
         if not world.first:
             yield world.from_first(target)
             return
         target.parent.mkdir(exist_ok=True)
-        with staged(target, force=True, directory=True) as staging:
+        with staged(
+            target, force=True, directory=True, size_bytes=size_bytes
+        ) as staging:
             yield world.from_first(staging)
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else target

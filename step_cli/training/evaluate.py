@@ -1,7 +1,7 @@
 """Scores, loss and metrics of a model, the same for every task."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from step_cli.data import IGNORED, Batch, Split, batches_of
 from step_cli.errors import InputError, NonFiniteError, StepError
+from step_cli.training.memory import is_out_of_memory
 from step_cli.training.metrics import metrics_of, sums_of
 from step_cli.training.parallel import World
 
@@ -77,8 +78,15 @@ def scores_of(
     inputs = {name: values.to(device) for name, values in batch.inputs.items()}
     with told_as_misfit():
         output = model(*inputs.values()) if len(inputs) == 1 else model(**inputs)
-        scores = _fitting(getattr(output, "logits", output), batch.labels)
+        scores = _fitting(_scores_in(output), batch.labels)
         return scores.float(), batch.labels.to(device)
+
+
+def _scores_in(output: object) -> object:
+    """What scores the classes: the output, its ``logits``, or those under that key."""
+    if isinstance(output, Mapping) and "logits" in output:
+        return output["logits"]
+    return getattr(output, "logits", output)
 
 
 def loss_of(
@@ -123,7 +131,7 @@ def _fitting(scores: object, labels: Tensor) -> Tensor:
     if not isinstance(scores, Tensor):
         raise InputError(
             f"the model does not fit the data: it returns {type(scores).__name__}, "
-            "not a tensor of scores or an object with logits"
+            "not a tensor of scores, nor a dictionary or an object with logits"
         )
     if labels.is_floating_point() and scores.shape == (len(labels), 1):
         scores = scores.squeeze(1)
@@ -156,9 +164,11 @@ def told_as_misfit() -> Iterator[None]:
     """Tell what a model raises on its data in one line; memory is another matter."""
     try:
         yield
-    except (StepError, MemoryError, torch.OutOfMemoryError):
+    except StepError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
         said = (str(error).strip().splitlines() or [""])[0]
         raise InputError(
             f"the model does not fit the data: {type(error).__name__}: {said}"

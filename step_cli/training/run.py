@@ -7,7 +7,7 @@ from pathlib import Path
 from step_cli.core.layers import density, plan_for
 from step_cli.core.plan import Plan
 from step_cli.data import load_data
-from step_cli.errors import InputError
+from step_cli.errors import INTERRUPTED, InputError, StoppedError
 from step_cli.formats.plan import FILE as PLAN
 from step_cli.formats.plan import plan_json, read_plan
 from step_cli.formats.weights import open_checkpoint
@@ -19,6 +19,7 @@ from step_cli.training.data_record import record_data, refuse_other_data
 from step_cli.training.evaluate import evaluate
 from step_cli.training.follower import Follower
 from step_cli.training.followers import following
+from step_cli.training.memory import told_as_out_of_memory
 from step_cli.training.parallel import World, joined
 from step_cli.training.results import finish, show_stopped
 from step_cli.training.run_directory import (
@@ -46,7 +47,7 @@ def train(
         StoppedError: A signal asked to stop, and a checkpoint was saved.
     """
     check_libraries()
-    with joined(config.train) as world:
+    with told_as_out_of_memory(config.train), joined(config.train) as world:
         return train_in(world, config, run_dir, force=force, resume=resume)
 
 
@@ -119,7 +120,13 @@ def _go_on(
             save()
             show_stopped(trainer, path)
             raise stop.stopped_at(optimizer.steps_taken)
-    return finish(trainer, path, run_dir)
+    try:
+        return finish(trainer, path, run_dir)
+    except (StoppedError, KeyboardInterrupt) as stopped:
+        if world.size == 1:  # others would not come to save with it
+            save()
+        said = "stopped before its results were complete, go on with --resume"
+        raise StoppedError(said, getattr(stopped, "exit_code", INTERRUPTED)) from None
 
 
 def refuse_other_config(config: TrainConfig, run_dir: Path) -> None:
@@ -147,7 +154,7 @@ def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:
     Raises:
         StepError: Something the user can mend.
     """
-    with joined(config.train) as world:
+    with told_as_out_of_memory(config.train), joined(config.train) as world:
         opened = open_checkpoint(checkpoint)
         model = build_model(config.model.source, config.model.options).model
         places = load_weights(model, opened)

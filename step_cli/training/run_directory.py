@@ -74,6 +74,8 @@ def refuse_impossible(path: Path, *, force: bool) -> None:
         OutputError: It exists and ``force`` is not given, another trainer is in it, or
             no directory can be made there.
     """
+    if not Path(os.path.realpath(path)).name:
+        raise OutputError("is the root of all files; name a directory", file=path)
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir():
         raise OutputError(f"{above} is a file, and a directory is needed", file=path)

@@ -1,5 +1,6 @@
 """From a configuration to a trainer's parts; what cannot work is refused here."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from step_cli.training.parallel import World
 from step_cli.training.random_state import seed_all
 from step_cli.training.search import find_patterns
 from step_cli.training.wrapping import spread
+
+logger = logging.getLogger(__name__)
 
 OPTIMIZER_OPTIONS = {"eps_mode", "v_correction"}  # of [sparsity.options], not recipes'
 
@@ -72,7 +75,7 @@ def set_up(
     model = load_model(config)
     if not any(p.requires_grad for p in model.parameters()):
         raise NothingSelectedError("no parameter of the model asks for gradients")
-    wanted = plan or plan_for(model, selection(config))
+    wanted = plan or _that_train(plan_for(model, selection(config)), model)
     if not wanted:
         raise NothingSelectedError(
             f"no layer of the model can hold {config.sparsity.pattern}; "
@@ -97,6 +100,15 @@ def set_up(
     optimizer.rewire(model)
     seed_all(config.train.seed, world.rank)
     return Setup(model, forward, optimizer, plan, data, world)
+
+
+def _that_train(plan: Plan, model: nn.Module) -> Plan:
+    """The plan without weights that the model holds fast."""
+    weights = dict(model.named_parameters())
+    fast = [name for name in plan if not weights[name].requires_grad]
+    for name in fast:
+        logger.warning("%s stays dense: its requires_grad is False", name)
+    return {name: layer for name, layer in plan.items() if name not in fast}
 
 
 def load_model(config: TrainConfig) -> nn.Module:

@@ -47,8 +47,12 @@ class StopRequest:
 
     def stopped_at(self, step: int) -> StoppedError:
         """What the command ends with."""
+        return self.stopped(f"stopped at step {step}, go on with --resume")
+
+    def stopped(self, message: str) -> StoppedError:
+        """The same in other words."""
         code = INTERRUPTED if self.signal_number == signal.SIGINT else None
-        return StoppedError(f"stopped at step {step}, go on with --resume", code)
+        return StoppedError(message, code)
 
 
 @contextlib.contextmanager
@@ -57,10 +61,22 @@ def stop_on_request(world: World) -> Iterator[StopRequest]:
     request = StopRequest(world)
     before: dict[int, Any] = {}
 
-    def note(number: int, frame: FrameType | None) -> None:
-        request.signal_number = number
+    def restore() -> None:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        request.signal_number = number
+        for each in before:
+            signal.signal(each, end)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        restore()
+        request.signal_number = number
+        raise request.stopped(
+            "stopped at once, within a step; --resume goes on from "
+            "the last checkpoint if there is one"
+        )
 
     with contextlib.suppress(ValueError):  # not the main thread: no signals here
         for each in SIGNALS:
@@ -68,5 +84,4 @@ def stop_on_request(world: World) -> Iterator[StopRequest]:
     try:
         yield request
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        restore()

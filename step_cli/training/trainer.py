@@ -6,8 +6,8 @@ keeps the model sparse (`core/optimizer.py`).
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from step_cli.data import Batch, batch_at
 from step_cli.data.ahead import ReadAhead
-from step_cli.errors import NonFiniteError
+from step_cli.errors import InputError, NonFiniteError, OutputError
 from step_cli.train_config import TrainConfig
 from step_cli.training.evaluate import autocast, evaluate, loss_over, scores_of
 from step_cli.training.follower import Follower
@@ -69,17 +69,28 @@ class Trainer:
             evaluated = step % train.eval_every == 0 or step == last_step
             lr = lr_at(step, train)
             loss = self._step(step, lr, watch=logged)
-            self._record_variance()
-            for follower in self.followers:
-                follower.stepped(step, loss, lr)
-            if logged or evaluated:
-                values = self._values(step, lr, loss)
-                values |= self._evaluations() if evaluated else {}
-                self.records.metrics(values)
+            with self._saving_at_failure():
+                self._record_variance()
                 for follower in self.followers:
-                    follower.recorded(values)
+                    follower.stepped(step, loss, lr)
+                if logged or evaluated:
+                    values = self._values(step, lr, loss)
+                    values |= self._evaluations() if evaluated else {}
+                    self.records.metrics(values)
+                    for follower in self.followers:
+                        follower.recorded(values)
             if step % train.checkpoint_every == 0 and step < last_step:
                 self.save()
+
+    @contextmanager
+    def _saving_at_failure(self) -> Iterator[None]:
+        """Keep the steps that were taken where a record of them cannot be written."""
+        try:
+            yield
+        except OutputError:
+            if self.setup.world.size == 1:  # others would not come to save with it
+                self.save()
+            raise
 
     def evaluate(self) -> dict[str, float]:
         """The metrics of the model as it is."""
@@ -132,6 +143,11 @@ class Trainer:
             smoothing = train.label_smoothing
             loss = loss_over(world, scores, labels, label_smoothing=smoothing)
             loss = loss / train.grad_accumulation
+            if not loss.requires_grad:
+                raise InputError(
+                    "the model cannot be trained: its scores do not depend on weights "
+                    "that have requires_grad"
+                )
             torch.autograd.backward(loss)
         return loss.detach()
 

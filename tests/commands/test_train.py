@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from small_run import NET as SMALL_NET
+from small_run import set_words
 
 from step_cli import verify
 from step_cli.samples import sample_directory
@@ -144,6 +146,23 @@ def test_training_can_start_from_a_checkpoint(
     name = "blocks.2.conv1.weight"
     assert np.array_equal(before[name] != 0, after[name] != 0)
     assert not np.array_equal(before[name], after[name])
+
+
+def test_the_pruned_twin_is_what_prune_makes(step_cli: Run, tmp_path: Path) -> None:
+    net, run_dir = tmp_path / "net.py", tmp_path / "run"
+    net.write_text(SMALL_NET)
+    words = set_words(net)  # evaluates and saves after step 8, and switches after 12
+    assert step_cli("train", CONFIG, "--run-dir", run_dir, *words).code == 0
+    (told,) = (line for line in lines(run_dir / "metrics.jsonl") if line["step"] == 8)
+    assert told["phase"] == "precondition"
+    dense = run_dir / "checkpoints" / "step-00000008" / "model.safetensors"
+    pruned = tmp_path / "pruned.safetensors"
+    assert step_cli("prune", dense, pruned).code == 0
+    for path, prefix in ((dense, ""), (pruned, "pruned_")):
+        found = step_cli("train", CONFIG, *words, "--evaluate", path, "--json").json
+        for name, value in found["metrics"].items():
+            assert told[prefix + name] == pytest.approx(value, rel=1e-6)
+    assert told["pruned_eval_loss"] != told["eval_loss"]
 
 
 def test_a_dense_run_has_no_plan_and_records_every_step(

@@ -5,7 +5,8 @@ import io
 import multiprocessing
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,26 @@ import torch
 import torch.distributed as dist
 
 WORLD = 2
-PATIENCE_S = 60
+PATIENCE_S = 600  # only a hang is to be found: a busy machine may take minutes
 
 
 class Ranks:
-    """A gloo process group in which functions can be run."""
+    """A gloo process group in which functions can be run.
 
-    def __init__(self, meeting: Path) -> None:
+    Args:
+        folder: Where the processes meet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._meetings = folder, 0
+        self._pipes: list[Connection] = []
+        self._processes: list[SpawnProcess] = []
+
+    def _start(self) -> None:
+        """Start the processes, and wait until they have met."""
         context = multiprocessing.get_context("spawn")
-        self._pipes, self._processes = [], []
+        self._meetings += 1
+        meeting = self._folder / f"meeting-{self._meetings}"
         for rank in range(WORLD):
             here, there = context.Pipe()
             process = context.Process(
@@ -30,32 +42,43 @@ class Ranks:
             process.start()
             self._pipes.append(here)
             self._processes.append(process)
+        self._answers()
 
-    def run(
-        self,
-        function: Callable[..., Any],
-        *arguments: Any,
-        patience_s: float = PATIENCE_S,
-    ) -> list[Any]:
+    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What ``function(*arguments)`` returns on each rank."""
+        if not self._pipes:
+            self._start()
         for pipe in self._pipes:
             pipe.send((function, arguments))
-        answers = []
-        for rank, pipe in enumerate(self._pipes):
-            assert pipe.poll(patience_s), f"rank {rank} hangs"
-            file = io.BytesIO(pipe.recv_bytes())
-            answers.append(torch.load(file, weights_only=False))
-        failed = [answer.trace for answer in answers if isinstance(answer, _Failed)]
-        assert not failed, failed[0]
-        return answers
+        return self._answers()
+
+    def _answers(self) -> list[Any]:
+        answers: dict[int, Any] = {}
+        try:
+            while len(answers) < WORLD:
+                due = [p for n, p in enumerate(self._pipes) if n not in answers]
+                ready = wait(due, PATIENCE_S)
+                assert ready, f"of {WORLD} ranks, only {sorted(answers)} answer"
+                for pipe in ready:
+                    answer = _received(pipe)
+                    # The others may wait for this one for long.
+                    assert not isinstance(answer, _Failed), answer.trace
+                    answers[self._pipes.index(pipe)] = answer
+        except BaseException:
+            self.close()  # what they answer next would be of this question
+            raise
+        return [answers[rank] for rank in range(WORLD)]
 
     def close(self) -> None:
+        """End the processes; the next question starts new ones."""
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
             process.join(5)
             if process.is_alive():
                 process.kill()
+                process.join()
+        self._pipes, self._processes = [], []
 
 
 class _Failed:
@@ -72,6 +95,7 @@ def _serve(rank: int, meeting: str, pipe: Connection) -> None:
         world_size=WORLD,
         timeout=datetime.timedelta(seconds=PATIENCE_S),
     )
+    _answer(pipe, None)  # ready
     while True:
         try:
             function, arguments = pipe.recv()
@@ -81,7 +105,15 @@ def _serve(rank: int, meeting: str, pipe: Connection) -> None:
             answer = function(*arguments)
         except BaseException:
             answer = _Failed(traceback.format_exc())
-        buffer = io.BytesIO()
-        torch.save(answer, buffer)
-        pipe.send_bytes(buffer.getvalue())
+        _answer(pipe, answer)
     dist.destroy_process_group()
+
+
+def _received(pipe: Any) -> Any:
+    return torch.load(io.BytesIO(pipe.recv_bytes()), weights_only=False)
+
+
+def _answer(pipe: Connection, answer: Any) -> None:
+    buffer = io.BytesIO()
+    torch.save(answer, buffer)
+    pipe.send_bytes(buffer.getvalue())

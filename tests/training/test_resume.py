@@ -209,7 +209,7 @@ def wait_for_checkpoint(
     run_dir: Path, step: int, child: "subprocess.Popen[bytes]"
 ) -> None:
     """Wait for a checkpoint of ``step`` or later: only the newest are kept."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while newest(run_dir) < step:
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
@@ -225,7 +225,7 @@ def test_kill_9_and_a_second_trainer(tmp_path: Path) -> None:
     child = start(path, tmp_path / "run")
     wait_for_checkpoint(tmp_path / "run", 10, child)
     second = start(path, tmp_path / "run", "--resume")
-    _, said = second.communicate(timeout=120)
+    _, said = second.communicate(timeout=600)
     assert second.returncode == 5 and b"is being written by process" in said
     child.kill()
     child.communicate()
@@ -233,6 +233,17 @@ def test_kill_9_and_a_second_trainer(tmp_path: Path) -> None:
     third = start(path, tmp_path / "run", "--resume")
     wait_for_checkpoint(tmp_path / "run", reached + 10, third)
     third.send_signal(signal.SIGTERM)
-    _, said = third.communicate(timeout=120)
+    _, said = third.communicate(timeout=600)
     assert third.returncode == 75
     assert b"go on with --resume" in said and b"Traceback" not in said
+
+
+def test_what_a_trainer_left_that_died_while_saving_goes(
+    config: TrainConfig, stopped: Path
+) -> None:
+    folder, dead = stopped / "checkpoints", 2**22 + 1  # no process has this number
+    (folder / ".step-00000009.lock").write_text(f"{dead} host")
+    (folder / f".step-00000012.tmp-{dead}").mkdir()
+    (folder / ".step-00000012.lock").write_text(f"{dead} host")
+    train(config, stopped, resume=True)
+    assert all(path.name.startswith("step-") for path in folder.iterdir())

@@ -114,7 +114,7 @@ def test_kill_9_of_a_real_run(old: Path) -> None:
     words = [sys.executable, "-m", "step_cli", "train", str(CONFIG), "--force"]
     words += ["--run-dir", str(old), "--set", "train.checkpoint_every=100000"]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (old / "metrics.jsonl").exists():
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)

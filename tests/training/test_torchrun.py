@@ -75,7 +75,7 @@ def start(*words: object) -> "subprocess.Popen[str]":
 
 def told(child: "subprocess.Popen[str]") -> tuple[str, list[str]]:
     """What it printed, and its error lines, of whichever process."""
-    out, err = child.communicate(timeout=300)
+    out, err = child.communicate(timeout=600)
     return out, [line for line in err.splitlines() if line.startswith("error: ")]
 
 
@@ -85,7 +85,7 @@ def codes(err: str) -> set[int]:
 
 
 def wait_for(what: Callable[[], bool], child: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not what():
         assert child.poll() is None, child.communicate()
         assert time.monotonic() < deadline
@@ -126,7 +126,7 @@ def test_an_error_is_told_once_and_ends_all(
     run_dir = config.parent / "run"
     more = more.replace("net.py", str(config.parent / "net.py"))
     child = start(config, "--run-dir", run_dir, "--set", more)
-    out, err = child.communicate(timeout=300)
+    out, err = child.communicate(timeout=600)
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert child.returncode == 1 and out == ""  # torchrun's own code
     assert len(errors) == 1 and words in errors[0]
@@ -157,7 +157,7 @@ def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on(
     reached = max(run_dir.glob("checkpoints/step-*"))
     wait_for(lambda: max(run_dir.glob("checkpoints/step-*")) > reached, child)
     os.kill(int((folder / "1.pid").read_text()), signal.SIGTERM)
-    _, err = child.communicate(timeout=300)
+    _, err = child.communicate(timeout=600)
     said = re.findall(r"^error: stopped at step (\d+), go on with --resume", err, re.M)
     assert codes(err) == {75} and len(said) == 1
     assert (run_dir / "checkpoints" / f"step-{int(said[0]):08d}").is_dir()

@@ -1,0 +1,44 @@
+"""Memory that runs out, told in one line: what torch says of it is a page."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from step_cli.errors import MissingError
+from step_cli.train_config import TrainSection
+
+# On a CPU torch raises a plain RuntimeError.
+SAID = re.compile(r"can't allocate memory|not enough memory|out of memory", re.I)
+WANTED = re.compile(r"(?:tried|Unable) to allocate ([\d.]+ ?\w+)")
+FREE = re.compile(r"of which ([\d.]+ ?\w+) is free")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that a device or the host has no memory left."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(SAID.search(str(error)))
+
+
+@contextmanager
+def told_as_out_of_memory(train: TrainSection) -> Iterator[None]:
+    """Say how much was wanted and free, and what needs less.
+
+    Raises:
+        MissingError: Memory ran out in the block.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        wanted, free = WANTED.search(str(error)), FREE.search(str(error))
+        known = [f"{wanted[1]} wanted"] if wanted else []
+        known += [f"{free[1]} free"] if free else []
+        figures = f" ({', '.join(known)})" if known else ""
+        raise MissingError(
+            f"not enough memory{figures} for train.batch_size {train.batch_size}: "
+            "lower it and raise grad_accumulation, or use parallel = 'fsdp'"
+        ) from error
