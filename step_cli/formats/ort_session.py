@@ -44,14 +44,26 @@ class Difference:
 
 
 class OrtSession:
-    """An ONNX file, loaded for the CPU."""
+    """An ONNX file, loaded for the CPU.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The file.
+        weights: Tensors that take the place of its own, by name.
+    """
+
+    def __init__(self, path: Path, weights: Mapping[str, Array] | None = None) -> None:
         with quiet():
             import onnxruntime
 
             options = onnxruntime.SessionOptions()
             options.log_severity_level = FATAL_ONLY
+            self._kept = []  # the session does not keep them alive itself
+            for name, array in (weights or {}).items():
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(
+                    np.ascontiguousarray(array)
+                )
+                self._kept.append(value)
+                options.add_initializer(name, value)
             try:
                 self._session = onnxruntime.InferenceSession(
                     str(path), options, providers=["CPUExecutionProvider"]
