@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 FATAL_ONLY = 4  # of ONNX Runtime's log levels
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,21 @@ class OrtSession:
     """An ONNX file, loaded for the CPU.
 
     Args:
-        path: The file.
+        model: The file, or its bytes.
         weights: Tensors that take the place of its own, by name.
+        options: Of ONNX Runtime.
     """
 
-    def __init__(self, path: Path, weights: Mapping[str, Array] | None = None) -> None:
+    def __init__(
+        self,
+        model: Path | bytes,
+        weights: Mapping[str, Array] | None = None,
+        options: Any = None,
+    ) -> None:
         with quiet():
             import onnxruntime
 
-            options = onnxruntime.SessionOptions()
+            options = options or onnxruntime.SessionOptions()
             options.log_severity_level = FATAL_ONLY
             self._kept = []  # the session does not keep them alive itself
             for name, array in (weights or {}).items():
@@ -66,7 +73,9 @@ class OrtSession:
                 options.add_initializer(name, value)
             try:
                 self._session = onnxruntime.InferenceSession(
-                    str(path), options, providers=["CPUExecutionProvider"]
+                    model if isinstance(model, bytes) else str(model),
+                    options,
+                    providers=["CPUExecutionProvider"],
                 )
             except StepError:
                 raise
@@ -78,6 +87,19 @@ class OrtSession:
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """The outputs, in the order of ``outputs``."""
         return list(self._session.run(None, dict(feeds)))
+
+    @classmethod
+    def of_bytes(cls, model: bytes, folder: Path) -> "OrtSession":
+        """A model in memory, run node by node; its external data is in ``folder``."""
+        with quiet():
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.graph_optimization_level = (
+                onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            )
+            options.add_session_config_entry(_DATA_FOLDER, str(folder))
+            return cls(model, options=options)
 
     def median_ms(self, feeds: Mapping[str, Array], runs: int = 20) -> float:
         """Median time of one run in milliseconds, after three unmeasured ones."""

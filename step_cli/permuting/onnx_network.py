@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.errors import InputError, MissingError, StepError
+from step_cli.errors import MissingError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.graph_input import GraphInput
 from step_cli.formats.onnx_nodes import inputs_of_onnx
@@ -87,48 +87,30 @@ class _Graph:
 
         self._flow = flow
         model = onnx.load(str(path), load_external_data=False)
-        for value in model.graph.input:
-            if value.name in feeds:
-                shape = value.type.tensor_type.shape
-                for dim, size in zip(shape.dim, feeds[value.name].shape, strict=True):
-                    dim.dim_value = size
-        for value in (*model.graph.output, *model.graph.value_info):
-            value.type.tensor_type.ClearField("shape")  # it may name open dimensions
-        try:
-            model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        except StepError:
-            raise
-        except Exception as error:  # its classes have no common base
-            said = str(error).strip().splitlines()[0]
-            raise InputError(f"--permute: {said[:200]}", file=path) from None
         self._graph = model.graph
         self._opset = max(
             (o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
             default=1,
         )
-        self._shapes: dict[str, Shape] = {
-            name: feed.shape for name, feed in feeds.items()
-        }
+        self._results = [output.name for output in model.graph.output]
+        self._inputs = feeds
         self._constants: dict[str, Array] = {}
         self._values: dict[str, Value] = {}
-        for value in (*self._graph.value_info, *self._graph.output):
-            dims = value.type.tensor_type.shape.dim
-            if value.type.tensor_type.HasField("shape") and all(
-                dim.HasField("dim_value") for dim in dims
-            ):
-                self._shapes[value.name] = tuple(dim.dim_value for dim in dims)
+        self._shapes: dict[str, Shape] = {}
+        for name, value in _every_value(model, path.parent, feeds).items():
+            self._shapes[name] = value.shape
+            if value.size <= MOST_NUMBERS and value.dtype.kind in "iu":
+                self._constants[name] = value
 
     def follow(self, names: set[str]) -> dict[str, Value]:
         """Run all nodes through the rules; the axes of tensors of these names."""
-        for name, shape in self._shapes.items():
-            if any(value.name == name for value in self._graph.input):
-                self._values[name] = self._flow.fresh(shape, "it enters the model")
+        for name, feed in self._inputs.items():
+            self._values[name] = self._flow.fresh(feed.shape, "it enters the model")
         for tensor in self._graph.initializer:
             self._store(tensor.name, tensor, names)
         for node in self._graph.node:
             self._node(node, names)
-        for output in self._graph.output:
-            self._fix([output.name], "it leaves the model")
+        self._fix(self._results, "it leaves the model")
         return {name: self._values[name] for name in names if name in self._values}
 
     def _store(self, name: str, tensor: Any, names: set[str]) -> None:
@@ -183,6 +165,19 @@ class _Graph:
     def _fix(self, names: list[str], why: str) -> None:
         for name in names:
             self._flow.fix(self._values.get(name, ()), why)
+
+
+def _every_value(
+    model: Any, folder: Path, feeds: Mapping[str, Array]
+) -> dict[str, Array]:
+    """What each node makes of ``feeds``; ``model`` is left with all as outputs."""
+    results = {output.name for output in model.graph.output}
+    for node in model.graph.node:
+        for name in node.output:
+            if name and name not in results:
+                model.graph.output.add(name=name)
+    session = OrtSession.of_bytes(model.SerializeToString(), folder.resolve())
+    return dict(zip(session.outputs, session.run(feeds), strict=True))
 
 
 def _inside(node: Any) -> Iterator[str]:
