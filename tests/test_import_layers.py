@@ -25,7 +25,8 @@ LAYERS = {
     "logs": {"render"},
     "commands": {
         "calibration", "config", "core", "data_config", "data_kind", "errors",
-        "formats", "models", "permuting", "reports", "samples", "train_config", "training",
+        "formats", "models", "permuting", "reports", "samples", "train_config",
+        "training",
     },
     "training": {
         "config", "core", "data", "data_config", "errors", "formats", "live", "models",

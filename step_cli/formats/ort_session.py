@@ -49,7 +49,8 @@ class OrtSession:
 
     Args:
         model: The file, or its bytes.
-        weights: Tensors that take the place of its own, by name.
+        weights: Tensors that take the place of its own, by name. The graph is then run
+            node by node, as ONNX Runtime would fold its own into others first.
         options: Of ONNX Runtime.
     """
 
@@ -63,6 +64,9 @@ class OrtSession:
             import onnxruntime
 
             options = options or onnxruntime.SessionOptions()
+            if weights is not None:
+                level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+                options.graph_optimization_level = level
             options.log_severity_level = FATAL_ONLY
             self._kept = []  # the session does not keep them alive itself
             for name, array in (weights or {}).items():
@@ -95,11 +99,8 @@ class OrtSession:
             import onnxruntime
 
             options = onnxruntime.SessionOptions()
-            options.graph_optimization_level = (
-                onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            )
             options.add_session_config_entry(_DATA_FOLDER, str(folder))
-            return cls(model, options=options)
+            return cls(model, {}, options)
 
     def median_ms(self, feeds: Mapping[str, Array], runs: int = 20) -> float:
         """Median time of one run in milliseconds, after three unmeasured ones."""

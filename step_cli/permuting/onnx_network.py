@@ -41,8 +41,7 @@ def onnx_network(checkpoint: Checkpoint) -> Network:
     path = checkpoint.path
     feeds = _feeds(inputs_of_onnx(path))
     flow = Flow()
-    given = {tensor.name for tensor in checkpoint.tensors}
-    tensors = _Graph(path, feeds, flow).follow(given)
+    tensors = _Graph(checkpoint, feeds, flow).follow()
     before = {tensor.name: tensor.read for tensor in checkpoint.tensors}
 
     def outputs(now: Checkpoint) -> list[Array]:
@@ -82,12 +81,16 @@ def _feeds(inputs: list[GraphInput]) -> dict[str, Array]:
 class _Graph:
     """A graph with the shapes of all values, as far as they can be inferred."""
 
-    def __init__(self, path: Path, feeds: Mapping[str, Array], flow: Flow) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, feeds: Mapping[str, Array], flow: Flow
+    ) -> None:
         import onnx
 
+        path = checkpoint.path
         self._flow = flow
         model = onnx.load(str(path), load_external_data=False)
         self._graph = model.graph
+        self._stored = {tensor.name: tensor for tensor in checkpoint.tensors}
         self._opset = max(
             (o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
             default=1,
@@ -102,33 +105,33 @@ class _Graph:
             if value.size <= MOST_NUMBERS and value.dtype.kind in "iu":
                 self._constants[name] = value
 
-    def follow(self, names: set[str]) -> dict[str, Value]:
-        """Run all nodes through the rules; the axes of tensors of these names."""
+    def follow(self) -> dict[str, Value]:
+        """Run all nodes through the rules; the axes of the checkpoint's tensors."""
         for name, feed in self._inputs.items():
             self._values[name] = self._flow.fresh(feed.shape, "it enters the model")
         for tensor in self._graph.initializer:
-            self._store(tensor.name, tensor, names)
+            self._store(tensor.name, tensor)
         for node in self._graph.node:
-            self._node(node, names)
+            self._node(node)
         self._fix(self._results, "it leaves the model")
-        return {name: self._values[name] for name in names if name in self._values}
+        return {n: self._values[n] for n in self._stored if n in self._values}
 
-    def _store(self, name: str, tensor: Any, names: set[str]) -> None:
+    def _store(self, name: str, tensor: Any) -> None:
         from onnx import numpy_helper
 
         shape = tuple(tensor.dims)
-        why = None if name in names else "it is a constant in the graph"
+        why = None if name in self._stored else "it is a constant in the graph"
         self._values[name] = self._flow.fresh(shape, why)
         inline = not tensor.external_data
         if inline and int(np.prod(shape, dtype=np.int64)) <= MOST_NUMBERS:
             self._constants[name] = numpy_helper.to_array(tensor)
 
-    def _node(self, node: Any, names: set[str]) -> None:
+    def _node(self, node: Any) -> None:
         from onnx.helper import get_attribute_value
 
         attributes = {a.name: get_attribute_value(a) for a in node.attribute}
         if node.op_type == "Constant" and "value" in attributes:
-            self._store(node.output[0], attributes["value"], names)
+            self._store(node.output[0], attributes["value"])
             return
         made = None
         known = node.domain in ("", "ai.onnx")

@@ -1,7 +1,7 @@
 """What may be permuted, alike or apart in each head, and which weights it concerns."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,14 @@ class Occurrence:
     Attributes:
         starts: Of each time it stands there.
         stride: From one channel to the next.
+        inner: How far into the block of ``stride`` that a channel is each start lies.
         beside: Of leaves that it is multiplied with: their channel at each start.
     """
 
     leaf: Axis
     starts: Index
     stride: int
+    inner: Index
     beside: Mapping[Axis, Index]
 
     def positions(self) -> Index:
@@ -54,13 +56,13 @@ def occurrences(axis: Axis) -> Iterator[Occurrence]:
     """All leaves of an axis, and where they stand."""
     axis = find(axis)
     if axis.kind == "leaf":
-        yield Occurrence(axis, np.zeros(1, np.int64), 1, {})
+        nothing = np.zeros(1, np.int64)
+        yield Occurrence(axis, nothing, 1, nothing, {})
     elif axis.kind == "row":
         at = 0
         for part in axis.parts:
             for found in occurrences(part):
-                starts = found.starts + at
-                yield Occurrence(found.leaf, starts, found.stride, found.beside)
+                yield replace(found, starts=found.starts + at)
             at += find(part).size
     else:
         parts = factors(axis)
@@ -76,18 +78,25 @@ def _multiplied(found: Occurrence, parts: Sequence[Axis], place: int) -> Occurre
     others = [size for k, size in enumerate(sizes) if k != place]
     index = np.indices(others, np.int64).reshape(len(others), -1)  # of other parts
     starts = np.zeros(index.shape[1], np.int64)
+    behind = np.zeros(index.shape[1], np.int64)  # of parts faster than this one
     beside: dict[Axis, Index] = {}
     for row, k in zip(index, (k for k in range(len(parts)) if k != place), strict=True):
         stride = int(np.prod(sizes[k + 1 :], dtype=np.int64))
         starts = starts + row * stride
+        behind = behind + (row * stride if k > place else 0)
         if find(parts[k]).kind == "leaf":
             beside[find(parts[k])] = row
     count = len(found.starts)
     beside = {leaf: np.repeat(row, count) for leaf, row in beside.items()}
     for leaf, row in found.beside.items():
         beside[leaf] = np.tile(row, len(starts))
-    all_starts = (starts[:, None] + found.starts * inner).ravel()
-    return Occurrence(found.leaf, all_starts, found.stride * inner, beside)
+    return Occurrence(
+        found.leaf,
+        (starts[:, None] + found.starts * inner).ravel(),
+        found.stride * inner,
+        (behind[:, None] + found.inner * inner).ravel(),
+        beside,
+    )
 
 
 def find_units(
@@ -155,7 +164,7 @@ def _problem(leaf: Axis, parameters: Mapping[str, Value], plan: Plan) -> str | N
         for found in occurrences(parameters[name][promised.axis]):
             if found.leaf is not leaf:
                 continue
-            if found.stride % m == 0 and not (found.starts % m).any():
+            if found.stride % m == 0 and not ((found.starts - found.inner) % m).any():
                 continue  # whole groups move
             if not _may_move(found, promised):
                 return f"groups of {name} would cross its channels"
@@ -177,9 +186,10 @@ def _contexts(
     for value in flow.values:
         for leaf, beside in _beside(value, moving):
             found[leaf] = found.get(leaf, beside) & beside
-    for value in parameters:  # their orders are applied axis by axis
+    # Orders of parameters are applied axis by axis, to whole blocks.
+    for value in parameters:
         for axis in value:
-            for leaf, beside in _beside((axis,), moving):
+            for leaf, beside in _beside((axis,), moving, slower=True):
                 found[leaf] = found.get(leaf, beside) & beside
     for axes, value in flow.mixed:
         inside = {leaf for axis in axes for leaf in leaves(axis)}
@@ -189,8 +199,16 @@ def _contexts(
     return {leaf: found.get(leaf, set()) - moving for leaf in moving}
 
 
-def _beside(value: Value, moving: set[Axis]) -> Iterator[tuple[Axis, set[Axis]]]:
-    """Each moving leaf of a tensor as often as it stands there, and its co-factors."""
+def _beside(
+    value: Value, moving: set[Axis], *, slower: bool = False
+) -> Iterator[tuple[Axis, set[Axis]]]:
+    """Each moving leaf of a tensor as often as it stands there, and its co-factors.
+
+    Args:
+        value: The tensor.
+        moving: Leaves that matter.
+        slower: Whether only those count that stand before it on its axis.
+    """
     for place, axis in enumerate(value):
         others = [
             leaf
@@ -198,13 +216,15 @@ def _beside(value: Value, moving: set[Axis]) -> Iterator[tuple[Axis, set[Axis]]]
             if other != place
             for leaf in _cofactors(another)
         ]
-        for leaf, beside in _within(axis, others):
+        for leaf, beside in _within(axis, others, slower=slower):
             if leaf in moving:
                 once = {b for b in beside if beside.count(b) == 1}
                 yield leaf, (set() if leaf in beside else once)
 
 
-def _within(axis: Axis, beside: list[Axis]) -> Iterator[tuple[Axis, list[Axis]]]:
+def _within(
+    axis: Axis, beside: list[Axis], *, slower: bool
+) -> Iterator[tuple[Axis, list[Axis]]]:
     axis = find(axis)
     if axis.kind == "leaf":
         yield axis, beside
@@ -212,10 +232,10 @@ def _within(axis: Axis, beside: list[Axis]) -> Iterator[tuple[Axis, list[Axis]]]
         siblings = [
             leaf
             for other, another in enumerate(axis.parts)
-            if other != place and axis.kind == "product"
+            if axis.kind == "product" and (other < place if slower else other != place)
             for leaf in _cofactors(another)
         ]
-        yield from _within(part, [*beside, *siblings])
+        yield from _within(part, [*beside, *siblings], slower=slower)
 
 
 def _cofactors(axis: Axis) -> list[Axis]:
