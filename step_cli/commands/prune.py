@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from step_cli.commands.prune_layers import Layer, choose_layers, place_of
 from step_cli.commands.prune_methods import Method, check_method, method_of
-from step_cli.commands.prune_permuted import Permuted, permuted
 from step_cli.config import PruneConfig
 from step_cli.core.check import Job, tally_all
 from step_cli.core.plan import LayerPlan, Plan
@@ -22,6 +22,9 @@ from step_cli.formats.patched_copy import Change
 from step_cli.formats.rewriter import Rewriter
 from step_cli.formats.weights import open_checkpoint
 from step_cli.reports import PrunedLayer, PruneReport, PruneTotals, SkippedTensor
+
+if TYPE_CHECKING:
+    from step_cli.commands.prune_permuted import Permuted
 
 
 def run(config: PruneConfig) -> PruneReport:
@@ -47,6 +50,8 @@ def run(config: PruneConfig) -> PruneReport:
             folder = None if config.dry_run else _parent(config)
             moved = None
             if config.permute:
+                from step_cli.commands.prune_permuted import permuted
+
                 moved = permuted(config, checkpoint, layers, folder)
                 stack.callback(moved.spill.close)
                 checkpoint, layers = moved.checkpoint, moved.layers
@@ -124,7 +129,7 @@ def _report(
     rewriter: Rewriter,
     layers: Sequence[Layer],
     skipped: list[SkippedTensor],
-    moved: Permuted | None,
+    moved: "Permuted | None",
 ) -> PruneReport:
     done = {layer.tensor.name: layer.done for layer in layers}
     total = Pruned()
@@ -153,7 +158,7 @@ def _report(
     )
 
 
-def _row(layer: Layer, done: Pruned, moved: Permuted | None) -> PrunedLayer:
+def _row(layer: Layer, done: Pruned, moved: "Permuted | None") -> PrunedLayer:
     tensor, plan = layer.tensor, layer.plan
     first = tensor.tied_to or tensor.name
     return PrunedLayer(
