@@ -52,8 +52,12 @@ class Scene:
 
     def run(self, prefix: Sequence[str] = ()) -> "subprocess.CompletedProcess[str]":
         """Run it, behind ``prlimit`` or the like."""
+        return self.run_words([*prefix, *self.command])
+
+    def run_words(self, words: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+        """Run something else there."""
         return subprocess.run(
-            [*prefix, *self.command],
+            words,
             cwd=self.folder,
             capture_output=True,
             text=True,
@@ -73,7 +77,8 @@ class Scene:
 
     def check(self, *, follow: bool = True) -> None:
         """Whole, old or new; inputs as they were; the next run puts all in order."""
-        found = {n: d for n, d in self.target().items() if ".tmp-" not in n}
+        # What a dead process leaves beside its target, the next run sweeps.
+        found = {n: d for n, d in self.target().items() if not n.startswith(".")}
         assert found.keys() == self.old.keys()
         if self.kind == "torch":  # two files, each with a rename of its own
             assert all(d in (self.old[n], self.new[n]) for n, d in found.items())
