@@ -1,14 +1,15 @@
-"""No row of the matrix that concerns `verify-nm` or `export` is without a test."""
+"""No row on `verify-nm`, `prune`, `autoswitch-profile` or `export` is without a test."""
 
 import re
 from pathlib import Path
 
 ROWS = [f"R{row:02}" for row in range(1, 33)] + [f"V{row:02}" for row in range(1, 15)]
+ROWS += [f"P{row:02}" for row in range(1, 14)]
 ROWS += [f"A{row:02}" for row in range(1, 9)]
 ROWS += [f"E{row:02}" for row in range(1, 17)]
 ROWS += ["W01", "W05", *(f"W{row}" for row in range(11, 19))]
-KEY = re.compile(r'"([AERVW]\d\d)[",]')  # of a table of rows
-NAME = re.compile(r"def test_((?:[AERVW]\d\d_)+)")
+KEY = re.compile(r'"([AEPRVW]\d\d)[",]')  # of a table of rows
+NAME = re.compile(r"def test_((?:[AEPRVW]\d\d_)+)")
 
 
 def test_every_row_has_a_test() -> None:
