@@ -15,7 +15,6 @@ from step_cli.permuting.axes import (
     find,
     fix,
     leaf,
-    leaves,
     product,
     reshaped,
     row,
@@ -267,8 +266,3 @@ class Flow:
             for axis in (query[-2], key[-2]):
                 fix(axis, "its places are in an order")
         return self.note((*query[:-1], value[-1]))
-
-
-def has_free(value: Value) -> bool:
-    """Whether any channel of a tensor may move."""
-    return any(found.fixed is None for axis in value for found in leaves(axis))

@@ -17,7 +17,8 @@ from step_cli.errors import InputError
 from step_cli.formats.quiet import quiet
 from step_cli.permuting.axes import find
 from step_cli.permuting.flow import Flow, Value
-from step_cli.permuting.torch_rules import CREATED, RULES, SILENT, Call
+from step_cli.permuting.torch_call import Call
+from step_cli.permuting.torch_rules import CREATED, RULES, SILENT
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""No row on `verify-nm`, `prune`, `autoswitch-profile` or `export` is without a test."""
+"""No row on `verify-nm`, `prune`, `autoswitch-profile`, `export` lacks a test."""
 
 import re
 from pathlib import Path
