@@ -65,6 +65,22 @@ def refused(folder: Path, code: int, words: str, *arguments: object) -> Run:
     return run
 
 
+@pytest.fixture
+def refused_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., None]:
+    """The same in this process, which has imported torch already."""
+
+    def check(code: int, words: str, *arguments: object) -> None:
+        before = state(tmp_path)
+        assert cli.run(["prune", *map(str, arguments)], io.StringIO()) == code
+        (line,) = [x for x in capsys.readouterr().err.splitlines() if "error: " in x]
+        assert words in line
+        assert state(tmp_path) == before
+
+    return check
+
+
 def done(*arguments: object) -> dict:
     run = step_cli("prune", *arguments, "--json")
     promised(run)
@@ -124,7 +140,9 @@ def test_P04_equal_magnitudes_keep_the_lower_index(tmp_path: Path) -> None:
     assert (kept == np.tile([True, True, False, False], (8, 4))).all()
 
 
-def test_P05_shapes_that_forbid_it_are_skipped_with_a_reason(tmp_path: Path) -> None:
+def test_P05_shapes_that_forbid_it_are_skipped_with_a_reason(
+    tmp_path: Path, refused_here: Callable[..., None]
+) -> None:
     path = tmp_path / "m.safetensors"
     save_file(
         {"a.weight": dense(), "b.weight": dense(8, 6), "c.weight": dense(6, 8)}, path
@@ -133,11 +151,14 @@ def test_P05_shapes_that_forbid_it_are_skipped_with_a_reason(tmp_path: Path) -> 
     assert [(s["name"], s["reason"]) for s in found["skipped"]] == [
         ("b.weight", "size")
     ]
-    found = done(path, tmp_path / "t.safetensors", "--transposable")
+    said, out = io.StringIO(), tmp_path / "t.safetensors"
+    words = ["prune", str(path), str(out), "--transposable", "--json"]
+    assert cli.run(words, said) == 0
+    found = json.loads(said.getvalue())
     assert [s["name"] for s in found["skipped"]] == ["b.weight", "c.weight"]
     odd = put(tmp_path / "odd.safetensors", dense(6, 8))
     out = tmp_path / "x.safetensors"
-    refused(tmp_path, 3, "skipped: 1 size", odd, out, "--transposable")
+    refused_here(3, "skipped: 1 size", odd, out, "--transposable")
 
 
 def test_P06_what_complies_stays(tmp_path: Path) -> None:
@@ -227,16 +248,16 @@ def test_P10_narrow_types_keep_their_bits(dtype: type, tmp_path: Path) -> None:
     assert written[kept].tobytes() == array.reshape(-1)[kept].tobytes()
 
 
-def test_P11_what_is_missing(tmp_path: Path) -> None:
+def test_P11_what_is_missing(tmp_path: Path, refused_here: Callable[..., None]) -> None:
     path, out = put(tmp_path / "m.safetensors", dense()), tmp_path / "o.safetensors"
     text = put_bytes(tmp_path / "t.txt", b"text")
     for method in ("wanda", "sparsegpt"):
-        refused(tmp_path, 2, "--calibration", path, out, "--method", method)
+        refused_here(2, "--calibration", path, out, "--method", method)
         words = ["--method", method, "--calibration", text]
-        refused(tmp_path, 2, "--model", path, out, *words)
-    refused(tmp_path, 2, "--model", path, out, "--permute")
+        refused_here(2, "--model", path, out, *words)
+    refused_here(2, "--model", path, out, "--permute")
     for density in ("0", "1", "-0.1", "1.5", "nan"):
-        refused(tmp_path, 2, "--density", path, out, "--density", density)
+        refused_here(2, "--density", path, out, "--density", density)
 
 
 NET = """
@@ -246,7 +267,11 @@ def build():
 """
 
 
-def test_P12_calibration_samples_that_do_not_serve(tmp_path: Path) -> None:
+def test_P12_calibration_samples_that_do_not_serve(
+    tmp_path: Path,
+    refused_here: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     path, out = tmp_path / "m.safetensors", tmp_path / "o.safetensors"
     save_file({"0.weight": dense()}, path)
     put_bytes(tmp_path / "net.py", NET.encode())
@@ -258,14 +283,15 @@ def test_P12_calibration_samples_that_do_not_serve(tmp_path: Path) -> None:
         return [path, out, *words, "--calibration", samples]
 
     x = np.random.default_rng(0).standard_normal((4, 16)).astype(np.float32)
-    refused(tmp_path, 4, "no calibration sample", *given(input=x[:0]))
-    refused(tmp_path, 4, "does not take the calibration", *given(input=x[:, :7]))
-    refused(tmp_path, 4, "not numbers", *given(input=np.array(["a", "b"])))
-    refused(tmp_path, 4, "takes no 'other'", *given(other=x))
-    refused(tmp_path, 7, "0.weight", *given(input=np.where(x > 1, np.nan, x)))
+    refused_here(4, "no calibration sample", *given(input=x[:0]))
+    refused_here(4, "does not take the calibration", *given(input=x[:, :7]))
+    refused_here(4, "not numbers", *given(input=np.array(["a", "b"])))
+    refused_here(4, "takes no 'other'", *given(other=x))
+    refused_here(7, "0.weight", *given(input=np.where(x > 1, np.nan, x)))
     x[:, 3] = 0  # a channel that is never active
-    run = step_cli("prune", *given(input=x), "-v")
-    assert run.code == 0 and "1 inputs were never active" in run.err
+    words = ["prune", *map(str, given(input=x)), "-v"]
+    assert cli.run(words, io.StringIO()) == 0
+    assert "1 inputs were never active" in capsys.readouterr().err
 
 
 def test_P13_a_dry_run_is_as_the_real_one_and_writes_nothing(tmp_path: Path) -> None:
