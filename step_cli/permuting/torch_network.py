@@ -69,8 +69,9 @@ def _examples(runnable: RunnableModel, inputs: Sequence[str]) -> dict[str, Tenso
             return given
         return example_tensors(inputs_of_examples(given))
     if is_transformers(model):
-        takes, vocabulary = inputs_of(model.config)
-        return example_tensors(takes, highest=vocabulary)
+        takes, vocabulary = inputs_of(model)
+        if takes:
+            return example_tensors(takes, highest=vocabulary)
     raise UsageError(
         "--permute traces the model: say what it takes, such as "
         "--input x:float32:1x3x224x224"
