@@ -155,7 +155,7 @@ def _einsum(call: Call) -> Value:
     return call.flow.einsum(call.arguments["equation"], given, call.shape)
 
 
-def _convolution(call: Call) -> Value:
+def _convolution(transposed: bool, call: Call) -> Value:
     x, weight = call.value("input"), call.value("weight")
     return call.flow.convolution(
         x,
@@ -163,19 +163,7 @@ def _convolution(call: Call) -> Value:
         call.optional("bias"),
         call.shape,
         groups=call.arguments["groups"],
-        batched=len(x) == len(weight),
-    )
-
-
-def _transposed_convolution(call: Call) -> Value:
-    x, weight = call.value("input"), call.value("weight")
-    return call.flow.convolution(
-        x,
-        weight,
-        call.optional("bias"),
-        call.shape,
-        groups=call.arguments["groups"],
-        transposed=True,
+        transposed=transposed,
         batched=len(x) == len(weight),
     )
 
@@ -282,11 +270,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("matmul", "mm", "bmm", "mv"), _matmul),
     **dict.fromkeys(("addmm", "baddbmm"), _addmm),
     "einsum": _einsum,
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
-    **dict.fromkeys(
-        ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-        _transposed_convolution,
-    ),
+    **{f"conv{places}d": partial(_convolution, False) for places in (1, 2, 3)},
+    **{f"conv_transpose{k}d": partial(_convolution, True) for k in (1, 2, 3)},
     **{
         f"{kind}{places}d": partial(_pooled, places)
         for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", *_UPSAMPLING)
