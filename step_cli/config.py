@@ -238,6 +238,16 @@ class PruneConfig(SelectionConfig):
     transposable: bool = option(
         False, "Hold the pattern along inputs and outputs, so that w^T holds it too"
     )
+    permute: bool = option(
+        False,
+        "Put channels in an order that keeps more magnitude and changes no output, "
+        "where the graph of the model proves that it may",
+    )
+    input: list[str] = option(
+        list,
+        "Input that --permute traces the model with: x:float32:1x3x32x32",
+        metavar="NAME:DTYPE:SHAPE",
+    )
     density: float | None = option(
         None, "Share of weights to keep; N is chosen for each layer", gt=0, lt=1
     )

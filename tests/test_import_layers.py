@@ -25,7 +25,8 @@ LAYERS = {
     "logs": {"render"},
     "commands": {
         "calibration", "config", "core", "data_config", "data_kind", "errors",
-        "formats", "models", "reports", "samples", "train_config", "training",
+        "formats", "models", "permuting", "reports", "samples", "train_config",
+        "training",
     },
     "training": {
         "config", "core", "data", "data_config", "errors", "formats", "live", "models",
@@ -33,6 +34,7 @@ LAYERS = {
         "recipes", "render", "reports", "samples", "train_config",
     },
     "calibration": {"core", "data", "errors", "formats", "models"},
+    "permuting": {"calibration", "core", "errors", "formats"},
     "live": {"render"},
     "optimizers": {"core", "errors", "recipes"},
     "models": {"errors", "formats", "samples"},

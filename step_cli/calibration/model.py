@@ -30,7 +30,7 @@ class RunnableModel:
     """A model in evaluation mode.
 
     Attributes:
-        model: Computes in fp32, whatever its weights are stored in.
+        model: The module.
         names: The model's name of each tensor of the checkpoint that it has.
         examples: Inputs from the model's source, or None.
     """
@@ -40,8 +40,15 @@ class RunnableModel:
     examples: Mapping[str, Tensor] | None
 
 
-def open_model(source: ModelSource, checkpoint: Checkpoint) -> RunnableModel:
+def open_model(
+    source: ModelSource, checkpoint: Checkpoint, *, wide: bool = True
+) -> RunnableModel:
     """Build the model and give it the weights of the checkpoint.
+
+    Args:
+        source: What builds it.
+        checkpoint: Its weights.
+        wide: Whether it is to compute in fp32, whatever its weights are stored in.
 
     Raises:
         UsageError: The source names no model.
@@ -52,7 +59,8 @@ def open_model(source: ModelSource, checkpoint: Checkpoint) -> RunnableModel:
     if mapped is None:
         mapped = _in_memory(source, checkpoint)
     mapped.model.eval().requires_grad_(False)
-    compute_in_fp32(mapped.model)
+    if wide:
+        compute_in_fp32(mapped.model)
     return mapped
 
 

@@ -171,19 +171,14 @@ def examples_for(
     loaded: LoadedModel, shapes: Mapping[str, Sequence[int]] | None = None
 ) -> "dict[str, Tensor]":
     """Tensors to trace and to compare with, in the precision of the model."""
-    from step_cli.formats.example_inputs import example_tensors
+    from step_cli.formats.example_inputs import all_equal, example_tensors
 
-    if loaded.examples is not None and not _all_equal(loaded.examples):
+    if loaded.examples is not None and not all_equal(loaded.examples):
         return {
             given.name: loaded.examples[given.name].to(_torch_dtype(given))
             for given in loaded.inputs
         }
     return example_tensors(loaded.inputs, shapes=shapes, highest=loaded.vocabulary)
-
-
-def _all_equal(examples: "Mapping[str, Tensor]") -> bool:
-    """Whether every tensor is constant: a shape to trace with, no test of the maths."""
-    return all(bool((value == value.flatten()[0]).all()) for value in examples.values())
 
 
 def _torch_dtype(given: GraphInput) -> "torch.dtype":

@@ -3,11 +3,12 @@
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from step_cli.commands.prune_layers import Layer, choose_layers
+from step_cli.commands.prune_layers import Layer, choose_layers, place_of
 from step_cli.commands.prune_methods import Method, check_method, method_of
 from step_cli.config import PruneConfig
 from step_cli.core.check import Job, tally_all
@@ -15,12 +16,15 @@ from step_cli.core.plan import LayerPlan, Plan
 from step_cli.core.pruned import Pruned
 from step_cli.core.tensorrt_rule import planned_view
 from step_cli.core.weight_rule import output_axis
-from step_cli.errors import InputError, OutputError, StepError
+from step_cli.errors import OutputError, StepError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.patched_copy import Change
 from step_cli.formats.rewriter import Rewriter
 from step_cli.formats.weights import open_checkpoint
 from step_cli.reports import PrunedLayer, PruneReport, PruneTotals, SkippedTensor
+
+if TYPE_CHECKING:
+    from step_cli.commands.prune_permuted import Permuted
 
 
 def run(config: PruneConfig) -> PruneReport:
@@ -42,41 +46,48 @@ def run(config: PruneConfig) -> PruneReport:
     rewriter.check()
     try:
         layers, skipped = choose_layers(checkpoint, config)
-        own = [layer for layer in layers if layer.tensor.tied_to is None]
-        folder = None if config.dry_run else _parent(config)
-        with closing(method_of(config, checkpoint, own, folder)) as method:
+        with ExitStack() as stack:
+            folder = None if config.dry_run else _parent(config)
+            moved = None
+            if config.permute:
+                from step_cli.commands.prune_permuted import permuted
+
+                moved = permuted(config, checkpoint, layers, folder)
+                stack.callback(moved.spill.close)
+                checkpoint, layers = moved.checkpoint, moved.layers
+            own = [layer for layer in layers if layer.tensor.tied_to is None]
+            method = method_of(config, checkpoint, own, folder)
+            stack.callback(method.close)
             if config.dry_run:
                 for layer in own:
                     for _ in method.blocks(layer):
                         pass
             else:
-                _write(rewriter, layers, method, transposable=config.transposable)
+                changes = [_change(layer, method) for layer in own]
+                changes += moved.changes if moved else []
+                _write(rewriter, layers, changes, transposable=config.transposable)
     except StepError as error:
         error.file = error.file or str(config.checkpoint)
         raise
-    return _report(config, rewriter, layers, skipped)
+    return _report(config, rewriter, layers, skipped, moved)
 
 
 def _parent(config: PruneConfig) -> Path:
     return Path(os.path.realpath(config.out)).parent
 
 
+def _change(layer: Layer, method: Method) -> Change:
+    place = place_of(layer.tensor)
+    return Change(layer.tensor.name, place, partial(method.blocks, layer))
+
+
 def _write(
-    rewriter: Rewriter, layers: Sequence[Layer], method: Method, *, transposable: bool
+    rewriter: Rewriter,
+    layers: Sequence[Layer],
+    changes: Sequence[Change],
+    *,
+    transposable: bool,
 ) -> None:
-    changes = []
-    for layer in layers:
-        tensor = layer.tensor
-        if tensor.tied_to is not None:
-            continue
-        if tensor.place is None:
-            raise InputError(
-                "is not stored in one piece and cannot be changed in place; save the "
-                "checkpoint again with contiguous tensors",
-                tensor=tensor.name,
-            )
-        chunks = partial(method.blocks, layer)
-        changes.append(Change(tensor.name, tensor.place, chunks))
     plan = {layer.tensor.name: layer.plan for layer in layers}
     check = partial(_check, layers=layers, plan=plan, transposable=transposable)
     rewriter.write(changes, plan, check)
@@ -118,13 +129,14 @@ def _report(
     rewriter: Rewriter,
     layers: Sequence[Layer],
     skipped: list[SkippedTensor],
+    moved: "Permuted | None",
 ) -> PruneReport:
     done = {layer.tensor.name: layer.done for layer in layers}
     total = Pruned()
     for layer in layers:
         if layer.tensor.tied_to is None:
             total.add(layer.done)
-    rows = [_row(x, done[x.tensor.tied_to or x.tensor.name]) for x in layers]
+    rows = [_row(x, done[x.tensor.tied_to or x.tensor.name], moved) for x in layers]
     return PruneReport(
         ok=True,
         out=str(config.out),
@@ -146,8 +158,9 @@ def _report(
     )
 
 
-def _row(layer: Layer, done: Pruned) -> PrunedLayer:
+def _row(layer: Layer, done: Pruned, moved: "Permuted | None") -> PrunedLayer:
     tensor, plan = layer.tensor, layer.plan
+    first = tensor.tied_to or tensor.name
     return PrunedLayer(
         name=tensor.name,
         pattern=str(plan.pattern),
@@ -158,5 +171,7 @@ def _row(layer: Layer, done: Pruned) -> PrunedLayer:
         retained=done.retained,
         changed=done.changed,
         tied_to=tensor.tied_to,
+        permuted=None if moved is None else first in moved.moved,
+        not_permuted=None if moved is None else moved.left.get(first),
         advice=planned_view(tensor, plan).advice,
     )

@@ -17,8 +17,8 @@ from step_cli.core.one_shot import PRUNABLE
 from step_cli.core.plan import LayerPlan
 from step_cli.core.pruned import Pruned
 from step_cli.core.weight_rule import is_head, output_axis
-from step_cli.errors import NothingSelectedError, UsageError
-from step_cli.formats.checkpoint import Checkpoint, NamedTensor
+from step_cli.errors import InputError, NothingSelectedError, UsageError
+from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.reports import SkippedTensor
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,21 @@ class Layer:
     tensor: NamedTensor
     plan: LayerPlan
     done: Pruned = field(default_factory=Pruned)
+
+
+def place_of(tensor: NamedTensor) -> Place:
+    """Where a tensor lies in its file.
+
+    Raises:
+        InputError: In more places than one.
+    """
+    if tensor.place is None:
+        raise InputError(
+            "is not stored in one piece and cannot be changed in place; save the "
+            "checkpoint again with contiguous tensors",
+            tensor=tensor.name,
+        )
+    return tensor.place
 
 
 def choose_layers(

@@ -45,9 +45,18 @@ def check_method(config: PruneConfig) -> None:
         raise UsageError(
             f"--method {config.method} needs --calibration FILE: text, .jsonl or .npz"
         )
-    for name, value in (("calibration", config.calibration), ("model", config.model)):
-        if value is not None and not calibrated:
-            raise UsageError(f"--{name} does not apply to --method {config.method}")
+    if config.calibration is not None and not calibrated:
+        raise UsageError(f"--calibration does not apply to --method {config.method}")
+    if config.model is not None and not calibrated and not config.permute:
+        raise UsageError(
+            f"--model does not apply to --method {config.method} without --permute"
+        )
+    if config.input and not config.permute:
+        raise UsageError("--input applies to --permute only")
+    if config.permute and config.transposable:
+        raise UsageError(
+            "--permute does not go with --transposable, whose groups run both ways"
+        )
     if config.transposable and config.method in ("sparsegpt", "random"):
         raise UsageError(
             f"--transposable does not go with --method {config.method}; use magnitude "

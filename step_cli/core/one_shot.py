@@ -13,6 +13,7 @@ from step_cli.core.bits import Codes, bits_of
 from step_cli.core.groups import Mask, Scratch, Weights, index_of
 from step_cli.core.magnitude import FLOATS, INTEGERS, float_magnitude, magnitude_sum
 from step_cli.core.mask_numpy import from_planes, keep_planes, to_planes
+from step_cli.core.mask_words import WORDS, keep_side_by_side
 from step_cli.core.plan import LayerPlan
 from step_cli.core.pruned import Pruned
 from step_cli.core.threads import in_order, own_scratch
@@ -56,6 +57,9 @@ class OneShot:
         inner = math.prod(codes.shape[plan.axis + 1 :])
         codes = codes.view(self._limits.unsigned) if self._float else codes
         self._codes: Array = codes.reshape(-1, plan.pattern.m, inner)
+        # The usual case, for which there is a shorter way.
+        usual = self._float and self._key is None and plan.pattern.m in WORDS
+        self._side_by_side = usual and inner == 1
         self._keep = None if keep is None else keep.reshape(self._codes.shape)
         self.done = Pruned()
 
@@ -101,6 +105,8 @@ class OneShot:
     ) -> Pruned:
         """Prune (x, M, b) into ``out``; ``origin`` is its row-major position."""
         scratch = own_scratch()
+        if self._side_by_side:
+            return self._piece_side_by_side(codes, out, wanted, origin)
         magnitude, zero = self._magnitude(codes, origin, scratch)
         nonzero: Mask = scratch.take("nonzero", np.bool_, magnitude.shape)
         np.not_equal(magnitude, 0, out=nonzero)
@@ -121,6 +127,32 @@ class OneShot:
         changed = int(keep.size - np.count_nonzero(keep))
         before = self._sum(magnitude, scratch)
         np.multiply(magnitude, keep.view(np.uint8), out=magnitude)
+        after = self._sum(magnitude, scratch)
+        return Pruned(codes.size, changed, nonzeros - changed, before, after)
+
+    def _piece_side_by_side(
+        self, codes: Array, out: Array, wanted: Mask | None, origin: int
+    ) -> Pruned:
+        """The same where each group lies in one piece."""
+        scratch, flat, pattern = own_scratch(), codes.reshape(-1), self.plan.pattern
+        magnitude = scratch.take("planes", flat.dtype, flat.shape)
+        float_magnitude(flat, out=magnitude)
+        self._check_finite(magnitude, codes, origin)
+        nonzero: Mask = scratch.take("nonzero", np.bool_, flat.shape)
+        np.not_equal(magnitude, 0, out=nonzero)
+        if wanted is None:
+            keep = keep_side_by_side(magnitude, pattern.n, pattern.m, scratch)
+        else:
+            keep = scratch.take("keep", np.bool_, flat.shape)
+            np.copyto(keep, wanted.reshape(-1))
+        np.greater_equal(keep, nonzero, out=keep)  # as above: -0.0 keeps its sign
+        mask = scratch.take("mask", flat.dtype, flat.shape)
+        np.copyto(mask, keep)
+        np.multiply(flat, mask, out=out.reshape(-1))
+        nonzeros = int(np.count_nonzero(nonzero))
+        changed = int(keep.size - np.count_nonzero(keep))
+        before = self._sum(magnitude, scratch)
+        np.multiply(magnitude, mask, out=magnitude)
         after = self._sum(magnitude, scratch)
         return Pruned(codes.size, changed, nonzeros - changed, before, after)
 

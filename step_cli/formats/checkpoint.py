@@ -52,6 +52,7 @@ class NamedTensor:
         tied_to: The earlier name that shares this storage, or None.
         zero_point: For integer codes, which code means zero.
         place: Where it lies row by row, for those who write a changed copy of the file.
+        among: Where its elements lie among others, if not row by row.
     """
 
     name: str
@@ -64,6 +65,7 @@ class NamedTensor:
     tied_to: str | None = None
     zero_point: ZeroPoint | None = None
     place: Place | None = None
+    among: Place | None = None
 
     def weights(self) -> Weights:
         """The data, and the codes that mean zero."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 LIBRARY = "transformers."
+DEFAULT_IMAGE = 224  # pixels
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,15 @@ def build_hugging_face(
         raise InputError(
             f"transformers cannot build this model: {said[:200]}", file=directory
         ) from None
-    inputs = _inputs(config)
+    return HuggingFaceModel(without_cache(model), *inputs_of(model))
+
+
+def inputs_of(model: Any) -> tuple[list[GraphInput], int]:
+    """What a model takes, as far as it is known, and what its integers stay below."""
+    inputs = _inputs(model.config)
     if inputs[0].name not in inspect.signature(model.forward).parameters:
         inputs = []  # neither text nor pixels: the user has to say
-    return HuggingFaceModel(without_cache(model), inputs, _vocabulary(config))
+    return inputs, _vocabulary(model.config)
 
 
 def _with_options(config: Any, options: Mapping[str, Any]) -> Any:
@@ -155,6 +161,8 @@ def _vocabulary(config: Any) -> int:
 def _inputs(config: Any) -> list[GraphInput]:
     """What such a model takes: pixels for vision, ids and mask for text."""
     size = getattr(config, "image_size", None)
+    if size is None and hasattr(config, "num_channels"):
+        size = DEFAULT_IMAGE  # of a convolutional model, which takes any
     if isinstance(size, int):
         channels = int(getattr(config, "num_channels", 3))
         shape: tuple[Dimension, ...] = ("batch", channels, size, size)

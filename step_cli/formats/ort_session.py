@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 FATAL_ONLY = 4  # of ONNX Runtime's log levels
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,41 @@ class Difference:
 
 
 class OrtSession:
-    """An ONNX file, loaded for the CPU."""
+    """An ONNX file, loaded for the CPU.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        model: The file, or its bytes.
+        weights: Tensors that take the place of its own, by name. The graph is then run
+            node by node, as ONNX Runtime would fold its own into others first.
+        options: Of ONNX Runtime.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        weights: Mapping[str, Array] | None = None,
+        options: Any = None,
+    ) -> None:
         with quiet():
             import onnxruntime
 
-            options = onnxruntime.SessionOptions()
+            options = options or onnxruntime.SessionOptions()
+            if weights is not None:
+                level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+                options.graph_optimization_level = level
             options.log_severity_level = FATAL_ONLY
+            self._kept = []  # the session does not keep them alive itself
+            for name, array in (weights or {}).items():
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(
+                    np.ascontiguousarray(array)
+                )
+                self._kept.append(value)
+                options.add_initializer(name, value)
             try:
                 self._session = onnxruntime.InferenceSession(
-                    str(path), options, providers=["CPUExecutionProvider"]
+                    model if isinstance(model, bytes) else str(model),
+                    options,
+                    providers=["CPUExecutionProvider"],
                 )
             except StepError:
                 raise
@@ -66,6 +91,16 @@ class OrtSession:
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """The outputs, in the order of ``outputs``."""
         return list(self._session.run(None, dict(feeds)))
+
+    @classmethod
+    def of_bytes(cls, model: bytes, folder: Path) -> "OrtSession":
+        """A model in memory, run node by node; its external data is in ``folder``."""
+        with quiet():
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.add_session_config_entry(_DATA_FOLDER, str(folder))
+            return cls(model, {}, options)
 
     def median_ms(self, feeds: Mapping[str, Array], runs: int = 20) -> float:
         """Median time of one run in milliseconds, after three unmeasured ones."""

@@ -8,6 +8,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from step_cli.core.threads import in_order
 from step_cli.errors import InputError, OutputError
-from step_cli.formats.checkpoint import Place
+from step_cli.formats.checkpoint import NamedTensor, Place
 from step_cli.formats.mapped_file import MappedFile, map_file
 
 CHUNK = 4 << 20  # bytes copied at a time
@@ -81,6 +82,37 @@ def in_file(changes: Sequence[Change], file: MappedFile) -> list[Change]:
                 tensor=after.name,
             )
     return found
+
+
+def refuse_shared(tensors: Sequence[NamedTensor], changes: Sequence[Change]) -> None:
+    """Refuse to change bytes that belong to another tensor too, which is to stay.
+
+    Raises:
+        InputError: One does.
+    """
+    changed = {change.name for change in changes}
+    reach: dict[int, tuple[int, str]] = {}  # by file: how far it is taken, and by whom
+    spans = [
+        (place.begin, place.end, tensor.name, place.file)
+        for tensor in tensors
+        if (place := tensor.place or tensor.among) is not None
+        and place.begin < place.end
+        and (tensor.tied_to is None or tensor.name in changed)
+    ]
+    for kind in (True, False):  # what changes against what stays, from both sides
+        reach.clear()
+        for begin, end, name, file in sorted(spans, key=itemgetter(0)):
+            far, owner = reach.get(id(file), (0, ""))
+            if (name in changed) is kind:
+                if end > far:
+                    reach[id(file)] = end, name
+            elif begin < far:
+                one, other = (owner, name) if kind else (name, owner)
+                raise InputError(
+                    f"shares its data with {one!r}, which changes; save them apart",
+                    file=file.path,
+                    tensor=other,
+                )
 
 
 def copy_patched(source: MappedFile, target: Path, splices: Sequence[Splice]) -> None:

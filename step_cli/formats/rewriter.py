@@ -24,6 +24,7 @@ from step_cli.formats.patched_copy import (
     Change,
     copy_patched,
     in_file,
+    refuse_shared,
     splice_of,
 )
 from step_cli.formats.plan import plan_json
@@ -109,9 +110,11 @@ class Rewriter:
             check: Called with what was written, before it gets its name.
 
         Raises:
+            InputError: A tensor that is to stay shares bytes with one that changes.
             OutputError: The system refuses a write, or what was written does not
                 read back.
         """
+        refuse_shared(self.source.tensors, changes)
         if self.source.format in DIRECTORIES:
             self._write_directory(changes, plan, check)
         elif self.source.format == "torch":

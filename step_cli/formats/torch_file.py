@@ -139,14 +139,16 @@ def _tensor(
     logical = math.prod(shape) * dtype.itemsize
     first = seen.setdefault((begin, shape, strides, dtype), name) if span else name
     order = _order(shape, strides, dtype.itemsize)
-    whole = logical == span and order is not None and data is file
+    whole = logical == span and order is not None
+    place = Place(file, begin, begin + span, order) if data is file else None
     return NamedTensor(
         name=name,
         dtype=dtype.name,
         shape=shape,
         read=partial(_view, data, begin, span, dtype, shape, strides),
         tied_to=None if first == name else first,
-        place=Place(file, begin, begin + span, order) if whole else None,
+        place=place if whole else None,
+        among=None if whole else place,
     )
 
 

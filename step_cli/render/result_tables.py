@@ -74,7 +74,7 @@ def _prune(report: PruneReport, console: Console, *, verbose: bool) -> None:
             str(layer.changed),
         )
     console.print(table)
-    for line in _advice_on(report.layers):
+    for line in [*_order_of(report.layers), *_advice_on(report.layers)]:
         console.print(line)
     if verbose and report.skipped:
         skipped = new_table("skipped", "shape", "dtype", "reason")
@@ -95,6 +95,19 @@ def _prune(report: PruneReport, console: Console, *, verbose: bool) -> None:
             "nothing written"
         )
     verdict(console, report.ok, text)
+
+
+def _order_of(layers: list[PrunedLayer]) -> list[str]:
+    """How many layers got another order, and why the others could not."""
+    asked = [layer for layer in layers if layer.permuted is not None]
+    if not asked:
+        return []
+    moved = sum(bool(layer.permuted) for layer in asked)
+    left = [layer for layer in asked if layer.not_permuted]
+    return [
+        f"{moved} of {len(asked)} layers permuted",
+        *(f"  {name(x.name)}: {one_line(x.not_permuted or '')}" for x in left),
+    ]
 
 
 def _advice_on(layers: list[PrunedLayer]) -> list[str]:

@@ -20,6 +20,12 @@ class PrunedLayer(Part):
     retained: float
     changed: int = Field(description="Weights set to zero that were not")
     tied_to: str | None = None
+    permuted: bool | None = Field(
+        None, description="Whether its input channels have another order (--permute)"
+    )
+    not_permuted: str | None = Field(
+        None, description="Why the graph does not let them change places"
+    )
     advice: str | None = Field(None, description="Why TensorRT may not run it sparse")
 
 

@@ -4,12 +4,13 @@ import re
 from pathlib import Path
 
 ROWS = [f"R{row:02}" for row in range(1, 33)] + [f"V{row:02}" for row in range(1, 15)]
+ROWS += [f"P{row:02}" for row in range(1, 14)]
 ROWS += [f"A{row:02}" for row in range(1, 9)]
 ROWS += [f"E{row:02}" for row in range(1, 17)]
 ROWS += [f"T{row:02}" for row in range(1, 20)]
 ROWS += ["W01", "W05", *(f"W{row}" for row in range(11, 19))]
-KEY = re.compile(r'"([AERTVW]\d\d)[",]')  # of a table of rows
-NAME = re.compile(r"def test_((?:[AERTVW]\d\d_)+)")
+KEY = re.compile(r'"([AEPRTVW]\d\d)[",]')  # of a table of rows
+NAME = re.compile(r"def test_((?:[AEPRTVW]\d\d_)+)")
 
 
 def test_every_row_has_a_test() -> None:

@@ -1,0 +1,211 @@
+"""`prune --permute`: channels in another order, before anything is pruned."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from step_cli.commands.model_source import model_source
+from step_cli.commands.prune_layers import Layer, place_of
+from step_cli.config import PruneConfig
+from step_cli.errors import InputError, NothingSelectedError, UsageError
+from step_cli.formats.checkpoint import Checkpoint, NamedTensor
+from step_cli.formats.ort_session import difference
+from step_cli.formats.patched_copy import Change
+from step_cli.formats.spill import Spill
+from step_cli.permuting.axes import Axis
+from step_cli.permuting.flow import Value
+from step_cli.permuting.network import Network
+from step_cli.permuting.reordered import Orders, reordered
+from step_cli.permuting.search import Layer as SearchedLayer
+from step_cli.permuting.search import search_unit
+from step_cli.permuting.units import Index, Unit, find_units, order_of
+
+log = logging.getLogger(__name__)
+Array = npt.NDArray[Any]
+
+# Of the outputs, relative to max(1, their largest). A graph that computes in fp16
+# rounds each sum, in whatever order.
+TOLERANCE = {"float16": 1e-2}
+FINE_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Permuted:
+    """A checkpoint with channels in another order.
+
+    Attributes:
+        layers: What is to be pruned, as it is now.
+        checkpoint: All tensors, as they are now.
+        changes: Those that moved and are not pruned.
+        moved: Names of layers that are pruned in another order.
+        left: Why other layers are in the old one.
+        spill: Where the moved tensors are.
+    """
+
+    layers: list[Layer]
+    checkpoint: Checkpoint
+    changes: list[Change]
+    moved: set[str]
+    left: dict[str, str]
+    spill: Spill
+
+
+def permuted(
+    config: PruneConfig,
+    checkpoint: Checkpoint,
+    layers: Sequence[Layer],
+    folder: Path | None,
+) -> Permuted:
+    """Find orders that keep more, and see that the network computes what it did.
+
+    Raises:
+        NothingSelectedError: The graph lets no layer be permuted.
+        StepError: The model is refused, or its outputs changed.
+    """
+    network = _network(config, checkpoint)
+    _tie(network, checkpoint)
+    for tensor in checkpoint.tensors:
+        if tensor.place is None and tensor.name in network.tensors:
+            network.flow.fix(
+                network.tensors[tensor.name], "it is not stored in one piece"
+            )
+    plan = {x.tensor.name: x.plan for x in layers if x.tensor.tied_to is None}
+    units, left = find_units(network.flow, network.tensors, plan)
+    if not units:
+        raise NothingSelectedError(
+            f"--permute: no layer can be permuted, {_most_common(left)}"
+        )
+    orders = _orders(config, network, units, layers)
+    spill = Spill(folder)
+    try:
+        now = reordered(checkpoint, orders, spill)
+        if orders:
+            _compare(network.outputs(checkpoint), network.outputs(now))
+        return _result(now, layers, orders, left, spill)
+    except BaseException:
+        spill.close()
+        raise
+
+
+def _network(config: PruneConfig, checkpoint: Checkpoint) -> Network:
+    if checkpoint.format == "onnx":
+        from step_cli.permuting.onnx_network import onnx_network
+
+        if config.model is not None or config.input:
+            raise UsageError("--model and --input do not apply to ONNX")
+        return onnx_network(checkpoint)
+    from step_cli.permuting.torch_network import torch_network
+
+    source = model_source(config.model, checkpoint)
+    return torch_network(source, checkpoint, config.input)
+
+
+def _tie(network: Network, checkpoint: Checkpoint) -> None:
+    """Tensors that share their data move together."""
+    for tensor in checkpoint.tensors:
+        first, other = (
+            network.tensors.get(name) for name in (tensor.tied_to or "", tensor.name)
+        )
+        if first is not None and other is not None:
+            network.flow.same(first, other)
+        elif tensor.tied_to is not None:
+            for value in (first, other):
+                network.flow.fix(value or (), "it is tied to what the model lacks")
+
+
+def _orders(
+    config: PruneConfig,
+    network: Network,
+    units: Sequence[Unit],
+    layers: Sequence[Layer],
+) -> dict[str, Orders]:
+    """The order of each axis of each tensor that moves."""
+    by_name = {layer.tensor.name: layer for layer in layers}
+    found: dict[Axis, tuple[Unit, Index]] = {}
+    for number, unit in enumerate(units, 1):
+        searched = []
+        for name in unit.layers:
+            layer, value = by_name[name], network.tensors[name]
+            axis = layer.plan.axis
+            weight = layer.tensor.read()
+            searched.append(SearchedLayer(name, weight, axis, value[axis]))
+        pattern = by_name[unit.layers[0]].plan.pattern
+        log.info(
+            "permuting %d of %d: %d channels of %s",
+            number,
+            len(units),
+            unit.leaf.size,
+            ", ".join(unit.layers[:3]),
+        )
+        table = search_unit(unit, searched, pattern, seed=config.seed)
+        if table is not None:
+            found[unit.leaf] = unit, table
+    return {
+        name: orders
+        for name, value in network.tensors.items()
+        if (orders := _orders_of(value, found))
+    }
+
+
+def _orders_of(value: Value, found: Mapping[Axis, tuple[Unit, Index]]) -> Orders:
+    orders = {place: order_of(axis, found) for place, axis in enumerate(value)}
+    return {place: order for place, order in orders.items() if order is not None}
+
+
+def _compare(before: Sequence[Array], after: Sequence[Array]) -> None:
+    names = [f"output {number}" for number in range(len(before))]
+    worst = difference(names, after, before)
+    coarse = [TOLERANCE.get(array.dtype.name, FINE_TOLERANCE) for array in before]
+    if not worst.within(max(coarse, default=FINE_TOLERANCE)):
+        raise InputError(
+            f"--permute: {worst.output} of the model would change by "
+            f"{worst.max_abs:.2g}, more than rounding; run without --permute"
+        )
+
+
+def _result(
+    now: Checkpoint,
+    layers: Sequence[Layer],
+    orders: Mapping[str, Orders],
+    left: dict[str, str],
+    spill: Spill,
+) -> Permuted:
+    tensors = {tensor.name: tensor for tensor in now.tensors}
+    planned = {layer.tensor.name for layer in layers}
+    changes = [
+        _change(tensors[name])
+        for name in orders
+        if name not in planned and tensors[name].tied_to is None
+    ]
+    moved = {
+        layer.tensor.name
+        for layer in layers
+        if layer.plan.axis in orders.get(layer.tensor.name, {})
+    }
+    replaced = [replace(layer, tensor=tensors[layer.tensor.name]) for layer in layers]
+    return Permuted(replaced, now, changes, moved, left, spill)
+
+
+def _change(tensor: NamedTensor) -> Change:
+    place = place_of(tensor)
+
+    def chunks() -> list[Array]:
+        array = tensor.read()
+        if place.order is not None:
+            array = array.transpose(place.order)
+        return [np.ascontiguousarray(array)]
+
+    return Change(tensor.name, place, chunks)
+
+
+def _most_common(left: Mapping[str, str]) -> str:
+    """The reason that most layers have, and how many."""
+    ((reason, count),) = Counter(left.values()).most_common(1)
+    example = next(name for name, why in left.items() if why == reason)
+    return f"{count} of {len(left)} as of {example!r}: {reason}"

@@ -1,0 +1,1 @@
+"""Which channels of a network may change places, proved from its graph."""
