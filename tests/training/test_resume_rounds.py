@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 STEPS, SWITCH, EVERY, ROUNDS = 24, 12, 4, 20
+CALLS = 110  # that touch a file of a checkpoint, in a run: there are a few more
 RESULTS = ("model/model.safetensors", "metrics.jsonl", "variance.jsonl", "layers.jsonl")
 CODES = {"SIGTERM": 75, "SIGKILL": -9}
 
@@ -155,7 +156,7 @@ def test_stopped_at_random_steps(
 def test_killed_while_saving(
     config: Path, whole: dict[str, str], tmp_path: Path
 ) -> None:
-    calls, alive = random.Random(2).sample(range(1, 200), ROUNDS), 0
+    calls, alive = random.Random(2).sample(range(1, CALLS), ROUNDS), 0
     for call in calls:
         run_dir = tmp_path / f"call-{call}"
         code = train(config, run_dir, KILL_AT=call, KILL_BY="SIGKILL", KILL_IN="save")
