@@ -45,7 +45,7 @@ def change_sums(
     sums = [torch.zeros((), dtype=variance.dtype, device=variance.device)] * 5
     gap = torch.addcmul(variance, grad, grad, value=-1)
     if "v_l1" in wanted or "v_l2" in wanted:
-        now = torch.add(variance, gap, alpha=beta2 - 1)  # never negative
+        now = variance + gap * (beta2 - 1)  # never negative
         sums[0], sums[1] = now.sum(), now.square().sum()
     gap.abs_()
     if "dv_l1" in wanted or "dv_log" in wanted:

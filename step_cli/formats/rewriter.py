@@ -30,7 +30,7 @@ from step_cli.formats.patched_copy import (
 from step_cli.formats.plan import plan_json
 from step_cli.formats.safetensors_file import open_safetensors
 from step_cli.formats.safetensors_rewriter import rewrite_safetensors
-from step_cli.formats.staged import staged
+from step_cli.formats.staged import make_ready, staged
 from step_cli.formats.target import checked_target
 from step_cli.formats.torch_file import open_torch, plan_path
 from step_cli.formats.torch_rewriter import rewrite_torch
@@ -160,8 +160,9 @@ class Rewriter:
                 rewrite_torch(self._file(changes), path, changes)
                 check(open_torch(map_file(path)))
                 (digest,) = digests([path]).values()
-            text = plan_json(plan, indent=2, files={self.target.name: digest})
-            beside.write_text(text + "\n")
+                text = plan_json(plan, indent=2, files={self.target.name: digest})
+                beside.write_text(text + "\n")
+                make_ready(beside, plan_path(self.target))
 
     def _write_onnx(self, changes: Sequence[Change], plan: Plan, check: Check) -> None:
         file = self._file(changes)

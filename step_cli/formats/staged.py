@@ -65,13 +65,18 @@ def staged(
 
 def publish(path: Path, final: Path) -> None:
     """Flush ``path`` to the disk and give it its final name."""
-    _set_mode(path, final)
-    flush(path)
+    make_ready(path, final)
     if path.is_dir() and final.exists():
         swap_directories(path, final)
     else:
         os.replace(path, final)
     _flush_one(final.parent)
+
+
+def make_ready(path: Path, final: Path) -> None:
+    """Do all that can fail before ``path`` gets its final name."""
+    _set_mode(path, final)
+    flush(path)
 
 
 def flush(path: Path) -> None:
@@ -94,11 +99,13 @@ def _flush_one(path: Path) -> None:
 def _set_mode(path: Path, final: Path) -> None:
     """The old target's mode, else what any other program would give a new file."""
     if final.exists():
-        os.chmod(path, final.stat().st_mode & 0o7777)
-        return
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~umask)
+        mode = final.stat().st_mode & 0o7777
+    else:
+        umask = os.umask(0)
+        os.umask(umask)
+        mode = (0o777 if path.is_dir() else 0o666) & ~umask
+    if path.stat().st_mode & 0o7777 != mode:
+        os.chmod(path, mode)
 
 
 def repair(final: Path) -> None:

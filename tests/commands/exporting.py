@@ -81,6 +81,17 @@ def save_family(folder: Path, family: str) -> None:
         "resnet": lambda: t.ResNetForImageClassification(
             t.ResNetConfig(embedding_size=8, hidden_sizes=[16], depths=[1])
         ),
+        "clap": lambda: t.ClapAudioModelWithProjection(
+            t.ClapAudioConfig(
+                spec_size=64,
+                hidden_size=32,
+                patch_embeds_hidden_size=8,
+                depths=[1],
+                num_attention_heads=[2],
+                num_mel_bins=16,
+                projection_dim=8,
+            )
+        ),
     }
     model = models[family]()
     with torch.no_grad():

@@ -275,11 +275,11 @@ def test_hugging_face_models_say_their_own_inputs(tmp_path: Path, family: str) -
 
 def test_a_hugging_face_model_of_other_inputs_asks_for_them(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    save_family(tmp_path / "resnet", "resnet")
+    save_family(tmp_path / "clap", "clap")
     config = ExportConfig(
-        checkpoint=tmp_path / "resnet", out=tmp_path / "m.onnx", to="onnx"
+        checkpoint=tmp_path / "clap", out=tmp_path / "m.onnx", to="onnx"
     )
-    with pytest.raises(UsageError, match="such as --input pixel_values:float32:"):
+    with pytest.raises(UsageError, match="such as --input "):
         export.run(config)
 
 

@@ -234,8 +234,11 @@ def test_errors_of_the_system_are_told_in_words(
             with monkeypatch.context() as patch:
                 patch.setattr(module.os, name, failing(number))
                 words = os.strerror(number).lower()
-                with pytest.raises(OutputError) as caught:
-                    write(tmp_path / "f", "never")
+                with (
+                    pytest.raises(OutputError) as caught,
+                    staged(tmp_path / "f") as path,
+                ):
+                    path.touch(0o600)  # so that its mode has to be set
                 assert caught.value.message.lower() == words
                 assert caught.value.file == str(tmp_path / "f")
             assert entries(tmp_path) == []
