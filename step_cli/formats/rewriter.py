@@ -154,15 +154,17 @@ class Rewriter:
             check(open_directory(path))
 
     def _write_torch(self, changes: Sequence[Change], plan: Plan, check: Check) -> None:
-        # The inner block ends first: the weights get their name before the plan.
-        with self._staged(plan_path(self.target)) as beside:
-            with self._staged(self.target) as path:
-                rewrite_torch(self._file(changes), path, changes)
-                check(open_torch(map_file(path)))
-                (digest,) = digests([path]).values()
-                text = plan_json(plan, indent=2, files={self.target.name: digest})
-                beside.write_text(text + "\n")
-                make_ready(beside, plan_path(self.target))
+        # The last to be staged ends first: the weights get their name before the plan.
+        with (
+            self._staged(plan_path(self.target)) as beside,
+            self._staged(self.target) as path,
+        ):
+            rewrite_torch(self._file(changes), path, changes)
+            check(open_torch(map_file(path)))
+            (digest,) = digests([path]).values()
+            text = plan_json(plan, indent=2, files={self.target.name: digest})
+            beside.write_text(text + "\n")
+            make_ready(beside, plan_path(self.target))
 
     def _write_onnx(self, changes: Sequence[Change], plan: Plan, check: Check) -> None:
         file = self._file(changes)
