@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -19,6 +18,8 @@ import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
+
+from processor import processor
 
 from step_cli.core.autoswitch import VarianceSample
 from step_cli.formats.variance_log import (
@@ -52,7 +53,7 @@ def main() -> None:
         log = Path(folder) / "variance.jsonl"
         write(log, options.lines)
         document = {
-            "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, 1 thread",
+            "machine": f"{processor()}, {os.cpu_count()} CPUs, 1 thread",
             "versions": {
                 name: metadata.version(name) for name in ("step-cli", "numpy")
             },

@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from processor import processor
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -53,8 +54,7 @@ def main() -> None:
     torch.set_num_threads(1)
     document = {
         "command": f"python benchmarks/core.py --runs {options.runs}",
-        "machine": f"{platform.processor() or platform.machine()}, "
-        f"{platform.system()}, 1 thread",
+        "machine": f"{processor()}, {platform.system()}, 1 thread",
         "versions": {name: metadata.version(name) for name in ("step-cli", "torch")},
         "seed": SEED,
         "compiled": can_compile(),

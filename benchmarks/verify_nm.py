@@ -26,6 +26,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+from processor import processor
 
 import step_cli
 
@@ -238,14 +239,9 @@ def write_onnx(path: Path, layers: int) -> None:
 
 
 def machine() -> dict:
-    names = [
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
     packages = ("step-cli", "numpy", "safetensors", "onnx", "typer", "rich", "pydantic")
     return {
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
