@@ -99,11 +99,6 @@ def start_model(
     return model
 
 
-def is_user_code(spec: str) -> bool:
-    """Whether building ``spec`` runs code that did not come with step-cli."""
-    return not spec.startswith("sample:")
-
-
 def _module_of(spec: str) -> ModuleType:
     place, colon, _ = spec.rpartition(":")
     if not colon or not place:
