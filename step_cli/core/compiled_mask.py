@@ -1,36 +1,45 @@
 """Masks and projections, compiled; bit-identical to `mask.py` for finite weights.
 
-The forms were chosen by measuring on a CPU. Where groups lie apart in memory, ranks are
-counted in 32-bit integers and each member of the groups is written by itself; masks are
-left to `mask.py` there, as storing single bytes is slow. Where groups lie together, a
-line of weights is compared with itself, shifted, in one pass over memory.
+Magnitudes compare as their bits do, and the sign bit of a difference tells which is the
+larger: no comparison whose result would have to be widened or narrowed again.
+
+The forms were chosen by measuring on a CPU. Where many weights lie between the members
+of a group, each member is ranked against the others and written by itself. Where few or
+none do, a line of weights is compared with itself, shifted, in one pass over memory.
 """
 
 import functools
+import math
 
 import torch
 from torch import Tensor
 
 from step_cli.core.compiled import compiled
-from step_cli.core.mask import magnitude_mask, to_groups
+from step_cli.core.mask import BITS, magnitude_mask, to_groups
 from step_cli.core.pattern import NMPattern
 
-PAIRS_UP_TO = 8  # M; the graph of pairs grows with its square, that of a loop with it
-LANES = 16  # weights of one line, a vector register's of fp32
+PAIRS_UP_TO = 16  # M; the graph of pairs grows with its square, that of a loop with it
+LANES = 16  # weights of a vector register; a line is a multiple
+APART = 64  # weights between the members of a group, from which these go by themselves
 
 
 def compiled_keep_mask(weight: Tensor, pattern: NMPattern, axis: int) -> Tensor:
     """``mask.magnitude_mask`` of fp32 or fp64 weights."""
-    groups, n = to_groups(weight, pattern.m, axis), _count(pattern, weight.device)
-    if groups.shape[2] > 1 and weight.device.type == "cpu":
+    groups, n = to_groups(weight, pattern.m, axis), _count(pattern, weight)
+    together = groups.shape[2] == 1
+    if pattern.n == 1 and pattern.m >= LANES and pattern.m % 4 == 0 and together:
+        kept: Tensor = compiled(_highest_words)(groups)
+    elif pattern.m <= PAIRS_UP_TO:
+        kept = torch.empty(groups.shape, dtype=torch.int8, device=weight.device)
+        if _in_lines(groups):
+            _mask_lines(kept.view(-1), groups, n)
+        else:
+            compiled(_mask_pairs)(kept.unbind(1), groups, n)
+    elif not together and weight.device.type == "cpu":
         return magnitude_mask(weight, pattern, axis)
-    if pattern.m <= PAIRS_UP_TO:
-        kept: Tensor = compiled(_pair_mask)(groups, n)
-    elif pattern.n == 1 and pattern.m % 4 == 0 and groups.shape[2] == 1:
-        kept = compiled(_highest_words)(groups).view(torch.bool)
     else:
-        kept = compiled(_loop_bytes)(groups, n).view(torch.bool)
-    return kept.view(weight.shape)
+        kept = compiled(_loop_bytes)(groups, n)
+    return kept.view(torch.bool).view(weight.shape)
 
 
 def compiled_project(p: Tensor, dense: Tensor, pattern: NMPattern, axis: int) -> None:
@@ -43,103 +52,152 @@ def compiled_project(p: Tensor, dense: Tensor, pattern: NMPattern, axis: int) ->
         pattern: The N:M pattern.
         axis: The group axis.
     """
-    groups, n = to_groups(dense, pattern.m, axis), _count(pattern, dense.device)
-    together = groups.shape[2] == 1 and dense.device.type == "cpu"
-    if pattern.m <= PAIRS_UP_TO and not together:
-        members = to_groups(p, pattern.m, axis).unbind(1)
-        compiled(_project_pairs)(members, groups, n)
-    elif together and LANES % pattern.m == 0 and dense.numel() >= 4 * LANES:
-        _project_lanes(p.view(-1), dense.view(-1), pattern, n)
-    else:
+    groups, n = to_groups(dense, pattern.m, axis), _count(pattern, dense)
+    if pattern.m > PAIRS_UP_TO:
         codes = compiled_keep_mask(dense, pattern, axis).view(torch.int8)
         out = _as_bits(p.view(-1), dense.dtype)
         compiled(_apply)(out, dense.view(-1), codes.view(-1))
+    elif _in_lines(groups):
+        _project_lines(p.view(-1), groups, n)
+    else:
+        members = to_groups(p, pattern.m, axis).unbind(1)
+        compiled(_project_pairs)(members, groups, n)
 
 
-def _project_lanes(out: Tensor, weight: Tensor, pattern: NMPattern, n: Tensor) -> None:
-    """:func:`compiled_project` of groups that lie together in memory.
-
-    All but the first and the last lanes' weights have M - 1 others on both sides.
-    """
-    last = weight.numel() // LANES * LANES - LANES
-    ends = torch.cat([weight[:LANES], weight[last:]]).view(-1, pattern.m)
-    first, rest = _projected(ends, pattern).view(-1).tensor_split([LANES])
-    out[:LANES], out[last:] = first, rest
-    bits = torch.int32 if weight.dtype == torch.float32 else torch.int64
-    middle = _as_bits(out[LANES:last], weight.dtype).view(-1, LANES)
-    same = _same_group(pattern.m, bits, weight.device)
-    compiled(_lanes)(middle, weight.view(bits), same, n)
-
-
-def _count(pattern: NMPattern, device: torch.device) -> Tensor:
+def _count(pattern: NMPattern, weight: Tensor) -> Tensor:
     """N as a tensor, so that every N shares one compiled function."""
-    return torch.tensor(pattern.n, dtype=torch.int32, device=device)
+    bits = BITS[weight.element_size()]
+    return torch.tensor(pattern.n, dtype=bits, device=weight.device)
 
 
 def _ranks(groups: Tensor) -> list[Tensor]:
     """How many of its group beat each member of ``[X, M, B]``, M times ``[X, B]``."""
-    members = groups.abs().unbind(1)
-    ranks = []
+    dtype = BITS[groups.element_size()]
+    info = torch.iinfo(dtype)
+    members = (groups.view(dtype) & info.max).unbind(1)
+    # As if every earlier one beat it, until shown to be lower.
+    ranks = [torch.full_like(own, i) for i, own in enumerate(members)]
     for i, own in enumerate(members):
-        rank = torch.zeros((), dtype=torch.int32, device=groups.device)
-        for j, other in enumerate(members):
-            if i != j:
-                beats = other >= own if j < i else other > own
-                rank = rank + beats.to(torch.int32)
-        ranks.append(rank)
+        for j in range(i + 1, len(members)):
+            lower = (own - members[j]) >> (info.bits - 1)  # -1, or 0 if not lower
+            ranks[i] = ranks[i] - lower
+            ranks[j] = ranks[j] + lower
     return ranks
 
 
-def _projected(groups: Tensor, pattern: NMPattern) -> Tensor:
-    """The projection of a few groups ``[X, M]``, in the fewest operations."""
-    own, other = groups.abs().unsqueeze(2), groups.abs().unsqueeze(1)
+def _mask_pairs(out: tuple[Tensor, ...], groups: Tensor, n: Tensor) -> None:
+    # Each member is written by itself: into one tensor, all would be computed M times.
+    for member, rank in zip(out, _ranks(groups), strict=True):
+        member.copy_(_below(rank, n) & 1)
+
+
+def _project_pairs(out: tuple[Tensor, ...], groups: Tensor, n: Tensor) -> None:
+    for i, rank in enumerate(_ranks(groups)):
+        out[i].copy_(torch.where(rank < n, groups[:, i], 0.0))
+
+
+def _in_lines(groups: Tensor) -> bool:
+    """Whether to compare the weights of these groups in lines."""
+    _, m, behind = groups.shape
+    few = behind < APART and groups.numel() >= 4 * _line_length(m, behind)
+    return few and groups.device.type == "cpu"
+
+
+def _line_length(m: int, behind: int) -> int:
+    return math.lcm(m * behind, LANES)
+
+
+def _mask_lines(out: Tensor, groups: Tensor, n: Tensor) -> None:
+    """Write 1 into ``out``, flat, for the ``n`` largest of each group, else 0."""
+    line = _line_length(*groups.shape[1:])
+    same = _same_group(*groups.shape[1:], n.dtype, groups.device)
+    first, rest = _ends(groups, n, line)
+    last = out.numel() - rest.numel()
+    out[:line], out[last:] = first, rest
+    middle, weight = out[line:last].view(-1, line), groups.view(-1).view(n.dtype)
+    compiled(_line_masks)(middle, weight, same, n, groups.shape[2])
+
+
+def _project_lines(out: Tensor, groups: Tensor, n: Tensor) -> None:
+    """:func:`compiled_project` into ``out``, flat, of groups whose members are near."""
+    line = _line_length(*groups.shape[1:])
+    same = _same_group(*groups.shape[1:], n.dtype, groups.device)
+    weight = groups.view(-1)
+    first, rest = _ends(groups, n, line)
+    last = out.numel() - rest.numel()
+    out[:line] = torch.where(first, weight[:line], 0)
+    out[last:] = torch.where(rest, weight[last:], 0)
+    middle = _as_bits(out[line:last], weight.dtype).view(-1, line)
+    compiled(_lines)(middle, weight.view(n.dtype), same, n, groups.shape[2])
+
+
+def _ends(groups: Tensor, n: Tensor, line: int) -> tuple[Tensor, Tensor]:
+    """What is kept in the first line, and in the last with what lies behind it.
+
+    All other weights have the M - 1 others of their group on both sides. In the fewest
+    operations, as these are few weights.
+    """
+    weight, (_, m, behind) = groups.view(-1), groups.shape
+    last = weight.numel() // line * line - line
+    ends = torch.cat([weight[:line], weight[last:]]).view(-1, m, behind)
+    members = ends.abs().transpose(1, 2)
+    own, other = members.unsqueeze(3), members.unsqueeze(2)
     equal = (other == own).tril(-1)  # and from a lower index
-    beaten_by = ((other > own) | equal).sum(2)
-    return torch.where(beaten_by < pattern.n, groups, 0)
+    kept = ((other > own) | equal).sum(3) < n
+    first, rest = kept.transpose(1, 2).reshape(-1).tensor_split([line])
+    return first, rest
 
 
 @functools.cache
-def _same_group(m: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """All bits set where the weight d behind, or before, is of the same group.
+def _same_group(
+    m: int, behind: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """All bits set where the weight d members behind, or before, is of the same group.
 
     Returns:
-        ``[2, M, LANES]``, by side, d and place in a line of lanes.
+        ``[2, M, line]``, by side, d and place in a line.
     """
-    place, d = torch.arange(LANES) % m, torch.arange(m).view(-1, 1)
+    place = torch.arange(_line_length(m, behind)) // behind % m
+    d = torch.arange(m).view(-1, 1)
     same = torch.stack([place + d < m, place - d >= 0])
     return -same.to(dtype).to(device)
 
 
-def _lanes(out: Tensor, weight: Tensor, same: Tensor, n: Tensor) -> None:
-    """Project the weights between the first and the last lanes; all as bits.
-
-    Magnitudes compare as their bits do, and the sign bit of a difference tells which
-    is the larger: no comparison whose result would have to be widened.
-    """
-    info, m = torch.iinfo(weight.dtype), same.shape[1]
+def _line_ranks(
+    out: Tensor, weight: Tensor, same: Tensor, behind: int
+) -> tuple[Tensor, Tensor]:
+    """The weights between the first and the last line, and how many beat each."""
+    info, (_, m, line) = torch.iinfo(weight.dtype), same.shape
 
     def shifted(d: int) -> Tensor:  # the shape of `out`, so that all is one loop
-        return weight.narrow(0, LANES + d, out.numel()).view(out.shape)
+        return weight.narrow(0, line + d * behind, out.numel()).view(out.shape)
 
     raw = shifted(0)
     own = raw & info.max
     beaten_by = torch.zeros((), dtype=weight.dtype, device=weight.device)
     for d in range(1, m):
-        behind, before = shifted(d) & info.max, shifted(-d) & info.max
-        higher = (own - behind) >> (info.bits - 1)  # all bits, which is -1, or none
+        after, before = shifted(d) & info.max, shifted(-d) & info.max
+        higher = (own - after) >> (info.bits - 1)  # all bits, which is -1, or none
         not_lower = ~((before - own) >> (info.bits - 1))
         beaten_by = beaten_by - (higher & same[0, d]) - (not_lower & same[1, d])
-    _write(out, raw & ((beaten_by - n) >> (info.bits - 1)))
+    return raw, beaten_by
 
 
-def _pair_mask(groups: Tensor, n: Tensor) -> Tensor:
-    return torch.stack([rank < n for rank in _ranks(groups)], 1)
+def _line_masks(
+    out: Tensor, weight: Tensor, same: Tensor, n: Tensor, behind: int
+) -> None:
+    _, beaten_by = _line_ranks(out, weight, same, behind)
+    out.copy_(_below(beaten_by, n) & 1)
 
 
-def _project_pairs(out: tuple[Tensor, ...], groups: Tensor, n: Tensor) -> None:
-    # Each member is written by itself: into one tensor, all would be computed M times.
-    for i, rank in enumerate(_ranks(groups)):
-        out[i].copy_(torch.where(rank < n, groups[:, i], 0.0))
+def _lines(out: Tensor, weight: Tensor, same: Tensor, n: Tensor, behind: int) -> None:
+    raw, beaten_by = _line_ranks(out, weight, same, behind)
+    _write(out, raw & _below(beaten_by, n))
+
+
+def _below(rank: Tensor, n: Tensor) -> Tensor:
+    """All bits set where the rank is below ``n``, else none."""
+    return (rank - n) >> (torch.iinfo(rank.dtype).bits - 1)
 
 
 def _highest_words(groups: Tensor) -> Tensor:
@@ -159,7 +217,7 @@ def _highest_words(groups: Tensor) -> Tensor:
 
 
 def _loop_bytes(groups: Tensor, n: Tensor) -> Tensor:
-    """:func:`_pair_mask` for large M, whose graph of pairs would be large too."""
+    """The mask, 1 or 0, for large M, whose graph of pairs would be large too."""
     groups = groups.abs()
     place = torch.arange(groups.shape[1], device=groups.device).view(1, -1, 1)
     rank = torch.zeros(groups.shape, dtype=torch.int32, device=groups.device)
@@ -172,7 +230,7 @@ def _loop_bytes(groups: Tensor, n: Tensor) -> Tensor:
 
 def _apply(out: Tensor, weight: Tensor, codes: Tensor) -> None:
     """``out`` = weight where the code is 1, else +0.0, bit by bit."""
-    bits = torch.int32 if weight.dtype == torch.float32 else torch.int64
+    bits = BITS[weight.element_size()]
     _write(out, weight.view(bits) & -codes.to(bits))
 
 
@@ -180,7 +238,7 @@ def _as_bits(out: Tensor, dtype: torch.dtype) -> Tensor:
     """``out`` as integers, where weights of ``dtype`` are written without rounding."""
     if out.dtype != dtype:
         return out
-    return out.view(torch.int32 if dtype == torch.float32 else torch.int64)
+    return out.view(BITS[dtype.itemsize])
 
 
 def _write(out: Tensor, bits: Tensor) -> None:
