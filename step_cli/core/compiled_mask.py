@@ -128,7 +128,7 @@ def _project_lines(out: Tensor, groups: Tensor, n: Tensor) -> None:
     out[:line] = torch.where(first, weight[:line], 0)
     out[last:] = torch.where(rest, weight[last:], 0)
     middle = _as_bits(out[line:last], weight.dtype).view(-1, line)
-    compiled(_lines)(middle, weight.view(n.dtype), same, n, groups.shape[2])
+    compiled(_line_projections)(middle, weight.view(n.dtype), same, n, groups.shape[2])
 
 
 def _ends(groups: Tensor, n: Tensor, line: int) -> tuple[Tensor, Tensor]:
@@ -190,7 +190,9 @@ def _line_masks(
     out.copy_(_below(beaten_by, n) & 1)
 
 
-def _lines(out: Tensor, weight: Tensor, same: Tensor, n: Tensor, behind: int) -> None:
+def _line_projections(
+    out: Tensor, weight: Tensor, same: Tensor, n: Tensor, behind: int
+) -> None:
     raw, beaten_by = _line_ranks(out, weight, same, behind)
     _write(out, raw & _below(beaten_by, n))
 

@@ -49,6 +49,22 @@ def test_masks_are_bit_identical(pattern: str, kind: str) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pattern", ["2:4", "5:16", "2:3", "3:32"])
+def test_members_next_to_each_other_near_and_far_apart(
+    pattern: str, dtype: torch.dtype
+) -> None:
+    parsed = NMPattern.parse(pattern)
+    for shape, axis in (((20, 96), 1), ((96, 9), 0), ((96, 80), 0)):
+        weight = weights(shape, "ties").to(dtype)
+        expected = magnitude_mask(weight, parsed, axis)
+        assert torch.equal(compiled_keep_mask(weight, parsed, axis), expected)
+        out = torch.full_like(weight, 7.0)
+        compiled_project(out, weight, parsed, axis)
+        assert torch.equal(out, torch.where(expected, weight, 0))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_part_of_a_larger_memory_is_projected(dtype: torch.dtype) -> None:
     whole = weights((7, 64), "ties").to(dtype)
     dense, out = whole[2:], torch.full_like(whole, 7.0)
