@@ -18,7 +18,8 @@ from step_cli.core.compiled import compiled
 from step_cli.core.mask import BITS, magnitude_mask, to_groups
 from step_cli.core.pattern import NMPattern
 
-PAIRS_UP_TO = 16  # M; the graph of pairs grows with its square, that of a loop with it
+PAIRS_UP_TO = 8  # M; the graph grows with its square, and takes 40 s to compile at 16
+LINES_UP_TO = 16  # M; the graph of lines grows with it
 LANES = 16  # weights of a vector register; a line is a multiple
 APART = 64  # weights between the members of a group, from which these go by themselves
 
@@ -29,12 +30,12 @@ def compiled_keep_mask(weight: Tensor, pattern: NMPattern, axis: int) -> Tensor:
     together = groups.shape[2] == 1
     if pattern.n == 1 and pattern.m >= LANES and pattern.m % 4 == 0 and together:
         kept: Tensor = compiled(_highest_words)(groups)
+    elif _in_lines(groups):
+        kept = torch.empty(groups.shape, dtype=torch.int8, device=weight.device)
+        _mask_lines(kept.view(-1), groups, n)
     elif pattern.m <= PAIRS_UP_TO:
         kept = torch.empty(groups.shape, dtype=torch.int8, device=weight.device)
-        if _in_lines(groups):
-            _mask_lines(kept.view(-1), groups, n)
-        else:
-            compiled(_mask_pairs)(kept.unbind(1), groups, n)
+        compiled(_mask_pairs)(kept.unbind(1), groups, n)
     elif not together and weight.device.type == "cpu":
         return magnitude_mask(weight, pattern, axis)
     else:
@@ -53,15 +54,15 @@ def compiled_project(p: Tensor, dense: Tensor, pattern: NMPattern, axis: int) ->
         axis: The group axis.
     """
     groups, n = to_groups(dense, pattern.m, axis), _count(pattern, dense)
-    if pattern.m > PAIRS_UP_TO:
+    if _in_lines(groups):
+        _project_lines(p.view(-1), groups, n)
+    elif pattern.m <= PAIRS_UP_TO:
+        members = to_groups(p, pattern.m, axis).unbind(1)
+        compiled(_project_pairs)(members, groups, n)
+    else:
         codes = compiled_keep_mask(dense, pattern, axis).view(torch.int8)
         out = _as_bits(p.view(-1), dense.dtype)
         compiled(_apply)(out, dense.view(-1), codes.view(-1))
-    elif _in_lines(groups):
-        _project_lines(p.view(-1), groups, n)
-    else:
-        members = to_groups(p, pattern.m, axis).unbind(1)
-        compiled(_project_pairs)(members, groups, n)
 
 
 def _count(pattern: NMPattern, weight: Tensor) -> Tensor:
@@ -99,8 +100,9 @@ def _project_pairs(out: tuple[Tensor, ...], groups: Tensor, n: Tensor) -> None:
 def _in_lines(groups: Tensor) -> bool:
     """Whether to compare the weights of these groups in lines."""
     _, m, behind = groups.shape
-    few = behind < APART and groups.numel() >= 4 * _line_length(m, behind)
-    return few and groups.device.type == "cpu"
+    if m > LINES_UP_TO or behind >= APART or groups.device.type != "cpu":
+        return False
+    return groups.numel() >= 4 * _line_length(m, behind)
 
 
 def _line_length(m: int, behind: int) -> int:
