@@ -149,9 +149,17 @@ def make(folder: Path, kind: str, columns: int = 64) -> Scene:
 
 
 def kill_rounds(scene: Scene, rounds: int, save_s: float, seed: int = 0) -> int:
-    """Kill the command within its write phase; return how often it was alive then."""
-    rng, alive = random.Random(seed), 0
-    for number in range(rounds):
+    """Kill the command within its write phase until ``rounds`` kills hit it alive.
+
+    Returns:
+        How many processes that took: on a busy machine more have ended before.
+    """
+    rng, tried, alive = random.Random(seed), 0, 0
+    while alive < rounds:
+        assert tried < 10 * rounds, (
+            f"only {alive} of {tried} kills hit a living process"
+        )
+        tried += 1
         child = subprocess.Popen(
             scene.command,
             cwd=scene.folder,
@@ -168,8 +176,8 @@ def kill_rounds(scene: Scene, rounds: int, save_s: float, seed: int = 0) -> int:
         try:
             scene.check()
         except AssertionError as error:
-            raise AssertionError(f"round {number} of seed {seed}: {error}") from None
-    return alive
+            raise AssertionError(f"round {tried} of seed {seed}: {error}") from None
+    return tried
 
 
 def save_seconds(scene: Scene) -> float:
