@@ -4,7 +4,7 @@ Up to M = 4 all splits of 2 M channels are tried, 35 for 2:4; above, all exchang
 one channel for one. Sums are in fp64, so that rounding hardly ever decides.
 """
 
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import combinations
 from typing import Any
 
@@ -19,7 +19,8 @@ Half = tuple[int, ...]  # M of the 2 M channels of two stripes
 Split = tuple[Half, Half]
 
 ALL_SPLITS_UP_TO = 4  # M; from 8 on there are thousands of splits for each pair
-CHUNK = 1 << 14  # magnitudes of one channel looked at together: they fit the cache
+CHUNK = 1 << 15  # magnitudes of one channel looked at together: they fit the cache
+PAIRS = 7  # of stripes, whose splits are summed up together
 
 
 @lru_cache
@@ -50,55 +51,82 @@ def kept_of_splits(channels: Array, pattern: NMPattern) -> Array:
     Returns:
         ``[splits, pairs]``.
     """
-    found = np.zeros((len(splits_of(pattern.m)), channels.shape[1]))
     step = max(1, CHUNK // channels.shape[1])
-    for row in range(0, channels.shape[2], step):
-        part = channels[:, :, row : row + step]
-        if pattern.m <= ALL_SPLITS_UP_TO:
-            found += _of_all_splits(part, pattern)
-        else:
-            found += _of_exchanges(part, pattern)
-    return found
+    starts = range(0, channels.shape[2], step)
+    parts = (channels[:, :, row : row + step] for row in starts)
+    if pattern.m <= ALL_SPLITS_UP_TO:
+        return _of_all_splits(reduce(np.add, map(_sums_by_rivals, parts)), pattern)
+    return reduce(np.add, (_of_exchanges(part, pattern) for part in parts))
 
 
-def _of_all_splits(channels: Array, pattern: NMPattern) -> Array:
-    kept = _kept_of_sets(channels, pattern)
-    return np.stack([kept[one] + kept[two] for one, two in splits_of(pattern.m)])
+def _sums_by_rivals(channels: Array) -> Array:
+    """Sums of each channel's magnitudes, by which of the others are higher in the row.
+
+    That is all a split need know: a half keeps a channel in the rows in which fewer
+    than N of its rivals in this half are higher.
+
+    Args:
+        channels: ``[C, pairs, rows]``.
+
+    Returns:
+        ``[pairs, C, 2 ** (C - 1)]``, the sets of higher ones in the order of
+        `_rival_bits`.
+    """
+    count, pairs, _ = channels.shape
+    scratch = own_scratch()
+    higher = scratch.take("higher", np.uint8, channels.shape)
+    rivals = scratch.take("rivals", np.uint8, channels.shape[1:])
+    places = scratch.take("places", np.int64, channels.shape[1:])
+    sets = 1 << count - 1
+    first = np.arange(0, pairs * sets, sets)[:, None]
+    sums = np.empty((pairs, count, sets))
+    for c, bits in enumerate(_rival_bits(count)):
+        is_higher = higher.view(np.bool_)
+        # Of equal ones the first counts as higher.
+        np.greater_equal(channels[:c], channels[c], out=is_higher[:c])
+        np.greater(channels[c:], channels[c], out=is_higher[c:])
+        np.multiply(higher, bits[:, None, None], out=higher)
+        np.add.reduce(higher, axis=0, dtype=np.uint8, out=rivals)
+        np.add(rivals, first, out=places)
+        found = np.bincount(places.ravel(), channels[c].ravel(), pairs * sets)
+        sums[:, c] = found.reshape(pairs, sets)
+    return sums
 
 
-def _kept_of_sets(channels: Array, pattern: NMPattern) -> dict[Half, Array]:
-    """Kept by each set of M channels, which is half of a split."""
-    n, m = pattern.n, pattern.m
-    sets = list(combinations(range(2 * m), m))
-    if m != 4 or n == m:
-        return {half: top_sum([channels[c] for c in half], n) for half in sets}
-    # Two pairs of a set: the best two of four are both of one pair, or the higher of
-    # each. What pairs can contribute is computed once.
-    pairs: dict[Half, int] = {p: k for k, p in enumerate(combinations(range(8), 2))}
-    scratch, shape = own_scratch(), channels.shape[1:]
-    both, ends = (
-        scratch.take(use, channels.dtype, (len(pairs), *shape))
-        for use in ("both", "ends")
+@lru_cache
+def _rival_bits(count: int) -> npt.NDArray[np.uint8]:
+    """The bit that each of ``count`` channels has for each other; 0 for itself."""
+    bits = [
+        [0 if r == c else 1 << r - (r > c) for r in range(count)] for c in range(count)
+    ]
+    return np.array(bits, np.uint8)
+
+
+def _of_all_splits(sums: Array, pattern: NMPattern) -> Array:
+    kept = _kept_by_splits(pattern)
+    # Few pairs at a time: BLAS would start threads of its own, within ours.
+    parts = (
+        sums[k : k + PAIRS].reshape(-1, len(kept)) for k in range(0, len(sums), PAIRS)
     )
-    end = np.minimum if n == 3 else np.maximum
-    for pair, k in pairs.items():
-        one, two = pair
-        np.add(channels[one], channels[two], out=both[k])
-        end(channels[one], channels[two], out=ends[k])
-    kept, other = scratch.take("kept", channels.dtype, (2, *shape))
-    found = {}
-    for half in sets:
-        front, back = pairs[half[:2]], pairs[half[2:]]
-        end(ends[front], ends[back], out=kept)  # n = 1: the highest; n = 3: the lowest
-        if n == 2:
-            np.maximum(both[front], both[back], out=kept)
-            np.add(ends[front], ends[back], out=other)
-            np.maximum(kept, other, out=kept)
-        elif n == 3:
-            np.add(both[front], both[back], out=other)
-            np.subtract(other, kept, out=kept)
-        found[half] = kept.sum(axis=-1)
-    return found
+    return np.concatenate([part @ kept for part in parts]).T
+
+
+@lru_cache
+def _kept_by_splits(pattern: NMPattern) -> Array:
+    """1 where a split keeps a channel against a set of higher ones, else 0.
+
+    ``[C * 2 ** (C - 1), splits]``, the rows as in `_sums_by_rivals`.
+    """
+    bits = _rival_bits(2 * pattern.m)
+    sets = np.arange(1 << len(bits) - 1)
+    splits = splits_of(pattern.m)
+    kept = np.zeros((len(bits), len(sets), len(splits)))
+    for k, split in enumerate(splits):
+        for half in split:
+            for c in half:
+                higher = np.bitwise_count(sets & int(bits[c, list(half)].sum()))
+                kept[c, higher < pattern.n, k] = 1
+    return kept.reshape(-1, len(splits))
 
 
 def _of_exchanges(channels: Array, pattern: NMPattern) -> Array:
