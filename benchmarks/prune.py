@@ -1,10 +1,12 @@
 """Speed and memory of `prune`, as whole processes, beside `cp` of the same file.
 
-    python benchmarks/prune.py [--gib N] [--shards N] [--runs N] [--polygraphy PATH]
+    python benchmarks/prune.py [--gib N] [--sharded-gib N] [--shards N] [--runs N]
+                               [--polygraphy PATH]
 
 `cp` is timed with an fsync and one read of the copy, as `prune` does both; runs
 alternate, and ratios are of medians. Memory is the peak of RssAnon + RssShmem above
-what the imports take. Needs Linux and three times --gib of disk.
+what the imports take. The channel permutation is searched in this process, on all
+cores. Needs Linux and twice --sharded-gib of disk.
 """
 
 import argparse
@@ -17,12 +19,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from processor import processor
 
+from step_cli.core.pattern import NMPattern
+from step_cli.core.permutation import kept_magnitude, search_permutation
 from step_cli.formats.safetensors_writer import save_safetensors
 
 LAYER = (4096, 4096)  # 32 MiB in fp16
@@ -32,7 +38,8 @@ ONNX_LAYERS, ONNX_LAYER = 8, (2048, 2048)  # 33.5 M weights
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gib", type=float, default=4, help="size of the file")
-    parser.add_argument("--shards", type=int, default=4, help="of the directory")
+    parser.add_argument("--sharded-gib", type=float, default=20, help="of a directory")
+    parser.add_argument("--shards", type=int, default=5, help="of the directory")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--polygraphy", help="its executable, to compare with")
     parser.add_argument("--dir", help="where to put the files")
@@ -40,10 +47,12 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
         document = {
-            "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+            "machine": f"{processor()}, {os.cpu_count()} CPUs, {platform.system()}",
+            "versions": f"step-cli {metadata.version('step-cli')}, numpy {np.__version__}",
             "safetensors": against_cp(Path(folder), options.gib, options.runs),
-            "sharded": sharded(Path(folder), options.gib, options.shards),
+            "sharded": sharded(Path(folder), options.sharded_gib, options.shards),
             "onnx": on_onnx(Path(folder), options.runs, options.polygraphy),
+            "permutation": permutation(),
             "load": [round(load, 2) for load in os.getloadavg()],  # at the end
         }
     options.out.mkdir(exist_ok=True)
@@ -104,6 +113,25 @@ def on_onnx(folder: Path, runs: int, polygraphy: str | None) -> dict[str, float]
     command = [polygraphy, "surgeon", "prune", str(source), "-o", str(out)]
     times["polygraphy"] = [timed(command)[0]]
     return compared(times, "polygraphy", source.stat().st_size / 1e9)
+
+
+def permutation() -> dict[str, dict[str, float]]:
+    """The search over a 1024 x 1024 layer of normal weights, with its escapes."""
+    channels = np.abs(np.random.default_rng(0).standard_normal((1024, 1024)))
+    found = {}
+    for pattern in map(NMPattern.parse, ("2:4", "1:4", "4:8", "1:16")):
+        began = time.perf_counter()
+        order = search_permutation(channels, pattern)
+        seconds = time.perf_counter() - began
+        kept, before = (
+            kept_magnitude(magnitudes, pattern)
+            for magnitudes in (channels[order], channels)
+        )
+        found[str(pattern)] = {
+            "seconds": seconds,
+            "kept_over_unpermuted": kept / before,
+        }
+    return found
 
 
 def compared(
