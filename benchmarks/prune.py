@@ -31,6 +31,7 @@ from step_cli.core.pattern import NMPattern
 from step_cli.core.permutation import kept_magnitude, search_permutation
 from step_cli.formats.safetensors_writer import save_safetensors
 
+LIBRARIES = ("step-cli", "numpy", "onnx")
 LAYER = (4096, 4096)  # 32 MiB in fp16
 ONNX_LAYERS, ONNX_LAYER = 8, (2048, 2048)  # 33.5 M weights
 
@@ -48,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
         document = {
             "machine": f"{processor()}, {os.cpu_count()} CPUs, {platform.system()}",
-            "versions": f"step-cli {metadata.version('step-cli')}, numpy {np.__version__}",
+            "versions": {name: metadata.version(name) for name in LIBRARIES},
             "safetensors": against_cp(Path(folder), options.gib, options.runs),
             "sharded": sharded(Path(folder), options.sharded_gib, options.shards),
             "onnx": on_onnx(Path(folder), options.runs, options.polygraphy),

@@ -3,10 +3,13 @@
     python benchmarks/two_processes.py [--steps 600] [--kinds ddp fsdp] [--out DIR]
 
 Every run is `step-cli train` of the sample's own configuration, one thread a process,
-gloo between them. One process with two threads is the control: it differs by rounding
-alone. Writes two_processes.json and two_processes.md after each run; exits 1 if a final
-loss of two processes differs by more than 1e-3, or a switch step although the criterion
-was not within 1 % of its threshold.
+gloo between them. The reference is one process that takes the same global batch in two
+halves (`train.grad_accumulation = 2`): its sums are those of two processes, in the same
+order. Two controls, one process with the batch at once, by one thread and by two, show
+what rounding in another order does. Writes two_processes.json and two_processes.md
+after each run; exits 1 if a final loss of two processes differs by more than 1e-3 from
+the reference, or a switch step although the criterion was not within 1 % of its
+threshold.
 """
 
 import argparse
@@ -23,6 +26,7 @@ from pathlib import Path
 CONFIG = "sample_models/stdlib-gpt/config.toml"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 LIBRARIES = ("step-cli", "torch", "transformers", "numpy")
+GLOBAL_BATCH = 32  # samples, as in the configuration
 CLOSE, NEAR = 1e-3, 0.01  # of losses; of the criterion to its threshold, as a share
 
 
@@ -34,9 +38,9 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     runs: list[dict] = []
-    planned = [("none", 1), ("none", 2), *((kind, 1) for kind in options.kinds)]
-    for kind, threads in planned:
-        runs.append(train(kind, threads, options.steps))
+    two = [(kind, 1, 1) for kind in options.kinds]
+    for kind, threads, parts in [("none", 1, 2), *two, ("none", 1, 1), ("none", 2, 1)]:
+        runs.append(train(kind, threads, parts, options.steps))
         document = {
             "command": f"python benchmarks/two_processes.py --steps {options.steps}",
             "machine": f"{platform.machine()}, {platform.system()}",
@@ -48,15 +52,17 @@ def main() -> None:
         (options.out / "two_processes.json").write_text(text)
         (options.out / "two_processes.md").write_text(table(document))
     print(table(document))
-    sys.exit(not all(same(runs[0], run) for run in runs[2:]))
+    sys.exit(not all(same(runs[0], run) for run in runs if run["processes"] == 2))
 
 
-def train(kind: str, threads: int, steps: int) -> dict:
+def train(kind: str, threads: int, parts: int, steps: int) -> dict:
     """One run; what its report says, and how near its criterion was to deciding."""
     launcher = [] if kind == "none" else TORCHRUN
     words = [sys.executable, *launcher, "-m", "step_cli", "-q", "train", CONFIG]
     words += ["--json", "--set", f"train.parallel={kind}"]
     words += ["--set", f"train.steps={steps}"]
+    words += ["--set", f"train.batch_size={GLOBAL_BATCH // parts}"]
+    words += ["--set", f"train.grad_accumulation={parts}"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
@@ -74,6 +80,7 @@ def train(kind: str, threads: int, steps: int) -> dict:
         "parallel": report["parallel"],
         "processes": report["processes"],
         "threads": threads,
+        "parts": parts,
         "eval_loss": report["metrics"]["eval_loss"],
         "dense_eval_loss": report["dense_metrics"]["eval_loss"],
         "switch": report["switch"],
@@ -120,13 +127,14 @@ def table(document: dict) -> str:
         "the seconds are no measure of speed. The criterion is told as a multiple of "
         "its threshold, where it came nearest to that before the switch.",
         "",
-        "| processes | threads of each | loss | differs by | loss of dense weights | "
-        "differs by | switch step | criterion | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| processes | threads of each | parts of a batch | loss | differs by | "
+        "loss of dense weights | differs by | switch step | criterion | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for run in document["runs"]:
         switch = run["switch"]
         cells = [f"{run['processes']} ({run['parallel']})", str(run["threads"])]
+        cells += [str(run["parts"])]
         for key in ("eval_loss", "dense_eval_loss"):
             gap = run[key] - alone[key]
             cells += [f"{run[key]:.6f}", "-" if run is alone else f"{gap:+.1e}"]
