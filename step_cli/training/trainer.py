@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from step_cli.data import Batch, batch_at
 from step_cli.data.ahead import ReadAhead
 from step_cli.errors import InputError, NonFiniteError, OutputError
 from step_cli.train_config import TrainConfig
+from step_cli.training.clipping import clip_gradients
 from step_cli.training.evaluate import autocast, evaluate, loss_over, scores_of
 from step_cli.training.follower import Follower
 from step_cli.training.run_files import Unrecorded
@@ -123,7 +124,7 @@ class Trainer:
                 "gradient"
             )
         if train.grad_clip > 0:
-            nn.utils.clip_grad_norm_(self.setup.model.parameters(), train.grad_clip)
+            clip_gradients(self.setup.model.parameters(), train.grad_clip, world)
         optimizer.watch_masks = watch
         optimizer.watch_layers = self.records.wants_layers(step)
         optimizer.step()

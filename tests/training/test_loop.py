@@ -52,10 +52,18 @@ def plain_loop(config: TrainConfig) -> dict[str, Tensor]:
             loss = functional.cross_entropy(scores.float(), batch.labels) / parts
             loss.backward()
         if settings.grad_clip:
-            nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
+            clip(model, settings.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
     return model.state_dict()  # type: ignore[no-any-return]
+
+
+def clip(model: nn.Module, most: float) -> None:
+    """``torch.nn.utils.clip_grad_norm_``, in fp64."""
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.cat([grad.double().flatten() for grad in grads]).norm()
+    for grad in grads:
+        grad.mul_(min(1.0, (most / (norm + 1e-6)).float().item()))
 
 
 def trained(config: TrainConfig, run_dir: Path) -> dict[str, Tensor]:
