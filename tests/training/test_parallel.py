@@ -87,6 +87,18 @@ def test_two_processes_train_what_one_does(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_bits_are_those_of_one_process_that_sums_as_they_do(
+    ranks: Ranks, kind: str, tmp_path: Path
+) -> None:
+    overrides = configured(tmp_path, PLAIN, "train.grad_clip=0.1")
+    halves = [*overrides, "train.batch_size=8", "train.grad_accumulation=2"]
+    train(load_config(CONFIG, halves), tmp_path / "alone")
+    ranks.run(work.train_one, kind, CONFIG, overrides, tmp_path / "both")
+    alone, both = weights(tmp_path / "alone"), weights(tmp_path / "both")
+    assert all(torch.equal(both[name], alone[name]) for name in alone)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_processes_that_score_unlike_many_tokens(
     ranks: Ranks, kind: str, tmp_path: Path
 ) -> None:
