@@ -212,7 +212,8 @@ def test_killed_at_the_nth_call_it_leaves_the_old_or_the_new(
         ).returncode
 
     for nth, code in until_it_ends_well(attempt):
-        assert code in (0, -9, 137), nth
+        # A torch file is read by a child: killed, it is an input that cannot be read.
+        assert code in (0, -9, 137) or (kind == "torch" and code == 4), nth
         scene.check()
 
 
@@ -233,8 +234,12 @@ def test_the_nth_call_that_fails_is_exit_5(
         return scene.run([*base, "-e", inject]).returncode
 
     for nth, code in until_it_ends_well(attempt):
-        assert code in (0, 5), nth
-        after = calls.startswith("fsync")  # of the folder: it has its name by then
+        # What fails may be the pipe of the child that reads a torch file.
+        assert code in (0, 5) or (kind == "torch" and code == 4), nth
+        # The folder is flushed, and the report written, when OUT has its name; a torch
+        # file has its name before its plan has one, which `check` allows for.
+        after = calls.startswith(("fsync", "write"))
+        after |= kind == "torch" and calls.startswith("rename")
         assert scene.target() == scene.old or code == 0 or after, nth
         scene.check()
 
