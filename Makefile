@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 MINUTES ?= 30
 SEED    ?= 0
+KERNELS := $(wildcard step_cli/core/*.[ch])
 EXTRAS := train,export,hf,samples,track,tensorrt-rtx,dev
 
 .PHONY: demo test test-slow fuzz lint docs clean
@@ -27,7 +28,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 # torch comes first and alone, so that the pin and not another package's range picks it.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(KERNELS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'

@@ -5,11 +5,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from step_cli.core import kernels
 from step_cli.core.bits import Codes
 from step_cli.core.groups import (
     Groups,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 First = TypeVar("First", int, tuple[int, int])
 
 WORTH_A_THREAD = 1 << 24  # weights; below it, starting one costs more than it saves
-PIECES_A_TASK = 32
+TASK_BYTES = 1 << 25
 AHEAD_BYTES = 1 << 27  # of data read ahead of what is being counted
 
 
@@ -110,18 +110,17 @@ class _Threads:
     def start(self, job: Job) -> list[Callable[[], Tally]]:
         """Start to count; each function returned waits for one part of the result."""
         groups = Groups(job.weights, job.plan.pattern.m, job.plan.axis)
-        pieces = groups.pieces()
         self._seen += groups.elements
         if self._seen < WORTH_A_THREAD:
-            counted = self._count(groups, pieces, job)
+            counted = self._count(groups, groups.whole, job)
             return [lambda: counted]
         if self._pool is None:
             from concurrent.futures import ThreadPoolExecutor  # takes 10 ms
 
             self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-        tasks = iter(lambda: list(islice(pieces, PIECES_A_TASK)), [])
         return [
-            self._pool.submit(self._count, groups, task, job).result for task in tasks
+            self._pool.submit(self._count, groups, task, job).result
+            for task in groups.pieces(TASK_BYTES)
         ]
 
     def stop(self) -> None:
@@ -129,15 +128,30 @@ class _Threads:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def _count(self, groups: Groups, pieces: Iterable[Piece], job: Job) -> Tally:
+    def _count(self, groups: Groups, task: Piece, job: Job) -> Tally:
+        clean = _clean(groups, task, job)
+        if clean is not None:
+            return clean
         if not hasattr(self._own, "scratch"):
             self._own.scratch = Scratch()
         scratch: Scratch = self._own.scratch
         total = Tally()
-        for piece in pieces:
+        for piece in groups.pieces(of=task):
             magnitude = groups.magnitude(piece, scratch)
             total.add(_count_piece(groups, piece, magnitude, job, scratch))
         return total
+
+
+def _clean(groups: Groups, piece: Piece, job: Job) -> Tally | None:
+    """The counts of a piece without a fault; None if it has one, or may have."""
+    if not groups.zero_is_zero:
+        return None
+    codes = groups.codes_of(piece)
+    found = kernels.count(codes, job.plan.pattern.n, groups.bits)
+    if found is None or found.over or found.nonfinite or (job.exact and found.under):
+        return None
+    size = codes.size
+    return Tally(groups=size // groups.m, elements=size, nonzeros=found.nonzeros)
 
 
 def _count_piece(

@@ -67,27 +67,46 @@ class Groups:
         self._zero = _ZeroCodes.of(weights, self.bits)
 
     @property
+    def zero_is_zero(self) -> bool:
+        """Whether no code but 0, or its like with a sign, means zero."""
+        return self._zero is None
+
+    @property
     def elements(self) -> int:
         """How many weights there are."""
         return self.codes.size
 
-    def pieces(self) -> Iterator[Piece]:
-        """Cut into pieces of about ``PIECE_BYTES``; groups are never cut."""
-        count, m, inner = self.codes.shape
-        most = PIECE_BYTES // self.codes.itemsize
+    @property
+    def whole(self) -> Piece:
+        """All groups."""
+        count, _, inner = self.codes.shape
+        return Piece(0, count, 0, inner)
+
+    def pieces(
+        self, size_bytes: int = PIECE_BYTES, of: Piece | None = None
+    ) -> Iterator[Piece]:
+        """Cut all groups, or a piece, into pieces; groups are never cut."""
+        of = of or self.whole
+        m, inner = self.m, of.right - of.left
+        most = size_bytes // self.codes.itemsize
         if m * inner <= most:
             step = most // (m * inner)
-            for first in range(0, count, step):
-                yield Piece(first, min(first + step, count), 0, inner)
+            for first in range(of.first, of.last, step):
+                last = min(first + step, of.last)
+                yield Piece(first, last, of.left, of.right)
             return
         width = max(1, most // m)
-        for first in range(count):
-            for left in range(0, inner, width):
-                yield Piece(first, first + 1, left, min(left + width, inner))
+        for first in range(of.first, of.last):
+            for left in range(of.left, of.right, width):
+                yield Piece(first, first + 1, left, min(left + width, of.right))
+
+    def codes_of(self, piece: Piece) -> Codes:
+        """The codes of a piece, shape (x, M, b)."""
+        return self.codes[piece.first : piece.last, :, piece.left : piece.right]
 
     def magnitude(self, piece: Piece, scratch: "Scratch") -> Codes:
         """The codes of a piece, shape (x, M, b), 0 where the weight is zero."""
-        codes = self.codes[piece.first : piece.last, :, piece.left : piece.right]
+        codes = self.codes_of(piece)
         result: Codes = scratch.take("magnitude", codes.dtype, codes.shape)
         if self._zero is not None:
             np.bitwise_xor(codes, self._zero.of_elements(self.flat(piece)), out=result)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from step_cli.core import kernels
 from step_cli.core.bits import Codes, bits_of
 from step_cli.core.groups import Mask, Scratch, Weights, index_of
 from step_cli.core.magnitude import FLOATS, INTEGERS, float_magnitude, magnitude_sum
@@ -90,6 +91,11 @@ class OneShot:
         codes = self._codes[first:last]
         given = None if self._keep is None else self._keep[first:last]
         out, total = _taken(buffers, codes), Pruned()
+        if self._key is None and given is None:
+            n, dtype = self.plan.pattern.n, self.weights.dtype
+            done = kernels.prune(codes, out, n, self._limits, dtype)
+            if done is not None:
+                return out.reshape(-1), done
         rows, m, inner = codes.shape
         step, width = max(1, PIECE // (m * inner)), max(1, PIECE // m)
         for x in range(0, rows, step):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import ml_dtypes
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_cli.core import check, groups
+from step_cli.core import check, groups, kernels
 from step_cli.core.bits import bits_of
 from step_cli.core.check import Job, Tally, tally, tally_all
 from step_cli.core.groups import Weights, index_of
@@ -30,6 +31,17 @@ FLOATS = [
     "float8_e5m2fnuz",
     "float8_e4m3b11fnuz",
 ]
+
+
+@pytest.fixture(params=["compiled", "numpy"], autouse=True, scope="module")
+def loops(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All of it with the compiled loops, where there are any, and without."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "numpy":
+            patch.setattr(kernels, "_library", lambda: None)
+        elif kernels._library() is None:
+            pytest.skip("no compiler was there at install")
+        yield
 
 
 def numpy_dtype(name: str) -> np.dtype:
@@ -113,7 +125,7 @@ def test_small_pieces_and_threads_change_nothing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(groups, "PIECE_BYTES", 8)
         patch.setattr(check, "WORTH_A_THREAD", 0)
-        patch.setattr(check, "PIECES_A_TASK", 2)
+        patch.setattr(check, "TASK_BYTES", 16)
         patch.setattr(check, "AHEAD_BYTES", 16)
         jobs = [
             Job(Weights(array, array.dtype.name), LayerPlan(pattern, axis), exact)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from step_cli.core import kernels
 from step_cli.core import one_shot as module
 from step_cli.core.groups import Weights
 from step_cli.core.magnitude import FLOATS
@@ -23,6 +24,17 @@ CASES = [
     ((3, 140), 30, 70, 1),
     ((4, 4), 1, 2, 0),
 ]
+
+
+@pytest.fixture(params=["compiled", "numpy"], autouse=True, scope="module")
+def loops(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All of it with the compiled loops, where there are any, and without."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "numpy":
+            patch.setattr(kernels, "_library", lambda: None)
+        elif kernels._library() is None:
+            pytest.skip("no compiler was there at install")
+        yield
 
 
 def kind_of(dtype: str) -> np.dtype:  # type: ignore[type-arg]

@@ -1,0 +1,90 @@
+/* The loops that a file of gigabytes waits for: counting the non-zeros of groups,
+   pruning them by magnitude, and summing up what is written. `kernels.py` says when
+   they run, and what runs where there was no compiler.
+
+   Weights are raw bits. A piece has X rows of groups of M, B groups side by side:
+   member k of group (x, b) lies at (x * M + k) * stride + b. A vector holds one member
+   of many groups or, where groups lie in one piece (B and stride are 1) and M divides
+   its lanes, whole groups. */
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef CLONES /* one library for all x86-64: the loader picks what the processor has */
+#define KERNEL \
+    __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define KERNEL
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+enum {
+    VECTOR = 64, /* bytes */
+    MOST = 64,   /* the largest M */
+    SUMMED = 64, /* values of 16 bits that are added as floats, before doubles are */
+};
+
+typedef float Floats __attribute__((vector_size(VECTOR)));
+typedef double Doubles __attribute__((vector_size(2 * VECTOR)));
+typedef uint32_t Words __attribute__((vector_size(VECTOR)));
+typedef uint64_t Longs __attribute__((vector_size(VECTOR)));
+
+typedef struct {
+    int64_t nonzeros, over, under, nonfinite; /* over: a group has more than N */
+} Counted;
+
+typedef struct {
+    int64_t nonzeros, changed, nonfinite;
+    double before, after; /* sums of magnitudes */
+} Pruned;
+
+int step_kernels_version(void) { return 1; }
+
+/* Fletcher's checksum of words of 32 bits, with 64 for a sum, as ZFS has it, of every
+   16th word apart. No sum overflows below 4 MiB. Zeros at the end do not count. */
+KERNEL uint64_t step_checksum(const unsigned char *data, ptrdiff_t size)
+{
+    Longs low = {0}, low_sums = {0}, high = {0}, high_sums = {0};
+    for (ptrdiff_t at = 0; at < size; at += VECTOR) {
+        Longs words = {0};
+        if (size - at >= VECTOR)
+            memcpy(&words, data + at, VECTOR);
+        else
+            memcpy(&words, data + at, size - at);
+        low += words & UINT32_MAX;
+        low_sums += low;
+        high += words >> 32;
+        high_sums += high;
+    }
+    uint64_t all = 0;
+    for (int i = 0; i < VECTOR / 8; i++) {
+        uint64_t sums[] = {low[i], low_sums[i], high[i], high_sums[i]};
+        for (int j = 0; j < 4; j++)
+            all = (all ^ sums[j]) * 0x9E3779B97F4A7C15 ^ all >> 29;
+    }
+    return all;
+}
+
+/* The lanes i ^ d: with d from 1 to M - 1, the others of the group of i. */
+#define LANES4(i, d) (i) ^ (d), ((i) + 1) ^ (d), ((i) + 2) ^ (d), ((i) + 3) ^ (d)
+#define LANES16(i, d) \
+    LANES4(i, d), LANES4(i + 4, d), LANES4(i + 8, d), LANES4(i + 12, d)
+#define LANES32(i, d) LANES16(i, d), LANES16(i + 16, d)
+#define LANES64(i, d) LANES32(i, d), LANES32(i + 32, d)
+
+#define BITS 8
+#define LANE(d) ((V){LANES64(0, d)})
+#include "kernels_by_width.h"
+#undef BITS
+#undef LANE
+
+#define BITS 16
+#define LANE(d) ((V){LANES32(0, d)})
+#include "kernels_by_width.h"
+#undef BITS
+#undef LANE
+
+#define BITS 32
+#define LANE(d) ((V){LANES16(0, d)})
+#include "kernels_by_width.h"

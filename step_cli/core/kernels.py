@@ -1,0 +1,162 @@
+"""The loops of `kernels.c`, if there was a compiler when step-cli was installed.
+
+Where they are absent, or not made for a case, the result is None, and NumPy finds the
+same in more time. They run without the interpreter's lock.
+"""
+
+import ctypes
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from step_cli.core.bits import Bits, Codes
+from step_cli.core.magnitude import to_float32
+from step_cli.core.pruned import Pruned
+
+LIBRARY = Path(__file__).with_name("_kernels.so")
+VERSION = 1  # of the functions' arguments, as in kernels.c
+LARGEST_M = 64  # MOST of kernels.c
+
+_FLOATS = {"float16": 16, "bfloat16": 16, "float32": 32}
+_UNSIGNED = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32}
+
+
+class Counted(NamedTuple):
+    """What is in a piece.
+
+    Attributes:
+        nonzeros: Weights that are not zero.
+        over: Whether any group has more than N of them.
+        under: Whether any has fewer.
+        nonfinite: Whether NaN or infinity is among them.
+    """
+
+    nonzeros: int
+    over: bool
+    under: bool
+    nonfinite: bool
+
+
+class _Counted(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_int64) for name in ("nonzeros", "over", "under", "nonfinite")
+    )
+
+
+class _Pruned(ctypes.Structure):
+    _fields_ = (
+        ("nonzeros", ctypes.c_int64),
+        ("changed", ctypes.c_int64),
+        ("nonfinite", ctypes.c_int64),
+        ("before", ctypes.c_double),
+        ("after", ctypes.c_double),
+    )
+
+
+def count(codes: Codes, n: int, bits: Bits) -> Counted | None:
+    """Count non-zeros in groups of M.
+
+    Args:
+        codes: ``[X, M, B]``, contiguous or a part along B of what is.
+        n: How many of a group may be non-zero.
+        bits: How the dtype writes zero and what is not finite.
+    """
+    x, m, b = codes.shape
+    library = _library()
+    if library is None or m > LARGEST_M or bits.nan or bits.size_bytes not in _UNSIGNED:
+        return None
+    found = _Counted()
+    function = getattr(library, f"step_count_{8 * bits.size_bytes}")
+    function(
+        _address(codes), x, m, b, _stride(codes), n, bits.mask, bits.limit or 0, found
+    )
+    return Counted(
+        found.nonzeros, bool(found.over), bool(found.under), bool(found.nonfinite)
+    )
+
+
+def prune(codes: Codes, out: Codes, n: int, bits: Bits, dtype: str) -> Pruned | None:
+    """Write what magnitude pruning keeps of each group; of equal ones the first.
+
+    Args:
+        codes: ``[X, M, B]``, contiguous.
+        out: The same shape, contiguous.
+        n: How many of each group to keep.
+        bits: Those of ``dtype``.
+        dtype: NumPy spelling.
+
+    Returns:
+        None also if a weight is not finite, or the sum of magnitudes is too large for
+        float32; ``out`` is then of no use.
+    """
+    x, m, b = codes.shape
+    library, width = _library(), _FLOATS.get(dtype)
+    if library is None or m > LARGEST_M or width is None:
+        return None
+    shift, scale = to_float32(dtype)
+    found = _Pruned()
+    function = getattr(library, f"step_prune_{width}")
+    function(
+        _address(codes),
+        _address(out),
+        x,
+        m,
+        b,
+        _stride(codes),
+        n,
+        bits.limit,
+        shift,
+        found,
+    )
+    if found.nonfinite or not math.isfinite(found.before):
+        return None
+    before, after = found.before * scale, found.after * scale
+    return Pruned(codes.size, found.changed, found.nonzeros, before, after)
+
+
+def checksum(data: Codes) -> int | None:
+    """Fletcher's checksum of at most 4 MiB of contiguous data, in one run only.
+
+    What it is depends on how the kernels were built, so it is never kept.
+    """
+    library = _library()
+    if library is None:
+        return None
+    found: int = library.step_checksum(_address(data), data.nbytes)
+    return found
+
+
+def _address(array: Codes) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def _stride(codes: Codes) -> int:
+    """From one member of a group to the next, in weights."""
+    return codes.strides[1] // codes.itemsize
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+        if library.step_kernels_version() != VERSION:
+            return None  # left from an earlier build
+    except (OSError, AttributeError):
+        return None
+    size, pointer = ctypes.c_ssize_t, ctypes.c_void_p
+    library.step_checksum.argtypes = [pointer, size]
+    library.step_checksum.restype = ctypes.c_uint64
+    for size_bytes, code in _UNSIGNED.items():
+        count = getattr(library, f"step_count_{8 * size_bytes}")
+        of_count: list[Any] = [pointer, *[size] * 4, ctypes.c_int, code, code]
+        count.argtypes = [*of_count, ctypes.POINTER(_Counted)]
+        count.restype = None
+    for width in set(_FLOATS.values()):
+        prune = getattr(library, f"step_prune_{width}")
+        of_prune: list[Any] = [pointer, pointer, *[size] * 4, ctypes.c_int]
+        limit = _UNSIGNED[width // 8]
+        prune.argtypes = [*of_prune, limit, ctypes.c_int, ctypes.POINTER(_Pruned)]
+        prune.restype = None
+    return library

@@ -1,0 +1,226 @@
+"""The compiled loops against slow ones, and what happens where they are not built."""
+
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import step_cli
+from step_cli.core import kernels
+from step_cli.core.bits import bits_of
+from step_cli.core.mask_numpy import keep_highest
+from step_cli.core.pattern import NMPattern
+
+ROOT = Path(step_cli.__file__).parent.parent
+HOOK = ROOT / "hatch_build.py"
+SIZES = [1, 2, 5, 15, 16, 31, 32, 33, 64, 100]
+PRUNED = ["float16", "bfloat16", "float32"]
+COUNTED = [*PRUNED, "float8_e4m3fn", "float8_e5m2", "int8", "uint8", "int16", "uint32"]
+
+built = pytest.mark.skipif(
+    kernels._library() is None, reason="no compiler was there at install"
+)
+
+
+@st.composite
+def pieces(draw: st.DrawFn, dtypes: list[str]) -> tuple[np.ndarray, str]:
+    """Raw bits of shape (X, M, B); coarse, so that zeros and equals are common."""
+    dtype = draw(st.sampled_from(dtypes))
+    m = draw(st.one_of(st.sampled_from([1, 2, 4, 8, 16, 32, 64]), st.integers(1, 64)))
+    b = draw(st.one_of(st.just(1), st.sampled_from(SIZES)))
+    x = draw(st.sampled_from(SIZES)) if m * b < 1000 else draw(st.integers(1, 3))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    values = np.round(rng.standard_normal((x, m, b)) * draw(st.sampled_from([1, 3])))
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    if kind.kind == "u":
+        values = np.abs(values)
+    array = values.astype(kind)
+    return array.view(bits_of(dtype).unsigned), dtype
+
+
+@built
+@given(pieces(COUNTED), st.data())
+@settings(max_examples=400, deadline=None, derandomize=True)
+def test_counts_equal_those_of_a_comparison(
+    piece: tuple[np.ndarray, str], data: st.DataObject
+) -> None:
+    codes, dtype = piece
+    n, bits = data.draw(st.integers(1, codes.shape[1])), bits_of(dtype)
+    left = data.draw(st.integers(0, codes.shape[2] - 1))
+    part = codes[:, :, left:]  # groups beside each other, not all of them
+    each = (part & codes.dtype.type(bits.mask) != 0).sum(axis=1)
+    found = kernels.count(part, n, bits)
+    assert found == (each.sum(), each.max() > n, each.min() < n, False)
+
+
+@built
+@pytest.mark.parametrize("dtype", [kind for kind in COUNTED if bits_of(kind).limit])
+@pytest.mark.parametrize("shape", [(100, 4, 1), (9, 4, 40), (50, 3, 1), (40, 4, 9)])
+def test_one_infinity_is_seen_wherever_it_stands(
+    dtype: str, shape: tuple[int, int, int]
+) -> None:
+    bits = bits_of(dtype)
+    limit, sign = bits.limit, 1 << (8 * bits.size_bytes - 1)
+    assert limit is not None
+    codes = np.zeros(shape, bits.unsigned)
+    for at in np.ndindex(*shape):
+        for value, seen in ((limit - 1, False), (limit, True), (limit | sign, True)):
+            codes[at] = value
+            found = kernels.count(codes, shape[1], bits)
+            assert found is not None
+            assert found.nonfinite is seen
+            if dtype in PRUNED:
+                out = np.empty_like(codes)
+                done = kernels.prune(codes, out, 1, bits, dtype)
+                assert (done is None) is seen
+        codes[at] = 0
+
+
+@built
+@given(pieces(PRUNED), st.data())
+@settings(max_examples=400, deadline=None, derandomize=True)
+def test_pruned_is_what_the_mask_of_numpy_keeps(
+    piece: tuple[np.ndarray, str], data: st.DataObject
+) -> None:
+    codes, dtype = piece
+    m, bits = codes.shape[1], bits_of(dtype)
+    n = data.draw(st.integers(1, m))
+    magnitude = codes & codes.dtype.type(bits.mask)
+    keep = keep_highest(magnitude, NMPattern(n, m), 1) | (magnitude == 0)
+    out = np.full_like(codes, 0x55)
+    found = kernels.prune(codes, out, n, bits, dtype)
+    assert found is not None
+    assert np.array_equal(out, np.where(keep, codes, 0))
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    before, after = (
+        float(np.abs(array.view(kind).astype(np.float64)).sum())
+        for array in (codes, out)
+    )
+    assert found.elements == codes.size
+    assert found.changed == keep.size - np.count_nonzero(keep)
+    assert found.nonzeros == np.count_nonzero(out & codes.dtype.type(bits.mask))
+    assert found.before == pytest.approx(before, rel=1e-12)
+    assert found.after == pytest.approx(after, rel=1e-12)
+
+
+@built
+@pytest.mark.parametrize("dtype", PRUNED)
+def test_sums_of_many_values_and_of_subnormal_ones(dtype: str) -> None:
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    values = np.random.default_rng(0).standard_normal((1 << 16, 4, 1)) ** 3
+    tiny = float(np.array(1, bits_of(dtype).unsigned).view(kind))
+    for scale in (1.0, tiny):
+        array = (values * scale).astype(kind)
+        codes = array.view(bits_of(dtype).unsigned)
+        found = kernels.prune(codes, np.empty_like(codes), 2, bits_of(dtype), dtype)
+        assert found is not None
+        expected = np.abs(array.astype(np.float64)).sum()
+        assert found.before == pytest.approx(expected, rel=1e-8)
+
+
+@built
+def test_a_sum_beyond_float32_is_left_to_numpy() -> None:
+    largest = np.full((8, 4, 64), 0x7F7F, np.uint16)  # bfloat16
+    out = np.empty_like(largest)
+    assert kernels.prune(largest, out, 2, bits_of("bfloat16"), "bfloat16") is None
+
+
+@built
+def test_cases_the_loops_are_not_made_for() -> None:
+    wide = np.zeros((1, 65, 1), np.uint16)
+    half, eight = bits_of("float16"), bits_of("float8_e4m3fnuz")
+    assert kernels.count(wide, 2, half) is None
+    assert kernels.prune(wide, wide.copy(), 2, half, "float16") is None
+    assert kernels.count(np.zeros((1, 4, 1), np.uint8), 2, eight) is None
+    double = np.zeros((1, 4, 1), np.uint64)
+    assert kernels.count(double, 2, bits_of("float64")) is None
+    assert kernels.prune(double, double, 2, bits_of("float64"), "float64") is None
+
+
+@built
+@pytest.mark.parametrize("size", [1, 7, 64, 100, 4096, 4097])
+def test_a_checksum_tells_a_flipped_bit_and_parts_in_another_order(size: int) -> None:
+    data = np.random.default_rng(size).integers(1, 256, size, np.uint8)
+    whole = kernels.checksum(data)
+    shifted = np.concatenate([np.zeros(1, np.uint8), data])[1:]  # elsewhere in memory
+    assert kernels.checksum(shifted) == whole
+    for bit in range(0, 8 * size, max(1, size // 8)):
+        data[bit // 8] ^= 1 << bit % 8
+        assert kernels.checksum(data) != whole
+        data[bit // 8] ^= 1 << bit % 8
+    assert kernels.checksum(data) == whole
+    for apart in (4, 8, 64, 128):
+        if size >= 2 * apart:
+            swapped = data.copy()
+            swapped[:apart], swapped[apart : 2 * apart] = (
+                data[apart : 2 * apart],
+                data[:apart],
+            )
+            assert kernels.checksum(swapped) != whole
+
+
+@built
+def test_a_checksum_does_not_overflow_in_4_mib() -> None:
+    data = np.full(4 << 20, 0xFF, np.uint8)
+    words = data.nbytes // 64  # in each of the sums
+    assert 0xFFFFFFFF * words * (words + 1) // 2 < 2**64
+    assert kernels.checksum(data) != kernels.checksum(data[64:])
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A place for the library, from which it will be loaded next."""
+    monkeypatch.setattr(kernels, "LIBRARY", tmp_path / "_kernels.so")
+    kernels._library.cache_clear()
+    yield tmp_path / "_kernels.so"
+    kernels._library.cache_clear()
+
+
+def test_without_the_library_nothing_is_found(unloaded: Path) -> None:
+    codes, bits = np.zeros((1, 4, 1), np.uint16), bits_of("float16")
+    for left in (None, b"", b"not a library"):
+        if left is not None:
+            unloaded.write_bytes(left)
+        kernels._library.cache_clear()
+        assert kernels.count(codes, 2, bits) is None
+        assert kernels.prune(codes, codes, 2, bits, "float16") is None
+        assert kernels.checksum(codes) is None
+
+
+@built
+def test_a_library_of_another_version_is_not_used(
+    unloaded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(Path(kernels.__file__).with_name("_kernels.so"), unloaded)
+    assert kernels._library() is not None
+    kernels._library.cache_clear()
+    monkeypatch.setattr(kernels, "VERSION", kernels.VERSION + 1)
+    assert kernels._library() is None
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_compiling_warns_of_nothing_and_leaves_nothing_of_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.spec_from_file_location("hatch_build", HOOK)
+    assert found is not None and found.loader is not None
+    hook = importlib.util.module_from_spec(found)
+    found.loader.exec_module(hook)
+    monkeypatch.setattr(hook, "FLAGS", (*hook.FLAGS, "-Wall", "-Wextra", "-Werror"))
+    library = tmp_path / "_kernels.so"
+    hook.compile_kernels(Path(kernels.__file__).with_name("kernels.c"), library)
+    assert list(tmp_path.iterdir()) == [library]
+    library.unlink()
+    broken = tmp_path / "broken.c"
+    broken.write_text("int f(")
+    for compiler in ("", "no-such-compiler"):
+        monkeypatch.setenv("CC", compiler)
+        with pytest.raises((OSError, hook.subprocess.CalledProcessError)):
+            hook.compile_kernels(broken, library)
+        assert list(tmp_path.iterdir()) == [broken]
