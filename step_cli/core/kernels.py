@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from step_cli.core.bits import Bits, Codes
-from step_cli.core.magnitude import to_float32
 from step_cli.core.pruned import Pruned
 
 LIBRARY = Path(__file__).with_name("_kernels.so")
 VERSION = 1  # of the functions' arguments, as in kernels.c
 LARGEST_M = 64  # MOST of kernels.c
 
-_FLOATS = {"float16": 16, "bfloat16": 16, "float32": 32}
+# How far to shift to where a float32 has its exponent, and what to multiply with then.
+_FLOATS = {"float16": (13, 2.0**112), "bfloat16": (16, 1.0), "float32": (0, 1.0)}
 _UNSIGNED = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32}
 
 
@@ -91,12 +91,12 @@ def prune(codes: Codes, out: Codes, n: int, bits: Bits, dtype: str) -> Pruned | 
         float32; ``out`` is then of no use.
     """
     x, m, b = codes.shape
-    library, width = _library(), _FLOATS.get(dtype)
-    if library is None or m > LARGEST_M or width is None:
+    library = _library()
+    if library is None or m > LARGEST_M or dtype not in _FLOATS:
         return None
-    shift, scale = to_float32(dtype)
+    shift, scale = _FLOATS[dtype]
     found = _Pruned()
-    function = getattr(library, f"step_prune_{width}")
+    function = getattr(library, f"step_prune_{8 * bits.size_bytes}")
     function(
         _address(codes),
         _address(out),
@@ -153,10 +153,10 @@ def _library() -> ctypes.CDLL | None:
         of_count: list[Any] = [pointer, *[size] * 4, ctypes.c_int, code, code]
         count.argtypes = [*of_count, ctypes.POINTER(_Counted)]
         count.restype = None
-    for width in set(_FLOATS.values()):
-        prune = getattr(library, f"step_prune_{width}")
+    for size_bytes in (2, 4):
+        prune = getattr(library, f"step_prune_{8 * size_bytes}")
         of_prune: list[Any] = [pointer, pointer, *[size] * 4, ctypes.c_int]
-        limit = _UNSIGNED[width // 8]
+        limit = _UNSIGNED[size_bytes]
         prune.argtypes = [*of_prune, limit, ctypes.c_int, ctypes.POINTER(_Pruned)]
         prune.restype = None
     return library

@@ -45,7 +45,7 @@ def magnitude_sum(magnitude: Codes, dtype: str, scratch: Scratch) -> float:
         return float(magnitude.view(np.float64).sum(dtype=np.longdouble))
     if dtype == "float32":
         return float(magnitude.view(np.float32).sum(dtype=np.float64))
-    shift, scale = to_float32(dtype)
+    shift, scale = _to_float32(dtype)
     if magnitude.dtype.itemsize == 2 and magnitude.size % 2 == 0:
         return _sum_of_pairs(magnitude.reshape(-1), shift, scratch) * scale
     shifted = scratch.take("shifted", np.uint32, magnitude.shape)
@@ -76,7 +76,7 @@ def _sum_of(values: npt.NDArray[np.float32]) -> float:
 
 
 @lru_cache
-def to_float32(dtype: str) -> tuple[int, float]:
+def _to_float32(dtype: str) -> tuple[int, float]:
     """How far to shift, and what to multiply with afterwards."""
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     limits: Any = ml_dtypes.finfo
