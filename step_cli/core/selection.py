@@ -72,6 +72,7 @@ class Selection:
             wins, also over ``pattern``.
         pattern: For every selected tensor; None: as the plan says, 2:4 without one.
         plan: Selects its layers and no others.
+        prefix: What stands before these names where the user gave them.
     """
 
     include: Sequence[str] = ()
@@ -80,6 +81,7 @@ class Selection:
     patterns: Sequence[tuple[str, NMPattern]] = ()
     pattern: NMPattern | None = None
     plan: Plan | None = None
+    prefix: str = "--"
 
     def choose(self, tensors: Sequence[T]) -> Chosen[T]:
         """Select the weights among ``tensors``.
@@ -108,19 +110,20 @@ class Selection:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise InputError(
                 f"the plan names {shown}{more}, which the checkpoint lacks; "
-                "give the plan that belongs to it with --plan"
+                f"give the plan that belongs to it with {self.prefix}plan"
             )
         for glob in self.include:
             if not any(matches(name, glob) for name in names):
                 raise NothingSelectedError(
-                    f"--include {glob!r} matches no tensor{_nearest(glob, names)}"
+                    f"{self.prefix}include {glob!r} matches no tensor"
+                    f"{_nearest(glob, names)}"
                 )
 
     def _warnings(self, names: Sequence[str]) -> list[str]:
-        given = [("--exclude", glob) for glob in self.exclude]
-        given += [("--axis", glob) for glob, _ in self.axes]
+        given = [("exclude", glob) for glob in self.exclude]
+        given += [("axis", glob) for glob, _ in self.axes]
         return [
-            f"{option} {glob!r} matches no tensor{_nearest(glob, names)}"
+            f"{self.prefix}{option} {glob!r} matches no tensor{_nearest(glob, names)}"
             for option, glob in given
             if not any(matches(name, glob) for name in names)
         ]

@@ -127,6 +127,7 @@ def selection(config: TrainConfig) -> Selection:
         patterns=[(layer.match, layer.pattern) for layer in sparsity.layer],
         pattern=None if plan else sparsity.pattern,
         plan=plan,
+        prefix="sparsity.",
     )
 
 

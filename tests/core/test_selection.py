@@ -190,6 +190,17 @@ def test_an_include_that_matches_nothing_names_the_nearest() -> None:
     with pytest.raises(NothingSelectedError, match=r"nearest: layer\d") as caught:
         Selection(include=["layr1.weight"]).choose(given)
     assert caught.value.message.count("layer") == 5
+    assert caught.value.message.startswith("--include 'layr1.weight' matches no tensor")
+
+
+def test_a_configuration_s_own_names_are_told() -> None:
+    given, prefix = [tensor("fc.weight")], "sparsity."
+    with pytest.raises(NothingSelectedError, match=r"^sparsity\.include 'x' matches"):
+        Selection(include=["x"], prefix=prefix).choose(given)
+    with pytest.raises(InputError, match=r"with sparsity\.plan"):
+        Selection(plan=PLAN, prefix=prefix).choose(given)
+    chosen = Selection(exclude=["head"], prefix=prefix).choose(given)
+    assert chosen.warnings[0].startswith("sparsity.exclude 'head' matches no tensor")
 
 
 def test_an_exclude_or_axis_that_matches_nothing_warns() -> None:
