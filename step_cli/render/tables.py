@@ -37,7 +37,7 @@ def console(out: TextIO) -> Console:
         file=out,
         force_terminal=not plain,
         no_color=plain,
-        width=None if out.isatty() else 110,
+        width=None if out.isatty() else 10_000,  # a line of a log is never folded
         markup=False,
         highlight=False,
         emoji=False,
