@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.errors import MissingError
+from step_cli.errors import MissingError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.graph_input import GraphInput
 from step_cli.formats.onnx_nodes import inputs_of_onnx
@@ -31,6 +31,7 @@ def onnx_network(checkpoint: Checkpoint) -> Network:
 
     Raises:
         InputError: An input has no shape.
+        UsageError: The weights are bf16, for which it has no kernels.
         MissingError: ONNX Runtime, which compares the outputs, is not installed.
     """
     if find_spec("onnxruntime") is None:
@@ -39,6 +40,12 @@ def onnx_network(checkpoint: Checkpoint) -> Network:
             "'step-cli[export]'"
         )
     path = checkpoint.path
+    if any(tensor.dtype == "bfloat16" for tensor in checkpoint.tensors):
+        raise UsageError(
+            "--permute compares the outputs in ONNX Runtime, which has no bf16 kernels "
+            "for the CPU; permute the model before it is exported",
+            file=path,
+        )
     feeds = _feeds(inputs_of_onnx(path))
     flow = Flow()
     tensors = _Graph(checkpoint, feeds, flow).follow()

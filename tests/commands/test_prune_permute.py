@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -374,6 +375,34 @@ def test_onnx_outputs_that_would_change_are_refused(
     with pytest.raises(InputError, match="would change by"):
         run(source, tmp_path / "out.onnx", permute=True)
     assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("kind", ["FLOAT16", "BFLOAT16"])
+def test_half_precision_in_onnx(kind: str, tmp_path: Path) -> None:
+    code = getattr(onnx.TensorProto, kind)
+    half = np.dtype(ml_dtypes.bfloat16 if kind == "BFLOAT16" else np.float16)
+    random, node = np.random.default_rng(0), helper.make_node
+    given = {n: random.standard_normal((16, 16)).astype(half) for n in ("a", "b")}
+    graph = helper.make_graph(
+        [node("MatMul", ["x", "a"], ["h"]), node("MatMul", ["h", "b"], ["y"])],
+        "net",
+        [helper.make_tensor_value_info("x", code, [2, 16])],
+        [helper.make_tensor_value_info("y", code, [2, 16])],
+        [
+            helper.make_tensor(name, code, value.shape, value.tobytes(), raw=True)
+            for name, value in given.items()
+        ],
+    )
+    source, out = tmp_path / "net.onnx", tmp_path / "out.onnx"
+    imports = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=8), source)
+    if kind == "FLOAT16":
+        assert run(source, out, permute=True).totals.retained > 0.75
+        return
+    with pytest.raises(UsageError, match="no bf16 kernels"):
+        run(source, out, permute=True)
+    assert not out.exists()
+    assert run(source, out).ok
 
 
 def test_tensors_that_are_tied_move_together_or_not_at_all(tmp_path: Path) -> None:
