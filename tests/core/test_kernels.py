@@ -166,6 +166,15 @@ def test_a_checksum_tells_a_flipped_bit_and_parts_in_another_order(size: int) ->
 
 
 @built
+@pytest.mark.parametrize("half", [0, 1])
+def test_a_checksum_tells_the_order_of_each_half_of_a_word(half: int) -> None:
+    data = np.zeros((4, 16), np.uint32)
+    data[:, half::2] = np.arange(32).reshape(4, 8)
+    swapped = data[[1, 0, 2, 3]]
+    assert kernels.checksum(data) != kernels.checksum(swapped)
+
+
+@built
 def test_a_checksum_does_not_overflow_in_4_mib() -> None:
     data = np.full(4 << 20, 0xFF, np.uint8)
     words = data.nbytes // 64  # in each of the sums
