@@ -263,6 +263,39 @@ def test_onnx_inline_runs_with_the_pruned_weight(tmp_path: Path) -> None:
     assert "1:4" in again[1].value
 
 
+@pytest.mark.skipif(shutil.which("polygraphy") is None, reason="needs polygraphy")
+def test_nvidia_s_own_check_finds_every_onnx_weight_sparse(tmp_path: Path) -> None:
+    node, random = onnx.helper.make_node, np.random.default_rng(0)
+    weights = {
+        "conv": random.standard_normal((32, 16, 3, 3)),
+        "matmul": random.standard_normal((32, 64)),
+        "gemm": random.standard_normal((16, 64)),
+    }
+    graph = onnx.helper.make_graph(
+        [
+            node("Conv", ["x", "conv"], ["a"], pads=[1, 1, 1, 1]),
+            node("GlobalAveragePool", ["a"], ["b"]),
+            node("Flatten", ["b"], ["c"]),
+            node("MatMul", ["c", "matmul"], ["d"]),
+            node("Gemm", ["d", "gemm"], ["y"], transB=1),
+        ],
+        "net",
+        [onnx.helper.make_tensor_value_info("x", 1, [1, 16, 8, 8])],
+        [onnx.helper.make_tensor_value_info("y", 1, [1, 16])],
+        [numpy_helper.from_array(w.astype(np.float32), k) for k, w in weights.items()],
+    )
+    imports = [onnx.helper.make_opsetid("", 17)]
+    source, out = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=imports, ir_version=8), source
+    )
+    run(source, out)
+    for file, sparse in ((source, 0), (out, 3)):
+        command = ["polygraphy", "inspect", "sparsity", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.count("Found sparse tensor") == sparse, done.stdout
+
+
 def test_onnx_data_files_are_written_under_names_of_their_own(tmp_path: Path) -> None:
     source = with_external_data(tmp_path / "a.onnx", {})
     out = tmp_path / "a much longer name, so that every length around it grows.onnx"
