@@ -20,11 +20,13 @@
 
 #define V NAME(Vector)
 #define I NAME(SignedVector)
+#define W NAME(Weight)
+typedef T W __attribute__((aligned(1))); /* as files have them, at any address */
 typedef T V __attribute__((vector_size(VECTOR)));
 typedef S I __attribute__((vector_size(VECTOR)));
 
 /* `lanes` weights that lie `apart` from each other; 0 in the lanes behind them. */
-INLINE V NAME(load)(const T *p, ptrdiff_t apart, ptrdiff_t lanes)
+INLINE V NAME(load)(const W *p, ptrdiff_t apart, ptrdiff_t lanes)
 {
     V v = {0};
     if (apart != 1)
@@ -37,7 +39,7 @@ INLINE V NAME(load)(const T *p, ptrdiff_t apart, ptrdiff_t lanes)
     return v;
 }
 
-INLINE void NAME(store)(T *p, V v, ptrdiff_t apart, ptrdiff_t lanes)
+INLINE void NAME(store)(W *p, V v, ptrdiff_t apart, ptrdiff_t lanes)
 {
     if (apart != 1)
         for (ptrdiff_t i = 0; i < lanes; i++)
@@ -85,7 +87,7 @@ INLINE void NAME(take_counts)(NAME(Counts) *all, V found, int most, V counts, T 
 }
 
 /* `lanes` groups whose first members lie `apart`, the others `stride` behind them. */
-INLINE void NAME(count_lanes)(NAME(Counts) *all, const T *p, ptrdiff_t stride,
+INLINE void NAME(count_lanes)(NAME(Counts) *all, const W *p, ptrdiff_t stride,
                               ptrdiff_t apart, ptrdiff_t lanes, ptrdiff_t m, T n,
                               T mask, T limit)
 {
@@ -99,7 +101,7 @@ INLINE void NAME(count_lanes)(NAME(Counts) *all, const T *p, ptrdiff_t stride,
 }
 
 /* Groups in one piece, M of them a divisor of 16. */
-INLINE void NAME(count_whole)(NAME(Counts) *all, const T *p, ptrdiff_t weights,
+INLINE void NAME(count_whole)(NAME(Counts) *all, const W *p, ptrdiff_t weights,
                               ptrdiff_t m, T n, T mask, T limit)
 {
     for (ptrdiff_t at = 0; at < weights; at += LANES) {
@@ -119,7 +121,7 @@ INLINE void NAME(count_whole)(NAME(Counts) *all, const T *p, ptrdiff_t weights,
 }
 
 /* `limit`: the lowest magnitude that is not finite, below the highest bit; or 0. */
-KERNEL void NAME(step_count_)(const T *p, ptrdiff_t x, ptrdiff_t m, ptrdiff_t b,
+KERNEL void NAME(step_count_)(const W *p, ptrdiff_t x, ptrdiff_t m, ptrdiff_t b,
                               ptrdiff_t stride, int n, T mask, T limit, Counted *out)
 {
     NAME(Counts) all = {.room = UINT8_MAX};
@@ -192,7 +194,7 @@ INLINE NAME(Values) NAME(values)(V magnitude, int shift)
 }
 
 /* Write what is kept of a vector, and count. A zero is kept, so -0.0 keeps its sign. */
-INLINE void NAME(settle)(NAME(Sums) *all, T *out, V code, V magnitude, V keep, T limit,
+INLINE void NAME(settle)(NAME(Sums) *all, W *out, V code, V magnitude, V keep, T limit,
                          int shift, ptrdiff_t apart, ptrdiff_t lanes)
 {
     V nonzero = (V)(magnitude != 0), changed = nonzero & ~keep;
@@ -207,7 +209,7 @@ INLINE void NAME(settle)(NAME(Sums) *all, T *out, V code, V magnitude, V keep, T
 }
 
 /* As `count_lanes`; kept are those which fewer than N of their group beat. */
-INLINE void NAME(prune_lanes)(NAME(Sums) *all, const T *p, T *out, ptrdiff_t stride,
+INLINE void NAME(prune_lanes)(NAME(Sums) *all, const W *p, W *out, ptrdiff_t stride,
                               ptrdiff_t apart, ptrdiff_t lanes, ptrdiff_t m, S n,
                               T limit, int shift)
 {
@@ -238,7 +240,7 @@ INLINE V NAME(beaten_by)(V magnitude, V rival, V lower)
                     (V)(LANE(d) < LANE(0)))
 
 /* Groups in one piece, M of them 2, 4 or 8. */
-INLINE void NAME(prune_whole)(NAME(Sums) *all, const T *p, T *out, ptrdiff_t weights,
+INLINE void NAME(prune_whole)(NAME(Sums) *all, const W *p, W *out, ptrdiff_t weights,
                               ptrdiff_t m, S n, T limit, int shift)
 {
     for (ptrdiff_t at = 0; at < weights; at += LANES) {
@@ -257,7 +259,7 @@ INLINE void NAME(prune_whole)(NAME(Sums) *all, const T *p, T *out, ptrdiff_t wei
 
 /* Floats: `limit` as above, `shift` to where a float32 has its exponent. Magnitudes
    beyond `limit` make the result useless, as sums that overflow do. */
-KERNEL void NAME(step_prune_)(const T *p, T *out, ptrdiff_t x, ptrdiff_t m, ptrdiff_t b,
+KERNEL void NAME(step_prune_)(const W *p, W *out, ptrdiff_t x, ptrdiff_t m, ptrdiff_t b,
                               ptrdiff_t stride, int n, T limit, int shift,
                               Pruned *total)
 {
@@ -299,4 +301,5 @@ KERNEL void NAME(step_prune_)(const T *p, T *out, ptrdiff_t x, ptrdiff_t m, ptrd
 #undef T
 #undef S
 #undef V
+#undef W
 #undef I

@@ -41,7 +41,10 @@ def pieces(draw: st.DrawFn, dtypes: list[str]) -> tuple[np.ndarray, str]:
     if kind.kind == "u":
         values = np.abs(values)
     array = values.astype(kind)
-    return array.view(bits_of(dtype).unsigned), dtype
+    place = np.zeros(array.nbytes + 1, np.uint8)  # files have them at any address
+    moved = place[draw(st.integers(0, 1)) :][: array.nbytes].view(kind)
+    moved[:] = array.reshape(-1)
+    return moved.reshape(x, m, b).view(bits_of(dtype).unsigned), dtype
 
 
 @built
