@@ -277,14 +277,12 @@ def test_every_file_is_flushed_before_its_rename_and_the_folder_after(
 @pytest.mark.parametrize("kind", KINDS)
 def test_few_open_files_are_never_a_bug(kind: str, tmp_path: Path) -> None:
     scene = make(tmp_path, kind)
-    codes = []
     for most in range(4, 200):
         done = scene.run(["prlimit", f"--nofile={most}"])
-        started = most > 12
-        if started:
+        if most > 12:  # below, Python itself may not start
             assert done.returncode in (0, 4, 5, 6), (most, done.stderr)
-            scene.check(follow=False)
-            codes.append(done.returncode)
         if done.returncode == 0:
             break
-    assert codes[-1] == 0
+        scene.check(follow=False)
+    assert done.returncode == 0
+    assert scene.target() == scene.new
