@@ -35,7 +35,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(KERNELS)
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info fuzz-findings .pytest_cache .mypy_cache .ruff_cache
+	rm -rf step_cli/core/_kernels*.so $(VENV) demo build dist *.egg-info fuzz-findings .pytest_cache .mypy_cache .ruff_cache
 
 docs: $(VENV)/.installed
 	$(BIN)/python docs/commands.py > docs/commands.tmp && mv docs/commands.tmp docs/commands.md

@@ -1,10 +1,11 @@
-"""Compiles `step_cli/core/kernels.c` when installing, if there is a compiler."""
+"""Compiles `step_cli/core/kernels.c` when installing, if gcc is there, for x86-64."""
 
-import ctypes
 import os
 import platform
 import shlex
+import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -12,9 +13,13 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("step_cli/core/kernels.c")
-LIBRARY = SOURCE.with_name("_kernels.so")
+CORE = Path("step_cli/core")
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-Wno-psabi")
+LEVELS = {
+    "avx512": ("-DVECTOR=64", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+    "avx2": ("-DVECTOR=32", "-mavx2"),
+}
+TRY = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).step_kernels_version()"
 
 
 class KernelsHook(BuildHookInterface[Any]):
@@ -22,20 +27,28 @@ class KernelsHook(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, for an editable install into the tree itself."""
-        source, library = Path(self.root, SOURCE), Path(self.root, LIBRARY)
+        core = Path(self.root, CORE)
         self._folder = tempfile.TemporaryDirectory()
-        if version != "editable":
-            library = Path(self._folder.name, LIBRARY.name)
-            build_data["force_include"][str(library)] = str(LIBRARY)
+        editable = version == "editable"
+        for old in core.glob("_kernels*.so") if editable else ():
+            old.unlink()
         try:
-            compile_kernels(source, library)
-        except (OSError, subprocess.CalledProcessError) as error:
-            build_data["force_include"].pop(str(library), None)
-            self.app.display_warning(f"the kernels are not compiled: {error}")
+            made = compile_kernels(core / "kernels.c", Path(self._folder.name))
+            for library in made if editable else ():
+                beside = core / f"{library.stem}.new.so"
+                shutil.copyfile(library, beside)
+                os.replace(beside, core / library.name)
+        except (OSError, ValueError, subprocess.CalledProcessError) as error:
+            said = (getattr(error, "stderr", None) or str(error)).strip()
+            self.app.display_warning(f"the kernels are not compiled: {said[:500]}")
             return
-        tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{tag}"
+        if made and not editable:
+            for library in made:
+                inside = CORE / library.name
+                build_data["force_include"][str(library)] = str(inside)
+            tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+            build_data["pure_python"] = False
+            build_data["tag"] = f"py3-none-{tag}"
 
     def finalize(
         self, version: str, build_data: dict[str, Any], artifact_path: str
@@ -44,27 +57,24 @@ class KernelsHook(BuildHookInterface[Any]):
         self._folder.cleanup()
 
 
-def compile_kernels(source: Path, library: Path) -> None:
-    """Compile and try the kernels; nothing is left of a failure.
+def compile_kernels(source: Path, folder: Path) -> list[Path]:
+    """Compile the kernels into ``folder`` and try them.
 
     Raises:
-        OSError: There is no compiler, or what it made cannot be loaded.
-        subprocess.CalledProcessError: It fails.
+        OSError: There is no compiler.
+        ValueError: ``CC`` cannot be read.
+        subprocess.CalledProcessError: The compiler fails, or what it made.
     """
+    if platform.machine() != "x86_64":
+        return []  # not measured there against NumPy
     compiler = shlex.split(os.environ.get("CC") or "cc")
-    made = library.with_name(f"{library.name}.new")
-    # Not every compiler and C library can pick a function by the processor.
-    ways = [["-DCLONES"], []] if platform.machine() == "x86_64" else [[]]
-    try:
-        for way in ways:
-            try:
-                command = [*compiler, *FLAGS, *way, str(source), "-o", str(made)]
-                subprocess.run(command, check=True, capture_output=True)
-                ctypes.CDLL(str(made))
-                break
-            except (OSError, subprocess.CalledProcessError):
-                if way is ways[-1]:
-                    raise
-        os.replace(made, library)
-    finally:
-        made.unlink(missing_ok=True)
+    made = [folder / f"_kernels_{level}.so" for level in LEVELS]
+    for library, flags in zip(made, LEVELS.values(), strict=True):
+        command = [*compiler, *FLAGS, *flags, str(source), "-o", str(library)]
+        _run(command)
+        _run([sys.executable, "-c", TRY, str(library)])
+    return made
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)

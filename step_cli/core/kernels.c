@@ -1,6 +1,7 @@
 /* The loops that a file of gigabytes waits for: counting the non-zeros of groups,
    pruning them by magnitude, and summing up what is written. `kernels.py` says when
-   they run, and what runs where there was no compiler.
+   they run, and what runs elsewhere. `hatch_build.py` compiles this for each set of
+   instructions, with -DVECTOR: the bytes of a vector, 64 for AVX-512 and 32 for AVX2.
 
    Weights are raw bits. A piece has X rows of groups of M, B groups side by side:
    member k of group (x, b) lies at (x * M + k) * stride + b. A vector holds one member
@@ -11,18 +12,11 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifdef CLONES /* one library for all x86-64: the loader picks what the processor has */
-#define KERNEL \
-    __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define KERNEL
-#endif
 #define INLINE static inline __attribute__((always_inline))
 
 enum {
-    VECTOR = 64, /* bytes */
     MOST = 64,   /* the largest M */
-    SUMMED = 64, /* values of 16 bits that are added as floats, before doubles are */
+    SUMMED = 64, /* vectors that are summed in small lanes before wide ones */
 };
 
 typedef float Floats __attribute__((vector_size(VECTOR)));
@@ -39,11 +33,24 @@ typedef struct {
     double before, after; /* sums of magnitudes */
 } Pruned;
 
-int step_kernels_version(void) { return 1; }
+/* Of the arguments; 0 if the processor lacks the instructions. */
+__attribute__((target("arch=x86-64"))) int step_kernels_version(void)
+{
+    __builtin_cpu_init();
+#if VECTOR == 64
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw")
+        || !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
+        return 0;
+#else
+    if (!__builtin_cpu_supports("avx2"))
+        return 0;
+#endif
+    return 1;
+}
 
-/* Fletcher's checksum of words of 32 bits, with 64 for a sum, as ZFS has it, of every
-   16th word apart. No sum overflows below 4 MiB. Zeros at the end do not count. */
-KERNEL uint64_t step_checksum(const unsigned char *data, ptrdiff_t size)
+/* Fletcher's checksum of words of 32 bits, with 64 for a sum, as ZFS has it; each place
+   in a vector has its own. Up to 2 MiB no sum wraps around. */
+uint64_t step_checksum(const unsigned char *data, ptrdiff_t size)
 {
     Longs low = {0}, low_sums = {0}, high = {0}, high_sums = {0};
     for (ptrdiff_t at = 0; at < size; at += VECTOR) {
@@ -67,6 +74,7 @@ KERNEL uint64_t step_checksum(const unsigned char *data, ptrdiff_t size)
 }
 
 /* The lanes i ^ d: with d from 1 to M - 1, the others of the group of i. */
+#define LANES8(i, d) LANES4(i, d), LANES4(i + 4, d)
 #define LANES4(i, d) (i) ^ (d), ((i) + 1) ^ (d), ((i) + 2) ^ (d), ((i) + 3) ^ (d)
 #define LANES16(i, d) \
     LANES4(i, d), LANES4(i + 4, d), LANES4(i + 8, d), LANES4(i + 12, d)
@@ -74,17 +82,12 @@ KERNEL uint64_t step_checksum(const unsigned char *data, ptrdiff_t size)
 #define LANES64(i, d) LANES32(i, d), LANES32(i + 32, d)
 
 #define BITS 8
-#define LANE(d) ((V){LANES64(0, d)})
 #include "kernels_by_width.h"
 #undef BITS
-#undef LANE
 
 #define BITS 16
-#define LANE(d) ((V){LANES32(0, d)})
 #include "kernels_by_width.h"
 #undef BITS
-#undef LANE
 
 #define BITS 32
-#define LANE(d) ((V){LANES16(0, d)})
 #include "kernels_by_width.h"

@@ -1,7 +1,7 @@
-"""The loops of `kernels.c`, if there was a compiler when step-cli was installed.
+"""The loops of `kernels.c`, if gcc was there when step-cli was installed on x86-64.
 
-Where they are absent, or not made for a case, the result is None, and NumPy finds the
-same in more time. They run without the interpreter's lock.
+Where they are absent, or not made for a case or the processor, the result is None, and
+NumPy finds the same in more time. They run without the interpreter's lock.
 """
 
 import ctypes
@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 from step_cli.core.bits import Bits, Codes
 from step_cli.core.pruned import Pruned
 
-LIBRARY = Path(__file__).with_name("_kernels.so")
+LIBRARIES = {
+    level: Path(__file__).with_name(f"_kernels_{level}.so")
+    for level in ("avx512", "avx2")  # the first that the processor has
+}
 VERSION = 1  # of the functions' arguments, as in kernels.c
 LARGEST_M = 64  # MOST of kernels.c
 
@@ -54,6 +57,14 @@ class _Pruned(ctypes.Structure):
     )
 
 
+def instructions() -> str | None:
+    """What the loops are compiled for, ``avx512`` or ``avx2``; None: NumPy does it."""
+    library = _library()
+    if library is None:
+        return None
+    return Path(library._name).stem.removeprefix("_kernels_")
+
+
 def count(codes: Codes, n: int, bits: Bits) -> Counted | None:
     """Count non-zeros in groups of M.
 
@@ -78,6 +89,8 @@ def count(codes: Codes, n: int, bits: Bits) -> Counted | None:
 
 def prune(codes: Codes, out: Codes, n: int, bits: Bits, dtype: str) -> Pruned | None:
     """Write what magnitude pruning keeps of each group; of equal ones the first.
+
+    Sums of magnitudes are right to about 1e-7.
 
     Args:
         codes: ``[X, M, B]``, contiguous.
@@ -116,9 +129,9 @@ def prune(codes: Codes, out: Codes, n: int, bits: Bits, dtype: str) -> Pruned | 
 
 
 def checksum(data: Codes) -> int | None:
-    """Fletcher's checksum of at most 4 MiB of contiguous data, in one run only.
+    """Fletcher's checksum of contiguous data.
 
-    What it is depends on how the kernels were built, so it is never kept.
+    It depends on the processor, so it is never kept.
     """
     library = _library()
     if library is None:
@@ -139,12 +152,18 @@ def _stride(codes: Codes) -> int:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-        if library.step_kernels_version() != VERSION:
-            return None  # left from an earlier build
-    except (OSError, AttributeError):
-        return None
+    for path in LIBRARIES.values():
+        try:
+            library = ctypes.CDLL(str(path))
+            if library.step_kernels_version() == VERSION:
+                return _declared(library)
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """The same, told what its functions take."""
     size, pointer = ctypes.c_ssize_t, ctypes.c_void_p
     library.step_checksum.argtypes = [pointer, size]
     library.step_checksum.restype = ctypes.c_uint64

@@ -7,6 +7,16 @@
 #define HIGH ((T)1 << (BITS - 1))
 #define LEAST(a, b) ((a) < (b) ? (a) : (b))
 
+#if VECTOR * 8 / BITS == 64
+#define LANE(d) ((V){LANES64(0, d)})
+#elif VECTOR * 8 / BITS == 32
+#define LANE(d) ((V){LANES32(0, d)})
+#elif VECTOR * 8 / BITS == 16
+#define LANE(d) ((V){LANES16(0, d)})
+#else
+#define LANE(d) ((V){LANES8(0, d)})
+#endif
+
 #if BITS == 8
 #define T uint8_t
 #define S int8_t
@@ -100,7 +110,7 @@ INLINE void NAME(count_lanes)(NAME(Counts) *all, const W *p, ptrdiff_t stride,
     NAME(take_counts)(all, counts, (int)m, counts, n, lanes);
 }
 
-/* Groups in one piece, M of them a divisor of 16. */
+/* Groups in one piece, M of them 2, 4, 8 or 16, and no more than lanes. */
 INLINE void NAME(count_whole)(NAME(Counts) *all, const W *p, ptrdiff_t weights,
                               ptrdiff_t m, T n, T mask, T limit)
 {
@@ -121,7 +131,7 @@ INLINE void NAME(count_whole)(NAME(Counts) *all, const W *p, ptrdiff_t weights,
 }
 
 /* `limit`: the lowest magnitude that is not finite, below the highest bit; or 0. */
-KERNEL void NAME(step_count_)(const W *p, ptrdiff_t x, ptrdiff_t m, ptrdiff_t b,
+void NAME(step_count_)(const W *p, ptrdiff_t x, ptrdiff_t m, ptrdiff_t b,
                               ptrdiff_t stride, int n, T mask, T limit, Counted *out)
 {
     NAME(Counts) all = {.room = UINT8_MAX};
@@ -131,7 +141,7 @@ KERNEL void NAME(step_count_)(const W *p, ptrdiff_t x, ptrdiff_t m, ptrdiff_t b,
         NAME(count_whole)(&all, p, x * m, 4, n, mask, limit);
     else if (stride == 1 && m == 8)
         NAME(count_whole)(&all, p, x * m, 8, n, mask, limit);
-    else if (stride == 1 && m == 16)
+    else if (stride == 1 && m == 16 && m <= LANES)
         NAME(count_whole)(&all, p, x * m, 16, n, mask, limit);
     else if (b < LANES) /* a row does not fill a vector: take one from each row */
         for (ptrdiff_t j = 0; j < b; j++)
@@ -259,7 +269,7 @@ INLINE void NAME(prune_whole)(NAME(Sums) *all, const W *p, W *out, ptrdiff_t wei
 
 /* Floats: `limit` as above, `shift` to where a float32 has its exponent. Magnitudes
    beyond `limit` make the result useless, as sums that overflow do. */
-KERNEL void NAME(step_prune_)(const W *p, W *out, ptrdiff_t x, ptrdiff_t m, ptrdiff_t b,
+void NAME(step_prune_)(const W *p, W *out, ptrdiff_t x, ptrdiff_t m, ptrdiff_t b,
                               ptrdiff_t stride, int n, T limit, int shift,
                               Pruned *total)
 {
@@ -296,6 +306,7 @@ KERNEL void NAME(step_prune_)(const W *p, W *out, ptrdiff_t x, ptrdiff_t m, ptrd
 #undef JOINED
 #undef NAME
 #undef LANES
+#undef LANE
 #undef HIGH
 #undef LEAST
 #undef T

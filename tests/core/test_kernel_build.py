@@ -1,0 +1,99 @@
+"""What `hatch_build.py` compiles on installing, and what it does when it cannot."""
+
+import importlib.util
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import step_cli
+from step_cli.core import kernels
+
+ROOT = Path(step_cli.__file__).parent.parent
+HOOK = ROOT / "hatch_build.py"
+NAMES = {path.name for path in kernels.LIBRARIES.values()}
+
+
+def load_hook() -> Any:
+    found = importlib.util.spec_from_file_location("hatch_build", HOOK)
+    assert found is not None and found.loader is not None
+    hook = importlib.util.module_from_spec(found)
+    found.loader.exec_module(hook)
+    return hook
+
+
+class Builder:
+    """What hatchling tells the hook, and hears from it."""
+
+    def __init__(self, root: Path) -> None:
+        self.hook = load_hook().KernelsHook(
+            str(root), {}, None, None, str(root), "wheel", None
+        )
+        self.said: list[str] = []
+        self.hook._KernelsHook__app = None
+        type(self.hook).app = property(lambda _: self)
+
+    def display_warning(self, text: str) -> None:
+        self.said.append(text)
+
+    def run(self, version: str) -> dict[str, Any]:
+        data: dict[str, Any] = {"force_include": {}}
+        self.hook.initialize(version, data)
+        self.hook.finalize(version, data, "")
+        return data
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    core = tmp_path / "tree" / "step_cli" / "core"
+    core.mkdir(parents=True)
+    for name in ("kernels.c", "kernels_by_width.h"):
+        shutil.copy(ROOT / "step_cli" / "core" / name, core)
+    return core
+
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which("cc") is None or platform.machine() != "x86_64",
+    reason="needs a C compiler on x86-64",
+)
+
+
+@needs_compiler
+def test_compiling_warns_of_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = load_hook()
+    monkeypatch.setattr(hook, "FLAGS", (*hook.FLAGS, "-Wall", "-Wextra", "-Werror"))
+    made = hook.compile_kernels(Path(kernels.__file__).with_name("kernels.c"), tmp_path)
+    assert sorted(made) == sorted(tmp_path.iterdir())
+    assert {path.name for path in made} == NAMES
+
+
+@needs_compiler
+def test_a_wheel_is_of_the_platform_only_with_compiled_kernels(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(tree.iterdir())
+    data = Builder(tree.parents[1]).run("standard")
+    inside = {f"step_cli/core/{name}" for name in NAMES}
+    assert set(data["force_include"].values()) == inside
+    assert data["pure_python"] is False and data["tag"].startswith("py3-none-linux")
+    for compiler in ("no-such-compiler", "false", "gcc '"):
+        monkeypatch.setenv("CC", compiler)
+        builder = Builder(tree.parents[1])
+        assert builder.run("standard") == {"force_include": {}}
+        assert len(builder.said) == 1 and "not compiled" in builder.said[0]
+    assert sorted(tree.iterdir()) == before
+
+
+@needs_compiler
+def test_an_editable_install_keeps_no_kernels_of_an_older_source(tree: Path) -> None:
+    Builder(tree.parents[1]).run("editable")
+    assert {path.name for path in tree.glob("*.so")} == NAMES
+    (tree / "kernels.c").write_text("int x(")
+    builder = Builder(tree.parents[1])
+    builder.run("editable")
+    assert not list(tree.glob("*.so*"))
+    assert "error" in builder.said[0]  # the compiler's own words
