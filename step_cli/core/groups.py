@@ -83,12 +83,15 @@ class Groups:
         return Piece(0, count, 0, inner)
 
     def pieces(
-        self, size_bytes: int = PIECE_BYTES, of: Piece | None = None
+        self, size_bytes: int | None = None, of: Piece | None = None
     ) -> Iterator[Piece]:
-        """Cut all groups, or a piece, into pieces; groups are never cut."""
+        """Cut all groups, or a piece, into pieces of about ``size_bytes``.
+
+        Groups are never cut. None: ``PIECE_BYTES``.
+        """
         of = of or self.whole
         m, inner = self.m, of.right - of.left
-        most = size_bytes // self.codes.itemsize
+        most = (size_bytes or PIECE_BYTES) // self.codes.itemsize
         if m * inner <= most:
             step = most // (m * inner)
             for first in range(of.first, of.last, step):

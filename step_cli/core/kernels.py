@@ -8,7 +8,7 @@ import ctypes
 import math
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from step_cli.core.bits import Bits, Codes
 from step_cli.core.pruned import Pruned
@@ -25,23 +25,21 @@ _FLOATS = {"float16": (13, 2.0**112), "bfloat16": (16, 1.0), "float32": (0, 1.0)
 _UNSIGNED = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32}
 
 
-class Counted(NamedTuple):
+class Counted(ctypes.Structure):
     """What is in a piece.
 
     Attributes:
         nonzeros: Weights that are not zero.
-        over: Whether any group has more than N of them.
-        under: Whether any has fewer.
-        nonfinite: Whether NaN or infinity is among them.
+        over: 1 if any group has more than N of them, else 0.
+        under: 1 if any has fewer.
+        nonfinite: 1 if NaN or infinity is among them.
     """
 
     nonzeros: int
-    over: bool
-    under: bool
-    nonfinite: bool
+    over: int
+    under: int
+    nonfinite: int
 
-
-class _Counted(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_int64) for name in ("nonzeros", "over", "under", "nonfinite")
     )
@@ -77,14 +75,12 @@ def count(codes: Codes, n: int, bits: Bits) -> Counted | None:
     library = _library()
     if library is None or m > LARGEST_M or bits.nan or bits.size_bytes not in _UNSIGNED:
         return None
-    found = _Counted()
+    found = Counted()
     function = getattr(library, f"step_count_{8 * bits.size_bytes}")
     function(
         _address(codes), x, m, b, _stride(codes), n, bits.mask, bits.limit or 0, found
     )
-    return Counted(
-        found.nonzeros, bool(found.over), bool(found.under), bool(found.nonfinite)
-    )
+    return found
 
 
 def prune(codes: Codes, out: Codes, n: int, bits: Bits, dtype: str) -> Pruned | None:
@@ -170,7 +166,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     for size_bytes, code in _UNSIGNED.items():
         count = getattr(library, f"step_count_{8 * size_bytes}")
         of_count: list[Any] = [pointer, *[size] * 4, ctypes.c_int, code, code]
-        count.argtypes = [*of_count, ctypes.POINTER(_Counted)]
+        count.argtypes = [*of_count, ctypes.POINTER(Counted)]
         count.restype = None
     for size_bytes in (2, 4):
         prune = getattr(library, f"step_prune_{8 * size_bytes}")

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Iterator
 
 import ml_dtypes
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_cli.core import check, groups, kernels
+from step_cli.core import check, groups
 from step_cli.core.bits import bits_of
 from step_cli.core.check import Job, Tally, tally, tally_all
 from step_cli.core.groups import Weights, index_of
@@ -33,15 +32,7 @@ FLOATS = [
 ]
 
 
-@pytest.fixture(params=["compiled", "numpy"], autouse=True, scope="module")
-def loops(request: pytest.FixtureRequest) -> Iterator[None]:
-    """All of it with the compiled loops, where there are any, and without."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "numpy":
-            patch.setattr(kernels, "_library", lambda: None)
-        elif kernels._library() is None:
-            pytest.skip("no compiler was there at install")
-        yield
+pytestmark = pytest.mark.usefixtures("loops")
 
 
 def numpy_dtype(name: str) -> np.dtype:

@@ -3,13 +3,16 @@
 import importlib.util
 import platform
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import step_cli
 from step_cli.core import kernels
+from step_cli.core.bits import bits_of
 
 ROOT = Path(step_cli.__file__).parent.parent
 HOOK = ROOT / "hatch_build.py"
@@ -32,7 +35,6 @@ class Builder:
             str(root), {}, None, None, str(root), "wheel", None
         )
         self.said: list[str] = []
-        self.hook._KernelsHook__app = None
         type(self.hook).app = property(lambda _: self)
 
     def display_warning(self, text: str) -> None:
@@ -97,3 +99,35 @@ def test_an_editable_install_keeps_no_kernels_of_an_older_source(tree: Path) -> 
     builder.run("editable")
     assert not list(tree.glob("*.so*"))
     assert "error" in builder.said[0]  # the compiler's own words
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A place for the library, from which it will be loaded next."""
+    monkeypatch.setattr(kernels, "LIBRARIES", {"any": tmp_path / "_kernels.so"})
+    kernels._library.cache_clear()
+    yield tmp_path / "_kernels.so"
+    monkeypatch.undo()
+    kernels._library.cache_clear()
+
+
+def test_without_the_library_nothing_is_found(unloaded: Path) -> None:
+    codes, bits = np.zeros((1, 4, 1), np.uint16), bits_of("float16")
+    for left in (None, b"", b"not a library"):
+        if left is not None:
+            unloaded.write_bytes(left)
+        kernels._library.cache_clear()
+        assert kernels.count(codes, 2, bits) is None
+        assert kernels.prune(codes, codes, 2, bits, "float16") is None
+        assert kernels.checksum(codes) is None
+
+
+@pytest.mark.usefixtures("level")
+def test_a_library_of_another_version_is_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert kernels._library() is not None
+    kernels._library.cache_clear()
+    monkeypatch.setattr(kernels, "VERSION", kernels.VERSION + 1)
+    assert kernels._library() is None
+    kernels._library.cache_clear()

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_cli.core import kernels
 from step_cli.core import one_shot as module
 from step_cli.core.groups import Weights
 from step_cli.core.magnitude import FLOATS
@@ -26,15 +25,7 @@ CASES = [
 ]
 
 
-@pytest.fixture(params=["compiled", "numpy"], autouse=True, scope="module")
-def loops(request: pytest.FixtureRequest) -> Iterator[None]:
-    """All of it with the compiled loops, where there are any, and without."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "numpy":
-            patch.setattr(kernels, "_library", lambda: None)
-        elif kernels._library() is None:
-            pytest.skip("no compiler was there at install")
-        yield
+pytestmark = pytest.mark.usefixtures("loops")
 
 
 def kind_of(dtype: str) -> np.dtype:  # type: ignore[type-arg]
