@@ -1,4 +1,4 @@
-"""Compiles `step_cli/core/kernels.c` when installing, if gcc is there, for x86-64."""
+"""Compiles `step_cli/nm/kernels.c` when installing, if gcc is there, for x86-64."""
 
 import os
 import platform

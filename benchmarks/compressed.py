@@ -20,8 +20,6 @@ from pathlib import Path
 
 import numpy as np
 
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan
 from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed import save_compressed
 from step_cli.formats.compressed_codec import (
@@ -31,6 +29,8 @@ from step_cli.formats.compressed_codec import (
     packed_positions,
 )
 from step_cli.formats.weights import open_checkpoint
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan
 
 BAR = 0.4  # GB/s for fp16 2:4, from the issue
 SHAPE = (8192, 4096)

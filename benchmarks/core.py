@@ -27,8 +27,8 @@ from torch.nn import functional
 from step_cli.core.compiled import can_compile
 from step_cli.core.compiled_mask import compiled_keep_mask
 from step_cli.core.mask import magnitude_mask
-from step_cli.core.pattern import NMPattern
 from step_cli.models import build_model
+from step_cli.nm.pattern import NMPattern
 from step_cli.optimizers import sparse_adamw
 
 SEED = 0

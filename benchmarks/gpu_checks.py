@@ -19,7 +19,7 @@ from step_cli.core.compiled import can_compile
 from step_cli.core.compiled_mask import compiled_keep_mask, compiled_project
 from step_cli.core.mask import keep_mask, magnitude_mask, masked
 from step_cli.core.optimizer import SparseOptimizer
-from step_cli.core.pattern import NMPattern
+from step_cli.nm.pattern import NMPattern
 from step_cli.optimizers import sparse_adamw
 
 SEED = 0

@@ -27,9 +27,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from processor import processor
 
-from step_cli.core.pattern import NMPattern
 from step_cli.core.permutation import kept_magnitude, search_permutation
 from step_cli.formats.safetensors_writer import save_safetensors
+from step_cli.nm.pattern import NMPattern
 
 LIBRARIES = ("step-cli", "numpy", "onnx")
 LAYER = (4096, 4096)  # 32 MiB in fp16

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 import step_cli
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan
 from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed import save_compressed
 from step_cli.formats.torch_arrays import to_array
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan
 
 LAYERS = {  # [out, in]
     "GPT-2 XL up": (6400, 1600),

@@ -19,10 +19,10 @@ from pydantic import (
     model_validator,
 )
 
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import Plan
-from step_cli.core.selection import Selection, parse_axis
 from step_cli.errors import OutputError
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import Plan
+from step_cli.nm.selection import Selection, parse_axis
 
 
 def _read_pattern(value: object) -> object:

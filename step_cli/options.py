@@ -14,8 +14,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from step_cli.config import Config
-from step_cli.core.pattern import NMPattern
 from step_cli.errors import UsageError
+from step_cli.nm.pattern import NMPattern
 
 C = TypeVar("C", bound=Config)
 R = TypeVar("R")

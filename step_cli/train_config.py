@@ -22,9 +22,9 @@ from pydantic import (
 )
 
 from step_cli.config import Config, Pattern, StepOrFraction, to_step
-from step_cli.core.pattern import NMPattern
 from step_cli.data_config import DataSection, is_name_of_data
 from step_cli.errors import InputError, UsageError, nearest
+from step_cli.nm.pattern import NMPattern
 from step_cli.options import message_of
 from step_cli.samples import sample_names
 from step_cli.toml_text import toml_of

@@ -2,11 +2,6 @@
 
 from pathlib import Path
 
-from step_cli.core.check import Job
-from step_cli.core.diagnosis import holds_pattern
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan
-from step_cli.core.tensorrt_rule import TWO_FOUR, implies_two_four, tensorrt_view
 from step_cli.formats.cuda_device import compute_capabilities
 from step_cli.formats.mapped_file import map_file
 from step_cli.formats.onnx_nodes import nodes_of_weights
@@ -15,6 +10,11 @@ from step_cli.formats.trt_api import TrtRuntime
 from step_cli.formats.trt_engine import EngineOptions
 from step_cli.formats.trt_ladder import Rungs, rungs, sparse_weights
 from step_cli.formats.trt_log import BuildLog
+from step_cli.nm.count import Job
+from step_cli.nm.diagnosis import holds_pattern
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan
+from step_cli.nm.targets import TWO_FOUR, implies_two_four, tensorrt_view
 from step_cli.reports import BackendReport, ExportLayer, ExportReport
 
 

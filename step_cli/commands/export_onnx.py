@@ -10,7 +10,6 @@ from step_cli.commands.export_parity import compare, reference
 from step_cli.commands.export_source import Source, judge, refuse_nonfinite
 from step_cli.commands.verify_layer import Judged
 from step_cli.config import ExportConfig
-from step_cli.core.plan import LayerPlan
 from step_cli.errors import InputError
 from step_cli.formats.mapped_file import map_file
 from step_cli.formats.onnx_export import (
@@ -23,6 +22,7 @@ from step_cli.formats.onnx_export import (
 from step_cli.formats.onnx_file import staged_onnx
 from step_cli.formats.onnx_nodes import operators_of
 from step_cli.formats.onnx_weights import open_onnx
+from step_cli.nm.plan import LayerPlan
 from step_cli.reports import BenchReport, ExportBytes, ExportLayer, ExportReport, Parity
 
 NOTHING_VERIFIED = "no layer of the plan is a weight of the graph: nothing to verify"

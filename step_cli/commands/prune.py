@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 from step_cli.commands.prune_layers import Layer, choose_layers, place_of
 from step_cli.commands.prune_methods import Method, check_method, method_of
 from step_cli.config import PruneConfig
-from step_cli.core.check import Job, tally_all
-from step_cli.core.plan import LayerPlan, Plan
-from step_cli.core.pruned import Pruned
-from step_cli.core.tensorrt_rule import planned_view
-from step_cli.core.weight_rule import output_axis
 from step_cli.errors import OutputError, StepError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.patched_copy import Change
 from step_cli.formats.rewriter import Rewriter
 from step_cli.formats.weights import open_checkpoint
+from step_cli.nm.count import Job, tally_all
+from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pruned import Pruned
+from step_cli.nm.targets import planned_view
+from step_cli.nm.weight_rule import output_axis
 from step_cli.reports import PrunedLayer, PruneReport, PruneTotals, SkippedTensor
 
 if TYPE_CHECKING:

@@ -23,15 +23,15 @@ from step_cli.core.calibrated import (
     sparsegpt_weight,
     wanda_keep,
 )
-from step_cli.core.groups import Mask
 from step_cli.core.layer_matrix import LayerMatrix
-from step_cli.core.one_shot import OneShot
 from step_cli.core.transposable_keep import transposable_keep
 from step_cli.errors import InputError, NonFiniteError, StepError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.hf_model import is_hugging_face
 from step_cli.formats.spill import Spill
 from step_cli.formats.torch_arrays import mapped_tensor, to_array
+from step_cli.nm.groups import Mask
+from step_cli.nm.prune import OneShot
 
 
 def calibrated(

@@ -11,14 +11,14 @@ from step_cli.commands.selecting import (
     why_nothing,
 )
 from step_cli.config import PruneConfig
-from step_cli.core.allocation import allocate
-from step_cli.core.energies import kept_squares
-from step_cli.core.one_shot import PRUNABLE
-from step_cli.core.plan import LayerPlan
-from step_cli.core.pruned import Pruned
-from step_cli.core.weight_rule import is_head, output_axis
 from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
+from step_cli.nm.allocation import allocate
+from step_cli.nm.energies import kept_squares
+from step_cli.nm.plan import LayerPlan
+from step_cli.nm.prune import PRUNABLE
+from step_cli.nm.pruned import Pruned
+from step_cli.nm.weight_rule import is_head, output_axis
 from step_cli.reports import SkippedTensor
 
 log = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from step_cli.commands.prune_layers import Layer
 from step_cli.config import PruneConfig
-from step_cli.core.groups import Mask, Weights
-from step_cli.core.one_shot import OneShot
 from step_cli.errors import UsageError
 from step_cli.formats.checkpoint import Checkpoint
+from step_cli.nm.groups import Mask, Weights
+from step_cli.nm.prune import OneShot
 
 Array = npt.NDArray[Any]
 

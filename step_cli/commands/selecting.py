@@ -4,11 +4,11 @@ import logging
 from collections import Counter
 
 from step_cli.config import SelectionConfig
-from step_cli.core.plan import Plan
-from step_cli.core.selection import Chosen
 from step_cli.errors import StepError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.plan import read_plan
+from step_cli.nm.plan import Plan
+from step_cli.nm.selection import Chosen
 from step_cli.reports import SkippedTensor
 
 log = logging.getLogger(__name__)

@@ -6,11 +6,11 @@ What only some runs need is imported where it is used, as most of a run is its s
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from step_cli.core.check import Job, Tally
-from step_cli.core.groups import index_of
-from step_cli.core.plan import LayerPlan
-from step_cli.core.weight_rule import is_head
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
+from step_cli.nm.count import Job, Tally
+from step_cli.nm.groups import index_of
+from step_cli.nm.plan import LayerPlan
+from step_cli.nm.weight_rule import is_head
 from step_cli.reports import GroupAt, LayerVerdict, MaskDifference, TensorrtView
 
 EXPLAINED = 32  # failing layers that are read again to see what they look like
@@ -77,7 +77,7 @@ def _difference(item: Judged, other: NamedTensor | None) -> MaskDifference | Non
             first_index=None,
             message=f"the baseline has {found}, which cannot be compared",
         )
-    from step_cli.core.mask_match import mismatch
+    from step_cli.nm.mask_match import mismatch
 
     found_at = mismatch(item.tensor.weights(), other.weights())
     if found_at is None:
@@ -110,7 +110,7 @@ def add_advice(judged: Sequence[Judged], *, planned: bool, tensorrt: bool) -> li
 
 
 def _tensorrt(item: Judged) -> TensorrtView:
-    from step_cli.core.tensorrt_rule import tensorrt_view
+    from step_cli.nm.targets import tensorrt_view
 
     tensor = item.tensor
     job = Job(tensor.weights(), item.plan)
@@ -147,7 +147,7 @@ def _broken(found: LayerVerdict, *, planned: bool, exact: bool) -> str:
 
 def _looks_like(item: Judged, *, planned: bool) -> str | None:
     """The mistake that it looks like, and what to do then."""
-    from step_cli.core.diagnosis import (
+    from step_cli.nm.diagnosis import (
         axis_that_holds,
         holds_as_fp16,
         pattern_that_holds,

@@ -12,15 +12,15 @@ from step_cli.commands.verify_layer import (
     verdict_of,
 )
 from step_cli.config import VerifyConfig
-from step_cli.core.check import Job, tally_all
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import Plan
-from step_cli.core.selection import Chosen
 from step_cli.errors import NonFiniteError, NothingSelectedError, StepError, UsageError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.plan import read_plan
 from step_cli.formats.target import checked_target
 from step_cli.formats.weights import open_checkpoint
+from step_cli.nm.count import Job, tally_all
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import Plan
+from step_cli.nm.selection import Chosen
 from step_cli.reports import (
     CheckpointVerdict,
     ErrorDetail,

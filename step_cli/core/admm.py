@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from step_cli.core.mask import nm_mask
-from step_cli.core.pattern import NMPattern
+from step_cli.nm.pattern import NMPattern
 
 
 def admm_update(

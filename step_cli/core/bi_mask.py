@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from step_cli.core.mask import magnitude_mask
-from step_cli.core.plan import LayerPlan
+from step_cli.nm.plan import LayerPlan
 
 
 def output_axis(plan: LayerPlan) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from step_cli.core.compiled import compiled
 from step_cli.core.mask import BITS, magnitude_mask, to_groups
-from step_cli.core.pattern import NMPattern
+from step_cli.nm.pattern import NMPattern
 
 PAIRS_UP_TO = 8  # M; the graph grows with its square, and takes 40 s to compile at 16
 LINES_UP_TO = 16  # M; the graph of lines grows with it

@@ -7,8 +7,8 @@ The STEP paper prints N = floor(M / 2s) for stage s; floor(M / 2^s) is meant.
 import math
 from collections.abc import Sequence
 
-from step_cli.core.pattern import NMPattern
 from step_cli.errors import UsageError
+from step_cli.nm.pattern import NMPattern
 
 StepOrShare = int | float  # an int is a number of steps, a float a share of all steps
 

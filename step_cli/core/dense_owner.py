@@ -23,10 +23,10 @@ from step_cli.core.optimizer_state import (
     with_index,
 )
 from step_cli.core.param_groups import check_group, named, plan_of, refuse_foreign
-from step_cli.core.plan import LayerPlan
 from step_cli.core.recipe import Phase, Recipe
 from step_cli.core.shards import check_shards, local, split_like
 from step_cli.errors import UsageError
+from step_cli.nm.plan import LayerPlan
 
 ON_META = "the optimizer was built on the meta device: build it after to_empty()"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from step_cli.core.mask import count_violations, nm_mask
-from step_cli.core.pattern import NMPattern
+from step_cli.nm.pattern import NMPattern
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from step_cli.core import allocation, domino
+from step_cli.core import domino
 from step_cli.core.mask import magnitude_mask, masked
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan, Plan
 from step_cli.errors import UsageError
+from step_cli.nm import allocation
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan, Plan
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Which parameters of a model are to become N:M, and along which axis.
 
-The rule by name, shape and dtype is that of files (`core/selection.py`); the modules
+The rule by name, shape and dtype is that of files (`nm/selection.py`); the modules
 add what names cannot tell: embeddings and norms by class, transposed convolutions, and
 Hugging Face's Conv1D, which stores ``[in, out]``.
 """
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from step_cli.core.backward import is_conv1d
-from step_cli.core.plan import LayerPlan, Plan
-from step_cli.core.selection import Chosen, Description, Selection
 from step_cli.errors import UsageError
+from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.selection import Chosen, Description, Selection
 
 logger = logging.getLogger(__name__)
 

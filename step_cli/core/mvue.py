@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from step_cli.core.mask import check_groups, to_groups
-from step_cli.core.pattern import NMPattern
 from step_cli.errors import UsageError
+from step_cli.nm.pattern import NMPattern
 
 Sampling = Literal["optimal", "approximate", "off"]
 

@@ -26,13 +26,13 @@ from step_cli.core.finite_watch import FiniteWatch, said_if_it_overflows
 from step_cli.core.mask_watch import MaskWatch
 from step_cli.core.masters import working_on
 from step_cli.core.param_groups import plan_of
-from step_cli.core.plan import LayerPlan
 from step_cli.core.recipe import Phase, Recipe
 from step_cli.core.refusals import refuse_impossible, refuse_unknown
 from step_cli.core.shards import ShardSum, local, local_grad
 from step_cli.core.sparse_view import SparseView
 from step_cli.core.variance import VarianceWatch, variances
 from step_cli.errors import NonFiniteError, UsageError
+from step_cli.nm.plan import LayerPlan
 
 VarianceCorrection = Literal["at_switch", "none"]
 AT_ONCE = 16 << 20  # bytes of gradients made for the update before it is done

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.core.pattern import NMPattern
 from step_cli.core.stripe_splits import CHUNK, kept_of_splits, splits_of, top_sum
-from step_cli.core.threads import in_order, own_scratch
 from step_cli.errors import NonFiniteError, UsageError
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.threads import in_order, own_scratch
 
 Array = npt.NDArray[Any]
 

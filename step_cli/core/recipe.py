@@ -8,7 +8,7 @@ from torch import Tensor
 
 from step_cli.core.backward import Backward
 from step_cli.core.mask import magnitude_mask, masked
-from step_cli.core.plan import LayerPlan, Plan
+from step_cli.nm.plan import LayerPlan, Plan
 
 
 @dataclass(frozen=True)

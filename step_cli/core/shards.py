@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.core.plan import LayerPlan
 from step_cli.errors import UsageError
+from step_cli.nm.plan import LayerPlan
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

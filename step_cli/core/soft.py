@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from step_cli.core.mask import keep_mask, to_groups
-from step_cli.core.plan import LayerPlan
+from step_cli.nm.plan import LayerPlan
 
 
 def soft_threshold(weight: Tensor, plan: LayerPlan) -> Tensor:

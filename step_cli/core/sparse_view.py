@@ -21,10 +21,10 @@ from step_cli.core.compiled import can_compile
 from step_cli.core.compiled_mask import compiled_project
 from step_cli.core.dense_owner import DenseOwner
 from step_cli.core.masters import is_master, master_copy
-from step_cli.core.plan import LayerPlan
 from step_cli.core.recipe import Layer, Phase, Recipe
 from step_cli.core.shards import local, shard_total, version
 from step_cli.errors import UsageError
+from step_cli.nm.plan import LayerPlan
 
 logger = logging.getLogger(__name__)
 

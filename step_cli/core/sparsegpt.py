@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from step_cli.core.mask import check_groups, keep_mask
-from step_cli.core.pattern import NMPattern
 from step_cli.errors import NonFiniteError, UsageError
+from step_cli.nm.pattern import NMPattern
 
 
 class SingularError(UsageError):

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.core.pattern import NMPattern
-from step_cli.core.threads import own_scratch
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.threads import own_scratch
 
 Array = npt.NDArray[Any]
 Half = tuple[int, ...]  # M of the 2 M channels of two stripes

@@ -14,8 +14,8 @@ from itertools import combinations, product
 import torch
 from torch import Tensor
 
-from step_cli.core.pattern import NMPattern
 from step_cli.errors import NonFiniteError, UsageError
+from step_cli.nm.pattern import NMPattern
 
 SEARCHED = NMPattern(2, 4)
 CHUNK = (

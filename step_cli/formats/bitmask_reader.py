@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan, Plan
 from step_cli.errors import InputError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan, Plan
 
 SHAPE, BITMASK, VALUES, OFFSETS = ".shape", ".bitmask", ".compressed", ".row_offsets"
 TWO_FOUR = LayerPlan(NMPattern(2, 4), 1)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.core.groups import Weights
-from step_cli.core.plan import Plan
 from step_cli.formats.mapped_file import MappedFile
+from step_cli.nm.groups import Weights
+from step_cli.nm.plan import Plan
 
 
 @dataclass(frozen=True)

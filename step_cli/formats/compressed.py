@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from step_cli.core.plan import Plan
 from step_cli.errors import InputError
 from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed_codec import (
@@ -30,6 +29,7 @@ from step_cli.formats.safetensors_writer import (
     packed_header,
     save_safetensors,
 )
+from step_cli.nm.plan import Plan
 
 HEADER_KEY = "step_cli.header_sha256"
 SCHEMA = "step-cli/compressed/1"

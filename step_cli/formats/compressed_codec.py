@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan
 
 Array = npt.NDArray[Any]
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from step_cli.core.plan import Plan
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.compressed import (
     HEADER_KEY,
@@ -33,6 +32,7 @@ from step_cli.formats.plan import parse_plan
 from step_cli.formats.safetensors_file import COMPRESSED_KEY as KEY
 from step_cli.formats.safetensors_file import read_entry, tensors_of
 from step_cli.formats.safetensors_header import Entry, Header
+from step_cli.nm.plan import Plan
 
 
 @dataclass(frozen=True)

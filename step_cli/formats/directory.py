@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from step_cli.core.plan import Plan
 from step_cli.errors import InputError
 from step_cli.formats import plan as plans
 from step_cli.formats.bitmask_reader import unpacked
@@ -20,6 +19,7 @@ from step_cli.formats.hf_directory import (
     with_axes,
 )
 from step_cli.formats.one_file import open_file
+from step_cli.nm.plan import Plan
 
 RUN_FILES = ("config.toml", "metrics.jsonl", "checkpoints")  # written by `train`
 

@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from step_cli.core.plan import Plan
 from step_cli.errors import InputError
 from step_cli.formats.digest import digests
 from step_cli.formats.hf_directory import find_weights, inside
@@ -14,6 +13,7 @@ from step_cli.formats.patched_copy import Change, copy_file
 from step_cli.formats.plan import FILE, plan_json
 from step_cli.formats.safetensors_rewriter import rewrite_safetensors
 from step_cli.formats.torch_rewriter import rewrite_torch
+from step_cli.nm.plan import Plan
 
 log = logging.getLogger(__name__)
 

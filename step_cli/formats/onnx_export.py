@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from step_cli.core.plan import LayerPlan, Plan
 from step_cli.errors import (
     InputError,
     MissingError,
@@ -26,6 +25,7 @@ from step_cli.formats.onnx_names import OnnxWeight, name_weights, strip_metadata
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import plan_json
 from step_cli.formats.quiet import quiet
+from step_cli.nm.plan import LayerPlan, Plan
 
 if TYPE_CHECKING:
     import onnx_ir

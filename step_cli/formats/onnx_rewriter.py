@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from step_cli.core.plan import Plan
 from step_cli.formats.mapped_file import MappedFile
 from step_cli.formats.onnx_graph import Graph, Model, ModelReader, Tensor
 from step_cli.formats.patched_copy import (
@@ -21,6 +20,7 @@ from step_cli.formats.patched_copy import (
 )
 from step_cli.formats.plan import KEY, plan_json
 from step_cli.formats.protobuf import Field, encoded_varint
+from step_cli.nm.plan import Plan
 
 _PROPERTIES, _EXTERNAL_DATA = 14, 13  # fields of ModelProto and of TensorProto
 

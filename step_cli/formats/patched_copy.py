@@ -15,11 +15,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.core.kernels import checksum
-from step_cli.core.threads import in_order
 from step_cli.errors import InputError, OutputError
 from step_cli.formats.checkpoint import NamedTensor, Place
 from step_cli.formats.mapped_file import MappedFile, map_file
+from step_cli.nm.kernels import checksum
+from step_cli.nm.threads import in_order
 
 CHUNK = 4 << 20  # bytes copied at a time
 WRITTEN = 128 << 10  # bytes a write; for more Linux looks for pages in one piece

@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan, Plan
 from step_cli.errors import InputError
 from step_cli.formats.json_text import json_object, read_json
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan, Plan
 
 KEY = "step_cli.plan"  # in safetensors metadata and ONNX metadata_props
 FILE = "nm_plan.json"  # in a directory; FILE.nm_plan.json beside a .pt

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from step_cli.core.plan import Plan
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.content import SUFFIXES
@@ -34,6 +33,7 @@ from step_cli.formats.staged import make_ready, staged
 from step_cli.formats.target import checked_target
 from step_cli.formats.torch_file import open_torch, plan_path
 from step_cli.formats.torch_rewriter import rewrite_torch
+from step_cli.nm.plan import Plan
 
 DIRECTORIES = ("huggingface", "run")
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from step_cli.core.plan import Plan
 from step_cli.formats.mapped_file import MappedFile
 from step_cli.formats.patched_copy import (
     Change,
@@ -15,6 +14,7 @@ from step_cli.formats.patched_copy import (
 from step_cli.formats.plan import KEY, plan_json
 from step_cli.formats.safetensors_header import Header, read_header
 from step_cli.formats.safetensors_writer import packed_header
+from step_cli.nm.plan import Plan
 
 
 def rewrite_safetensors(

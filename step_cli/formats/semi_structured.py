@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan
 from step_cli.errors import InputError, MissingError
 from step_cli.formats.weights import open_checkpoint
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan
 
 if TYPE_CHECKING:
     import torch

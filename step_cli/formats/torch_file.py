@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.core.bits import numpy_dtype
-from step_cli.core.plan import Plan
 from step_cli.errors import SET_TMPDIR, InputError, MissingError, OutputError
 from step_cli.formats import plan as plans
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
@@ -25,6 +23,8 @@ from step_cli.formats.digest import check_digest
 from step_cli.formats.mapped_file import MappedFile, in_units, map_file
 from step_cli.formats.scratch import scratch_file
 from step_cli.formats.torch_zip import read_members
+from step_cli.nm.dtypes import numpy_dtype
+from step_cli.nm.plan import Plan
 
 LONGEST_S = 60  # for any file, plus one second for each 20 MB
 MOST_EXPANDED = 64 << 20  # bytes a tensor may have beyond those that are stored

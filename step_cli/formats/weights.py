@@ -8,10 +8,10 @@ before it is used, and maps the data instead of loading it.
 from dataclasses import replace
 from pathlib import Path
 
-from step_cli.core.weight_rule import default_axis
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.mapped_file import is_directory
 from step_cli.formats.one_file import open_file
+from step_cli.nm.weight_rule import default_axis
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

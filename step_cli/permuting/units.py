@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.core.plan import LayerPlan, Plan
+from step_cli.nm.plan import LayerPlan, Plan
 from step_cli.permuting.axes import Axis, factors, find, leaves
 from step_cli.permuting.flow import Flow, Value
 

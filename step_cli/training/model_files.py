@@ -11,7 +11,6 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from step_cli.core.plan import Plan
 from step_cli.errors import OutputError
 from step_cli.formats.digest import digests
 from step_cli.formats.hf_model import is_transformers
@@ -26,6 +25,7 @@ from step_cli.formats.staged import staged
 from step_cli.formats.tokenizer_files import copy_tokenizer
 from step_cli.formats.torch_arrays import to_array
 from step_cli.formats.weights import open_checkpoint
+from step_cli.nm.plan import Plan
 
 
 def save_model(

@@ -17,12 +17,12 @@ from bad_inputs.console import Row, Want, check, promised, state, step_cli
 from bad_inputs.sound import put, put_bytes, sparse
 from torch import nn
 
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan
 from step_cli.errors import MissingError
 from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed import save_compressed
 from step_cli.formats.mapped_file import map_file
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan
 
 GOOD = torch.from_numpy(sparse())
 

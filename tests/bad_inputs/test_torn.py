@@ -13,11 +13,11 @@ from bad_inputs.sound import NAME, plan_of, put, put_json, sharded, sparse
 from safetensors.numpy import save
 
 from step_cli import cli
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan
 from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed import save_compressed
 from step_cli.formats.digest import digests
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan
 
 PAGE = 4096
 PLACES = 64

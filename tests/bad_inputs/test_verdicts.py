@@ -14,11 +14,11 @@ from bad_inputs.sound import NAME, broken, plan_of, put, put_bytes, put_json, sp
 from onnx import helper
 from safetensors.numpy import save
 
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan
 from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed import save_compressed
 from step_cli.formats.safetensors_writer import packed_header
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan
 
 POSITIONS, VALUES = f"{NAME}.nm_positions", f"{NAME}.nm_values"
 

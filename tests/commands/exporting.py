@@ -5,8 +5,8 @@ from typing import Any
 
 from step_cli.commands import export
 from step_cli.config import ExportConfig
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan, Plan
 from step_cli.reports import ExportReport
 
 NET = """

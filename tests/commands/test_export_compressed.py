@@ -12,8 +12,6 @@ import pytest
 
 from step_cli.commands import export, export_compressed
 from step_cli.config import ExportConfig
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan, Plan
 from step_cli.errors import (
     InputError,
     NonFiniteError,
@@ -25,6 +23,8 @@ from step_cli.errors import (
 from step_cli.formats.plan import KEY, plan_json
 from step_cli.formats.safetensors_writer import save_safetensors
 from step_cli.formats.weights import open_checkpoint
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan, Plan
 from step_cli.reports import ExportReport
 
 Array = np.ndarray[Any, Any]

@@ -19,7 +19,6 @@ from safetensors.numpy import load_file, save_file
 
 from step_cli.commands import prune
 from step_cli.config import PruneConfig
-from step_cli.core.pattern import NMPattern
 from step_cli.errors import (
     InputError,
     NonFiniteError,
@@ -30,6 +29,7 @@ from step_cli.errors import (
 from step_cli.formats import rewriter
 from step_cli.formats.plan import read_plan
 from step_cli.formats.weights import open_checkpoint
+from step_cli.nm.pattern import NMPattern
 from step_cli.reports import PruneReport
 
 RNG = np.random.default_rng(0)

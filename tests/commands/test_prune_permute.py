@@ -131,7 +131,7 @@ def test_a_second_run_and_another_thread_count_give_the_same_bytes(
     source = tmp_path / "model"
     spread(llama()).save_pretrained(source)  # type: ignore[operator]
     run(source, tmp_path / "one", permute=True)
-    monkeypatch.setattr("step_cli.core.threads.workers", lambda: 1)
+    monkeypatch.setattr("step_cli.nm.threads.workers", lambda: 1)
     run(source, tmp_path / "two", permute=True)
     one, two = (
         (tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from step_cli.core import kernels
+from step_cli.nm import kernels
 
 NEEDED = {
     "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from step_cli.core.backward import Backward, RewiredForward, rewire, to_fp8
 from step_cli.core.mvue import sample_tokens, token_sampler
-from step_cli.core.pattern import NMPattern
+from step_cli.nm.pattern import NMPattern
 from step_cli.optimizers import sparse_adamw
 
 

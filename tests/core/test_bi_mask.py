@@ -6,8 +6,8 @@ from torch import Tensor
 
 from step_cli.core.bi_mask import backward_mask, best_permutation
 from step_cli.core.mask import nm_mask
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan
 
 PLAN = LayerPlan(NMPattern(2, 4), 1)
 

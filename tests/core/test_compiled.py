@@ -13,8 +13,8 @@ from step_cli.core.compiled import (
 )
 from step_cli.core.compiled_mask import compiled_keep_mask, compiled_project
 from step_cli.core.mask import keep_mask, magnitude_mask
-from step_cli.core.pattern import NMPattern
 from step_cli.core.variance import SUMS, change_sums, chunked_sums, compiled_sums
+from step_cli.nm.pattern import NMPattern
 from step_cli.optimizers import sparse_adamw
 
 needs_compiler = pytest.mark.skipif(

@@ -13,8 +13,8 @@ from step_cli.core.decay import (
     stage_at,
     stepwise_stages,
 )
-from step_cli.core.pattern import NMPattern
 from step_cli.errors import UsageError
+from step_cli.nm.pattern import NMPattern
 
 # 100 steps, 10 dense, 10 of fine-tuning: the step at which each N begins.
 TABLES = {

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import step_cli
-from step_cli.core import kernels
-from step_cli.core.bits import bits_of
+from step_cli.nm import kernels
+from step_cli.nm.dtypes import bits_of
 
 ROOT = Path(step_cli.__file__).parent.parent
 HOOK = ROOT / "hatch_build.py"

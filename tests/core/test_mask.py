@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from step_cli.core import ranks
 from step_cli.core.mask import count_violations, magnitude_mask, masked, nm_mask
-from step_cli.core.pattern import NMPattern
 from step_cli.errors import NonFiniteError, UsageError
+from step_cli.nm.pattern import NMPattern
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

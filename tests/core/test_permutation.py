@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from step_cli.core import stripe_splits
-from step_cli.core.groups import Array
-from step_cli.core.mask_numpy import keep_highest
-from step_cli.core.pattern import NMPattern
 from step_cli.core.permutation import kept_magnitude, search_permutation
 from step_cli.core.stripe_splits import kept_of_splits, splits_of
 from step_cli.errors import NonFiniteError, UsageError
+from step_cli.nm.groups import Array
+from step_cli.nm.mask import keep_highest
+from step_cli.nm.pattern import NMPattern
 
 ROW = np.array([[4.0, 3, 2, 1, 0, 0, 0, 0]])
 

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from attacks.compressed_attacks import Header, rewrite
 
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan, Plan
 from step_cli.errors import InputError
 from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed import (
@@ -22,6 +20,8 @@ from step_cli.formats.compressed_flaw import CompressedFileError, Flaw
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.safetensors_writer import packed_header
 from step_cli.formats.weights import open_checkpoint
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan, Plan
 
 PLAN: Plan = {
     "fc.weight": LayerPlan(NMPattern(2, 4), 1),

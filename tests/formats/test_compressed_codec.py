@@ -5,8 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan
 from step_cli.formats.compressed_codec import (
     BadPositionsError,
     Layout,
@@ -16,6 +14,8 @@ from step_cli.formats.compressed_codec import (
     packed_positions,
     unpack_bits,
 )
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan
 
 DTYPES = [
     np.dtype(kind)

@@ -16,10 +16,10 @@ from safetensors.numpy import save_file
 
 from step_cli.commands import export
 from step_cli.config import ExportConfig
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan, Plan
 from step_cli.formats.plan import KEY, plan_json
 from step_cli.formats.safetensors_writer import save_safetensors
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan, Plan
 
 Bits = np.ndarray[Any, Any]  # of tensors, as unsigned integers
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # 1 for all others here

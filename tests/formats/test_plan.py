@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan
 from step_cli.errors import InputError
 from step_cli.formats.plan import parse_plan, plan_json, read_plan
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan
 
 
 def document(**changes: object) -> str:

@@ -22,8 +22,6 @@ from torch.sparse._semi_structured_conversions import (  # noqa: E402
 )
 
 import step_cli  # noqa: E402
-from step_cli.core.pattern import NMPattern  # noqa: E402
-from step_cli.core.plan import LayerPlan  # noqa: E402
 from step_cli.errors import InputError  # noqa: E402
 from step_cli.formats import semi_structured  # noqa: E402
 from step_cli.formats.checkpoint import NamedTensor  # noqa: E402
@@ -35,6 +33,8 @@ from step_cli.formats.compressed_codec import (  # noqa: E402
 )
 from step_cli.formats.safetensors_writer import save_safetensors  # noqa: E402
 from step_cli.formats.torch_arrays import to_array, to_tensor  # noqa: E402
+from step_cli.nm.pattern import NMPattern  # noqa: E402
+from step_cli.nm.plan import LayerPlan  # noqa: E402
 
 PLAN = LayerPlan(NMPattern(2, 4), 1)
 SHAPE = (64, 256)

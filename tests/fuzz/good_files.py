@@ -16,10 +16,10 @@ from attacks.torch_attacks import saved
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan
 from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed import save_compressed
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan
 
 Files = dict[str, bytes]
 

@@ -6,9 +6,9 @@ from small_training import build, train, weights
 from torch import nn
 
 from step_cli.core.bi_mask import backward_mask
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan
 from step_cli.errors import UsageError
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan
 from step_cli.optimizers import sparse_adamw
 from step_cli.recipes.bi_mask import BiMask
 

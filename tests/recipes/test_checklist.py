@@ -126,10 +126,10 @@ CHECKLIST = {
         "core/test_permutation.py::test_the_published_sums_of_a_random_matrix",
     ],
     "memory: the figures of Table 5": [
-        "core/test_sizes.py::"
+        "nm/test_sizes.py::"
         "test_dense_rows_of_table_5_are_token_embedding_and_sparse_layers",
-        "core/test_sizes.py::test_sparse_rows_of_table_5_are_values_only",
-        "core/test_sizes.py::test_two_ratios_of_table_5_are_mis_rounded",
+        "nm/test_sizes.py::test_sparse_rows_of_table_5_are_values_only",
+        "nm/test_sizes.py::test_two_ratios_of_table_5_are_mis_rounded",
     ],
     "export: values and metadata round-trip; sparse and masked forward agree": [
         "formats/test_compressed_codec.py::"

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
-from step_cli.core.groups import Scratch
+from step_cli.nm.groups import Scratch
 
 R = TypeVar("R")
 _own = threading.local()

@@ -7,11 +7,11 @@ engineers report (TensorRT issues 3849 and 4065). Only a build decides.
 
 from dataclasses import dataclass
 
-from step_cli.core.check import Job
-from step_cli.core.diagnosis import holds_pattern
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan
-from step_cli.core.weight_rule import Described, default_axis, output_axis
+from step_cli.nm.count import Job
+from step_cli.nm.diagnosis import holds_pattern
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan
+from step_cli.nm.weight_rule import Described, default_axis, output_axis
 
 TWO_FOUR = NMPattern(2, 4)
 WORTH_IT = 256  # channels in and out from which sparse kernels tend to win

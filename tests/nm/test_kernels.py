@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_cli.core import kernels
-from step_cli.core.bits import bits_of
-from step_cli.core.mask_numpy import keep_highest
-from step_cli.core.pattern import NMPattern
+from step_cli.nm import kernels
+from step_cli.nm.dtypes import bits_of
+from step_cli.nm.mask import keep_highest
+from step_cli.nm.pattern import NMPattern
 
 SIZES = [1, 2, 5, 15, 16, 31, 32, 33, 64, 100]
 PRUNED = ["float16", "bfloat16", "float32"]

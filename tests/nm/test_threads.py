@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
-from step_cli.core.groups import Scratch
-from step_cli.core.threads import in_order, own_scratch, workers
+from step_cli.nm.groups import Scratch
+from step_cli.nm.threads import in_order, own_scratch, workers
 
 
 def late(number: int) -> int:

@@ -10,9 +10,10 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Generic, TypeVar
 
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan, Plan
-from step_cli.core.weight_rule import (
+from step_cli.errors import InputError, NothingSelectedError, UsageError
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.weight_rule import (
     Described,
     Description,
     SkipReason,
@@ -22,7 +23,6 @@ from step_cli.core.weight_rule import (
     unreadable,
     weight_skip_reason,
 )
-from step_cli.errors import InputError, NothingSelectedError, UsageError
 
 __all__ = [
     "Chosen",

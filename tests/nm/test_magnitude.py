@@ -4,8 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from step_cli.core.groups import Scratch
-from step_cli.core.magnitude import FLOATS, float_magnitude, magnitude_sum
+from step_cli.nm.groups import Scratch
+from step_cli.nm.magnitude import FLOATS, float_magnitude, magnitude_sum
 
 
 def all_values(dtype: str) -> np.ndarray:

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from step_cli.core import groups
-from step_cli.core.check import Job
-from step_cli.core.diagnosis import axis_that_holds, pattern_that_holds
-from step_cli.core.groups import Weights
-from step_cli.core.mask_match import Mismatch, mismatch
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan
+from step_cli.nm import groups
+from step_cli.nm.count import Job
+from step_cli.nm.diagnosis import axis_that_holds, pattern_that_holds
+from step_cli.nm.groups import Weights
+from step_cli.nm.mask_match import Mismatch, mismatch
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan
 
 
 def job(array: np.ndarray, pattern: str = "2:4", axis: int = 1) -> Job:

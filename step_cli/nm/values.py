@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.core.groups import Weights
+from step_cli.nm.groups import Weights
 
 
 def values_of(weights: Weights, rows: slice) -> npt.NDArray[Any]:

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_cli.core import check, groups
-from step_cli.core.bits import bits_of
-from step_cli.core.check import Job, Tally, tally, tally_all
-from step_cli.core.groups import Weights, index_of
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan
 from step_cli.errors import InputError
+from step_cli.nm import count as check
+from step_cli.nm import groups
+from step_cli.nm.count import Job, Tally, tally, tally_all
+from step_cli.nm.dtypes import bits_of
+from step_cli.nm.groups import Weights, index_of
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan
 
 FLOATS = [
     "float64",

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from step_cli.core.groups import Scratch
-from step_cli.core.mask_numpy import keep_highest
-from step_cli.core.mask_words import WORDS, keep_side_by_side
-from step_cli.core.pattern import NMPattern
+from step_cli.nm.groups import Scratch
+from step_cli.nm.mask import keep_highest
+from step_cli.nm.mask_words import WORDS, keep_side_by_side
+from step_cli.nm.pattern import NMPattern
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64])

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from step_cli.core.check import Job
-from step_cli.core.groups import Weights
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan
-from step_cli.core.tensorrt_rule import View, implies_two_four, tensorrt_view
-from step_cli.core.weight_rule import Description
+from step_cli.nm.count import Job
+from step_cli.nm.groups import Weights
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan
+from step_cli.nm.targets import View, implies_two_four, tensorrt_view
+from step_cli.nm.weight_rule import Description
 
 
 def view(

@@ -2,11 +2,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from step_cli.core import energies
-from step_cli.core.allocation import allowed
-from step_cli.core.energies import kept_squares
-from step_cli.core.groups import Weights
-from step_cli.core.values import values_of
+from step_cli.nm import energies
+from step_cli.nm.allocation import allowed
+from step_cli.nm.energies import kept_squares
+from step_cli.nm.groups import Weights
+from step_cli.nm.values import values_of
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])

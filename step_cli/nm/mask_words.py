@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from step_cli.core.bits import Codes
-from step_cli.core.groups import Mask, Scratch
+from step_cli.nm.dtypes import Codes
+from step_cli.nm.groups import Mask, Scratch
 
 WORDS: dict[int, Any] = {2: np.uint16, 4: np.uint32, 8: np.uint64}  # by M
 

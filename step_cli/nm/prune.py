@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.core import kernels
-from step_cli.core.bits import Codes, bits_of
-from step_cli.core.groups import Mask, Scratch, Weights, index_of
-from step_cli.core.magnitude import FLOATS, INTEGERS, float_magnitude, magnitude_sum
-from step_cli.core.mask_numpy import from_planes, keep_planes, to_planes
-from step_cli.core.mask_words import WORDS, keep_side_by_side
-from step_cli.core.plan import LayerPlan
-from step_cli.core.pruned import Pruned
-from step_cli.core.threads import in_order, own_scratch
 from step_cli.errors import NonFiniteError
+from step_cli.nm import kernels
+from step_cli.nm.dtypes import Codes, bits_of
+from step_cli.nm.groups import Mask, Scratch, Weights, index_of
+from step_cli.nm.magnitude import FLOATS, INTEGERS, float_magnitude, magnitude_sum
+from step_cli.nm.mask import from_planes, keep_planes, to_planes
+from step_cli.nm.mask_words import WORDS, keep_side_by_side
+from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pruned import Pruned
+from step_cli.nm.threads import in_order, own_scratch
 
 Array = npt.NDArray[Any]
 

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_cli.core import one_shot as module
-from step_cli.core.groups import Weights
-from step_cli.core.magnitude import FLOATS
-from step_cli.core.one_shot import OneShot
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan
-from step_cli.core.pruned import Pruned
 from step_cli.errors import NonFiniteError
+from step_cli.nm import prune as module
+from step_cli.nm.groups import Weights
+from step_cli.nm.magnitude import FLOATS
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan
+from step_cli.nm.prune import OneShot
+from step_cli.nm.pruned import Pruned
 
 CASES = [
     ((6, 8), 2, 4, 1),

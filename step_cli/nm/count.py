@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from step_cli.core import kernels
-from step_cli.core.bits import Codes
-from step_cli.core.groups import (
+from step_cli.nm import kernels
+from step_cli.nm.dtypes import Codes
+from step_cli.nm.groups import (
     Groups,
     Piece,
     Scratch,
     Weights,
     count_in_groups,
 )
-from step_cli.core.plan import LayerPlan
+from step_cli.nm.plan import LayerPlan
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor

@@ -8,9 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import Plan
 from step_cli.errors import UsageError
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import Plan
 
 
 def allowed(m: int) -> list[int]:

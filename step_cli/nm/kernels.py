@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from step_cli.core.bits import Bits, Codes
-from step_cli.core.pruned import Pruned
+from step_cli.nm.dtypes import Bits, Codes
+from step_cli.nm.pruned import Pruned
 
 LIBRARIES = {
     level: Path(__file__).with_name(f"_kernels_{level}.so")

@@ -7,8 +7,8 @@ takes 9/16 of its dense bytes.
 Source: Lu et al., ICML 2023 (STEP), Table 5, which counts values only.
 """
 
-from step_cli.core.pattern import NMPattern
 from step_cli.errors import UsageError
+from step_cli.nm.pattern import NMPattern
 
 
 def values_bytes(elements: int, pattern: NMPattern, value_bytes: int = 2) -> int:

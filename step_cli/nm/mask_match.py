@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from step_cli.core.groups import Groups, Scratch, Weights, index_of
+from step_cli.nm.groups import Groups, Scratch, Weights, index_of
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.core.bits import Codes
-from step_cli.core.groups import Mask, Scratch
-from step_cli.core.pattern import NMPattern
+from step_cli.nm.dtypes import Codes
+from step_cli.nm.groups import Mask, Scratch
+from step_cli.nm.pattern import NMPattern
 
 # All pairs are M / 2 comparisons for each weight; above this, sorting is cheaper.
 LARGEST_COMPARED = 64

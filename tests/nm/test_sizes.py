@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from step_cli.core.pattern import NMPattern
-from step_cli.core.sizes import metadata_bytes, sparse_bytes, values_bytes
 from step_cli.errors import UsageError
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.sizes import metadata_bytes, sparse_bytes, values_bytes
 
 WIDTH, INNER, BLOCKS = 768, 3072, 12
 VOCABULARY = {"BERT-Base": 30522, "GPT-2": 50257}
@@ -106,5 +106,5 @@ def test_elements_without_whole_groups_are_refused() -> None:
 
 
 def test_sizes_are_told_without_torch() -> None:
-    code = "import sys, step_cli.core.sizes; sys.exit('torch' in sys.modules)"
+    code = "import sys, step_cli.nm.sizes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,8 +7,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.core.bits import Codes
-from step_cli.core.groups import Scratch
+from step_cli.nm.dtypes import Codes
+from step_cli.nm.groups import Scratch
 
 INTEGERS = {"int8", "uint8", "int16", "uint16", "int32"}  # codes of quantised weights
 FLOATS = {

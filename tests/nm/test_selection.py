@@ -2,17 +2,17 @@
 
 import pytest
 
-from step_cli.core.pattern import NMPattern
-from step_cli.core.plan import LayerPlan
-from step_cli.core.selection import (
+from step_cli.errors import InputError, NothingSelectedError, UsageError
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan
+from step_cli.nm.selection import (
     Description,
     Selection,
     default_axis,
     parse_axis,
     weight_skip_reason,
 )
-from step_cli.core.weight_rule import is_head
-from step_cli.errors import InputError, NothingSelectedError, UsageError
+from step_cli.nm.weight_rule import is_head
 
 TWO_FOUR = NMPattern(2, 4)
 

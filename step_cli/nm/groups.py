@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.core.bits import Bits, Codes, bits_of
+from step_cli.nm.dtypes import Bits, Codes, bits_of
 
 Array = npt.NDArray[np.generic]
 Mask = npt.NDArray[np.bool_]

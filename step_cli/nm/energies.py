@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.core.allocation import allowed
-from step_cli.core.groups import Weights
-from step_cli.core.threads import in_order
-from step_cli.core.values import row_pieces, values_of
+from step_cli.nm.allocation import allowed
+from step_cli.nm.groups import Weights
+from step_cli.nm.threads import in_order
+from step_cli.nm.values import row_pieces, values_of
 
 PIECE = 1 << 18  # weights sorted at a time
 

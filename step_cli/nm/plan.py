@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from step_cli.core.pattern import NMPattern
+from step_cli.nm.pattern import NMPattern
 
 
 @dataclass(frozen=True)

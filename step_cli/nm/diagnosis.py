@@ -1,8 +1,8 @@
 """What a broken pattern looks like: the wrong axis, another pattern, a dense layer."""
 
-from step_cli.core.check import Job
-from step_cli.core.groups import Groups, Scratch, count_in_groups
-from step_cli.core.pattern import NMPattern
+from step_cli.nm.count import Job
+from step_cli.nm.groups import Groups, Scratch, count_in_groups
+from step_cli.nm.pattern import NMPattern
 
 # The patterns that people train; the tightest that holds is the one they meant.
 USUAL = tuple(
