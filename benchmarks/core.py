@@ -24,11 +24,11 @@ from processor import processor
 from torch import Tensor, nn
 from torch.nn import functional
 
-from step_cli.core.compiled import can_compile
-from step_cli.core.compiled_mask import compiled_keep_mask
-from step_cli.core.mask import magnitude_mask
 from step_cli.models import build_model
 from step_cli.nm.pattern import NMPattern
+from step_cli.optim.compiled import can_compile
+from step_cli.optim.compiled_mask import compiled_keep_mask
+from step_cli.optim.mask import magnitude_mask
 from step_cli.optimizers import sparse_adamw
 
 SEED = 0

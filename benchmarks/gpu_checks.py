@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from step_cli.core.compiled import can_compile
-from step_cli.core.compiled_mask import compiled_keep_mask, compiled_project
-from step_cli.core.mask import keep_mask, magnitude_mask, masked
-from step_cli.core.optimizer import SparseOptimizer
 from step_cli.nm.pattern import NMPattern
+from step_cli.optim.compiled import can_compile
+from step_cli.optim.compiled_mask import compiled_keep_mask, compiled_project
+from step_cli.optim.mask import keep_mask, magnitude_mask, masked
+from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optimizers import sparse_adamw
 
 SEED = 0

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from step_cli.core.compiled import can_compile
-from step_cli.core.compiled_mask import compiled_keep_mask
-from step_cli.core.mask import magnitude_mask
-from step_cli.core.optimizer import SparseOptimizer
 from step_cli.nm.pattern import NMPattern
+from step_cli.optim.compiled import can_compile
+from step_cli.optim.compiled_mask import compiled_keep_mask
+from step_cli.optim.mask import magnitude_mask
+from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optimizers import sparse_adamw
 
 PATTERNS = ("1:2", "2:4", "1:4", "4:8", "1:16", "2:16", "4:32")

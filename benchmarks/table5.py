@@ -22,10 +22,10 @@ import transformers
 
 from step_cli.commands import export
 from step_cli.config import ExportConfig
-from step_cli.core.mask import magnitude_mask
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.sizes import sparse_bytes, values_bytes
 from step_cli.nm.weight_rule import default_axis, weight_skip_reason
+from step_cli.optim.mask import magnitude_mask
 
 PATTERNS = ("2:4", "1:4", "1:16")
 MODELS = {

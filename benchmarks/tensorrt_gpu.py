@@ -187,13 +187,13 @@ def save_pruned(folder: Path, model: Any) -> Path:
     """Save a model 2:4 by magnitude, with its plan, as fp32 safetensors."""
     import torch
 
-    from step_cli.core.mask import nm_mask
     from step_cli.formats.plan import KEY, plan_json
     from step_cli.formats.safetensors_writer import save_safetensors
     from step_cli.formats.torch_arrays import to_array
     from step_cli.nm.pattern import NMPattern
     from step_cli.nm.plan import LayerPlan
     from step_cli.nm.weight_rule import default_axis, weight_skip_reason
+    from step_cli.optim.mask import nm_mask
 
     generator = torch.Generator().manual_seed(0)
     plan = {}

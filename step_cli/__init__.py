@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from step_cli.commands.verify_nm import verify as verify
-    from step_cli.core.mask import nm_mask as nm_mask
     from step_cli.formats.semi_structured import load_compressed as load_compressed
+    from step_cli.optim.mask import nm_mask as nm_mask
     from step_cli.optimizers import sparse as sparse
     from step_cli.optimizers import sparse_adamw as sparse_adamw
 
 _HOME = {
     "load_compressed": "step_cli.formats.semi_structured",
-    "nm_mask": "step_cli.core.mask",
+    "nm_mask": "step_cli.optim.mask",
     "sparse": "step_cli.optimizers",
     "sparse_adamw": "step_cli.optimizers",
     "verify": "step_cli.commands.verify_nm",

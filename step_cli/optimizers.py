@@ -7,16 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from step_cli.core.adam import EpsMode
 from step_cli.core.autoswitch import AutoSwitch, Criterion, Fixed, SwitchRule
-from step_cli.core.layers import param_groups, plan_for, warn_of
-from step_cli.core.optimizer import SparseOptimizer, VarianceCorrection
-from step_cli.core.recipe import Recipe
-from step_cli.core.shards import Gathered
 from step_cli.errors import NothingSelectedError, UsageError
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan, Plan
 from step_cli.nm.selection import Description, Selection
+from step_cli.optim.adam import EpsMode
+from step_cli.optim.layers import param_groups, plan_for, warn_of
+from step_cli.optim.optimizer import SparseOptimizer, VarianceCorrection
+from step_cli.optim.recipe import Recipe
+from step_cli.optim.shards import Gathered
 from step_cli.recipes import make_recipe
 
 T_MIN, T_MAX = 0.1, 0.5  # Geweke's clipping, as the STEP paper suggests

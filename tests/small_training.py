@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from step_cli.core.optimizer import SparseOptimizer
-from step_cli.core.recipe import Recipe
+from step_cli.optim.optimizer import SparseOptimizer
+from step_cli.optim.recipe import Recipe
 from step_cli.optimizers import sparse_adamw
 
 

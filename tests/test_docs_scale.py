@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from step_cli.core.optimizer import SparseOptimizer
+from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optimizers import sparse_adamw
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -10,8 +10,8 @@ Source: Holmes et al., NeurIPS 2021, arXiv 2110.15766, section 3.
 import torch
 from torch import Tensor
 
-from step_cli.core.mask import nm_mask
 from step_cli.nm.pattern import NMPattern
+from step_cli.optim.mask import nm_mask
 
 
 def admm_update(

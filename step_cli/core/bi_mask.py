@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from step_cli.core.mask import magnitude_mask
 from step_cli.nm.plan import LayerPlan
+from step_cli.optim.mask import magnitude_mask
 
 
 def output_axis(plan: LayerPlan) -> int:

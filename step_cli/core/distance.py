@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from step_cli.core.mask import count_violations, nm_mask
 from step_cli.nm.pattern import NMPattern
+from step_cli.optim.mask import count_violations, nm_mask
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from step_cli.core.mask import magnitude_mask, masked, to_groups
 from step_cli.nm import allocation
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.optim.mask import magnitude_mask, masked, to_groups
 
 VOTES_NEEDED = 0.75  # share of groups
 NEAR_SHARE = 0.01  # a layer this near its ERK share is not pulled

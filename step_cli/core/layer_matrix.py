@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from step_cli.core.backward import CONVOLUTIONS, is_conv1d
+from step_cli.optim.backward import CONVOLUTIONS, is_conv1d
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from step_cli.core.mask import check_groups, to_groups
 from step_cli.errors import UsageError
 from step_cli.nm.pattern import NMPattern
+from step_cli.optim.mask import check_groups, to_groups
 
 Sampling = Literal["optimal", "approximate", "off"]
 

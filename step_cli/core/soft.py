@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from step_cli.core.mask import keep_mask, to_groups
 from step_cli.nm.plan import LayerPlan
+from step_cli.optim.mask import keep_mask, to_groups
 
 
 def soft_threshold(weight: Tensor, plan: LayerPlan) -> Tensor:

@@ -11,9 +11,9 @@ The mask of a group is chosen at its first column, from weights already updated.
 import torch
 from torch import Tensor
 
-from step_cli.core.mask import check_groups, keep_mask
 from step_cli.errors import NonFiniteError, UsageError
 from step_cli.nm.pattern import NMPattern
+from step_cli.optim.mask import check_groups, keep_mask
 
 
 class SingularError(UsageError):

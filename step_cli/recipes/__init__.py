@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from step_cli.core.recipe import Recipe
 from step_cli.errors import UsageError, nearest
+from step_cli.optim.recipe import Recipe
 from step_cli.recipes.asp import ASP
 from step_cli.recipes.bi_mask import BiMask
 from step_cli.recipes.decaying_mask import DecayingMask

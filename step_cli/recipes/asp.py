@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.core.recipe import DENSE, FINE_TUNE, Layer, Phase, Recipe
 from step_cli.nm.plan import LayerPlan
+from step_cli.optim.recipe import DENSE, FINE_TUNE, Layer, Phase, Recipe
 
 
 @dataclass(frozen=True)

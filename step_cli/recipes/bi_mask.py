@@ -11,11 +11,11 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.core.backward import Backward
 from step_cli.core.bi_mask import backward_mask, best_permutation, output_axis
-from step_cli.core.mask import check_groups
-from step_cli.core.recipe import Layer
 from step_cli.nm.plan import LayerPlan
+from step_cli.optim.backward import Backward
+from step_cli.optim.mask import check_groups
+from step_cli.optim.recipe import Layer
 from step_cli.recipes.checked import CheckedRecipe
 from step_cli.recipes.sr_ste import masked_decay
 

@@ -5,8 +5,8 @@ from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from step_cli.core.recipe import Recipe
 from step_cli.errors import UsageError
+from step_cli.optim.recipe import Recipe
 
 TYPES = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
 

@@ -12,8 +12,8 @@ from typing_extensions import override
 
 from step_cli.core import decay
 from step_cli.core.decay import StepOrShare
-from step_cli.core.mask import magnitude_mask
-from step_cli.core.recipe import DENSE, MASK_LEARNING, Layer, Phase
+from step_cli.optim.mask import magnitude_mask
+from step_cli.optim.recipe import DENSE, MASK_LEARNING, Layer, Phase
 from step_cli.recipes.checked import CheckedRecipe
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from typing_extensions import override
 
-from step_cli.core.recipe import DENSE, Phase, Recipe
+from step_cli.optim.recipe import DENSE, Phase, Recipe
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from step_cli.core.domino import allocate
-from step_cli.core.recipe import Layer
 from step_cli.errors import UsageError
 from step_cli.nm.plan import Plan
+from step_cli.optim.recipe import Layer
 from step_cli.recipes.checked import CheckedRecipe
 from step_cli.recipes.sr_ste import masked_decay
 

@@ -19,7 +19,7 @@ from step_cli.core.decay import (
     exponential_fade,
     linear_fade,
 )
-from step_cli.core.recipe import DENSE, MASK_LEARNING, Layer, Phase
+from step_cli.optim.recipe import DENSE, MASK_LEARNING, Layer, Phase
 from step_cli.recipes.checked import CheckedRecipe
 
 

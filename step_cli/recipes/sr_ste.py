@@ -11,8 +11,8 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.core.mask import masked
-from step_cli.core.recipe import Layer
+from step_cli.optim.mask import masked
+from step_cli.optim.recipe import Layer
 from step_cli.recipes.checked import CheckedRecipe
 
 

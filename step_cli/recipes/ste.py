@@ -5,7 +5,7 @@ Source: Zhou et al., ICLR 2021, arXiv 2102.04010, with lambda_w = 0.
 
 from dataclasses import dataclass
 
-from step_cli.core.recipe import Recipe
+from step_cli.optim.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,21 @@
 """STEP: dense Adam until its variance is reliable, then mask learning with it frozen.
 
 Source: Lu et al., ICML 2023, Algorithm 1. The switch point is AutoSwitch's, Algorithm 2
-(`core/autoswitch.py`); the update under a frozen variance is in `core/adam.py`.
+(`core/autoswitch.py`); the update under a frozen variance is in `optim/adam.py`.
 """
 
 from dataclasses import dataclass, field
 
 from typing_extensions import override
 
-from step_cli.core.recipe import (
+from step_cli.errors import UsageError
+from step_cli.optim.recipe import (
     FROZEN_VARIANCE,
     MASK_LEARNING,
     PRECONDITION,
     Phase,
     Recipe,
 )
-from step_cli.errors import UsageError
 from step_cli.recipes.checked import CheckedRecipe
 from step_cli.recipes.ste import STE
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from step_cli.core.shards import local
+from step_cli.optim.shards import local
 from step_cli.training.parallel import World
 
 TINY = 1e-6  # added to the norm, as torch does

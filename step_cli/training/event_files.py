@@ -8,7 +8,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from step_cli.core.optimizer import SparseOptimizer
+from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.training.follower import Follower
 
 logger = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ import numpy as np
 
 from step_cli.core.autoswitch import AutoSwitch, Fixed, SwitchRule
 from step_cli.core.criterion_values import changes_of, values_of
-from step_cli.core.optimizer import SparseOptimizer
 from step_cli.core.thinned import Thinned
 from step_cli.formats.recording import Recording
+from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.reports import SwitchPoint
 from step_cli.train_config import TrainConfig
 from step_cli.training.setup import criterion_of

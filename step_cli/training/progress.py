@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from step_cli import live
 from step_cli.core.autoswitch import Fixed, SwitchRule
-from step_cli.core.optimizer import SparseOptimizer
+from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.training.follower import Follower
 
 logger = logging.getLogger(__name__)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from step_cli.core.layers import density
 from step_cli.data_config import BYTES
 from step_cli.errors import StepError
 from step_cli.formats.model_source import ModelSource
+from step_cli.optim.layers import density
 from step_cli.reports import TrainReport
 from step_cli.train_config import TrainConfig
 from step_cli.training.history import switch_point

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from step_cli.core.optimizer import SparseOptimizer
-from step_cli.core.shards import is_shard
 from step_cli.errors import MissingError
 from step_cli.formats.torch_arrays import to_array
 from step_cli.formats.weights import open_checkpoint
 from step_cli.nm.count import Job, tally_all
 from step_cli.nm.groups import Weights
 from step_cli.nm.plan import Plan
+from step_cli.optim.optimizer import SparseOptimizer
+from step_cli.optim.shards import is_shard
 from step_cli.render.run_page import LayerRow, MetricRow, RunPage, html
 from step_cli.reports import TrainReport
 from step_cli.train_config import TrainConfig, to_toml

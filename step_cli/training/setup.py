@@ -11,15 +11,15 @@ from torch.optim import Optimizer
 
 from step_cli.config import to_step
 from step_cli.core.autoswitch import Criterion, Fixed, SwitchRule, make_criterion
-from step_cli.core.layers import param_groups, plan_for
-from step_cli.core.optimizer import SparseOptimizer
-from step_cli.core.recipe import Recipe
 from step_cli.data import Dataset, load_data
 from step_cli.errors import NothingSelectedError, UsageError
 from step_cli.formats.plan import read_plan
 from step_cli.models import start_model
 from step_cli.nm.plan import Plan
 from step_cli.nm.selection import Selection
+from step_cli.optim.layers import param_groups, plan_for
+from step_cli.optim.optimizer import SparseOptimizer
+from step_cli.optim.recipe import Recipe
 from step_cli.recipes import make_recipe
 from step_cli.train_config import TrainConfig
 from step_cli.training.parallel import World

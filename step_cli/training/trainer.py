@@ -1,7 +1,7 @@
 """The training loop: batches -> loss -> gradient at the sparse point -> step.
 
 The optimizer does the rest: it owns the dense weights, decides the switch point and
-keeps the model sparse (`core/optimizer.py`).
+keeps the model sparse (`optim/optimizer.py`).
 """
 
 import logging

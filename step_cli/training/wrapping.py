@@ -14,10 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from step_cli.core.compiled import can_compile
-from step_cli.core.shards import is_shard, whole_axis
 from step_cli.errors import MissingError, UsageError
 from step_cli.nm.plan import Plan
+from step_cli.optim.compiled import can_compile
+from step_cli.optim.shards import is_shard, whole_axis
 from step_cli.training.parallel import World
 
 LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

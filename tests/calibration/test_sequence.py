@@ -18,11 +18,11 @@ from step_cli.core.calibrated import (
     wanda_keep,
 )
 from step_cli.core.layer_matrix import LayerMatrix
-from step_cli.core.mask import nm_mask
 from step_cli.errors import InputError, NonFiniteError
 from step_cli.formats.hf_model import without_cache
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan
+from step_cli.optim.mask import nm_mask
 
 TWO_FOUR = NMPattern(2, 4)
 Batches = list[dict[str, Tensor]]

@@ -14,8 +14,8 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("net")
     (folder / "net.py").write_text(NET)
     torch = pytest.importorskip("torch")
-    from step_cli.core.mask import nm_mask
     from step_cli.formats.torch_arrays import to_array
+    from step_cli.optim.mask import nm_mask
 
     scope: dict[str, Any] = {}
     exec(NET, scope)

@@ -52,7 +52,7 @@ def save_family(folder: Path, family: str) -> None:
     import torch
     import transformers
 
-    from step_cli.core.mask import nm_mask
+    from step_cli.optim.mask import nm_mask
 
     sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 32}
     layers = {

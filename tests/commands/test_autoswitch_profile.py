@@ -20,8 +20,8 @@ from step_cli.core.autoswitch import (
     VarianceSample,
     make_criterion,
 )
-from step_cli.core.optimizer import SparseOptimizer
 from step_cli.formats.variance_log import VarianceHeader
+from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.recipes import make_recipe
 
 Run = Callable[..., Any]

@@ -22,7 +22,6 @@ pytest.importorskip("onnxruntime")
 from step_cli.commands import export, export_onnx  # noqa: E402
 from step_cli.commands.export_model import cast  # noqa: E402
 from step_cli.config import ExportConfig  # noqa: E402
-from step_cli.core.mask import nm_mask  # noqa: E402
 from step_cli.errors import (  # noqa: E402
     InputError,
     NonFiniteError,
@@ -39,6 +38,7 @@ from step_cli.formats.torch_arrays import to_array  # noqa: E402
 from step_cli.formats.weights import open_checkpoint  # noqa: E402
 from step_cli.nm.pattern import NMPattern  # noqa: E402
 from step_cli.nm.plan import LayerPlan  # noqa: E402
+from step_cli.optim.mask import nm_mask  # noqa: E402
 
 
 def test_the_onnx_file_is_checked_and_holds_its_pattern(exported: Path) -> None:

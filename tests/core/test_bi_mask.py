@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from step_cli.core.bi_mask import backward_mask, best_permutation
-from step_cli.core.mask import nm_mask
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan
+from step_cli.optim.mask import nm_mask
 
 PLAN = LayerPlan(NMPattern(2, 4), 1)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from step_cli.core import optimizer as core_optimizer
-from step_cli.core.optimizer import SparseOptimizer
+from step_cli.optim import optimizer as core_optimizer
+from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optimizers import sparse, sparse_adamw
 
 WIDTH, LAYERS = 128, 16

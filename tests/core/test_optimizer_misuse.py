@@ -15,8 +15,8 @@ from step_cli.core.autoswitch import (
     Staleness,
     SwitchRule,
 )
-from step_cli.core.optimizer import SparseOptimizer
 from step_cli.errors import StepError, UsageError
+from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optimizers import sparse, sparse_adamw
 from step_cli.recipes.ste import STE
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from step_cli.core import finite_watch
 from step_cli.core.autoswitch import AutoSwitch, Staleness, SwitchRule
-from step_cli.core.optimizer import SparseOptimizer
 from step_cli.errors import NonFiniteError, UsageError
+from step_cli.optim import finite_watch
+from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optimizers import sparse, sparse_adamw
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from step_cli.core.mask import count_violations, nm_mask
 from step_cli.core.sparsegpt import (
     InputHessian,
     damped,
@@ -14,6 +13,7 @@ from step_cli.core.sparsegpt import (
 )
 from step_cli.errors import NonFiniteError, UsageError
 from step_cli.nm.pattern import NMPattern
+from step_cli.optim.mask import count_violations, nm_mask
 
 PAIR = torch.tensor([[2.0, 1], [1, 2]], dtype=torch.float64)
 HESSIAN = torch.block_diag(PAIR, PAIR)

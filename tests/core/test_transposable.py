@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from step_cli.core.mask import nm_mask
 from step_cli.core.transposable import (
     SEARCHED,
     _greedy,
@@ -15,6 +14,7 @@ from step_cli.core.transposable import (
 )
 from step_cli.errors import NonFiniteError, UsageError
 from step_cli.nm.pattern import NMPattern
+from step_cli.optim.mask import nm_mask
 
 BLOCK = torch.tensor(
     [[9.0, 8, 1, 2], [7, 6, 3, 1], [5, 1, 2, 3], [1, 2, 4, 6]]

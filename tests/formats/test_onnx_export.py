@@ -16,7 +16,6 @@ pytest.importorskip("onnxruntime")
 
 from torch import Tensor, nn  # noqa: E402
 
-from step_cli.core.mask import nm_mask  # noqa: E402
 from step_cli.errors import InputError, OutputError, UsageError  # noqa: E402
 from step_cli.formats import onnx_file  # noqa: E402
 from step_cli.formats.example_inputs import example_tensors  # noqa: E402
@@ -36,6 +35,7 @@ from step_cli.formats.ort_session import (  # noqa: E402
 from step_cli.formats.weights import open_checkpoint  # noqa: E402
 from step_cli.nm.pattern import NMPattern  # noqa: E402
 from step_cli.nm.plan import LayerPlan, Plan  # noqa: E402
+from step_cli.optim.mask import nm_mask  # noqa: E402
 
 TWO_FOUR = NMPattern(2, 4)
 INPUTS = [

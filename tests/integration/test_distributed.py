@@ -18,8 +18,8 @@ from integration.training import (
 )
 
 from step_cli.core.autoswitch import AutoSwitch, SwitchRule
-from step_cli.core.compiled import can_compile
-from step_cli.core.finite_watch import MEETINGS
+from step_cli.optim.compiled import can_compile
+from step_cli.optim.finite_watch import MEETINGS
 from step_cli.recipes import RECIPES
 
 KINDS = ["ddp", "fsdp2", "hsdp"]

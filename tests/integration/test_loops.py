@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
-from step_cli.core.mask import count_violations
-from step_cli.core.optimizer import SparseOptimizer
+from step_cli.optim.mask import count_violations
+from step_cli.optim.optimizer import SparseOptimizer
 
 SWITCH, STEPS = 4, 8
 Loop = Callable[[nn.Module, SparseOptimizer, list[Batch]], None]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 
-from step_cli.core.mask import count_violations
-from step_cli.core.optimizer import SparseOptimizer
+from step_cli.optim.mask import count_violations
+from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optimizers import sparse_adamw
 
 transformers = pytest.importorskip("transformers")

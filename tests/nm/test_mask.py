@@ -4,10 +4,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_cli.core.mask import nm_mask
 from step_cli.nm.groups import Scratch
 from step_cli.nm.mask import LARGEST_COMPARED, keep_highest, keep_planes
 from step_cli.nm.pattern import NMPattern
+from step_cli.optim.mask import nm_mask
 
 
 def slow_mask(scores: np.ndarray, n: int, m: int, axis: int) -> np.ndarray:

@@ -8,9 +8,9 @@ import torch
 from small_training import same
 from torch import nn
 
-from step_cli.core.layers import plan_for
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.selection import Selection
+from step_cli.optim.layers import plan_for
 from step_cli.optimizers import sparse, sparse_adamw
 
 BASES: dict[str, Any] = {

@@ -13,7 +13,7 @@ from small_training import build, train
 from torch import nn
 from torch.nn import functional
 
-from step_cli.core.mask import nm_mask
+from step_cli.optim.mask import nm_mask
 from step_cli.optimizers import sparse
 from step_cli.recipes.sr_ste import SRSTE
 
@@ -21,21 +21,21 @@ TESTS = Path(__file__).parents[1]
 
 CHECKLIST = {
     "masks: N of each group for every N, M, shape, dtype and axis; ties; refusals": [
-        "core/test_mask.py::test_mask_equals_a_slow_loop_over_groups",
-        "core/test_mask.py::test_ties_keep_the_lower_index",
-        "core/test_mask.py::test_a_width_that_does_not_divide_is_refused",
-        "core/test_mask.py::test_negative_zero_is_a_zero",
-        "core/test_mask.py::test_nan_is_refused",
-        "core/test_mask.py::test_n_equal_to_m_keeps_everything",
-        "core/test_mask.py::test_scaling_and_sign_do_not_change_the_mask",
+        "optim/test_mask.py::test_mask_equals_a_slow_loop_over_groups",
+        "optim/test_mask.py::test_ties_keep_the_lower_index",
+        "optim/test_mask.py::test_a_width_that_does_not_divide_is_refused",
+        "optim/test_mask.py::test_negative_zero_is_a_zero",
+        "optim/test_mask.py::test_nan_is_refused",
+        "optim/test_mask.py::test_n_equal_to_m_keeps_everything",
+        "optim/test_mask.py::test_scaling_and_sign_do_not_change_the_mask",
     ],
     "masks: Linear is Conv1D transposed; a 1x1 convolution is flat": [
-        "core/test_mask.py::test_groups_run_along_the_axis_and_no_other",
-        "core/test_mask.py::test_convolution_groups_are_of_input_channels",
-        "core/test_mask.py::test_a_1x1_convolution_has_the_mask_of_the_flat_weight",
+        "optim/test_mask.py::test_groups_run_along_the_axis_and_no_other",
+        "optim/test_mask.py::test_convolution_groups_are_of_input_channels",
+        "optim/test_mask.py::test_a_1x1_convolution_has_the_mask_of_the_flat_weight",
     ],
     "STE and SR-STE: pruned weights learn; the decay once per step, not on kept ones": [
-        "core/test_optimizer.py::test_pruned_weights_receive_gradients_and_can_come_back",
+        "optim/test_optimizer.py::test_pruned_weights_receive_gradients_and_can_come_back",
         "recipes/test_sr_ste.py::test_a_decay_of_0_is_ste_bit_for_bit",
         "recipes/test_sr_ste.py::test_kept_weights_get_no_decay",
         "recipes/test_sr_ste.py::test_the_decay_does_not_depend_on_loss_scaling",
@@ -47,13 +47,13 @@ CHECKLIST = {
         "core/test_soft.py::test_n_equal_to_m_is_the_weight_bit_for_bit",
     ],
     "STEP: fixture, invariants, resume before, at and after the switch, no step 0": [
-        "core/test_optimizer.py::test_step_reproduces_the_worked_fixture",
-        "core/test_optimizer.py::test_the_precondition_phase_is_adamw_bit_for_bit",
-        "core/test_optimizer.py::test_the_variance_is_frozen_after_the_switch",
-        "core/test_optimizer.py::test_mask_learning_equals_a_slow_reference",
-        "core/test_optimizer.py::"
+        "optim/test_optimizer.py::test_step_reproduces_the_worked_fixture",
+        "optim/test_optimizer.py::test_the_precondition_phase_is_adamw_bit_for_bit",
+        "optim/test_optimizer.py::test_the_variance_is_frozen_after_the_switch",
+        "optim/test_optimizer.py::test_mask_learning_equals_a_slow_reference",
+        "optim/test_optimizer.py::"
         "test_the_pattern_does_not_change_the_weights_at_the_switch",
-        "core/test_optimizer.py::test_switching_at_step_0_is_refused",
+        "optim/test_optimizer.py::test_switching_at_step_0_is_refused",
         "recipes/test_step.py::test_a_switch_at_the_end_is_dense_adam_and_one_mask",
         "recipes/test_step.py::"
         "test_a_pattern_that_keeps_all_is_not_dense_adam_once_v_is_frozen",
@@ -64,12 +64,12 @@ CHECKLIST = {
         "core/test_autoswitch.py::test_the_windowed_means_of_the_worked_example",
         "core/test_autoswitch.py::test_geometric_means_of_the_worked_example",
         "core/test_autoswitch.py::test_the_window_is_rounded_not_floored",
-        "core/test_variance.py::"
+        "optim/test_variance.py::"
         "test_option_2_is_finite_for_falling_and_unchanged_variances",
-        "core/test_variance.py::"
+        "optim/test_variance.py::"
         "test_the_order_of_parameters_does_not_change_the_decision",
-        "core/test_variance.py::test_the_change_scales_with_the_square_of_the_loss",
-        "core/test_variance.py::"
+        "optim/test_variance.py::test_the_change_scales_with_the_square_of_the_loss",
+        "optim/test_variance.py::"
         "test_the_worked_example_is_decided_by_the_optimizer_itself",
         "integration/test_distributed.py::test_autoswitch_fires_at_the_same_step",
     ],
@@ -81,7 +81,7 @@ CHECKLIST = {
         "core/test_autoswitch.py::test_equation_11_on_its_examples",
     ],
     "ASP: the mask stays, pruned weights are 0, its table of layers": [
-        "core/test_optimizer.py::test_asp_never_changes_its_mask",
+        "optim/test_optimizer.py::test_asp_never_changes_its_mask",
         "recipes/test_asp.py::test_pruned_weights_stay_exactly_zero",
         "recipes/test_asp.py::test_which_layers_have_a_mask",
     ],

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from step_cli.core.mask import count_violations
-from step_cli.core.optimizer import SparseOptimizer
 from step_cli.errors import UsageError
+from step_cli.optim.mask import count_violations
+from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optimizers import sparse_adamw
 from step_cli.recipes import RECIPES, make_recipe
 from step_cli.recipes.bi_mask import BiMask

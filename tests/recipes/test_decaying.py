@@ -5,8 +5,8 @@ import torch
 from small_training import build, masters, train, weights
 from torch import Tensor
 
-from step_cli.core.mask import nm_mask
 from step_cli.errors import UsageError
+from step_cli.optim.mask import nm_mask
 from step_cli.recipes.decaying_mask import DecayingMask
 from step_cli.recipes.mask_decay import MaskDecay
 from step_cli.recipes.step import Step

@@ -1,9 +1,9 @@
-"""STEP's invariants; its worked fixture is in tests/core/test_optimizer.py."""
+"""STEP's invariants; its worked fixture is in tests/optim/test_optimizer.py."""
 
 import torch
 from small_training import build, masters, same, train, weights
 
-from step_cli.core.mask import nm_mask
+from step_cli.optim.mask import nm_mask
 from step_cli.optimizers import sparse_adamw
 from step_cli.recipes.sr_ste import SRSTE
 from step_cli.recipes.step import Step

@@ -12,7 +12,6 @@ pytest.importorskip("transformers")
 
 from step_cli.commands import export, verify_nm  # noqa: E402
 from step_cli.config import ExportConfig, VerifyConfig  # noqa: E402
-from step_cli.core.mask import nm_mask  # noqa: E402
 from step_cli.formats.model_source import ModelSource, write_source  # noqa: E402
 from step_cli.formats.plan import KEY, plan_json  # noqa: E402
 from step_cli.formats.safetensors_writer import save_safetensors  # noqa: E402
@@ -25,6 +24,7 @@ from step_cli.nm.weight_rule import (  # noqa: E402
     is_head,
     weight_skip_reason,
 )
+from step_cli.optim.mask import nm_mask  # noqa: E402
 from step_cli.reports import ExportReport  # noqa: E402
 
 SAMPLES: dict[str, dict[str, Any]] = {  # and options that make them small

@@ -102,7 +102,7 @@ def test_a_dense_run_is_a_plain_loop(
 
 
 def test_a_compiled_run_ends_where_one_does_that_is_not(tmp_path: Path) -> None:
-    from step_cli.core.compiled import can_compile
+    from step_cli.optim.compiled import can_compile
 
     if not can_compile():
         pytest.skip("torch.compile finds no compiler")

@@ -12,8 +12,6 @@ transformers = pytest.importorskip("transformers")
 from torch import nn  # noqa: E402
 
 from step_cli import verify  # noqa: E402
-from step_cli.core.layers import plan_for  # noqa: E402
-from step_cli.core.mask import nm_mask  # noqa: E402
 from step_cli.errors import InputError  # noqa: E402
 from step_cli.formats.hf_weights import load_hugging_face  # noqa: E402
 from step_cli.formats.model_source import ModelSource, read_source  # noqa: E402
@@ -21,6 +19,8 @@ from step_cli.formats.weights import open_checkpoint  # noqa: E402
 from step_cli.nm.pattern import NMPattern  # noqa: E402
 from step_cli.nm.plan import Plan  # noqa: E402
 from step_cli.nm.selection import Selection  # noqa: E402
+from step_cli.optim.layers import plan_for  # noqa: E402
+from step_cli.optim.mask import nm_mask  # noqa: E402
 from step_cli.training.model_files import save_model  # noqa: E402
 
 SOURCE = ModelSource("net.py:build", {"width": 3})

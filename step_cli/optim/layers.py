@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from step_cli.core.backward import is_conv1d
 from step_cli.errors import UsageError
 from step_cli.nm.plan import LayerPlan, Plan
 from step_cli.nm.selection import Chosen, Description, Selection
+from step_cli.optim.backward import is_conv1d
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ import torch
 from small_training import build, same, train
 from torch import Tensor, nn
 
-from step_cli.core import finite_watch
-from step_cli.core.finite_watch import FiniteWatch
-from step_cli.core.optimizer import SparseOptimizer
 from step_cli.errors import NonFiniteError
+from step_cli.optim import finite_watch
+from step_cli.optim.finite_watch import FiniteWatch
+from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.recipes import RECIPES
 
 TOTAL, SWITCH = 20, 4

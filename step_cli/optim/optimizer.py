@@ -20,19 +20,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from step_cli.core.adam import EpsMode, adam_step
 from step_cli.core.autoswitch import SwitchRule, VarianceSample
-from step_cli.core.finite_watch import FiniteWatch, said_if_it_overflows
-from step_cli.core.mask_watch import MaskWatch
-from step_cli.core.masters import working_on
-from step_cli.core.param_groups import plan_of
-from step_cli.core.recipe import Phase, Recipe
-from step_cli.core.refusals import refuse_impossible, refuse_unknown
-from step_cli.core.shards import ShardSum, local, local_grad
-from step_cli.core.sparse_view import SparseView
-from step_cli.core.variance import VarianceWatch, variances
 from step_cli.errors import NonFiniteError, UsageError
 from step_cli.nm.plan import LayerPlan
+from step_cli.optim.adam import EpsMode, adam_step
+from step_cli.optim.finite_watch import FiniteWatch, said_if_it_overflows
+from step_cli.optim.mask_watch import MaskWatch
+from step_cli.optim.masters import working_on
+from step_cli.optim.param_groups import plan_of
+from step_cli.optim.recipe import Phase, Recipe
+from step_cli.optim.refusals import refuse_impossible, refuse_unknown
+from step_cli.optim.shards import ShardSum, local, local_grad
+from step_cli.optim.sparse_view import SparseView
+from step_cli.optim.variance import VarianceWatch, variances
 
 VarianceCorrection = Literal["at_switch", "none"]
 AT_ONCE = 16 << 20  # bytes of gradients made for the update before it is done

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from step_cli.core.adam import create_adam_state
-from step_cli.core.masters import is_master, master_copy
 from step_cli.errors import UsageError
+from step_cli.optim.adam import create_adam_state
+from step_cli.optim.masters import is_master, master_copy
 
 
 def create_state(

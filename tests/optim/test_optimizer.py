@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from step_cli.core.autoswitch import AutoSwitch, SwitchRule
-from step_cli.core.mask import count_violations, nm_mask
-from step_cli.core.optimizer import SparseOptimizer
 from step_cli.errors import NonFiniteError, NothingSelectedError, UsageError
 from step_cli.nm.pattern import NMPattern
+from step_cli.optim.mask import count_violations, nm_mask
+from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optimizers import sparse, sparse_adamw
 from step_cli.recipes.sr_ste import SRSTE
 from step_cli.recipes.step import Step

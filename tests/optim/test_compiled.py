@@ -4,17 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from step_cli.core import compiled, sparse_view
-from step_cli.core.adam import adam_direction
-from step_cli.core.compiled import (
+from step_cli.nm.pattern import NMPattern
+from step_cli.optim import compiled, sparse_view
+from step_cli.optim.adam import adam_direction
+from step_cli.optim.compiled import (
     can_compile,
     compiled_frozen_step,
     step_scalars,
 )
-from step_cli.core.compiled_mask import compiled_keep_mask, compiled_project
-from step_cli.core.mask import keep_mask, magnitude_mask
-from step_cli.core.variance import SUMS, change_sums, chunked_sums, compiled_sums
-from step_cli.nm.pattern import NMPattern
+from step_cli.optim.compiled_mask import compiled_keep_mask, compiled_project
+from step_cli.optim.mask import keep_mask, magnitude_mask
+from step_cli.optim.variance import SUMS, change_sums, chunked_sums, compiled_sums
 from step_cli.optimizers import sparse_adamw
 
 needs_compiler = pytest.mark.skipif(

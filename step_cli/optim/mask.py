@@ -10,9 +10,9 @@ on every device, and needs no sort.
 import torch
 from torch import Tensor
 
-from step_cli.core.ranks import highest
 from step_cli.errors import NonFiniteError, UsageError
 from step_cli.nm.pattern import NMPattern
+from step_cli.optim.ranks import highest
 
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from step_cli.core.shards import local, split_like
+from step_cli.optim.shards import local, split_like
 
 
 def is_master(p: Tensor) -> bool:

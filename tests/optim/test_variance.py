@@ -16,8 +16,8 @@ from step_cli.core.autoswitch import (
     SwitchRule,
     VarianceSample,
 )
-from step_cli.core.compiled import can_compile
-from step_cli.core.variance import ROW, SUMS, chunked_sums, compiled_sums
+from step_cli.optim.compiled import can_compile
+from step_cli.optim.variance import ROW, SUMS, chunked_sums, compiled_sums
 from step_cli.optimizers import sparse_adamw
 
 ALL = frozenset(SUMS)

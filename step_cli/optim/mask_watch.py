@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from step_cli.core.mask import masked
-from step_cli.core.shards import ShardSum
+from step_cli.optim.mask import masked
+from step_cli.optim.shards import ShardSum
 
 
 @dataclass(frozen=True)

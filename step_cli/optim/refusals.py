@@ -3,10 +3,10 @@
 import torch
 from torch.optim import Optimizer
 
-from step_cli.core.adam import EpsMode
 from step_cli.core.autoswitch import SwitchRule
-from step_cli.core.recipe import Recipe
 from step_cli.errors import UsageError, nearest
+from step_cli.optim.adam import EpsMode
+from step_cli.optim.recipe import Recipe
 
 MODES = {"eps_mode": ("outside", "inside"), "v_correction": ("at_switch", "none")}
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from step_cli.core.recipe import Recipe
 from step_cli.errors import UsageError
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan
+from step_cli.optim.recipe import Recipe
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

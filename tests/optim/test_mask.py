@@ -7,10 +7,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from step_cli.core import ranks
-from step_cli.core.mask import count_violations, magnitude_mask, masked, nm_mask
 from step_cli.errors import NonFiniteError, UsageError
 from step_cli.nm.pattern import NMPattern
+from step_cli.optim import ranks
+from step_cli.optim.mask import count_violations, magnitude_mask, masked, nm_mask
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

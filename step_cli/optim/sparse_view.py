@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from step_cli.core.backward import RewiredForward, rewire
-from step_cli.core.compiled import can_compile
-from step_cli.core.compiled_mask import compiled_project
-from step_cli.core.dense_owner import DenseOwner
-from step_cli.core.masters import is_master, master_copy
-from step_cli.core.recipe import Layer, Phase, Recipe
-from step_cli.core.shards import local, shard_total, version
 from step_cli.errors import UsageError
 from step_cli.nm.plan import LayerPlan
+from step_cli.optim.backward import RewiredForward, rewire
+from step_cli.optim.compiled import can_compile
+from step_cli.optim.compiled_mask import compiled_project
+from step_cli.optim.dense_owner import DenseOwner
+from step_cli.optim.masters import is_master, master_copy
+from step_cli.optim.recipe import Layer, Phase, Recipe
+from step_cli.optim.shards import local, shard_total, version
 
 logger = logging.getLogger(__name__)
 

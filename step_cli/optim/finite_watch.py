@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from step_cli.core.shards import ShardSum, is_shard, local
 from step_cli.errors import NonFiniteError
+from step_cli.optim.shards import ShardSum, is_shard, local
 
 AT_LEAST = 1 << 20  # weights looked at in each step
 TURNS = 32  # steps after which every weight has been looked at

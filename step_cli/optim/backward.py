@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from step_cli.core.shards import is_shard
 from step_cli.errors import UsageError
+from step_cli.optim.shards import is_shard
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

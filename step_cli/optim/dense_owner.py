@@ -12,9 +12,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from step_cli.core.mask import check_groups
-from step_cli.core.masters import is_master, master_copy
-from step_cli.core.optimizer_state import (
+from step_cli.errors import UsageError
+from step_cli.nm.plan import LayerPlan
+from step_cli.optim.mask import check_groups
+from step_cli.optim.masters import is_master, master_copy
+from step_cli.optim.param_groups import check_group, named, plan_of, refuse_foreign
+from step_cli.optim.recipe import Phase, Recipe
+from step_cli.optim.shards import check_shards, local, split_like
+from step_cli.optim.state import (
     check_saved,
     create_state,
     has_stepped,
@@ -22,11 +27,6 @@ from step_cli.core.optimizer_state import (
     restored,
     with_index,
 )
-from step_cli.core.param_groups import check_group, named, plan_of, refuse_foreign
-from step_cli.core.recipe import Phase, Recipe
-from step_cli.core.shards import check_shards, local, split_like
-from step_cli.errors import UsageError
-from step_cli.nm.plan import LayerPlan
 
 ON_META = "the optimizer was built on the meta device: build it after to_empty()"
 

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from step_cli.core.backward import Backward
-from step_cli.core.mask import magnitude_mask, masked
 from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.optim.backward import Backward
+from step_cli.optim.mask import magnitude_mask, masked
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from step_cli.core.backward import Backward, RewiredForward, rewire, to_fp8
 from step_cli.core.mvue import sample_tokens, token_sampler
 from step_cli.nm.pattern import NMPattern
+from step_cli.optim.backward import Backward, RewiredForward, rewire, to_fp8
 from step_cli.optimizers import sparse_adamw
 
 

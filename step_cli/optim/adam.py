@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from step_cli.core.compiled import compiled_frozen_step, step_scalars
+from step_cli.optim.compiled import compiled_frozen_step, step_scalars
 
 EpsMode = Literal["outside", "inside"]
 Count = float | Tensor  # of steps

@@ -14,9 +14,9 @@ import math
 import torch
 from torch import Tensor
 
-from step_cli.core.compiled import compiled
-from step_cli.core.mask import BITS, magnitude_mask, to_groups
 from step_cli.nm.pattern import NMPattern
+from step_cli.optim.compiled import compiled
+from step_cli.optim.mask import BITS, magnitude_mask, to_groups
 
 PAIRS_UP_TO = 8  # M; the graph grows with its square, and takes 40 s to compile at 16
 LINES_UP_TO = 16  # M; the graph of lines grows with it

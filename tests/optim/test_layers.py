@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from step_cli.core.layers import choose_layers, density, param_groups, plan_for
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan
 from step_cli.nm.selection import Selection
+from step_cli.optim.layers import choose_layers, density, param_groups, plan_for
 
 TWO_FOUR = NMPattern(2, 4)
 

@@ -14,9 +14,9 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from step_cli.core.autoswitch import Fixed, SwitchRule, VarianceSample
-from step_cli.core.compiled import compiled
-from step_cli.core.shards import ShardSum, local
 from step_cli.errors import NonFiniteError
+from step_cli.optim.compiled import compiled
+from step_cli.optim.shards import ShardSum, local
 
 SUMS = ("v_l1", "v_l2", "dv_l1", "dv_log")  # as `VarianceSample` names them
 CHANGE = frozenset({"dv_l1"})  # what AutoSwitch asks for
