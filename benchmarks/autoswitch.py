@@ -21,8 +21,8 @@ from pathlib import Path
 
 from processor import processor
 
-from step_cli.core.autoswitch import VarianceSample
-from step_cli.formats.variance_log import (
+from step_cli.autoswitch.autoswitch import VarianceSample
+from step_cli.autoswitch.variance_log import (
     RecordedLayer,
     VarianceHeader,
     header_line,

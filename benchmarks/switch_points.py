@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from step_cli.core.replay import STEPS_AFTER
-from step_cli.formats.recording import Recording
+from step_cli.autoswitch.recording import Recording
+from step_cli.autoswitch.replay import STEPS_AFTER
 from step_cli.training.drawing import GRID, STYLE, pyplot, save_figure
 from step_cli.training.profile_panels import COLORS
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from step_cli.core.autoswitch import AutoSwitch, Criterion, Fixed, SwitchRule
+from step_cli.autoswitch.autoswitch import AutoSwitch, Criterion, Fixed, SwitchRule
 from step_cli.errors import NothingSelectedError, UsageError
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan, Plan

@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
+from step_cli.autoswitch.autoswitch import CRITERION_NAMES
 from step_cli.commands.profile_fresh import (
     config_to_record,
     record_and_replay,
@@ -14,7 +15,6 @@ from step_cli.commands.profile_recorded import recorded_runs, replay_recordings
 from step_cli.commands.profile_replay import Profile
 from step_cli.commands.profile_report import report_on
 from step_cli.config import AutoswitchProfileConfig
-from step_cli.core.autoswitch import CRITERION_NAMES
 from step_cli.errors import MissingError, UsageError
 from step_cli.formats.target import checked_target
 from step_cli.reports import AutoswitchProfileReport

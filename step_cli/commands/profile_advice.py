@@ -7,10 +7,10 @@ set the step.
 import math
 from collections.abc import Mapping, Sequence
 
+from step_cli.autoswitch.autoswitch import RelativeAutoSwitch
+from step_cli.autoswitch.replay import Replay
+from step_cli.autoswitch.theory import noise_below, theorem_1_minimum
 from step_cli.commands.profile_settings import Settings
-from step_cli.core.autoswitch import RelativeAutoSwitch
-from step_cli.core.replay import Replay
-from step_cli.core.theory import noise_below, theorem_1_minimum
 
 Replays = Mapping[str, Replay]
 

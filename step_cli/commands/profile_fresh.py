@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from step_cli.autoswitch.replay import STEPS_AFTER
+from step_cli.autoswitch.sample_block import SampleBlock
+from step_cli.autoswitch.variance_log import VarianceHeader
 from step_cli.commands.profile_replay import Profile
 from step_cli.commands.profile_settings import Settings, settings_of
 from step_cli.config import AutoswitchProfileConfig
-from step_cli.core.replay import STEPS_AFTER
-from step_cli.core.sample_block import SampleBlock
 from step_cli.errors import OutputError, UsageError
 from step_cli.formats.scratch import scratch_directory
-from step_cli.formats.variance_log import VarianceHeader
 from step_cli.train_config import SEEDS, TrainConfig, load_config
 
 logger = logging.getLogger(__name__)

@@ -4,15 +4,15 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from step_cli.autoswitch.recording import Recording
+from step_cli.autoswitch.sample_block import SampleBlock
+from step_cli.autoswitch.variance_log import VarianceHeader
+from step_cli.autoswitch.what_if import ANSWERED, OtherBeta2
 from step_cli.commands.profile_replay import Profile
 from step_cli.commands.profile_settings import settings_of
 from step_cli.config import AutoswitchProfileConfig
-from step_cli.core.sample_block import SampleBlock
-from step_cli.core.what_if import ANSWERED, OtherBeta2
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.mapped_file import reason_of
-from step_cli.formats.recording import Recording
-from step_cli.formats.variance_log import VarianceHeader
 from step_cli.train_config import TrainConfig, load_config
 
 FILE = "variance.jsonl"

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from step_cli.autoswitch.layer_view import LayerView
+from step_cli.autoswitch.profile_curves import CurveRecorder
+from step_cli.autoswitch.replay import Replay
+from step_cli.autoswitch.sample_block import SampleBlock
+from step_cli.autoswitch.variance_log import VarianceHeader
 from step_cli.commands.profile_settings import Settings
-from step_cli.core.layer_view import LayerView
-from step_cli.core.profile_curves import CurveRecorder
-from step_cli.core.replay import Replay
-from step_cli.core.sample_block import SampleBlock
-from step_cli.formats.variance_log import VarianceHeader
 
 
 @dataclass

@@ -5,8 +5,7 @@ And the ``[switch]`` block that says the same to `train`.
 
 from dataclasses import dataclass, field
 
-from step_cli.config import AutoswitchProfileConfig, to_step
-from step_cli.core.autoswitch import (
+from step_cli.autoswitch.autoswitch import (
     AutoSwitch,
     Fixed,
     RelativeAutoSwitch,
@@ -15,9 +14,10 @@ from step_cli.core.autoswitch import (
     make_criterion,
     window_of,
 )
-from step_cli.core.replay import Replay
+from step_cli.autoswitch.replay import Replay
+from step_cli.autoswitch.variance_log import VarianceHeader
+from step_cli.config import AutoswitchProfileConfig, to_step
 from step_cli.errors import UsageError
-from step_cli.formats.variance_log import VarianceHeader
 from step_cli.train_config import SwitchSection
 
 FIXED_FRACTION = 0.25  # of the training, where nothing says at which step

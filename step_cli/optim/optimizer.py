@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from step_cli.core.autoswitch import SwitchRule, VarianceSample
+from step_cli.autoswitch.autoswitch import SwitchRule, VarianceSample
 from step_cli.errors import NonFiniteError, UsageError
 from step_cli.nm.plan import LayerPlan
 from step_cli.optim.adam import EpsMode, adam_step

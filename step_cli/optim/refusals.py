@@ -3,7 +3,7 @@
 import torch
 from torch.optim import Optimizer
 
-from step_cli.core.autoswitch import SwitchRule
+from step_cli.autoswitch.autoswitch import SwitchRule
 from step_cli.errors import UsageError, nearest
 from step_cli.optim.adam import EpsMode
 from step_cli.optim.recipe import Recipe

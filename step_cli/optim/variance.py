@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from step_cli.core.autoswitch import Fixed, SwitchRule, VarianceSample
+from step_cli.autoswitch.autoswitch import Fixed, SwitchRule, VarianceSample
 from step_cli.errors import NonFiniteError
 from step_cli.optim.compiled import compiled
 from step_cli.optim.shards import ShardSum, local

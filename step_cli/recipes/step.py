@@ -1,7 +1,7 @@
 """STEP: dense Adam until its variance is reliable, then mask learning with it frozen.
 
 Source: Lu et al., ICML 2023, Algorithm 1. The switch point is AutoSwitch's, Algorithm 2
-(`core/autoswitch.py`); the update under a frozen variance is in `optim/adam.py`.
+(`autoswitch/autoswitch.py`); the update under a frozen variance is in `optim/adam.py`.
 """
 
 from dataclasses import dataclass, field

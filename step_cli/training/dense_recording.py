@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from typing_extensions import override
 
-from step_cli.core.sample_block import LayerSums, SampleBlock
-from step_cli.formats.variance_log import VarianceHeader
+from step_cli.autoswitch.sample_block import LayerSums, SampleBlock
+from step_cli.autoswitch.variance_log import VarianceHeader
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.train_config import TrainConfig, to_toml
 from step_cli.training.follower import Follower

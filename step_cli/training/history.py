@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from step_cli.core.autoswitch import AutoSwitch, Fixed, SwitchRule
-from step_cli.core.criterion_values import changes_of, values_of
-from step_cli.core.thinned import Thinned
-from step_cli.formats.recording import Recording
+from step_cli.autoswitch.autoswitch import AutoSwitch, Fixed, SwitchRule
+from step_cli.autoswitch.criterion_values import changes_of, values_of
+from step_cli.autoswitch.recording import Recording
+from step_cli.autoswitch.thinned import Thinned
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.reports import SwitchPoint
 from step_cli.train_config import TrainConfig

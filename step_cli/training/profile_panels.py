@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from step_cli.core.profile_curves import Curves
-from step_cli.core.sample_block import Floats
+from step_cli.autoswitch.profile_curves import Curves
+from step_cli.autoswitch.sample_block import Floats
 from step_cli.reports import AutoswitchProfileReport, CriterionReport
 from step_cli.training.drawing import BLUE, GREEN, GRID, INK, ORANGE, PALE, PAPER, RED
 

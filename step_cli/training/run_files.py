@@ -8,15 +8,15 @@ from typing import Any, Self, TextIO
 
 from typing_extensions import override
 
-from step_cli.core.autoswitch import VarianceSample
-from step_cli.errors import OutputError
-from step_cli.formats.staged import staged
-from step_cli.formats.variance_log import (
+from step_cli.autoswitch.autoswitch import VarianceSample
+from step_cli.autoswitch.variance_log import (
     VarianceHeader,
     header_line,
     layers_due,
     sample_line,
 )
+from step_cli.errors import OutputError
+from step_cli.formats.staged import staged
 
 
 class LineRecord:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from step_cli.autoswitch.autoswitch import Criterion, Fixed, SwitchRule, make_criterion
 from step_cli.config import to_step
-from step_cli.core.autoswitch import Criterion, Fixed, SwitchRule, make_criterion
 from step_cli.data import Dataset, load_data
 from step_cli.errors import NothingSelectedError, UsageError
 from step_cli.formats.plan import read_plan

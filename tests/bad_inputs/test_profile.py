@@ -11,7 +11,7 @@ from bad_inputs.console import Run, promised, state, step_cli
 from commands.recordings import record, row_of, write
 from core.variance_streams import WORKED, random_samples, samples
 
-from step_cli.formats.variance_log import VarianceHeader
+from step_cli.autoswitch.variance_log import VarianceHeader
 
 SOUND = '{"step": 3, "v_l1": 1, "v_l2": 1, "dv_l1": 1, "dv_log": 0, "d": 1}'
 

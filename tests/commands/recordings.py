@@ -6,8 +6,8 @@ from typing import Any
 
 from core.variance_streams import samples
 
-from step_cli.core.autoswitch import VarianceSample
-from step_cli.formats.variance_log import VarianceHeader, header_line, sample_line
+from step_cli.autoswitch.autoswitch import VarianceSample
+from step_cli.autoswitch.variance_log import VarianceHeader, header_line, sample_line
 
 
 def record(

@@ -14,13 +14,13 @@ from core.variance_streams import WORKED, random_samples, samples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from step_cli.core.autoswitch import (
+from step_cli.autoswitch.autoswitch import (
     CRITERION_NAMES,
     SwitchRule,
     VarianceSample,
     make_criterion,
 )
-from step_cli.formats.variance_log import VarianceHeader
+from step_cli.autoswitch.variance_log import VarianceHeader
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.recipes import make_recipe
 
@@ -322,7 +322,7 @@ def test_options_of_a_training_are_refused_with_a_recording(
 def test_layers_are_told_the_last_to_be_ready_first(
     step_cli: Run, tmp_path: Path
 ) -> None:
-    from step_cli.formats.variance_log import RecordedLayer, header_line, sample_line
+    from step_cli.autoswitch.variance_log import RecordedLayer, header_line, sample_line
 
     layers = (
         RecordedLayer("early", 2),

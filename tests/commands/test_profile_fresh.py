@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from commands.recordings import row_of, words_of
 
-from step_cli.core.autoswitch import CRITERION_NAMES
+from step_cli.autoswitch.autoswitch import CRITERION_NAMES
 from step_cli.samples import sample_directory
 
 Run = Callable[..., Any]

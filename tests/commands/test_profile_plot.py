@@ -11,8 +11,8 @@ import pytest
 from commands.recordings import record, write
 from core.variance_streams import WORKED, samples
 
-from step_cli.core.autoswitch import VarianceSample
-from step_cli.formats.variance_log import (
+from step_cli.autoswitch.autoswitch import VarianceSample
+from step_cli.autoswitch.variance_log import (
     RecordedLayer,
     VarianceHeader,
     header_line,

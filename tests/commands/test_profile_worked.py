@@ -9,7 +9,7 @@ import pytest
 from commands.recordings import record, row_of, write
 from core.variance_streams import WORKED
 
-from step_cli.core.autoswitch import VarianceSample
+from step_cli.autoswitch.autoswitch import VarianceSample
 
 Run = Callable[..., Any]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from step_cli.core.autoswitch import (
+from step_cli.autoswitch.autoswitch import (
     AutoSwitch,
     RelativeNorm,
     Staleness,

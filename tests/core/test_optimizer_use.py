@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from step_cli.core.autoswitch import AutoSwitch, Staleness, SwitchRule
+from step_cli.autoswitch.autoswitch import AutoSwitch, Staleness, SwitchRule
 from step_cli.errors import NonFiniteError, UsageError
 from step_cli.optim import finite_watch
 from step_cli.optim.optimizer import SparseOptimizer

@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Iterable
 
-from step_cli.core.autoswitch import VarianceSample
+from step_cli.autoswitch.autoswitch import VarianceSample
 
 # beta2 = 0.5, two coordinates, v_0 = 0: the hand-worked example.
 WORKED = [(2, 0), (2, 2), (2, 1), (1.5, 1.5)] + [(1.4, 1.2)] * 20

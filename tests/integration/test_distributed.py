@@ -17,7 +17,7 @@ from integration.training import (
     train,
 )
 
-from step_cli.core.autoswitch import AutoSwitch, SwitchRule
+from step_cli.autoswitch.autoswitch import AutoSwitch, SwitchRule
 from step_cli.optim.compiled import can_compile
 from step_cli.optim.finite_watch import MEETINGS
 from step_cli.recipes import RECIPES

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from step_cli.core.autoswitch import AutoSwitch, SwitchRule
+from step_cli.autoswitch.autoswitch import AutoSwitch, SwitchRule
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optimizers import sparse_adamw
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from step_cli.core.autoswitch import AutoSwitch, SwitchRule
+from step_cli.autoswitch.autoswitch import AutoSwitch, SwitchRule
 from step_cli.errors import NonFiniteError, NothingSelectedError, UsageError
 from step_cli.nm.pattern import NMPattern
 from step_cli.optim.mask import count_violations, nm_mask

@@ -9,7 +9,7 @@ import torch
 from core.variance_streams import WORKED
 from torch import Tensor, nn
 
-from step_cli.core.autoswitch import (
+from step_cli.autoswitch.autoswitch import (
     AutoSwitch,
     Criterion,
     GeometricAutoSwitch,

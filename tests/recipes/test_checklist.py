@@ -60,10 +60,10 @@ CHECKLIST = {
         "recipes/test_resume.py::test_a_run_continues_bit_for_bit",
     ],
     "AutoSwitch: fixture, window, clipping, Option II, order, shards, scale": [
-        "core/test_autoswitch.py::test_autoswitch_on_the_worked_example",
-        "core/test_autoswitch.py::test_the_windowed_means_of_the_worked_example",
-        "core/test_autoswitch.py::test_geometric_means_of_the_worked_example",
-        "core/test_autoswitch.py::test_the_window_is_rounded_not_floored",
+        "autoswitch/test_autoswitch.py::test_autoswitch_on_the_worked_example",
+        "autoswitch/test_autoswitch.py::test_the_windowed_means_of_the_worked_example",
+        "autoswitch/test_autoswitch.py::test_geometric_means_of_the_worked_example",
+        "autoswitch/test_autoswitch.py::test_the_window_is_rounded_not_floored",
         "optim/test_variance.py::"
         "test_option_2_is_finite_for_falling_and_unchanged_variances",
         "optim/test_variance.py::"
@@ -74,11 +74,11 @@ CHECKLIST = {
         "integration/test_distributed.py::test_autoswitch_fires_at_the_same_step",
     ],
     "Eq. (10) and Eq. (11): constant gradients, examples": [
-        "core/test_autoswitch.py::test_equation_10_fires_at_step_3_on_constant_gradients",
-        "core/test_autoswitch.py::test_equation_10_on_its_examples",
-        "core/test_autoswitch.py::"
+        "autoswitch/test_autoswitch.py::test_equation_10_fires_at_step_3_on_constant_gradients",
+        "autoswitch/test_autoswitch.py::test_equation_10_on_its_examples",
+        "autoswitch/test_autoswitch.py::"
         "test_equation_11_fires_after_one_window_on_constant_gradients",
-        "core/test_autoswitch.py::test_equation_11_on_its_examples",
+        "autoswitch/test_autoswitch.py::test_equation_11_on_its_examples",
     ],
     "ASP: the mask stays, pruned weights are 0, its table of layers": [
         "optim/test_optimizer.py::test_asp_never_changes_its_mask",

@@ -14,7 +14,7 @@ from rich.console import Console
 from small_run import CONFIG, NET, set_words, small_config
 from small_training import build, train
 
-from step_cli.core.autoswitch import AutoSwitch, Staleness, SwitchRule
+from step_cli.autoswitch.autoswitch import AutoSwitch, Staleness, SwitchRule
 from step_cli.training import run as run_module
 from step_cli.training.progress import Progress, duration, switch_words
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from step_cli.core.autoswitch import VarianceSample, window_of
+from step_cli.autoswitch.autoswitch import VarianceSample, window_of
 
 SCHEMA = "step-cli/variance/1"
 FIELDS = ("step", "v_l1", "v_l2", "dv_l1", "dv_log", "d")

@@ -14,17 +14,17 @@ from core.variance_streams import WORKED, random_samples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from step_cli.core.autoswitch import VarianceSample
-from step_cli.core.sample_block import SampleBlock
-from step_cli.errors import InputError, NonFiniteError, StepError
-from step_cli.formats import recording
-from step_cli.formats.recording import Recording
-from step_cli.formats.variance_log import (
+from step_cli.autoswitch import recording
+from step_cli.autoswitch.autoswitch import VarianceSample
+from step_cli.autoswitch.recording import Recording
+from step_cli.autoswitch.sample_block import SampleBlock
+from step_cli.autoswitch.variance_log import (
     RecordedLayer,
     VarianceHeader,
     header_line,
     sample_line,
 )
+from step_cli.errors import InputError, NonFiniteError, StepError
 
 Run = Callable[..., Any]
 SOUND = '{"step": 3, "v_l1": 1, "v_l2": 1, "dv_l1": 1, "dv_log": 0, "d": 1}'

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from step_cli.core.autoswitch import VarianceSample
+from step_cli.autoswitch.autoswitch import VarianceSample
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -7,16 +7,16 @@ import math
 
 import numpy as np
 
-from step_cli.core.autoswitch import (
+from step_cli.autoswitch.autoswitch import (
     AutoSwitch,
     Criterion,
     Fixed,
     RelativeAutoSwitch,
     SwitchRule,
 )
-from step_cli.core.criterion_values import passes, values_of
-from step_cli.core.eps_ladder import EpsLadder
-from step_cli.core.sample_block import Booleans, Floats, SampleBlock
+from step_cli.autoswitch.criterion_values import passes, values_of
+from step_cli.autoswitch.eps_ladder import EpsLadder
+from step_cli.autoswitch.sample_block import Booleans, Floats, SampleBlock
 
 STEPS_AFTER = 1001  # terms of Table 1's sum, t0 to t0 + 1000
 

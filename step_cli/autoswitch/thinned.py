@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from step_cli.core.sample_block import Floats
+from step_cli.autoswitch.sample_block import Floats
 
 
 class Thinned:

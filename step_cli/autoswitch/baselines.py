@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from typing_extensions import override
 
-from step_cli.core.criterion import Criterion, VarianceSample, window_of
+from step_cli.autoswitch.criterion import Criterion, VarianceSample, window_of
 
 
 class RelativeNorm(Criterion):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from step_cli.core.autoswitch import (
+from step_cli.autoswitch.autoswitch import (
     AutoSwitch,
     Criterion,
     Fixed,
@@ -20,7 +20,7 @@ from step_cli.core.autoswitch import (
     RelativeNorm,
     Staleness,
 )
-from step_cli.core.sample_block import Booleans, Floats, SampleBlock
+from step_cli.autoswitch.sample_block import Booleans, Floats, SampleBlock
 
 Values = Callable[[SampleBlock], Floats]
 

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from step_cli.core.criterion_values import (
+from step_cli.autoswitch.criterion_values import (
     RunningMeans,
     arithmetic_changes,
     geometric_changes,
 )
-from step_cli.core.sample_block import Floats, SampleBlock
-from step_cli.core.thinned import Thinned
+from step_cli.autoswitch.sample_block import Floats, SampleBlock
+from step_cli.autoswitch.thinned import Thinned
 
 POINTS = 4000
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from step_cli.core.sample_block import Booleans, Floats, Integers, LayerSums
-from step_cli.core.thinned import Thinned
+from step_cli.autoswitch.sample_block import Booleans, Floats, Integers, LayerSums
+from step_cli.autoswitch.thinned import Thinned
 
 VALUES_KEPT = 2_000_000  # of all layers together
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from step_cli.core.autoswitch import CRITERIA, Fixed, Staleness
-from step_cli.core.sample_block import SampleBlock
+from step_cli.autoswitch.autoswitch import CRITERIA, Fixed, Staleness
+from step_cli.autoswitch.sample_block import SampleBlock
 
 ROUNDING = 2.0**-23  # relative, of the recorded norms: they are sums in fp32
 

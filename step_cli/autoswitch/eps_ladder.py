@@ -6,7 +6,7 @@ Thresholds are tried that people would type, of one digit: 1e-8, 2e-8, ..., 9e-8
 import math
 from collections.abc import Iterator
 
-from step_cli.core.sample_block import Floats, Integers
+from step_cli.autoswitch.sample_block import Floats, Integers
 
 SMALLEST = 1e-40  # below it nothing is tried: such a change is none
 

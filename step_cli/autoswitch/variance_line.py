@@ -7,16 +7,16 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from step_cli.core.autoswitch import VarianceSample
-from step_cli.core.sample_block import LayerSums
-from step_cli.errors import InputError, NonFiniteError
-from step_cli.formats.variance_log import (
+from step_cli.autoswitch.autoswitch import VarianceSample
+from step_cli.autoswitch.sample_block import LayerSums
+from step_cli.autoswitch.variance_log import (
     FIELDS,
     LAYER_FIELDS,
     SCHEMA,
     RecordedLayer,
     VarianceHeader,
 )
+from step_cli.errors import InputError, NonFiniteError
 
 # Sums of a window of such values, and exp of the logarithm, are still finite.
 BEYOND = 1e290

@@ -8,7 +8,7 @@ from core.variance_streams import samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_cli.core.autoswitch import (
+from step_cli.autoswitch.autoswitch import (
     CRITERION_NAMES,
     AutoSwitch,
     Fixed,

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_cli.core.thinned import Thinned
+from step_cli.autoswitch.thinned import Thinned
 
 
 @given(st.integers(2, 9), st.lists(st.integers(0, 25), max_size=12))

@@ -9,7 +9,7 @@ from core.variance_streams import WORKED, random_samples, samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_cli.core.autoswitch import (
+from step_cli.autoswitch.autoswitch import (
     CRITERION_NAMES,
     AutoSwitch,
     Fixed,
@@ -18,9 +18,9 @@ from step_cli.core.autoswitch import (
     VarianceSample,
     make_criterion,
 )
-from step_cli.core.criterion_values import Delay, passes, values_of
-from step_cli.core.replay import Replay
-from step_cli.core.sample_block import SampleBlock
+from step_cli.autoswitch.criterion_values import Delay, passes, values_of
+from step_cli.autoswitch.replay import Replay
+from step_cli.autoswitch.sample_block import SampleBlock
 
 
 def blocks(stream: list[VarianceSample], seed: int) -> list[SampleBlock]:

@@ -8,8 +8,13 @@ from collections.abc import Sequence
 
 from typing_extensions import override
 
-from step_cli.core.baselines import Fixed, RelativeNorm, Staleness
-from step_cli.core.criterion import Criterion, VarianceSample, WindowMean, window_of
+from step_cli.autoswitch.baselines import Fixed, RelativeNorm, Staleness
+from step_cli.autoswitch.criterion import (
+    Criterion,
+    VarianceSample,
+    WindowMean,
+    window_of,
+)
 
 __all__ = [
     "CRITERIA",
