@@ -29,7 +29,7 @@ from step_cli.nm.pattern import NMPattern
 from step_cli.optim.compiled import can_compile
 from step_cli.optim.compiled_mask import compiled_keep_mask
 from step_cli.optim.mask import magnitude_mask
-from step_cli.optimizers import sparse_adamw
+from step_cli.recipes.sparse_adamw import sparse_adamw
 
 SEED = 0
 SHAPE = (4096, 4096)

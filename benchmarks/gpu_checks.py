@@ -20,7 +20,7 @@ from step_cli.optim.compiled import can_compile
 from step_cli.optim.compiled_mask import compiled_keep_mask, compiled_project
 from step_cli.optim.mask import keep_mask, magnitude_mask, masked
 from step_cli.optim.optimizer import SparseOptimizer
-from step_cli.optimizers import sparse_adamw
+from step_cli.recipes.sparse_adamw import sparse_adamw
 
 SEED = 0
 MANY_M = (*range(1, 33), 48, 64, 65, 128)

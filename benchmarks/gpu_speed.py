@@ -14,7 +14,7 @@ from step_cli.optim.compiled import can_compile
 from step_cli.optim.compiled_mask import compiled_keep_mask
 from step_cli.optim.mask import magnitude_mask
 from step_cli.optim.optimizer import SparseOptimizer
-from step_cli.optimizers import sparse_adamw
+from step_cli.recipes.sparse_adamw import sparse_adamw
 
 PATTERNS = ("1:2", "2:4", "1:4", "4:8", "1:16", "2:16", "4:32")
 SMALL_PATTERNS = ("2:4", "1:16")

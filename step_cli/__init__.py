@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from step_cli.commands.verify_nm import verify as verify
     from step_cli.formats.semi_structured import load_compressed as load_compressed
     from step_cli.optim.mask import nm_mask as nm_mask
-    from step_cli.optimizers import sparse as sparse
-    from step_cli.optimizers import sparse_adamw as sparse_adamw
+    from step_cli.recipes.sparse_adamw import sparse as sparse
+    from step_cli.recipes.sparse_adamw import sparse_adamw as sparse_adamw
 
 _HOME = {
     "load_compressed": "step_cli.formats.semi_structured",
     "nm_mask": "step_cli.optim.mask",
-    "sparse": "step_cli.optimizers",
-    "sparse_adamw": "step_cli.optimizers",
+    "sparse": "step_cli.recipes.sparse_adamw",
+    "sparse_adamw": "step_cli.recipes.sparse_adamw",
     "verify": "step_cli.commands.verify_nm",
 }
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.recipe import Recipe
-from step_cli.optimizers import sparse_adamw
+from step_cli.recipes.sparse_adamw import sparse_adamw
 
 
 def build(

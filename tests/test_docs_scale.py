@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from step_cli.optim.optimizer import SparseOptimizer
-from step_cli.optimizers import sparse_adamw
+from step_cli.recipes.sparse_adamw import sparse_adamw
 
 DOCS = Path(__file__).parents[1] / "docs"
 TABLES = runpy.run_path(str(DOCS / "scale_tables.py"))

@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from step_cli.core.transposable import check_blocks, transposable_mask
 from step_cli.nm.groups import Mask, Weights
 from step_cli.nm.plan import LayerPlan
 from step_cli.nm.values import row_pieces, values_of
 from step_cli.nm.weight_rule import output_axis
+from step_cli.recipes.transposable import check_blocks, transposable_mask
 
 PIECE = 1 << 22  # weights looked at together
 

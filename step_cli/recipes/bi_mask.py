@@ -1,6 +1,6 @@
 """Bi-Mask: SR-STE with a second mask for the backward pass.
 
-Source: Zhang et al., ICML 2023, arXiv 2302.06058. The masks are in `core/bi_mask.py`.
+Source: Zhang et al., ICML 2023, arXiv 2302.06058. The masks are in `recipes/bi_mask_permutation.py`.
 """
 
 from dataclasses import dataclass
@@ -11,11 +11,15 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.core.bi_mask import backward_mask, best_permutation, output_axis
 from step_cli.nm.plan import LayerPlan
 from step_cli.optim.backward import Backward
 from step_cli.optim.mask import check_groups
 from step_cli.optim.recipe import Layer
+from step_cli.recipes.bi_mask_permutation import (
+    backward_mask,
+    best_permutation,
+    output_axis,
+)
 from step_cli.recipes.checked import CheckedRecipe
 from step_cli.recipes.sr_ste import masked_decay
 

@@ -1,7 +1,7 @@
 """Decaying Mask: the pattern itself becomes sparser in stages.
 
 Sources: Kao et al. 2022, arXiv 2209.07617; Bambhaniya et al. 2024, arXiv 2402.04744,
-which calls it SdGf. The stages are in `core/decay.py`.
+which calls it SdGf. The stages are in `recipes/decay.py`.
 """
 
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.core import decay
-from step_cli.core.decay import StepOrShare
 from step_cli.optim.mask import magnitude_mask
 from step_cli.optim.recipe import DENSE, MASK_LEARNING, Layer, Phase
+from step_cli.recipes import decay
 from step_cli.recipes.checked import CheckedRecipe
+from step_cli.recipes.decay import StepOrShare
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """DominoSearch: each layer its own N, then SR-STE.
 
-Source: Sun et al., NeurIPS 2021. What is searched, and how, is in `core/domino.py` and
-`core/domino_search.py`; ``STEP`` around this recipe trains the patterns found by STEP.
+Source: Sun et al., NeurIPS 2021. What is searched, and how, is in `recipes/domino_allocation.py` and
+`recipes/domino_training.py`; ``STEP`` around this recipe trains the patterns found by STEP.
 """
 
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.core.domino import allocate
 from step_cli.errors import UsageError
 from step_cli.nm.plan import Plan
 from step_cli.optim.recipe import Layer
 from step_cli.recipes.checked import CheckedRecipe
+from step_cli.recipes.domino_allocation import allocate
 from step_cli.recipes.sr_ste import masked_decay
 
 

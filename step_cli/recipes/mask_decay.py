@@ -12,15 +12,15 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.core.decay import (
+from step_cli.optim.recipe import DENSE, MASK_LEARNING, Layer, Phase
+from step_cli.recipes.checked import CheckedRecipe
+from step_cli.recipes.decay import (
     StepOrShare,
     check_lengths,
     decay_span,
     exponential_fade,
     linear_fade,
 )
-from step_cli.optim.recipe import DENSE, MASK_LEARNING, Layer, Phase
-from step_cli.recipes.checked import CheckedRecipe
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.core.mvue import Sampling, token_sampler
-from step_cli.core.soft import least_squares_scale, soft_threshold
 from step_cli.nm.plan import LayerPlan
 from step_cli.optim.backward import Backward
 from step_cli.optim.recipe import Layer
 from step_cli.recipes.checked import CheckedRecipe
+from step_cli.recipes.mvue import Sampling, token_sampler
+from step_cli.recipes.soft_threshold import least_squares_scale, soft_threshold
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.core.mvue import Sampling, token_sampler
-from step_cli.core.transposable import check_blocks, transposable_mask
 from step_cli.nm.plan import LayerPlan
 from step_cli.optim.backward import Backward
 from step_cli.optim.recipe import DENSE, MASK_LEARNING, Layer, Phase
 from step_cli.recipes.checked import CheckedRecipe
+from step_cli.recipes.mvue import Sampling, token_sampler
 from step_cli.recipes.sr_ste import masked_decay
+from step_cli.recipes.transposable import check_blocks, transposable_mask
 
 
 @dataclass(frozen=True)

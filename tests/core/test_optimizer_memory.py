@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from step_cli.optim import optimizer as core_optimizer
 from step_cli.optim.optimizer import SparseOptimizer
-from step_cli.optimizers import sparse, sparse_adamw
+from step_cli.recipes.sparse_adamw import sparse, sparse_adamw
 
 WIDTH, LAYERS = 128, 16
 LAYER = WIDTH * WIDTH * 4  # bytes in fp32

@@ -17,7 +17,7 @@ from step_cli.autoswitch.autoswitch import (
 )
 from step_cli.errors import StepError, UsageError
 from step_cli.optim.optimizer import SparseOptimizer
-from step_cli.optimizers import sparse, sparse_adamw
+from step_cli.recipes.sparse_adamw import sparse, sparse_adamw
 from step_cli.recipes.ste import STE
 
 

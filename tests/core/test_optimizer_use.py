@@ -14,7 +14,7 @@ from step_cli.autoswitch.autoswitch import AutoSwitch, Staleness, SwitchRule
 from step_cli.errors import NonFiniteError, UsageError
 from step_cli.optim import finite_watch
 from step_cli.optim.optimizer import SparseOptimizer
-from step_cli.optimizers import sparse, sparse_adamw
+from step_cli.recipes.sparse_adamw import sparse, sparse_adamw
 
 
 def small_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequential:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from step_cli.optim.mask import count_violations
 from step_cli.optim.optimizer import SparseOptimizer
-from step_cli.optimizers import sparse_adamw
+from step_cli.recipes.sparse_adamw import sparse_adamw
 
 transformers = pytest.importorskip("transformers")
 accelerate = pytest.importorskip("accelerate")

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from step_cli.autoswitch.autoswitch import AutoSwitch, SwitchRule
 from step_cli.optim.optimizer import SparseOptimizer
-from step_cli.optimizers import sparse_adamw
+from step_cli.recipes.sparse_adamw import sparse_adamw
 
 Batch = tuple[Tensor, Tensor]
 

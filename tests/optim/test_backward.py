@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from step_cli.core.mvue import sample_tokens, token_sampler
 from step_cli.nm.pattern import NMPattern
 from step_cli.optim.backward import Backward, RewiredForward, rewire, to_fp8
-from step_cli.optimizers import sparse_adamw
+from step_cli.recipes.mvue import sample_tokens, token_sampler
+from step_cli.recipes.sparse_adamw import sparse_adamw
 
 
 class Conv1D(nn.Module):

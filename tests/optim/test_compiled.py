@@ -15,7 +15,7 @@ from step_cli.optim.compiled import (
 from step_cli.optim.compiled_mask import compiled_keep_mask, compiled_project
 from step_cli.optim.mask import keep_mask, magnitude_mask
 from step_cli.optim.variance import SUMS, change_sums, chunked_sums, compiled_sums
-from step_cli.optimizers import sparse_adamw
+from step_cli.recipes.sparse_adamw import sparse_adamw
 
 needs_compiler = pytest.mark.skipif(
     not can_compile(), reason="torch.compile does not work here: no C++ compiler"

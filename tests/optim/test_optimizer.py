@@ -14,7 +14,7 @@ from step_cli.errors import NonFiniteError, NothingSelectedError, UsageError
 from step_cli.nm.pattern import NMPattern
 from step_cli.optim.mask import count_violations, nm_mask
 from step_cli.optim.optimizer import SparseOptimizer
-from step_cli.optimizers import sparse, sparse_adamw
+from step_cli.recipes.sparse_adamw import sparse, sparse_adamw
 from step_cli.recipes.sr_ste import SRSTE
 from step_cli.recipes.step import Step
 

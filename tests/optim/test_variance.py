@@ -18,7 +18,7 @@ from step_cli.autoswitch.autoswitch import (
 )
 from step_cli.optim.compiled import can_compile
 from step_cli.optim.variance import ROW, SUMS, chunked_sums, compiled_sums
-from step_cli.optimizers import sparse_adamw
+from step_cli.recipes.sparse_adamw import sparse_adamw
 
 ALL = frozenset(SUMS)
 

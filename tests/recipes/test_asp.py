@@ -11,7 +11,7 @@ from torch import nn
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.selection import Selection
 from step_cli.optim.layers import plan_for
-from step_cli.optimizers import sparse, sparse_adamw
+from step_cli.recipes.sparse_adamw import sparse, sparse_adamw
 
 BASES: dict[str, Any] = {
     "momentum": lambda named: torch.optim.SGD(named, lr=0.1, momentum=0.9),

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from step_cli.optim.mask import nm_mask
-from step_cli.optimizers import sparse
+from step_cli.recipes.sparse_adamw import sparse
 from step_cli.recipes.sr_ste import SRSTE
 
 TESTS = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ CHECKLIST = {
     "M:M trains as dense does, bit for bit": [
         "recipes/test_contract.py::"
         "test_a_pattern_that_keeps_all_trains_as_adamw_while_v_is_learned",
-        "core/test_soft.py::test_n_equal_to_m_is_the_weight_bit_for_bit",
+        "recipes/test_soft_threshold.py::test_n_equal_to_m_is_the_weight_bit_for_bit",
     ],
     "STEP: fixture, invariants, resume before, at and after the switch, no step 0": [
         "optim/test_optimizer.py::test_step_reproduces_the_worked_fixture",
@@ -86,36 +86,36 @@ CHECKLIST = {
         "recipes/test_asp.py::test_which_layers_have_a_mask",
     ],
     "DominoSearch: ERK, the toy vote, N never rises, the target": [
-        "core/test_domino.py::test_erk_of_two_square_layers",
-        "core/test_domino.py::test_the_toy_vote",
-        "core/test_domino.py::test_the_search_stops_within_its_tolerance",
-        "core/test_domino_search.py::test_density_never_rises_during_the_search",
+        "recipes/test_domino_allocation.py::test_erk_of_two_square_layers",
+        "recipes/test_domino_allocation.py::test_the_toy_vote",
+        "recipes/test_domino_allocation.py::test_the_search_stops_within_its_tolerance",
+        "recipes/test_domino_training.py::test_density_never_rises_during_the_search",
     ],
     "decaying masks: the tables, N never rises, the last pattern": [
-        "core/test_decay.py::test_stages_begin_where_the_paper_says",
-        "core/test_decay.py::test_n_never_rises_and_ends_at_the_target",
+        "recipes/test_decay.py::test_stages_begin_where_the_paper_says",
+        "recipes/test_decay.py::test_n_never_rises_and_ends_at_the_target",
         "recipes/test_decaying.py::test_n_falls_as_the_schedule_says",
     ],
     "S-STE: fixture, continuity, a frozen scale, beta S(w) in the end": [
-        "core/test_soft.py::test_the_worked_groups",
-        "core/test_soft.py::test_the_worked_scales",
-        "core/test_soft.py::test_s_moves_at_most_twice_as_far_as_the_weights",
-        "core/test_soft.py::test_a_swap_of_order_moves_s_little_and_the_hard_mask_much",
+        "recipes/test_soft_threshold.py::test_the_worked_groups",
+        "recipes/test_soft_threshold.py::test_the_worked_scales",
+        "recipes/test_soft_threshold.py::test_s_moves_at_most_twice_as_far_as_the_weights",
+        "recipes/test_soft_threshold.py::test_a_swap_of_order_moves_s_little_and_the_hard_mask_much",
         "recipes/test_s_ste.py::test_the_scale_is_that_of_the_first_weights_for_good",
         "recipes/test_s_ste.py::test_the_model_holds_the_scaled_soft_weights",
     ],
     "transposable masks: 90 patterns, bounds, fixture, greedy strands": [
-        "core/test_transposable.py::test_there_are_90_patterns_and_each_entry_is_in_45",
-        "core/test_transposable.py::"
+        "recipes/test_transposable.py::test_there_are_90_patterns_and_each_entry_is_in_45",
+        "recipes/test_transposable.py::"
         "test_the_search_equals_a_slow_loop_and_keeps_its_bounds",
-        "core/test_transposable.py::test_the_worked_block",
-        "core/test_transposable.py::test_greedy_strands_where_the_search_does_not",
+        "recipes/test_transposable.py::test_the_worked_block",
+        "recipes/test_transposable.py::test_greedy_strands_where_the_search_does_not",
     ],
     "MVUE: no bias, the tables of chances, at most N": [
-        "core/test_mvue.py::test_the_expectation_is_the_value",
-        "core/test_mvue.py::test_two_of_four_has_the_worked_chances_and_variance",
-        "core/test_mvue.py::test_the_approximation_has_the_worked_chances",
-        "core/test_mvue.py::test_at_most_n_of_a_group_are_not_zero",
+        "recipes/test_mvue.py::test_the_expectation_is_the_value",
+        "recipes/test_mvue.py::test_two_of_four_has_the_worked_chances_and_variance",
+        "recipes/test_mvue.py::test_the_approximation_has_the_worked_chances",
+        "recipes/test_mvue.py::test_at_most_n_of_a_group_are_not_zero",
     ],
     "one-shot fixtures: SparseGPT, Wanda, ADMM, permutation": [
         "core/test_sparsegpt.py::test_the_worked_row",

@@ -8,9 +8,9 @@ from torch import nn
 from step_cli.errors import UsageError
 from step_cli.optim.mask import count_violations
 from step_cli.optim.optimizer import SparseOptimizer
-from step_cli.optimizers import sparse, sparse_adamw
 from step_cli.recipes import make_recipe
 from step_cli.recipes.domino_search import DominoSearch
+from step_cli.recipes.sparse_adamw import sparse, sparse_adamw
 from step_cli.recipes.step import Step
 
 

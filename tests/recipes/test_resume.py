@@ -12,8 +12,8 @@ from torch.nn import functional
 from step_cli.autoswitch.autoswitch import AutoSwitch, SwitchRule
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.recipe import Recipe
-from step_cli.optimizers import sparse_adamw
 from step_cli.recipes import RECIPES, make_recipe
+from step_cli.recipes.sparse_adamw import sparse_adamw
 
 STEPS = 14
 CASES: dict[str, dict[str, Any]] = {name: {} for name in RECIPES} | {

@@ -5,7 +5,7 @@ import torch
 from small_training import build, masters, same, train, weights
 from torch import nn
 
-from step_cli.optimizers import sparse
+from step_cli.recipes.sparse_adamw import sparse
 from step_cli.recipes.sr_ste import SRSTE
 
 

@@ -4,7 +4,7 @@ import torch
 from small_training import build, masters, same, train, weights
 
 from step_cli.optim.mask import nm_mask
-from step_cli.optimizers import sparse_adamw
+from step_cli.recipes.sparse_adamw import sparse_adamw
 from step_cli.recipes.sr_ste import SRSTE
 from step_cli.recipes.step import Step
 

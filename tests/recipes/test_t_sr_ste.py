@@ -5,11 +5,11 @@ import torch
 from small_training import build, masters, same, train, weights
 from torch import Tensor, nn
 
-from step_cli.core.transposable import transposable_mask
 from step_cli.errors import UsageError
-from step_cli.optimizers import sparse, sparse_adamw
+from step_cli.recipes.sparse_adamw import sparse, sparse_adamw
 from step_cli.recipes.step import Step
 from step_cli.recipes.t_sr_ste import TSRSTE
+from step_cli.recipes.transposable import transposable_mask
 
 
 def transposable(weight: Tensor) -> bool:

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from step_cli.core.soft import least_squares_scale, soft_threshold
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan
 from step_cli.optim.mask import nm_mask
+from step_cli.recipes.soft_threshold import least_squares_scale, soft_threshold
 
 PLAN = LayerPlan(NMPattern(2, 4), 1)
 

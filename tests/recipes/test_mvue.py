@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from step_cli.core.mvue import approximate_mvue, keep_chances, mvue, pair_chances
 from step_cli.errors import UsageError
 from step_cli.nm.pattern import NMPattern
+from step_cli.recipes.mvue import approximate_mvue, keep_chances, mvue, pair_chances
 
 Moments = tuple[Tensor, float]
 

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_cli.core.decay import (
+from step_cli.errors import UsageError
+from step_cli.nm.pattern import NMPattern
+from step_cli.recipes.decay import (
     check_lengths,
     decay_span,
     exponential_fade,
@@ -13,8 +15,6 @@ from step_cli.core.decay import (
     stage_at,
     stepwise_stages,
 )
-from step_cli.errors import UsageError
-from step_cli.nm.pattern import NMPattern
 
 # 100 steps, 10 dense, 10 of fine-tuning: the step at which each N begins.
 TABLES = {

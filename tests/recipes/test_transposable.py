@@ -6,15 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from step_cli.core.transposable import (
+from step_cli.errors import NonFiniteError, UsageError
+from step_cli.nm.pattern import NMPattern
+from step_cli.optim.mask import nm_mask
+from step_cli.recipes.transposable import (
     SEARCHED,
     _greedy,
     all_patterns,
     transposable_mask,
 )
-from step_cli.errors import NonFiniteError, UsageError
-from step_cli.nm.pattern import NMPattern
-from step_cli.optim.mask import nm_mask
 
 BLOCK = torch.tensor(
     [[9.0, 8, 1, 2], [7, 6, 3, 1], [5, 1, 2, 3], [1, 2, 4, 6]]

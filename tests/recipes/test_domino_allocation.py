@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_cli.core import domino
 from step_cli.errors import UsageError
 from step_cli.nm import allocation
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan
+from step_cli.recipes import domino_allocation as domino
 
 PLAN = LayerPlan(NMPattern(2, 4), 1)
 TOY = torch.tensor(

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from step_cli.core.bi_mask import backward_mask, best_permutation
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan
 from step_cli.optim.mask import nm_mask
+from step_cli.recipes.bi_mask_permutation import backward_mask, best_permutation
 
 PLAN = LayerPlan(NMPattern(2, 4), 1)
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from step_cli.core.domino import overall_sparsity
-from step_cli.core.domino_search import count_operations, penalty_at, search
 from step_cli.errors import UsageError
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.recipes.domino_allocation import overall_sparsity
+from step_cli.recipes.domino_training import count_operations, penalty_at, search
 
 
 def model_and_plan() -> tuple[nn.Sequential, Plan]:

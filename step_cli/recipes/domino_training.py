@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from step_cli.core import domino
 from step_cli.errors import UsageError
 from step_cli.nm import allocation
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan, Plan
 from step_cli.optim.mask import magnitude_mask, masked
+from step_cli.recipes import domino_allocation as domino
 
 logger = logging.getLogger(__name__)
 
