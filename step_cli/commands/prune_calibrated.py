@@ -9,22 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from step_cli.calibration.model import RunnableModel, open_model
-from step_cli.calibration.observe import Watched
-from step_cli.calibration.samples import read_batches
-from step_cli.calibration.sequence import Work, prune_in_order
 from step_cli.commands.model_source import model_source
 from step_cli.commands.prune_layers import Layer
 from step_cli.commands.prune_methods import Array
 from step_cli.config import PruneConfig
-from step_cli.core.calibrated import (
-    InputHessians,
-    InputNorms,
-    sparsegpt_weight,
-    wanda_keep,
-)
-from step_cli.core.layer_matrix import LayerMatrix
-from step_cli.core.transposable_keep import transposable_keep
 from step_cli.errors import InputError, NonFiniteError, StepError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.hf_model import is_hugging_face
@@ -32,6 +20,18 @@ from step_cli.formats.spill import Spill
 from step_cli.formats.torch_arrays import mapped_tensor, to_array
 from step_cli.nm.groups import Mask
 from step_cli.nm.prune import OneShot
+from step_cli.oneshot.calibrated import (
+    InputHessians,
+    InputNorms,
+    sparsegpt_weight,
+    wanda_keep,
+)
+from step_cli.oneshot.inputs import Watched
+from step_cli.oneshot.layer_matrix import LayerMatrix
+from step_cli.oneshot.model import RunnableModel, open_model
+from step_cli.oneshot.samples import read_batches
+from step_cli.oneshot.sequence import Work, prune_in_order
+from step_cli.oneshot.transposable_keep import transposable_keep
 
 
 def calibrated(

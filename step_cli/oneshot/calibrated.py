@@ -7,13 +7,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from step_cli.core.layer_matrix import LayerMatrix
-from step_cli.core.sparsegpt import InputHessian, SingularError, sparsegpt_prune
-from step_cli.core.wanda import input_norms, wanda_scores
 from step_cli.errors import NonFiniteError, UsageError
 from step_cli.nm.groups import Mask
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan
+from step_cli.oneshot.layer_matrix import LayerMatrix
+from step_cli.oneshot.sparsegpt import InputHessian, SingularError, sparsegpt_prune
+from step_cli.oneshot.wanda import input_norms, wanda_scores
 from step_cli.optim.mask import keep_mask, to_groups
 
 log = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from step_cli.core.layer_matrix import LayerMatrix
 from step_cli.nm.groups import Array
+from step_cli.oneshot.layer_matrix import LayerMatrix
 
 LAYERS = [
     (nn.Linear(8, 6), (3, 8)),

@@ -7,21 +7,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from step_cli.calibration import sequence
-from step_cli.calibration.chains import find_chains
-from step_cli.calibration.observe import Watched
-from step_cli.calibration.sequence import Work, prune_in_order
-from step_cli.core.calibrated import (
+from step_cli.errors import InputError, NonFiniteError
+from step_cli.formats.hf_model import without_cache
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.plan import LayerPlan
+from step_cli.oneshot import sequence
+from step_cli.oneshot.blocks import find_chains
+from step_cli.oneshot.calibrated import (
     InputHessians,
     InputNorms,
     sparsegpt_weight,
     wanda_keep,
 )
-from step_cli.core.layer_matrix import LayerMatrix
-from step_cli.errors import InputError, NonFiniteError
-from step_cli.formats.hf_model import without_cache
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.oneshot.inputs import Watched
+from step_cli.oneshot.layer_matrix import LayerMatrix
+from step_cli.oneshot.sequence import Work, prune_in_order
 from step_cli.optim.mask import nm_mask
 
 TWO_FOUR = NMPattern(2, 4)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from step_cli.calibration.model import RunnableModel
-from step_cli.calibration.samples import read_batches
 from step_cli.errors import InputError, UsageError
+from step_cli.oneshot.model import RunnableModel
+from step_cli.oneshot.samples import read_batches
 
 
 class Bytes(nn.Module):

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from step_cli.core import transposable_keep as module
-from step_cli.core.transposable_keep import transposable_keep
 from step_cli.errors import UsageError
 from step_cli.nm.groups import Weights
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan
+from step_cli.oneshot import transposable_keep as module
+from step_cli.oneshot.transposable_keep import transposable_keep
 from step_cli.recipes.transposable import transposable_mask
 
 TWO_FOUR = NMPattern(2, 4)

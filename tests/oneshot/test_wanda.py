@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_cli.core.wanda import input_norms, wanda_scores
 from step_cli.errors import NonFiniteError, UsageError
+from step_cli.oneshot.wanda import input_norms, wanda_scores
 from step_cli.optim.mask import nm_mask
 
 ROW = torch.tensor([[1.0, -2, 3, 0.5]])

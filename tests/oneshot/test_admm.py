@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from step_cli.core.admm import admm_gradient, admm_update
 from step_cli.errors import NonFiniteError, UsageError
 from step_cli.nm.pattern import NMPattern
+from step_cli.oneshot.admm import admm_gradient, admm_update
 from step_cli.optim.mask import count_violations, nm_mask
 
 ROW = torch.tensor([[0.9, 0.8, 0.1, -0.7]], dtype=torch.float64)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from step_cli.core.distance import nm_distance
+from step_cli.oneshot.distance import nm_distance
 
 
 def test_what_pruning_would_remove_is_the_distance() -> None:

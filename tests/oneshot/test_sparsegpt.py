@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from step_cli.core.sparsegpt import (
+from step_cli.errors import NonFiniteError, UsageError
+from step_cli.nm.pattern import NMPattern
+from step_cli.oneshot.sparsegpt import (
     InputHessian,
     damped,
     inverse_factor,
     output_error,
     sparsegpt_prune,
 )
-from step_cli.errors import NonFiniteError, UsageError
-from step_cli.nm.pattern import NMPattern
 from step_cli.optim.mask import count_violations, nm_mask
 
 PAIR = torch.tensor([[2.0, 1], [1, 2]], dtype=torch.float64)

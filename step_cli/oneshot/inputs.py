@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from step_cli.core.calibrated import InputStatistics
-from step_cli.core.layer_matrix import LayerMatrix
 from step_cli.errors import StepError
+from step_cli.oneshot.calibrated import InputStatistics
+from step_cli.oneshot.layer_matrix import LayerMatrix
 
 S = TypeVar("S", bound=InputStatistics)
 
