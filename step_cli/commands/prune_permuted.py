@@ -10,6 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from step_cli.channels.axes import Axis
+from step_cli.channels.flow import Value
+from step_cli.channels.network import Network
+from step_cli.channels.reordered import Orders, reordered
+from step_cli.channels.search import Layer as SearchedLayer
+from step_cli.channels.search import search_unit
+from step_cli.channels.units import Index, Unit, find_units, order_of
 from step_cli.commands.model_source import model_source
 from step_cli.commands.prune_layers import Layer, place_of
 from step_cli.config import PruneConfig
@@ -18,13 +25,6 @@ from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.ort_session import difference
 from step_cli.formats.patched_copy import Change
 from step_cli.formats.spill import Spill
-from step_cli.permuting.axes import Axis
-from step_cli.permuting.flow import Value
-from step_cli.permuting.network import Network
-from step_cli.permuting.reordered import Orders, reordered
-from step_cli.permuting.search import Layer as SearchedLayer
-from step_cli.permuting.search import search_unit
-from step_cli.permuting.units import Index, Unit, find_units, order_of
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
@@ -95,12 +95,12 @@ def permuted(
 
 def _network(config: PruneConfig, checkpoint: Checkpoint) -> Network:
     if checkpoint.format == "onnx":
-        from step_cli.permuting.onnx_network import onnx_network
+        from step_cli.channels.onnx_network import onnx_network
 
         if config.model is not None or config.input:
             raise UsageError("--model and --input do not apply to ONNX")
         return onnx_network(checkpoint)
-    from step_cli.permuting.torch_network import torch_network
+    from step_cli.channels.torch_network import torch_network
 
     source = model_source(config.model, checkpoint)
     return torch_network(source, checkpoint, config.input)

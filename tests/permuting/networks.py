@@ -10,16 +10,16 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.nn import functional
 
+from step_cli.channels.network import Network
+from step_cli.channels.reordered import reordered
+from step_cli.channels.torch_graph import Traced, trace
+from step_cli.channels.units import Unit, find_units, order_of
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.spill import Spill
 from step_cli.formats.weights import open_checkpoint
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan, Plan
 from step_cli.nm.selection import Selection
-from step_cli.permuting.network import Network
-from step_cli.permuting.reordered import reordered
-from step_cli.permuting.torch_graph import Traced, trace
-from step_cli.permuting.units import Unit, find_units, order_of
 
 TWO_FOUR = NMPattern(2, 4)
 

@@ -122,8 +122,8 @@ CHECKLIST = {
         "oneshot/test_wanda.py::"
         "test_the_worked_row_keeps_other_weights_than_magnitude_does",
         "oneshot/test_admm.py::test_two_rounds_of_the_worked_row",
-        "core/test_permutation.py::test_the_worked_row",
-        "core/test_permutation.py::test_the_published_sums_of_a_random_matrix",
+        "channels/test_permutation.py::test_the_worked_row",
+        "channels/test_permutation.py::test_the_published_sums_of_a_random_matrix",
     ],
     "memory: the figures of Table 5": [
         "nm/test_sizes.py::"

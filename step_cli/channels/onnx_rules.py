@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from step_cli.permuting.axes import find, fix, leaf
-from step_cli.permuting.flow import Flow, Value
+from step_cli.channels.axes import find, fix, leaf
+from step_cli.channels.flow import Flow, Value
 
 _FLATTENS = 13  # opset below which Softmax works on all axes from its own on
 

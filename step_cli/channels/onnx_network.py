@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from step_cli.channels.axes import find
+from step_cli.channels.flow import Flow, Value
+from step_cli.channels.network import Network
+from step_cli.channels.onnx_rules import RULES, Call
 from step_cli.errors import MissingError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.graph_input import GraphInput
 from step_cli.formats.onnx_nodes import inputs_of_onnx
 from step_cli.formats.ort_session import OrtSession
-from step_cli.permuting.axes import find
-from step_cli.permuting.flow import Flow, Value
-from step_cli.permuting.network import Network
-from step_cli.permuting.onnx_rules import RULES, Call
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy.typing as npt
 
+from step_cli.channels.flow import Flow, Value
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.permuting.flow import Flow, Value
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from step_cli.permuting.axes import find, fix, leaf, product
-from step_cli.permuting.flow import Value
-from step_cli.permuting.torch_call import Call
+from step_cli.channels.axes import find, fix, leaf, product
+from step_cli.channels.flow import Value
+from step_cli.channels.torch_call import Call
 
 Rule = Callable[[Call], Any]
 

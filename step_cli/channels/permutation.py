@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.core.stripe_splits import CHUNK, kept_of_splits, splits_of, top_sum
+from step_cli.channels.stripe_splits import CHUNK, kept_of_splits, splits_of, top_sum
 from step_cli.errors import NonFiniteError, UsageError
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.threads import in_order, own_scratch

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from step_cli.channels.axes import find
+from step_cli.channels.flow import Flow, Value
+from step_cli.channels.torch_call import Call
+from step_cli.channels.torch_rules import CREATED, RULES, SILENT
 from step_cli.errors import InputError
 from step_cli.formats.quiet import quiet
-from step_cli.permuting.axes import find
-from step_cli.permuting.flow import Flow, Value
-from step_cli.permuting.torch_call import Call
-from step_cli.permuting.torch_rules import CREATED, RULES, SILENT
 
 log = logging.getLogger(__name__)
 

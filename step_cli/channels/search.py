@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.core.permutation import kept_magnitude, search_permutation
+from step_cli.channels.axes import Axis
+from step_cli.channels.permutation import kept_magnitude, search_permutation
+from step_cli.channels.units import Index, Unit, occurrences
 from step_cli.errors import StepError
 from step_cli.nm.pattern import NMPattern
-from step_cli.permuting.axes import Axis
-from step_cli.permuting.units import Index, Unit, occurrences
 
 Array = npt.NDArray[Any]
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from step_cli.channels.axes import Axis, factors, find, leaves
+from step_cli.channels.flow import Flow, Value
 from step_cli.nm.plan import LayerPlan, Plan
-from step_cli.permuting.axes import Axis, factors, find, leaves
-from step_cli.permuting.flow import Flow, Value
 
 Array = npt.NDArray[Any]
 Index = npt.NDArray[np.int64]

@@ -1,6 +1,6 @@
 """Axes: what splitting, cutting and unifying says of their channels."""
 
-from step_cli.permuting.axes import (
+from step_cli.channels.axes import (
     ONE,
     Axis,
     cut,

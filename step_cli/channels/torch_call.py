@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from step_cli.permuting.flow import Flow, Value
+from step_cli.channels.flow import Flow, Value
 
 
 @dataclass(frozen=True)

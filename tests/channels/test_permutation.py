@@ -5,9 +5,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from step_cli.core import stripe_splits
-from step_cli.core.permutation import kept_magnitude, search_permutation
-from step_cli.core.stripe_splits import kept_of_splits, splits_of
+from step_cli.channels import stripe_splits
+from step_cli.channels.permutation import kept_magnitude, search_permutation
+from step_cli.channels.stripe_splits import kept_of_splits, splits_of
 from step_cli.errors import NonFiniteError, UsageError
 from step_cli.nm.groups import Array
 from step_cli.nm.mask import keep_highest

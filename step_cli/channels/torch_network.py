@@ -7,6 +7,8 @@ from typing import Any
 import numpy.typing as npt
 from torch import Tensor
 
+from step_cli.channels.network import Network
+from step_cli.channels.torch_graph import trace
 from step_cli.errors import UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.example_inputs import (
@@ -19,8 +21,6 @@ from step_cli.formats.hf_model import inputs_of, is_transformers
 from step_cli.formats.model_source import ModelSource
 from step_cli.formats.ort_session import torch_outputs
 from step_cli.oneshot.model import RunnableModel, open_model
-from step_cli.permuting.network import Network
-from step_cli.permuting.torch_graph import trace
 
 
 def torch_network(

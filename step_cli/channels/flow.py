@@ -8,7 +8,7 @@ fixes the channels of all it reads and makes.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from step_cli.permuting.axes import (
+from step_cli.channels.axes import (
     ONE,
     Axis,
     cut,
