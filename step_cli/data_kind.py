@@ -10,7 +10,7 @@ from pathlib import Path
 
 from step_cli.data_config import KEYS_OF, DataSection, Kind
 from step_cli.errors import InputError, UsageError
-from step_cli.formats.mapped_file import is_directory, reason_of
+from step_cli.formats.files.mapped_file import is_directory, reason_of
 
 TABLES = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 TEXTS = (".txt", ".tokens", ".raw", ".bin")

@@ -20,7 +20,7 @@ from step_cli.autoswitch.sample_block import LayerSums, SampleBlock
 from step_cli.autoswitch.variance_line import BEYOND, LARGEST, LineReader
 from step_cli.autoswitch.variance_log import FIELDS, VarianceHeader
 from step_cli.errors import InputError, StepError
-from step_cli.formats.mapped_file import reason_of
+from step_cli.formats.files.mapped_file import reason_of
 
 CHUNK = 1 << 20  # bytes parsed at a time
 LONGEST = 1 << 24  # bytes of a line

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
-from step_cli.formats.spill import Spill
+from step_cli.formats.files.spill import Spill
 
 Array = npt.NDArray[Any]
 Orders = Mapping[int, npt.NDArray[np.int64]]  # by axis

@@ -16,7 +16,7 @@ from step_cli.commands.profile_replay import Profile
 from step_cli.commands.profile_report import report_on
 from step_cli.config import AutoswitchProfileConfig
 from step_cli.errors import MissingError, UsageError
-from step_cli.formats.target import checked_target
+from step_cli.formats.files.target import checked_target
 from step_cli.reports import AutoswitchProfileReport
 
 NONE_TRAINED = AutoswitchProfileConfig(source=Path())

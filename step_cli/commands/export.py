@@ -6,8 +6,8 @@ from pathlib import Path
 from step_cli.commands.export_source import Source, open_source
 from step_cli.config import ExportConfig
 from step_cli.errors import MissingError, UsageError
+from step_cli.formats.files.target import checked_target
 from step_cli.formats.graph_input import parse_input
-from step_cli.formats.target import checked_target
 from step_cli.reports import ExportBytes, ExportReport
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from step_cli.config import ExportConfig
 from step_cli.formats.cuda_device import compute_capabilities
+from step_cli.formats.files.scratch import scratch_directory
 from step_cli.formats.ort_session import OrtSession, feeds_of
-from step_cli.formats.scratch import scratch_directory
 from step_cli.formats.trt_api import TrtRuntime
 from step_cli.formats.trt_engine import EngineBuild, EngineOptions, build_engine
 from step_cli.formats.trt_time import engine_ms

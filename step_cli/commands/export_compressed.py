@@ -11,12 +11,12 @@ from step_cli.errors import InputError, OutputError
 from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed import save_compressed
 from step_cli.formats.compressed_codec import differing_bits
-from step_cli.formats.mapped_file import map_file
+from step_cli.formats.files.mapped_file import map_file
+from step_cli.formats.files.staged import staged
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import plan_json
 from step_cli.formats.safetensors_file import open_safetensors
 from step_cli.formats.safetensors_writer import TensorToSave, save_safetensors
-from step_cli.formats.staged import staged
 from step_cli.formats.weights import open_checkpoint
 from step_cli.reports import ExportBytes, ExportReport
 

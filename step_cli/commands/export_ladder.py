@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from step_cli.formats.cuda_device import compute_capabilities
-from step_cli.formats.mapped_file import map_file
+from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.onnx_nodes import nodes_of_weights
 from step_cli.formats.onnx_weights import open_onnx
 from step_cli.formats.trt_api import TrtRuntime

@@ -11,7 +11,7 @@ from step_cli.commands.export_source import Source, judge, refuse_nonfinite
 from step_cli.commands.verify_layer import Judged
 from step_cli.config import ExportConfig
 from step_cli.errors import InputError
-from step_cli.formats.mapped_file import map_file
+from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.onnx_export import (
     DEFAULT_OPSET,
     OnnxExport,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from step_cli.commands.export_model import LoadedModel, in_precision
 from step_cli.config import ExportConfig
+from step_cli.formats.files.scratch import scratch_directory
 from step_cli.formats.onnx_export import DEFAULT_OPSET, export_onnx
 from step_cli.formats.ort_session import (
     TOLERANCE,
@@ -17,7 +18,6 @@ from step_cli.formats.ort_session import (
     feeds_of,
     torch_outputs,
 )
-from step_cli.formats.scratch import scratch_directory
 from step_cli.reports import Parity
 
 if TYPE_CHECKING:

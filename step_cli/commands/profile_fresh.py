@@ -13,7 +13,7 @@ from step_cli.commands.profile_replay import Profile
 from step_cli.commands.profile_settings import Settings, settings_of
 from step_cli.config import AutoswitchProfileConfig
 from step_cli.errors import OutputError, UsageError
-from step_cli.formats.scratch import scratch_directory
+from step_cli.formats.files.scratch import scratch_directory
 from step_cli.train_config import SEEDS, TrainConfig, load_config
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from step_cli.commands.profile_replay import Profile
 from step_cli.commands.profile_settings import settings_of
 from step_cli.config import AutoswitchProfileConfig
 from step_cli.errors import InputError, UsageError
-from step_cli.formats.mapped_file import reason_of
+from step_cli.formats.files.mapped_file import reason_of
 from step_cli.train_config import TrainConfig, load_config
 
 FILE = "variance.jsonl"

@@ -13,7 +13,7 @@ from step_cli.commands.prune_methods import Method, check_method, method_of
 from step_cli.config import PruneConfig
 from step_cli.errors import OutputError, StepError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.patched_copy import Change
+from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.rewriter import Rewriter
 from step_cli.formats.weights import open_checkpoint
 from step_cli.nm.count import Job, tally_all

@@ -15,8 +15,8 @@ from step_cli.commands.prune_methods import Array
 from step_cli.config import PruneConfig
 from step_cli.errors import InputError, NonFiniteError, StepError
 from step_cli.formats.checkpoint import Checkpoint
+from step_cli.formats.files.spill import Spill
 from step_cli.formats.hf_model import is_hugging_face
-from step_cli.formats.spill import Spill
 from step_cli.formats.torch_arrays import mapped_tensor, to_array
 from step_cli.nm.groups import Mask
 from step_cli.nm.prune import OneShot

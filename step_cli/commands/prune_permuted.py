@@ -22,9 +22,9 @@ from step_cli.commands.prune_layers import Layer, place_of
 from step_cli.config import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
+from step_cli.formats.files.patched_copy import Change
+from step_cli.formats.files.spill import Spill
 from step_cli.formats.ort_session import difference
-from step_cli.formats.patched_copy import Change
-from step_cli.formats.spill import Spill
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]

@@ -16,7 +16,7 @@ from step_cli.data.augment import crop_and_flip, normalized
 from step_cli.data.batch import Batch, Dataset
 from step_cli.data_config import DataSection
 from step_cli.errors import InputError
-from step_cli.formats.mapped_file import Bytes, map_file
+from step_cli.formats.files.mapped_file import Bytes, map_file
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE

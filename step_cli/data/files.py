@@ -12,7 +12,7 @@ from step_cli.data.batch import Batch, Dataset, RandomSplit, Split
 from step_cli.data_config import DataSection
 from step_cli.data_kind import files_in, role_of
 from step_cli.errors import InputError, UsageError
-from step_cli.formats.mapped_file import is_directory
+from step_cli.formats.files.mapped_file import is_directory
 
 SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?$")  # train-00003-of-00007
 NO_HELD_OUT = (

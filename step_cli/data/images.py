@@ -20,7 +20,7 @@ from step_cli.data.files import NO_HELD_OUT, set_aside
 from step_cli.data_config import DataSection
 from step_cli.data_kind import HELD_OUT
 from step_cli.errors import InputError
-from step_cli.formats.mapped_file import Bytes, is_directory, reason_of
+from step_cli.formats.files.mapped_file import Bytes, is_directory, reason_of
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # Whatever the file is called; others, such as EPS, would have Pillow run programs.

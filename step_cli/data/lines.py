@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from step_cli.errors import InputError
-from step_cli.formats.mapped_file import reason_of
+from step_cli.formats.files.mapped_file import reason_of
 
 LONGEST = 64 << 20  # bytes of a line: more is no line of text
 

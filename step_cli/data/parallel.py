@@ -17,7 +17,7 @@ from step_cli.data.tokens import LENGTH, Tokenizer, make_tokenizer
 from step_cli.data_config import DataSection
 from step_cli.data_kind import TABLES, files_in, role_of
 from step_cli.errors import InputError, UsageError
-from step_cli.formats.mapped_file import is_directory
+from step_cli.formats.files.mapped_file import is_directory
 
 logger = logging.getLogger(__name__)
 

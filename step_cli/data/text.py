@@ -20,7 +20,7 @@ from step_cli.data.tokens import LENGTH, make_tokenizer
 from step_cli.data_config import BYTES, DataSection
 from step_cli.data_kind import TABLES, TEXTS, files_in
 from step_cli.errors import InputError, UsageError
-from step_cli.formats.mapped_file import is_directory, map_file
+from step_cli.formats.files.mapped_file import is_directory, map_file
 
 CHUNK = 1000  # lines tokenized at a time
 Tokens = npt.NDArray[Any]  # [tokens], of any integer type

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.formats.mapped_file import MappedFile
+from step_cli.formats.files.mapped_file import MappedFile
 from step_cli.nm.groups import Weights
 from step_cli.nm.plan import Plan
 

@@ -26,7 +26,7 @@ from step_cli.formats.compressed_codec import (
     decode,
 )
 from step_cli.formats.compressed_flaw import CompressedFileError, Flaw
-from step_cli.formats.mapped_file import MappedFile
+from step_cli.formats.files.mapped_file import MappedFile
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import parse_plan
 from step_cli.formats.safetensors_file import COMPRESSED_KEY as KEY

@@ -11,7 +11,7 @@ from step_cli.errors import InputError
 from step_cli.formats import plan as plans
 from step_cli.formats.bitmask_reader import unpacked
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
-from step_cli.formats.digest import check_digest
+from step_cli.formats.files.digest import check_digest
 from step_cli.formats.hf_directory import (
     check_against_index,
     find_weights,

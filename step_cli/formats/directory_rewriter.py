@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from step_cli.errors import InputError
-from step_cli.formats.digest import digests
+from step_cli.formats.files.digest import digests
+from step_cli.formats.files.mapped_file import MappedFile
+from step_cli.formats.files.patched_copy import Change, copy_file
 from step_cli.formats.hf_directory import find_weights, inside
-from step_cli.formats.mapped_file import MappedFile
-from step_cli.formats.patched_copy import Change, copy_file
 from step_cli.formats.plan import FILE, plan_json
 from step_cli.formats.safetensors_rewriter import rewrite_safetensors
 from step_cli.formats.torch_rewriter import rewrite_torch

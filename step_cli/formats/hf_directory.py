@@ -8,8 +8,8 @@ from typing import Any
 
 from step_cli.errors import InputError
 from step_cli.formats.checkpoint import NamedTensor
-from step_cli.formats.json_text import json_object, read_json
-from step_cli.formats.mapped_file import map_file, reason_of
+from step_cli.formats.files.json_text import json_object, read_json
+from step_cli.formats.files.mapped_file import map_file, reason_of
 from step_cli.nm.weight_rule import default_axis
 
 # In the order in which from_pretrained looks.

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from step_cli.errors import InputError
+from step_cli.formats.files.json_text import read_json
 from step_cli.formats.hf_directory import inside
-from step_cli.formats.json_text import read_json
 
 FILE = "model.json"
 SCHEMA = "step-cli/model/1"

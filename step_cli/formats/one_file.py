@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.content import format_of
-from step_cli.formats.mapped_file import map_file
+from step_cli.formats.files.content import format_of
+from step_cli.formats.files.mapped_file import map_file
 
 
 def open_file(path: Path) -> Checkpoint:

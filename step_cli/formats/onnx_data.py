@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from step_cli.errors import InputError
 from step_cli.formats.checkpoint import Place
+from step_cli.formats.files.mapped_file import MappedFile, map_file
 from step_cli.formats.hf_directory import inside
-from step_cli.formats.mapped_file import MappedFile, map_file
 from step_cli.formats.onnx_graph import Tensor
 from step_cli.formats.protobuf import FIXED32, FIXED64, Field, WireError, varints
 

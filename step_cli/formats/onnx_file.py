@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from step_cli.errors import InputError, OutputError
+from step_cli.formats.files.staged import flush, staged
 from step_cli.formats.onnx_nodes import load_graph
-from step_cli.formats.staged import flush, staged
 
 
 @dataclass(frozen=True)

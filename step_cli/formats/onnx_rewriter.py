@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from step_cli.formats.mapped_file import MappedFile
-from step_cli.formats.onnx_graph import Graph, Model, ModelReader, Tensor
-from step_cli.formats.patched_copy import (
+from step_cli.formats.files.mapped_file import MappedFile
+from step_cli.formats.files.patched_copy import (
     Change,
     Splice,
     copy_patched,
@@ -18,6 +17,7 @@ from step_cli.formats.patched_copy import (
     replaced,
     splice_of,
 )
+from step_cli.formats.onnx_graph import Graph, Model, ModelReader, Tensor
 from step_cli.formats.plan import KEY, plan_json
 from step_cli.formats.protobuf import Field, encoded_varint
 from step_cli.nm.plan import Plan

@@ -13,7 +13,7 @@ import numpy as np
 
 from step_cli.errors import InputError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, ZeroPoint
-from step_cli.formats.mapped_file import MappedFile
+from step_cli.formats.files.mapped_file import MappedFile
 from step_cli.formats.onnx_data import TensorData, dtype_name
 from step_cli.formats.onnx_graph import (
     DEEPEST,

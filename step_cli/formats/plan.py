@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from step_cli.errors import InputError
-from step_cli.formats.json_text import json_object, read_json
+from step_cli.formats.files.json_text import json_object, read_json
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan, Plan
 

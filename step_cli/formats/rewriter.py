@@ -8,29 +8,29 @@ from pathlib import Path
 
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.content import SUFFIXES
-from step_cli.formats.digest import digests
 from step_cli.formats.directory import open_directory
 from step_cli.formats.directory_rewriter import (
     rewrite_directory,
     rewrite_run,
     size_bytes,
 )
-from step_cli.formats.mapped_file import MappedFile, map_file
-from step_cli.formats.onnx_rewriter import external_locations, rewrite_onnx
-from step_cli.formats.onnx_weights import open_onnx
-from step_cli.formats.patched_copy import (
+from step_cli.formats.files.content import SUFFIXES
+from step_cli.formats.files.digest import digests
+from step_cli.formats.files.mapped_file import MappedFile, map_file
+from step_cli.formats.files.patched_copy import (
     Change,
     copy_patched,
     in_file,
     refuse_shared,
     splice_of,
 )
+from step_cli.formats.files.staged import make_ready, staged
+from step_cli.formats.files.target import checked_target
+from step_cli.formats.onnx_rewriter import external_locations, rewrite_onnx
+from step_cli.formats.onnx_weights import open_onnx
 from step_cli.formats.plan import plan_json
 from step_cli.formats.safetensors_file import open_safetensors
 from step_cli.formats.safetensors_rewriter import rewrite_safetensors
-from step_cli.formats.staged import make_ready, staged
-from step_cli.formats.target import checked_target
 from step_cli.formats.torch_file import open_torch, plan_path
 from step_cli.formats.torch_rewriter import rewrite_torch
 from step_cli.nm.plan import Plan

@@ -11,8 +11,8 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from step_cli.errors import InputError
-from step_cli.formats.json_text import json_object
-from step_cli.formats.mapped_file import MappedFile, in_units
+from step_cli.formats.files.json_text import json_object
+from step_cli.formats.files.mapped_file import MappedFile, in_units
 from step_cli.nm.dtypes import numpy_dtype
 
 LONGEST_HEADER = 16 << 20  # bytes

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from step_cli.formats.mapped_file import MappedFile
-from step_cli.formats.patched_copy import (
+from step_cli.formats.files.mapped_file import MappedFile
+from step_cli.formats.files.patched_copy import (
     Change,
     copy_patched,
     in_file,

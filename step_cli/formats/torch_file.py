@@ -19,9 +19,9 @@ import numpy.typing as npt
 from step_cli.errors import SET_TMPDIR, InputError, MissingError, OutputError
 from step_cli.formats import plan as plans
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
-from step_cli.formats.digest import check_digest
-from step_cli.formats.mapped_file import MappedFile, in_units, map_file
-from step_cli.formats.scratch import scratch_file
+from step_cli.formats.files.digest import check_digest
+from step_cli.formats.files.mapped_file import MappedFile, in_units, map_file
+from step_cli.formats.files.scratch import scratch_file
 from step_cli.formats.torch_zip import read_members
 from step_cli.nm.dtypes import numpy_dtype
 from step_cli.nm.plan import Plan

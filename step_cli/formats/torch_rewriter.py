@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from step_cli.errors import InputError
-from step_cli.formats.mapped_file import MappedFile
-from step_cli.formats.patched_copy import (
+from step_cli.formats.files.mapped_file import MappedFile
+from step_cli.formats.files.patched_copy import (
     Bytes,
     Change,
     Splice,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from step_cli.errors import InputError
-from step_cli.formats.mapped_file import MappedFile
+from step_cli.formats.files.mapped_file import MappedFile
 
 MOST_MEMBERS = 60_000
 _END, _END64 = b"PK\x05\x06", b"PK\x06\x06"

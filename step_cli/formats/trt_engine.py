@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from step_cli.errors import InputError
-from step_cli.formats.scratch import scratch_directory
+from step_cli.formats.files.scratch import scratch_directory
 from step_cli.formats.trt_api import TrtRuntime
 from step_cli.formats.trt_failures import crashed, explain
 from step_cli.formats.trt_layers import EngineLayer, parse_layers

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.mapped_file import is_directory
+from step_cli.formats.files.mapped_file import is_directory
 from step_cli.formats.one_file import open_file
 from step_cli.nm.weight_rule import default_axis
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from step_cli.errors import InputError
-from step_cli.formats.spill import Spill
+from step_cli.formats.files.spill import Spill
 from step_cli.formats.torch_arrays import mapped_tensor, to_array
 from step_cli.oneshot.blocks import NotAChainError, find_chains, record
 from step_cli.oneshot.inputs import S, Watched, gather, hooked

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from step_cli.formats.staged import staged
+from step_cli.formats.files.staged import staged
 
 
 def replace(path: Path, text: str) -> None:

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from step_cli.errors import InputError, NonFiniteError, OutputError
-from step_cli.formats.digest import sha256
-from step_cli.formats.json_text import read_json
-from step_cli.formats.mapped_file import reason_of
-from step_cli.formats.staged import repair, staged
+from step_cli.formats.files.digest import sha256
+from step_cli.formats.files.json_text import read_json
+from step_cli.formats.files.mapped_file import reason_of
+from step_cli.formats.files.staged import repair, staged
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.shards import local
 from step_cli.training.own_state import read_by, read_own, write_own

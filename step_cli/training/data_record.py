@@ -6,7 +6,7 @@ from pathlib import Path
 from step_cli.data import Dataset
 from step_cli.data.identity import identity_of
 from step_cli.errors import InputError
-from step_cli.formats.json_text import read_json
+from step_cli.formats.files.json_text import read_json
 from step_cli.training.run_files import save_text
 
 FILE = "data.json"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from step_cli.errors import MissingError
-from step_cli.formats.staged import staged
+from step_cli.formats.files.staged import staged
 
 # Colours that stand out from white and from black, and from each other when seen
 # without red or green. `INK` and `PAPER` are what a page may exchange.

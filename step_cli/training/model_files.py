@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from step_cli.errors import OutputError
-from step_cli.formats.digest import digests
+from step_cli.formats.files.digest import digests
+from step_cli.formats.files.staged import staged
 from step_cli.formats.hf_model import is_transformers
 from step_cli.formats.hf_weights import places_of
 from step_cli.formats.model_source import ModelSource, write_source
@@ -21,7 +22,6 @@ from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import plan_json
 from step_cli.formats.quiet import quiet
 from step_cli.formats.safetensors_writer import save_safetensors
-from step_cli.formats.staged import staged
 from step_cli.formats.tokenizer_files import copy_tokenizer
 from step_cli.formats.torch_arrays import to_array
 from step_cli.formats.weights import open_checkpoint

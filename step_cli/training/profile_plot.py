@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from step_cli.formats.staged import staged
+from step_cli.formats.files.staged import staged
 from step_cli.render.page import filled, inline
 from step_cli.reports import AutoswitchProfileReport
 from step_cli.training.drawing import INKS, STYLE, pyplot, save_figure

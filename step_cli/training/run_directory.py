@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from step_cli.errors import InputError, OutputError, StoppedError
-from step_cli.formats.mapped_file import reason_of
-from step_cli.formats.target import checked_target
-from step_cli.formats.target_lock import locked
+from step_cli.formats.files.mapped_file import reason_of
+from step_cli.formats.files.target import checked_target
+from step_cli.formats.files.target_lock import locked
 from step_cli.training.checkpoints import has_checkpoint
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from step_cli.autoswitch.variance_log import (
     sample_line,
 )
 from step_cli.errors import OutputError
-from step_cli.formats.staged import staged
+from step_cli.formats.files.staged import staged
 
 
 class LineRecord:

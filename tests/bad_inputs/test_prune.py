@@ -17,7 +17,7 @@ from bad_inputs.sound import broken, put, put_bytes, put_json, sharded, sparse
 from safetensors.numpy import load_file, save_file
 
 from step_cli import cli
-from step_cli.formats import patched_copy
+from step_cli.formats.files import patched_copy
 
 READING: dict[str, Callable[[Path], Row]] = {
     **test_reading.ROWS,

@@ -414,7 +414,7 @@ def test_T13_a_checkpoint_that_cannot_be_saved_costs_no_other(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "write_own", write)
-        patch.setattr("step_cli.formats.staged.shutil.disk_usage", usage)
+        patch.setattr("step_cli.formats.files.staged.shutil.disk_usage", usage)
         words = "no space left: needs .* KiB, 1000 bytes free"
         said = {"disk": "no space left", "limit": "quota", "space": words}[full]
         train("train.keep=1", code=5, said=said)

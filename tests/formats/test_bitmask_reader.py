@@ -13,7 +13,7 @@ import step_cli
 from step_cli.commands import export, prune, verify_nm
 from step_cli.config import ExportConfig, PruneConfig, VerifyConfig
 from step_cli.errors import InputError
-from step_cli.formats.mapped_file import map_file
+from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.safetensors_file import open_safetensors
 from step_cli.formats.safetensors_writer import save_safetensors
 from step_cli.formats.weights import open_checkpoint

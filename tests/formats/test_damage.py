@@ -10,7 +10,7 @@ from attacks.torch_attacks import W, saved
 from safetensors.numpy import save
 
 from step_cli.errors import StepError
-from step_cli.formats.mapped_file import map_file
+from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.torch_zip import read_members
 from step_cli.formats.weights import open_checkpoint
 

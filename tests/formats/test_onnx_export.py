@@ -258,7 +258,7 @@ def test_data_files_of_runs_that_died_are_swept(tmp_path: Path) -> None:
 DIE = """
 import os, signal, sys
 from pathlib import Path
-from step_cli.formats import staged
+from step_cli.formats.files import staged
 from step_cli.formats.onnx_file import staged_onnx
 real = os.replace
 def die(*paths):

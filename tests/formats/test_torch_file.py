@@ -11,7 +11,7 @@ from attacks.torch_attacks import W, archives, pickles, saved, unfit
 from step_cli.errors import InputError, MissingError
 from step_cli.formats import torch_child, torch_file
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.digest import digests
+from step_cli.formats.files.digest import digests
 from step_cli.formats.weights import open_checkpoint
 
 

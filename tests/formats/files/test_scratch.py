@@ -9,7 +9,7 @@ import pytest
 from step_cli import cli
 from step_cli.errors import OutputError
 from step_cli.failures import detail_of
-from step_cli.formats.scratch import scratch_directory, scratch_file
+from step_cli.formats.files.scratch import scratch_directory, scratch_file
 from step_cli.formats.weights import open_checkpoint
 
 NOWHERE = FileNotFoundError(

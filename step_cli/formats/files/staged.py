@@ -15,10 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from step_cli.errors import OutputError
-from step_cli.formats.mapped_file import in_units, reason_of
-from step_cli.formats.swap import swap_directories
-from step_cli.formats.target import checked_target
-from step_cli.formats.target_lock import locked
+from step_cli.formats.files.exchange import swap_directories
+from step_cli.formats.files.mapped_file import in_units, reason_of
+from step_cli.formats.files.target import checked_target
+from step_cli.formats.files.target_lock import locked
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from step_cli.errors import SET_TMPDIR, OutputError
-from step_cli.formats.mapped_file import reason_of
+from step_cli.formats.files.mapped_file import reason_of
 
 
 @contextmanager

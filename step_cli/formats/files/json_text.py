@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from step_cli.errors import InputError
-from step_cli.formats.mapped_file import in_units, map_file
+from step_cli.formats.files.mapped_file import in_units, map_file
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 

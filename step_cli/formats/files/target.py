@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from step_cli.errors import OutputError, UsageError
-from step_cli.formats.mapped_file import reason_of
+from step_cli.formats.files.mapped_file import reason_of
 
 
 def checked_target(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from step_cli.errors import InputError
-from step_cli.formats.mapped_file import map_file
+from step_cli.formats.files.mapped_file import map_file
 
 
 def digests(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:

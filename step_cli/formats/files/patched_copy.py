@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from step_cli.errors import InputError, OutputError
 from step_cli.formats.checkpoint import NamedTensor, Place
-from step_cli.formats.mapped_file import MappedFile, map_file
+from step_cli.formats.files.mapped_file import MappedFile, map_file
 from step_cli.nm.kernels import checksum
 from step_cli.nm.threads import in_order
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from step_cli.errors import OutputError, StepError, UsageError
-from step_cli.formats import staged as module
-from step_cli.formats import swap
-from step_cli.formats.staged import staged
+from step_cli.formats.files import exchange as swap
+from step_cli.formats.files import staged as module
+from step_cli.formats.files.staged import staged
 
 
 def entries(folder: Path) -> list[str]:
@@ -191,7 +191,7 @@ def test_the_output_may_not_be_an_input(tmp_path: Path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from step_cli.formats.staged import staged
+from step_cli.formats.files.staged import staged
 with staged(Path(sys.argv[1])) as path:
     path.write_text("theirs")
     print("ready", flush=True)

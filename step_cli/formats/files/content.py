@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from step_cli.errors import InputError
-from step_cli.formats.mapped_file import MappedFile
+from step_cli.formats.files.mapped_file import MappedFile
 
 HEAD = 1024  # bytes looked at
 
