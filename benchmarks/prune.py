@@ -28,7 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 from processor import processor
 
 from step_cli.channels.permutation import kept_magnitude, search_permutation
-from step_cli.formats.safetensors_writer import save_safetensors
+from step_cli.formats.safetensors.writer import save_safetensors
 from step_cli.nm.pattern import NMPattern
 
 LIBRARIES = ("step-cli", "numpy", "onnx")

@@ -188,7 +188,7 @@ def save_pruned(folder: Path, model: Any) -> Path:
     import torch
 
     from step_cli.formats.plan import KEY, plan_json
-    from step_cli.formats.safetensors_writer import save_safetensors
+    from step_cli.formats.safetensors.writer import save_safetensors
     from step_cli.formats.torch_arrays import to_array
     from step_cli.nm.pattern import NMPattern
     from step_cli.nm.plan import LayerPlan

@@ -15,8 +15,8 @@ from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.files.staged import staged
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import plan_json
-from step_cli.formats.safetensors_file import open_safetensors
-from step_cli.formats.safetensors_writer import TensorToSave, save_safetensors
+from step_cli.formats.safetensors.reader import open_safetensors
+from step_cli.formats.safetensors.writer import TensorToSave, save_safetensors
 from step_cli.formats.weights import open_checkpoint
 from step_cli.reports import ExportBytes, ExportReport
 

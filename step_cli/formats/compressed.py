@@ -23,8 +23,8 @@ from step_cli.formats.compressed_codec import (
 )
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import plan_json
-from step_cli.formats.safetensors_file import COMPRESSED_KEY as KEY
-from step_cli.formats.safetensors_writer import (
+from step_cli.formats.safetensors.reader import COMPRESSED_KEY as KEY
+from step_cli.formats.safetensors.writer import (
     TensorToSave,
     packed_header,
     save_safetensors,

@@ -29,9 +29,9 @@ from step_cli.formats.compressed_flaw import CompressedFileError, Flaw
 from step_cli.formats.files.mapped_file import MappedFile
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import parse_plan
-from step_cli.formats.safetensors_file import COMPRESSED_KEY as KEY
-from step_cli.formats.safetensors_file import read_entry, tensors_of
-from step_cli.formats.safetensors_header import Entry, Header
+from step_cli.formats.safetensors.header import Entry, Header
+from step_cli.formats.safetensors.reader import COMPRESSED_KEY as KEY
+from step_cli.formats.safetensors.reader import read_entry, tensors_of
 from step_cli.nm.plan import Plan
 
 

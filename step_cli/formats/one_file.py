@@ -25,6 +25,6 @@ def open_file(path: Path) -> Checkpoint:
         from step_cli.formats.torch_file import open_torch
 
         return open_torch(file)
-    from step_cli.formats.safetensors_file import open_safetensors
+    from step_cli.formats.safetensors.reader import open_safetensors
 
     return open_safetensors(file)

@@ -21,7 +21,7 @@ from step_cli.formats.plan import FILE as PLAN_FILE
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import plan_json
 from step_cli.formats.quiet import quiet
-from step_cli.formats.safetensors_writer import save_safetensors
+from step_cli.formats.safetensors.writer import save_safetensors
 from step_cli.formats.tokenizer_files import copy_tokenizer
 from step_cli.formats.torch_arrays import to_array
 from step_cli.formats.weights import open_checkpoint

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from step_cli.formats.compressed import HEADER_KEY, KEY, header_digest
-from step_cli.formats.safetensors_writer import packed_header
+from step_cli.formats.safetensors.writer import packed_header
 
 Header = dict[str, Any]
 

@@ -5,7 +5,7 @@ import pytest
 from commands.exporting import NET, PLAN, run
 
 from step_cli.formats.plan import KEY, plan_json
-from step_cli.formats.safetensors_writer import save_safetensors
+from step_cli.formats.safetensors.writer import save_safetensors
 
 
 @pytest.fixture(scope="session")

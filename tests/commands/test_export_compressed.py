@@ -21,7 +21,7 @@ from step_cli.errors import (
     UsageError,
 )
 from step_cli.formats.plan import KEY, plan_json
-from step_cli.formats.safetensors_writer import save_safetensors
+from step_cli.formats.safetensors.writer import save_safetensors
 from step_cli.formats.weights import open_checkpoint
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan, Plan

@@ -18,7 +18,7 @@ from step_cli.formats.compressed import (
 )
 from step_cli.formats.compressed_flaw import CompressedFileError, Flaw
 from step_cli.formats.plan import KEY as PLAN_KEY
-from step_cli.formats.safetensors_writer import packed_header
+from step_cli.formats.safetensors.writer import packed_header
 from step_cli.formats.weights import open_checkpoint
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan, Plan

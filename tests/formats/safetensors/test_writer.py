@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load
 
-from step_cli.formats.safetensors_writer import TensorToSave, save_safetensors
+from step_cli.formats.safetensors.writer import TensorToSave, save_safetensors
 from step_cli.formats.weights import open_checkpoint
 
 KINDS = ["f8", "f4", "f2", "i8", "u1", "?"]

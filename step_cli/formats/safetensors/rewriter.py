@@ -12,8 +12,8 @@ from step_cli.formats.files.patched_copy import (
     splice_of,
 )
 from step_cli.formats.plan import KEY, plan_json
-from step_cli.formats.safetensors_header import Header, read_header
-from step_cli.formats.safetensors_writer import packed_header
+from step_cli.formats.safetensors.header import Header, read_header
+from step_cli.formats.safetensors.writer import packed_header
 from step_cli.nm.plan import Plan
 
 

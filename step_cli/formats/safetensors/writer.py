@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.formats.safetensors_header import CODES
+from step_cli.formats.safetensors.header import CODES
 
 Array = npt.NDArray[Any]
 

@@ -9,7 +9,7 @@ from step_cli.errors import InputError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.formats.files.mapped_file import MappedFile
 from step_cli.formats.plan import KEY, parse_plan
-from step_cli.formats.safetensors_header import Entry, Header, read_header
+from step_cli.formats.safetensors.header import Entry, Header, read_header
 
 COMPRESSED_KEY = "step_cli.compressed"  # metadata of `export --to compressed`
 
