@@ -188,8 +188,8 @@ def save_pruned(folder: Path, model: Any) -> Path:
     import torch
 
     from step_cli.formats.plan import KEY, plan_json
+    from step_cli.formats.pytorch.arrays import to_array
     from step_cli.formats.safetensors.writer import save_safetensors
-    from step_cli.formats.torch_arrays import to_array
     from step_cli.nm.pattern import NMPattern
     from step_cli.nm.plan import LayerPlan
     from step_cli.nm.weight_rule import default_axis, weight_skip_reason

@@ -27,7 +27,7 @@ from step_cli.formats.hf_model import (
     without_cache,
 )
 from step_cli.formats.hf_weights import load_hugging_face
-from step_cli.formats.torch_arrays import to_tensor
+from step_cli.formats.pytorch.arrays import to_tensor
 from step_cli.formats.weights import open_checkpoint
 from step_cli.samples import load_module, load_sample
 

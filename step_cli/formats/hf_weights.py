@@ -127,7 +127,7 @@ def _by_transformers(model: Any, checkpoint: Checkpoint) -> tuple[Fit, Values]:
 
 
 def _read(tensor: NamedTensor) -> "Tensor":
-    from step_cli.formats.torch_arrays import to_tensor
+    from step_cli.formats.pytorch.arrays import to_tensor
 
     return to_tensor(tensor.read())
 

@@ -22,7 +22,7 @@ def open_file(path: Path) -> Checkpoint:
 
         return open_onnx(file)
     if kind == "torch":
-        from step_cli.formats.torch_file import open_torch
+        from step_cli.formats.pytorch.reader import open_torch
 
         return open_torch(file)
     from step_cli.formats.safetensors.reader import open_safetensors

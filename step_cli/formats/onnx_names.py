@@ -228,7 +228,7 @@ def _module(node: "onnx_ir.Node") -> str | None:
 
 def _same(stored: npt.NDArray[np.generic], tensor: "Tensor") -> bool:
     """Whether the stored weight is the tensor, or its transpose."""
-    from step_cli.formats.torch_arrays import to_array
+    from step_cli.formats.pytorch.arrays import to_array
 
     shape = tuple(tensor.shape)
     if stored.shape != shape and stored.shape != shape[::-1]:

@@ -29,10 +29,10 @@ from step_cli.formats.files.target import checked_target
 from step_cli.formats.onnx_rewriter import external_locations, rewrite_onnx
 from step_cli.formats.onnx_weights import open_onnx
 from step_cli.formats.plan import plan_json
+from step_cli.formats.pytorch.reader import open_torch, plan_path
+from step_cli.formats.pytorch.rewriter import rewrite_torch
 from step_cli.formats.safetensors.reader import open_safetensors
 from step_cli.formats.safetensors.rewriter import rewrite_safetensors
-from step_cli.formats.torch_file import open_torch, plan_path
-from step_cli.formats.torch_rewriter import rewrite_torch
 from step_cli.nm.plan import Plan
 
 DIRECTORIES = ("huggingface", "run")

@@ -39,7 +39,7 @@ def load_compressed(
         raise MissingError(
             "load_compressed needs torch: pip install 'step-cli[train]'"
         ) from None
-    from step_cli.formats.torch_arrays import to_tensor
+    from step_cli.formats.pytorch.arrays import to_tensor
 
     checkpoint = open_checkpoint(Path(path))
     if not checkpoint.compressed:

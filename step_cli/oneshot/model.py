@@ -21,7 +21,7 @@ from step_cli.formats.hf_model import (
 )
 from step_cli.formats.hf_weights import fit_names, load_hugging_face
 from step_cli.formats.model_source import ModelSource
-from step_cli.formats.torch_arrays import mapped_tensor
+from step_cli.formats.pytorch.arrays import mapped_tensor
 from step_cli.models import build_model, load_weights
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from step_cli.errors import InputError
 from step_cli.formats.files.spill import Spill
-from step_cli.formats.torch_arrays import mapped_tensor, to_array
+from step_cli.formats.pytorch.arrays import mapped_tensor, to_array
 from step_cli.oneshot.blocks import NotAChainError, find_chains, record
 from step_cli.oneshot.inputs import S, Watched, gather, hooked
 

@@ -20,10 +20,10 @@ from step_cli.formats.model_source import ModelSource, write_source
 from step_cli.formats.plan import FILE as PLAN_FILE
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import plan_json
+from step_cli.formats.pytorch.arrays import to_array
 from step_cli.formats.quiet import quiet
 from step_cli.formats.safetensors.writer import save_safetensors
 from step_cli.formats.tokenizer_files import copy_tokenizer
-from step_cli.formats.torch_arrays import to_array
 from step_cli.formats.weights import open_checkpoint
 from step_cli.nm.plan import Plan
 

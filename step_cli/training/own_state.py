@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from step_cli.formats.files.staged import flush
 from step_cli.formats.one_file import open_file
+from step_cli.formats.pytorch.arrays import to_array, to_tensor
 from step_cli.formats.safetensors.writer import save_safetensors
-from step_cli.formats.torch_arrays import to_array, to_tensor
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.shards import local, split_like
 from step_cli.optim.state import with_index

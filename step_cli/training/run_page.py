@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from step_cli.errors import MissingError
-from step_cli.formats.torch_arrays import to_array
+from step_cli.formats.pytorch.arrays import to_array
 from step_cli.formats.weights import open_checkpoint
 from step_cli.nm.count import Job, tally_all
 from step_cli.nm.groups import Weights

@@ -117,7 +117,7 @@ def test_row(row: str, tmp_path: Path) -> None:
 
 MANY = """
 import json, sys
-from step_cli.formats import torch_child
+from step_cli.formats.pytorch import child as torch_child
 for path in sys.argv[1:]:
     try:
         found = torch_child.main(path, path + ".data")

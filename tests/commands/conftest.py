@@ -14,7 +14,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("net")
     (folder / "net.py").write_text(NET)
     torch = pytest.importorskip("torch")
-    from step_cli.formats.torch_arrays import to_array
+    from step_cli.formats.pytorch.arrays import to_array
     from step_cli.optim.mask import nm_mask
 
     scope: dict[str, Any] = {}

@@ -14,8 +14,8 @@ pytest.importorskip("onnxruntime")
 from step_cli.errors import (  # noqa: E402
     InputError,
 )
+from step_cli.formats.pytorch.arrays import to_array  # noqa: E402
 from step_cli.formats.safetensors.writer import save_safetensors  # noqa: E402
-from step_cli.formats.torch_arrays import to_array  # noqa: E402
 from step_cli.optim.mask import nm_mask  # noqa: E402
 
 ODD = """

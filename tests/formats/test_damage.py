@@ -11,7 +11,7 @@ from safetensors.numpy import save
 
 from step_cli.errors import StepError
 from step_cli.formats.files.mapped_file import map_file
-from step_cli.formats.torch_zip import read_members
+from step_cli.formats.pytorch.archive import read_members
 from step_cli.formats.weights import open_checkpoint
 
 ROUNDS = 400

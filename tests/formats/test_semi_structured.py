@@ -31,8 +31,8 @@ from step_cli.formats.compressed_codec import (  # noqa: E402
     kept_values,
     packed_positions,
 )
+from step_cli.formats.pytorch.arrays import to_array, to_tensor  # noqa: E402
 from step_cli.formats.safetensors.writer import save_safetensors  # noqa: E402
-from step_cli.formats.torch_arrays import to_array, to_tensor  # noqa: E402
 from step_cli.nm.pattern import NMPattern  # noqa: E402
 from step_cli.nm.plan import LayerPlan  # noqa: E402
 

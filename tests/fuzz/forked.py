@@ -10,7 +10,8 @@ from typing import Any
 
 from fuzz import clock
 
-from step_cli.formats import torch_child, torch_file
+from step_cli.formats.pytorch import child as torch_child
+from step_cli.formats.pytorch import reader as torch_file
 
 
 def instead_of_processes() -> None:
@@ -21,9 +22,9 @@ def instead_of_processes() -> None:
     real, turn = subprocess.run, itertools.count(1)
 
     def run(command: Sequence[str], **options: Any) -> Any:
-        if "step_cli.formats.torch_child" not in command or next(turn) % 200 == 0:
+        if "step_cli.formats.pytorch.child" not in command or next(turn) % 200 == 0:
             return real(command, **options)
-        at = command.index("step_cli.formats.torch_child")
+        at = command.index("step_cli.formats.pytorch.child")
         return _forked(list(command[at + 1 :]), options["timeout"])
 
     torch_file.subprocess.run = run  # type: ignore[attr-defined]

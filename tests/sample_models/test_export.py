@@ -14,8 +14,8 @@ from step_cli.commands import export, verify_nm  # noqa: E402
 from step_cli.config import ExportConfig, VerifyConfig  # noqa: E402
 from step_cli.formats.model_source import ModelSource, write_source  # noqa: E402
 from step_cli.formats.plan import KEY, plan_json  # noqa: E402
+from step_cli.formats.pytorch.arrays import to_array  # noqa: E402
 from step_cli.formats.safetensors.writer import save_safetensors  # noqa: E402
-from step_cli.formats.torch_arrays import to_array  # noqa: E402
 from step_cli.models import build_model  # noqa: E402
 from step_cli.nm.pattern import NMPattern  # noqa: E402
 from step_cli.nm.plan import LayerPlan  # noqa: E402

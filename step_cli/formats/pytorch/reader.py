@@ -22,7 +22,7 @@ from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.formats.files.digest import check_digest
 from step_cli.formats.files.mapped_file import MappedFile, in_units, map_file
 from step_cli.formats.files.scratch import scratch_file
-from step_cli.formats.torch_zip import read_members
+from step_cli.formats.pytorch.archive import read_members
 from step_cli.nm.dtypes import numpy_dtype
 from step_cli.nm.plan import Plan
 
@@ -87,7 +87,7 @@ def _plan_beside(path: Path) -> tuple[Plan | None, bool]:
 
 def _ask_child(file: MappedFile, spill: Path | None = None) -> dict[str, Any]:
     # -P: the working directory must not be able to provide a module.
-    command = [sys.executable, "-P", "-m", "step_cli.formats.torch_child"]
+    command = [sys.executable, "-P", "-m", "step_cli.formats.pytorch.child"]
     command += [os.path.abspath(path) for path in (file.path, spill) if path]
     limit_s = LONGEST_S + file.size / 20e6
     try:

@@ -1,6 +1,6 @@
 """Runs in a child process, under limits: what tensors a torch checkpoint holds.
 
-``python -m step_cli.formats.torch_child FILE [DATA]`` prints one JSON document: for
+``python -m step_cli.formats.pytorch.child FILE [DATA]`` prints one JSON document: for
 each tensor where its bytes lie in FILE, or, for files of before torch 1.6, in DATA, to
 which they are written. Only ``weights_only=True`` is used, without a way around it.
 """

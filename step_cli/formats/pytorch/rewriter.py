@@ -19,7 +19,7 @@ from step_cli.formats.files.patched_copy import (
     in_file,
     pieces,
 )
-from step_cli.formats.torch_zip import Member, read_members
+from step_cli.formats.pytorch.archive import Member, read_members
 
 _HAS_DESCRIPTOR = 1 << 3  # the checksum follows the data
 _CENTRAL = 46  # bytes of a directory entry before its names
