@@ -15,9 +15,9 @@ from step_cli.channels.network import Network
 from step_cli.channels.onnx_rules import RULES, Call
 from step_cli.errors import MissingError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.graph_input import GraphInput
-from step_cli.formats.onnx_nodes import inputs_of_onnx
-from step_cli.formats.ort_session import OrtSession
+from step_cli.formats.onnx.inputs import GraphInput
+from step_cli.formats.onnx.nodes import inputs_of_onnx
+from step_cli.formats.onnx.session import OrtSession
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]

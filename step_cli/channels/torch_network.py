@@ -11,15 +11,15 @@ from step_cli.channels.network import Network
 from step_cli.channels.torch_graph import trace
 from step_cli.errors import UsageError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.example_inputs import (
+from step_cli.formats.hf_model import inputs_of, is_transformers
+from step_cli.formats.model_source import ModelSource
+from step_cli.formats.onnx.example_inputs import (
     all_equal,
     example_tensors,
     inputs_of_examples,
 )
-from step_cli.formats.graph_input import parse_input
-from step_cli.formats.hf_model import inputs_of, is_transformers
-from step_cli.formats.model_source import ModelSource
-from step_cli.formats.ort_session import torch_outputs
+from step_cli.formats.onnx.inputs import parse_input
+from step_cli.formats.onnx.session import torch_outputs
 from step_cli.oneshot.model import RunnableModel, open_model
 
 

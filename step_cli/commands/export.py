@@ -7,7 +7,7 @@ from step_cli.commands.export_source import Source, open_source
 from step_cli.config import ExportConfig
 from step_cli.errors import MissingError, UsageError
 from step_cli.formats.files.target import checked_target
-from step_cli.formats.graph_input import parse_input
+from step_cli.formats.onnx.inputs import parse_input
 from step_cli.reports import ExportBytes, ExportReport
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def run(config: ExportConfig) -> ExportReport:
     if config.to == "tensorrt":
         return _tensorrt(config)
     if config.to == "onnx":
-        from step_cli.formats.onnx_export import need_export_libraries
+        from step_cli.formats.onnx.exporter import need_export_libraries
 
         need_export_libraries()
     source = _source(config)

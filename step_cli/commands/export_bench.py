@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from step_cli.config import ExportConfig
 from step_cli.formats.cuda_device import compute_capabilities
 from step_cli.formats.files.scratch import scratch_directory
-from step_cli.formats.ort_session import OrtSession, feeds_of
+from step_cli.formats.onnx.session import OrtSession, feeds_of
 from step_cli.formats.trt_api import TrtRuntime
 from step_cli.formats.trt_engine import EngineBuild, EngineOptions, build_engine
 from step_cli.formats.trt_time import engine_ms
@@ -27,7 +27,7 @@ def times_engine(config: ExportConfig) -> bool:
 
 def time_against_dense(path: Path, examples: Examples) -> BenchReport:
     """Median times of the file, and of the same file with its zeros filled."""
-    from step_cli.formats.onnx_dense_twin import save_dense_twin
+    from step_cli.formats.onnx.dense_twin import save_dense_twin
 
     feeds = feeds_of(examples)
     with scratch_directory("bench") as folder:

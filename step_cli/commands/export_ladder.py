@@ -4,8 +4,8 @@ from pathlib import Path
 
 from step_cli.formats.cuda_device import compute_capabilities
 from step_cli.formats.files.mapped_file import map_file
-from step_cli.formats.onnx_nodes import nodes_of_weights
-from step_cli.formats.onnx_weights import open_onnx
+from step_cli.formats.onnx.nodes import nodes_of_weights
+from step_cli.formats.onnx.reader import open_onnx
 from step_cli.formats.trt_api import TrtRuntime
 from step_cli.formats.trt_engine import EngineOptions
 from step_cli.formats.trt_ladder import Rungs, rungs, sparse_weights

@@ -12,10 +12,10 @@ from step_cli.commands.model_source import model_source
 from step_cli.config import ExportConfig, Precision
 from step_cli.errors import InputError, NonFiniteError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.graph_input import GraphInput, parse_input
 from step_cli.formats.hf_model import build_hugging_face, is_hugging_face
 from step_cli.formats.hf_weights import load_hugging_face
 from step_cli.formats.model_source import ModelSource
+from step_cli.formats.onnx.inputs import GraphInput, parse_input
 from step_cli.nm.plan import Plan
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def in_precision(given: GraphInput, precision: Precision) -> GraphInput:
 
 
 def _built(source: ModelSource, checkpoint: Checkpoint, plan: Plan) -> LoadedModel:
-    from step_cli.formats.example_inputs import inputs_of_examples
+    from step_cli.formats.onnx.example_inputs import inputs_of_examples
     from step_cli.models import build_model, load_weights
 
     built = build_model(source.spec, source.options)
@@ -171,7 +171,7 @@ def examples_for(
     loaded: LoadedModel, shapes: Mapping[str, Sequence[int]] | None = None
 ) -> "dict[str, Tensor]":
     """Tensors to trace and to compare with, in the precision of the model."""
-    from step_cli.formats.example_inputs import all_equal, example_tensors
+    from step_cli.formats.onnx.example_inputs import all_equal, example_tensors
 
     if loaded.examples is not None and not all_equal(loaded.examples):
         return {

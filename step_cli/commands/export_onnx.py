@@ -12,16 +12,16 @@ from step_cli.commands.verify_layer import Judged
 from step_cli.config import ExportConfig
 from step_cli.errors import InputError
 from step_cli.formats.files.mapped_file import map_file
-from step_cli.formats.onnx_export import (
+from step_cli.formats.onnx.exporter import (
     DEFAULT_OPSET,
     OnnxExport,
     check_inputs,
     export_onnx,
     need_export_libraries,
 )
-from step_cli.formats.onnx_file import staged_onnx
-from step_cli.formats.onnx_nodes import operators_of
-from step_cli.formats.onnx_weights import open_onnx
+from step_cli.formats.onnx.nodes import operators_of
+from step_cli.formats.onnx.publish import staged_onnx
+from step_cli.formats.onnx.reader import open_onnx
 from step_cli.nm.plan import LayerPlan
 from step_cli.reports import BenchReport, ExportBytes, ExportLayer, ExportReport, Parity
 

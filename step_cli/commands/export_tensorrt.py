@@ -19,12 +19,12 @@ from step_cli.commands.export_onnx import CheckFailedError, onnx_report, write_o
 from step_cli.commands.export_source import Source
 from step_cli.config import ExportConfig
 from step_cli.errors import MissingError, StepError
-from step_cli.formats.example_inputs import example_tensors
 from step_cli.formats.files.scratch import scratch_directory
 from step_cli.formats.files.staged import staged
-from step_cli.formats.graph_input import GraphInput
-from step_cli.formats.onnx_export import need_export_libraries
-from step_cli.formats.onnx_nodes import inputs_of_onnx
+from step_cli.formats.onnx.example_inputs import example_tensors
+from step_cli.formats.onnx.exporter import need_export_libraries
+from step_cli.formats.onnx.inputs import GraphInput
+from step_cli.formats.onnx.nodes import inputs_of_onnx
 from step_cli.formats.trt_api import TrtRuntime, check_targets, find_runtime
 from step_cli.formats.trt_engine import EngineBuild, EngineOptions, build_engine
 from step_cli.formats.trt_log import parse_log

@@ -24,7 +24,7 @@ from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.files.spill import Spill
-from step_cli.formats.ort_session import difference
+from step_cli.formats.onnx.session import difference
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from step_cli.errors import InputError, MissingError, StepError, UsageError
-from step_cli.formats.graph_input import Dimension, GraphInput
+from step_cli.formats.onnx.inputs import Dimension, GraphInput
 from step_cli.formats.quiet import quiet
 
 if TYPE_CHECKING:

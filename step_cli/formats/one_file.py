@@ -18,7 +18,7 @@ def open_file(path: Path) -> Checkpoint:
     kind = format_of(file)
     # Imported where needed, as most runs read one format only.
     if kind == "onnx":
-        from step_cli.formats.onnx_weights import open_onnx
+        from step_cli.formats.onnx.reader import open_onnx
 
         return open_onnx(file)
     if kind == "torch":

@@ -26,8 +26,8 @@ from step_cli.formats.files.patched_copy import (
 )
 from step_cli.formats.files.staged import make_ready, staged
 from step_cli.formats.files.target import checked_target
-from step_cli.formats.onnx_rewriter import external_locations, rewrite_onnx
-from step_cli.formats.onnx_weights import open_onnx
+from step_cli.formats.onnx.reader import open_onnx
+from step_cli.formats.onnx.rewriter import external_locations, rewrite_onnx
 from step_cli.formats.plan import plan_json
 from step_cli.formats.pytorch.reader import open_torch, plan_path
 from step_cli.formats.pytorch.rewriter import rewrite_torch

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from step_cli.errors import UsageError
-from step_cli.formats.graph_input import GraphInput
+from step_cli.formats.onnx.inputs import GraphInput
 
 Shape = tuple[int, ...]
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from step_cli.errors import UsageError
-from step_cli.formats.graph_input import GraphInput
+from step_cli.formats.onnx.inputs import GraphInput
 from step_cli.formats.trt_profiles import Profile, make_profiles, parse_shapes
 from step_cli.formats.trtexec_line import trtexec_line
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from fuzz.mutations import NAMES, NUMBERS, blind
 
-from step_cli.formats.protobuf import (
+from step_cli.formats.onnx.protobuf import (
     FIXED32,
     LENGTH,
     VARINT,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from step_cli.formats.onnx_nodes import nodes_of_weights
+from step_cli.formats.onnx.nodes import nodes_of_weights
 
 
 def save_dense_twin(source: Path, target: Path) -> None:

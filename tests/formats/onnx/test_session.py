@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from step_cli.errors import InputError
-from step_cli.formats.ort_session import difference
+from step_cli.formats.onnx.session import difference
 
 
 def test_difference_is_relative_to_the_larger_of_one_and_the_reference() -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from step_cli.errors import UsageError
-from step_cli.formats.graph_input import GraphInput, parse_input
+from step_cli.formats.onnx.inputs import GraphInput, parse_input
 
 
 @pytest.mark.parametrize(

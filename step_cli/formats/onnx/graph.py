@@ -7,8 +7,8 @@ where they are inline, and take longer to import than a model takes to check.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from step_cli.formats import protobuf
-from step_cli.formats.protobuf import LENGTH, Field, WireError, fields, signed
+from step_cli.formats.onnx import protobuf
+from step_cli.formats.onnx.protobuf import LENGTH, Field, WireError, fields, signed
 
 DEEPEST = 64  # graphs within graphs
 MOST_PARTS = 2_000_000  # nodes, tensors and attributes; each costs about 1 kB

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_cli.formats.protobuf import (
+from step_cli.formats.onnx.protobuf import (
     WireError,
     encoded_varint,
     fields,

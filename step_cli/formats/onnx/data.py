@@ -14,8 +14,8 @@ from step_cli.errors import InputError
 from step_cli.formats.checkpoint import Place
 from step_cli.formats.files.mapped_file import MappedFile, map_file
 from step_cli.formats.hf_directory import inside
-from step_cli.formats.onnx_graph import Tensor
-from step_cli.formats.protobuf import FIXED32, FIXED64, Field, WireError, varints
+from step_cli.formats.onnx.graph import Tensor
+from step_cli.formats.onnx.protobuf import FIXED32, FIXED64, Field, WireError, varints
 
 Array = npt.NDArray[Any]
 

@@ -20,8 +20,8 @@ from step_cli.errors import (
     StoppedError,
     UsageError,
 )
-from step_cli.formats.graph_input import GraphInput
-from step_cli.formats.onnx_names import OnnxWeight, name_weights, strip_metadata
+from step_cli.formats.onnx.inputs import GraphInput
+from step_cli.formats.onnx.names import OnnxWeight, name_weights, strip_metadata
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import plan_json
 from step_cli.formats.quiet import quiet

@@ -17,9 +17,9 @@ from step_cli.formats.files.patched_copy import (
     replaced,
     splice_of,
 )
-from step_cli.formats.onnx_graph import Graph, Model, ModelReader, Tensor
+from step_cli.formats.onnx.graph import Graph, Model, ModelReader, Tensor
+from step_cli.formats.onnx.protobuf import Field, encoded_varint
 from step_cli.formats.plan import KEY, plan_json
-from step_cli.formats.protobuf import Field, encoded_varint
 from step_cli.nm.plan import Plan
 
 _PROPERTIES, _EXTERNAL_DATA = 14, 13  # fields of ModelProto and of TensorProto

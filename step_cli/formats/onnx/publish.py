@@ -13,7 +13,7 @@ from pathlib import Path
 
 from step_cli.errors import InputError, OutputError
 from step_cli.formats.files.staged import flush, staged
-from step_cli.formats.onnx_nodes import load_graph
+from step_cli.formats.onnx.nodes import load_graph
 
 
 @dataclass(frozen=True)

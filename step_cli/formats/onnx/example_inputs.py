@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from step_cli.formats.graph_input import GraphInput
+from step_cli.formats.onnx.inputs import GraphInput
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,16 +17,16 @@ pytest.importorskip("onnxruntime")
 from torch import Tensor, nn  # noqa: E402
 
 from step_cli.errors import InputError, OutputError, UsageError  # noqa: E402
-from step_cli.formats import onnx_file  # noqa: E402
-from step_cli.formats.example_inputs import example_tensors  # noqa: E402
-from step_cli.formats.graph_input import GraphInput  # noqa: E402
-from step_cli.formats.onnx_export import OnnxExport, export_onnx  # noqa: E402
-from step_cli.formats.onnx_file import OnnxPlace, staged_onnx  # noqa: E402
-from step_cli.formats.onnx_nodes import (  # noqa: E402
+from step_cli.formats.onnx import publish as onnx_file  # noqa: E402
+from step_cli.formats.onnx.example_inputs import example_tensors  # noqa: E402
+from step_cli.formats.onnx.exporter import OnnxExport, export_onnx  # noqa: E402
+from step_cli.formats.onnx.inputs import GraphInput  # noqa: E402
+from step_cli.formats.onnx.nodes import (  # noqa: E402
     inputs_of_onnx,
     nodes_of_weights,
 )
-from step_cli.formats.ort_session import (  # noqa: E402
+from step_cli.formats.onnx.publish import OnnxPlace, staged_onnx  # noqa: E402
+from step_cli.formats.onnx.session import (  # noqa: E402
     OrtSession,
     difference,
     feeds_of,
@@ -259,7 +259,7 @@ DIE = """
 import os, signal, sys
 from pathlib import Path
 from step_cli.formats.files import staged
-from step_cli.formats.onnx_file import staged_onnx
+from step_cli.formats.onnx.publish import staged_onnx
 real = os.replace
 def die(*paths):
     if sys.argv[2] == "after":

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from step_cli.errors import InputError, StepError
-from step_cli.formats.graph_input import Dimension, GraphInput
-from step_cli.formats.onnx_names import SEEN_THROUGH, WEIGHT_INPUTS
+from step_cli.formats.onnx.inputs import Dimension, GraphInput
+from step_cli.formats.onnx.names import SEEN_THROUGH, WEIGHT_INPUTS
 
 
 def load_graph(path: Path) -> Any:

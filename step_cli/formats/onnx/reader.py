@@ -14,8 +14,8 @@ import numpy as np
 from step_cli.errors import InputError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, ZeroPoint
 from step_cli.formats.files.mapped_file import MappedFile
-from step_cli.formats.onnx_data import TensorData, dtype_name
-from step_cli.formats.onnx_graph import (
+from step_cli.formats.onnx.data import TensorData, dtype_name
+from step_cli.formats.onnx.graph import (
     DEEPEST,
     Function,
     Graph,
@@ -24,8 +24,8 @@ from step_cli.formats.onnx_graph import (
     Node,
     Tensor,
 )
+from step_cli.formats.onnx.protobuf import WireError
 from step_cli.formats.plan import KEY, parse_plan
-from step_cli.formats.protobuf import WireError
 
 MOST_SCOPES = 10_000  # graphs, and functions as often as they are called
 SEEN_THROUGH = {
