@@ -19,14 +19,14 @@ from torch.nn.parameter import is_lazy
 
 from step_cli.errors import InputError, StepError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.hf_directory import has_weights
-from step_cli.formats.hf_model import (
+from step_cli.formats.huggingface.directory import has_weights
+from step_cli.formats.huggingface.model import (
     build_hugging_face,
     is_hugging_face,
     is_transformers,
     without_cache,
 )
-from step_cli.formats.hf_weights import load_hugging_face
+from step_cli.formats.huggingface.weights import load_hugging_face
 from step_cli.formats.pytorch.arrays import to_tensor
 from step_cli.formats.weights import open_checkpoint
 from step_cli.samples import load_module, load_sample

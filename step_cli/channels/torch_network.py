@@ -11,7 +11,7 @@ from step_cli.channels.network import Network
 from step_cli.channels.torch_graph import trace
 from step_cli.errors import UsageError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.hf_model import inputs_of, is_transformers
+from step_cli.formats.huggingface.model import inputs_of, is_transformers
 from step_cli.formats.model_source import ModelSource
 from step_cli.formats.onnx.example_inputs import (
     all_equal,

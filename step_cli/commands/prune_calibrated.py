@@ -16,7 +16,7 @@ from step_cli.config import PruneConfig
 from step_cli.errors import InputError, NonFiniteError, StepError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.spill import Spill
-from step_cli.formats.hf_model import is_hugging_face
+from step_cli.formats.huggingface.model import is_hugging_face
 from step_cli.formats.pytorch.arrays import mapped_tensor, to_array
 from step_cli.nm.groups import Mask
 from step_cli.nm.prune import OneShot

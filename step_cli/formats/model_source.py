@@ -9,7 +9,7 @@ from typing import Any
 
 from step_cli.errors import InputError
 from step_cli.formats.files.json_text import read_json
-from step_cli.formats.hf_directory import inside
+from step_cli.formats.huggingface.directory import inside
 
 FILE = "model.json"
 SCHEMA = "step-cli/model/1"

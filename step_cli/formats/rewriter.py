@@ -8,12 +8,6 @@ from pathlib import Path
 
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.directory import open_directory
-from step_cli.formats.directory_rewriter import (
-    rewrite_directory,
-    rewrite_run,
-    size_bytes,
-)
 from step_cli.formats.files.content import SUFFIXES
 from step_cli.formats.files.digest import digests
 from step_cli.formats.files.mapped_file import MappedFile, map_file
@@ -26,6 +20,12 @@ from step_cli.formats.files.patched_copy import (
 )
 from step_cli.formats.files.staged import make_ready, staged
 from step_cli.formats.files.target import checked_target
+from step_cli.formats.huggingface.reader import open_directory
+from step_cli.formats.huggingface.rewriter import (
+    rewrite_directory,
+    rewrite_run,
+    size_bytes,
+)
 from step_cli.formats.onnx.reader import open_onnx
 from step_cli.formats.onnx.rewriter import external_locations, rewrite_onnx
 from step_cli.formats.plan import plan_json

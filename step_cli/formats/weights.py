@@ -23,7 +23,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     # A reader is imported where it is needed: a check has no time for the others.
     if is_directory(path):
-        from step_cli.formats.directory import open_directory
+        from step_cli.formats.huggingface.reader import open_directory
 
         return open_directory(path)
     opened = open_file(path)
@@ -37,7 +37,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         len(tensor.shape) == 2 and default_axis(tensor.name, tensor.shape) == 0
         for tensor in opened.tensors
     ):
-        from step_cli.formats.hf_directory import with_axes
+        from step_cli.formats.huggingface.directory import with_axes
 
         opened = replace(opened, tensors=with_axes(path.parent, opened.tensors))
     return opened

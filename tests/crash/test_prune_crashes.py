@@ -22,8 +22,8 @@ from crash.scenes import (
 )
 
 from step_cli import cli
-from step_cli.formats import directory_rewriter
 from step_cli.formats.files import patched_copy
+from step_cli.formats.huggingface import rewriter as directory_rewriter
 
 needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
 needs_prlimit = pytest.mark.skipif(not shutil.which("prlimit"), reason="needs prlimit")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from step_cli.errors import InputError, NonFiniteError
-from step_cli.formats.hf_model import without_cache
+from step_cli.formats.huggingface.model import without_cache
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan
 from step_cli.oneshot import sequence

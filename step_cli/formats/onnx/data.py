@@ -13,7 +13,7 @@ import numpy.typing as npt
 from step_cli.errors import InputError
 from step_cli.formats.checkpoint import Place
 from step_cli.formats.files.mapped_file import MappedFile, map_file
-from step_cli.formats.hf_directory import inside
+from step_cli.formats.huggingface.directory import inside
 from step_cli.formats.onnx.graph import Tensor
 from step_cli.formats.onnx.protobuf import FIXED32, FIXED64, Field, WireError, varints
 

@@ -12,7 +12,7 @@ from step_cli.formats import plan as plans
 from step_cli.formats.bitmask_reader import unpacked
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.files.digest import check_digest
-from step_cli.formats.hf_directory import (
+from step_cli.formats.huggingface.directory import (
     check_against_index,
     find_weights,
     inside,

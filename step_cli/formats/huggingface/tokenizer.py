@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from step_cli.formats.hf_directory import inside
+from step_cli.formats.huggingface.directory import inside
 
 # What tokenizers and image processors of transformers save, besides code.
 FILES = (
