@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 
 from step_cli.formats.checkpoint import NamedTensor
-from step_cli.formats.compressed import save_compressed
-from step_cli.formats.compressed_codec import (
+from step_cli.formats.compressed.codec import (
     Layout,
     decode,
     kept_values,
     packed_positions,
 )
+from step_cli.formats.compressed.writer import save_compressed
 from step_cli.formats.weights import open_checkpoint
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan

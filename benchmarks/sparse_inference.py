@@ -18,7 +18,7 @@ from torch.nn import functional
 
 import step_cli
 from step_cli.formats.checkpoint import NamedTensor
-from step_cli.formats.compressed import save_compressed
+from step_cli.formats.compressed.writer import save_compressed
 from step_cli.formats.pytorch.arrays import to_array
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan

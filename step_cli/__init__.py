@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from step_cli.commands.verify_nm import verify as verify
-    from step_cli.formats.semi_structured import load_compressed as load_compressed
+    from step_cli.formats.compressed.semi_structured import (
+        load_compressed as load_compressed,
+    )
     from step_cli.optim.mask import nm_mask as nm_mask
     from step_cli.recipes.sparse_adamw import sparse as sparse
     from step_cli.recipes.sparse_adamw import sparse_adamw as sparse_adamw
 
 _HOME = {
-    "load_compressed": "step_cli.formats.semi_structured",
+    "load_compressed": "step_cli.formats.compressed.semi_structured",
     "nm_mask": "step_cli.optim.mask",
     "sparse": "step_cli.recipes.sparse_adamw",
     "sparse_adamw": "step_cli.recipes.sparse_adamw",

@@ -9,8 +9,8 @@ from step_cli.commands.export_source import Source, size_bytes
 from step_cli.config import ExportConfig
 from step_cli.errors import InputError, OutputError
 from step_cli.formats.checkpoint import NamedTensor
-from step_cli.formats.compressed import save_compressed
-from step_cli.formats.compressed_codec import differing_bits
+from step_cli.formats.compressed.codec import differing_bits
+from step_cli.formats.compressed.writer import save_compressed
 from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.files.staged import staged
 from step_cli.formats.plan import KEY as PLAN_KEY

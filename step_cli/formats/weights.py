@@ -30,7 +30,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if opened.format != "safetensors":
         return opened
     if any(tensor.name.endswith(".bitmask") for tensor in opened.tensors):
-        from step_cli.formats.bitmask_reader import unpacked
+        from step_cli.formats.compressed.bitmask import unpacked
 
         opened = unpacked(opened)
     if any(

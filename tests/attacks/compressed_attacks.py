@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from step_cli.formats.compressed import HEADER_KEY, KEY, header_digest
+from step_cli.formats.compressed.writer import HEADER_KEY, KEY, header_digest
 from step_cli.formats.safetensors.writer import packed_header
 
 Header = dict[str, Any]

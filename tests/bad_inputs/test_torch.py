@@ -19,7 +19,7 @@ from torch import nn
 
 from step_cli.errors import MissingError
 from step_cli.formats.checkpoint import NamedTensor
-from step_cli.formats.compressed import save_compressed
+from step_cli.formats.compressed.writer import save_compressed
 from step_cli.formats.files.mapped_file import map_file
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan

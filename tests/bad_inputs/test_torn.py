@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from step_cli import cli
 from step_cli.formats.checkpoint import NamedTensor
-from step_cli.formats.compressed import save_compressed
+from step_cli.formats.compressed.writer import save_compressed
 from step_cli.formats.files.digest import digests
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan

@@ -15,7 +15,7 @@ from onnx import helper
 from safetensors.numpy import save
 
 from step_cli.formats.checkpoint import NamedTensor
-from step_cli.formats.compressed import save_compressed
+from step_cli.formats.compressed.writer import save_compressed
 from step_cli.formats.safetensors.writer import packed_header
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan

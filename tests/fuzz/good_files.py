@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 
 from step_cli.formats.checkpoint import NamedTensor
-from step_cli.formats.compressed import save_compressed
+from step_cli.formats.compressed.writer import save_compressed
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan
 

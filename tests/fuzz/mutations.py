@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Any
 
-from step_cli.formats.compressed import HEADER_KEY, KEY, header_digest
+from step_cli.formats.compressed.writer import HEADER_KEY, KEY, header_digest
 
 PAGE = 4096
 NUMBERS = (

@@ -132,9 +132,9 @@ CHECKLIST = {
         "nm/test_sizes.py::test_two_ratios_of_table_5_are_mis_rounded",
     ],
     "export: values and metadata round-trip; sparse and masked forward agree": [
-        "formats/test_compressed_codec.py::"
+        "formats/compressed/test_codec.py::"
         "test_round_trip_is_bit_exact_and_matches_the_loop",
-        "formats/test_compressed.py::test_round_trip_restores_names_types_and_bits",
+        "formats/compressed/test_writer.py::test_round_trip_restores_names_types_and_bits",
         "recipes/test_checklist.py::"
         "test_the_models_forward_is_that_of_the_masked_dense_weights",
     ],

@@ -9,8 +9,8 @@ from typing import Any
 
 from step_cli.errors import InputError
 from step_cli.formats import plan as plans
-from step_cli.formats.bitmask_reader import unpacked
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
+from step_cli.formats.compressed.bitmask import unpacked
 from step_cli.formats.files.digest import check_digest
 from step_cli.formats.huggingface.directory import (
     check_against_index,

@@ -22,7 +22,7 @@ def open_safetensors(file: MappedFile) -> Checkpoint:
     """
     header = read_header(file)
     if COMPRESSED_KEY in header.metadata:
-        from step_cli.formats.compressed_reader import open_compressed
+        from step_cli.formats.compressed.reader import open_compressed
 
         return open_compressed(file, header)
     text = header.metadata.get(KEY)

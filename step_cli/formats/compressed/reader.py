@@ -12,20 +12,20 @@ from functools import partial
 from typing import Any
 
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
-from step_cli.formats.compressed import (
+from step_cli.formats.compressed.codec import (
+    Array,
+    BadPositionsError,
+    Layout,
+    decode,
+)
+from step_cli.formats.compressed.flaws import CompressedFileError, Flaw
+from step_cli.formats.compressed.writer import (
     HEADER_KEY,
     POSITIONS,
     SCHEMA,
     VALUES,
     header_digest,
 )
-from step_cli.formats.compressed_codec import (
-    Array,
-    BadPositionsError,
-    Layout,
-    decode,
-)
-from step_cli.formats.compressed_flaw import CompressedFileError, Flaw
 from step_cli.formats.files.mapped_file import MappedFile
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import parse_plan

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_cli.formats.compressed_codec import (
+from step_cli.formats.compressed.codec import (
     BadPositionsError,
     Layout,
     decode,

@@ -15,7 +15,7 @@ import numpy as np
 
 from step_cli.errors import InputError
 from step_cli.formats.checkpoint import NamedTensor
-from step_cli.formats.compressed_codec import (
+from step_cli.formats.compressed.codec import (
     Array,
     Layout,
     kept_values,

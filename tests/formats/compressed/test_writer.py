@@ -10,13 +10,13 @@ from attacks.compressed_attacks import Header, rewrite
 
 from step_cli.errors import InputError
 from step_cli.formats.checkpoint import NamedTensor
-from step_cli.formats.compressed import (
+from step_cli.formats.compressed.flaws import CompressedFileError, Flaw
+from step_cli.formats.compressed.writer import (
     HEADER_KEY,
     KEY,
     header_digest,
     save_compressed,
 )
-from step_cli.formats.compressed_flaw import CompressedFileError, Flaw
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.safetensors.writer import packed_header
 from step_cli.formats.weights import open_checkpoint
