@@ -25,8 +25,8 @@ from typing import Any
 from step_cli.commands import export
 from step_cli.config import ExportConfig
 from step_cli.errors import MissingError, StepError
-from step_cli.formats.cuda_device import compute_capabilities
-from step_cli.formats.trt_api import find_runtime
+from step_cli.formats.tensorrt.api import find_runtime
+from step_cli.formats.tensorrt.gpus import compute_capabilities
 
 PRECISIONS = ("fp16", "bf16")
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from step_cli.config import ExportConfig
-from step_cli.formats.cuda_device import compute_capabilities
 from step_cli.formats.files.scratch import scratch_directory
 from step_cli.formats.onnx.session import OrtSession, feeds_of
-from step_cli.formats.trt_api import TrtRuntime
-from step_cli.formats.trt_engine import EngineBuild, EngineOptions, build_engine
-from step_cli.formats.trt_time import engine_ms
+from step_cli.formats.tensorrt.api import TrtRuntime
+from step_cli.formats.tensorrt.engine import EngineBuild, EngineOptions, build_engine
+from step_cli.formats.tensorrt.gpus import compute_capabilities
+from step_cli.formats.tensorrt.timing import engine_ms
 from step_cli.reports import BenchReport
 
 if TYPE_CHECKING:

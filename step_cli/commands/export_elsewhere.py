@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from step_cli.config import ExportConfig
-from step_cli.formats.trt_profiles import Profile, parse_shapes
-from step_cli.formats.trtexec_line import trtexec_line
+from step_cli.formats.tensorrt.profiles import Profile, parse_shapes
+from step_cli.formats.tensorrt.trtexec import trtexec_line
 
 # Options that decide what the ONNX file holds; `--precision` goes beside them.
 _OF_THE_GRAPH = (

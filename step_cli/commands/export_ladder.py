@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from step_cli.formats.cuda_device import compute_capabilities
 from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.onnx.nodes import nodes_of_weights
 from step_cli.formats.onnx.reader import open_onnx
-from step_cli.formats.trt_api import TrtRuntime
-from step_cli.formats.trt_engine import EngineOptions
-from step_cli.formats.trt_ladder import Rungs, rungs, sparse_weights
-from step_cli.formats.trt_log import BuildLog
+from step_cli.formats.tensorrt.api import TrtRuntime
+from step_cli.formats.tensorrt.engine import EngineOptions
+from step_cli.formats.tensorrt.evidence import Rungs, rungs, sparse_weights
+from step_cli.formats.tensorrt.gpus import compute_capabilities
+from step_cli.formats.tensorrt.log import BuildLog
 from step_cli.nm.count import Job
 from step_cli.nm.diagnosis import holds_pattern
 from step_cli.nm.pattern import NMPattern

@@ -25,10 +25,10 @@ from step_cli.formats.onnx.example_inputs import example_tensors
 from step_cli.formats.onnx.exporter import need_export_libraries
 from step_cli.formats.onnx.inputs import GraphInput
 from step_cli.formats.onnx.nodes import inputs_of_onnx
-from step_cli.formats.trt_api import TrtRuntime, check_targets, find_runtime
-from step_cli.formats.trt_engine import EngineBuild, EngineOptions, build_engine
-from step_cli.formats.trt_log import parse_log
-from step_cli.formats.trt_profiles import Profile, make_profiles
+from step_cli.formats.tensorrt.api import TrtRuntime, check_targets, find_runtime
+from step_cli.formats.tensorrt.engine import EngineBuild, EngineOptions, build_engine
+from step_cli.formats.tensorrt.log import parse_log
+from step_cli.formats.tensorrt.profiles import Profile, make_profiles
 from step_cli.reports import BenchReport, ExportBytes, ExportReport, SparsityCounts
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from bad_inputs.sound import NAME, broken, put, put_bytes, sparse
 
 from step_cli.commands import export
 from step_cli.errors import InputError, MissingError
-from step_cli.formats import cuda_device
-from step_cli.formats.trt_engine import _finished
+from step_cli.formats.tensorrt import gpus as cuda_device
+from step_cli.formats.tensorrt.engine import _finished
 
 HERE = Path(__file__)
 # Rows that need torch to trace a model are tested in one process, where that is said.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from step_cli.formats import trt_build
+from step_cli.formats.tensorrt import build as trt_build
 
 
 class BuilderFlag(enum.IntEnum):  # values recorded from TensorRT 11.4 and RTX 1.7

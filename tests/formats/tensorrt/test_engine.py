@@ -7,12 +7,12 @@ import pytest
 from formats.small_graphs import MODELS, save_mlp
 
 from step_cli.errors import InputError, UsageError
-from step_cli.formats.cuda_device import compute_capabilities
-from step_cli.formats.trt_api import TrtRuntime, find_runtime
-from step_cli.formats.trt_engine import EngineOptions, build_engine
-from step_cli.formats.trt_ladder import rungs
-from step_cli.formats.trt_log import parse_log
-from step_cli.formats.trt_profiles import Profile
+from step_cli.formats.tensorrt.api import TrtRuntime, find_runtime
+from step_cli.formats.tensorrt.engine import EngineOptions, build_engine
+from step_cli.formats.tensorrt.evidence import rungs
+from step_cli.formats.tensorrt.gpus import compute_capabilities
+from step_cli.formats.tensorrt.log import parse_log
+from step_cli.formats.tensorrt.profiles import Profile
 
 
 @pytest.fixture(scope="module")

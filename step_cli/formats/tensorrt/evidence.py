@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from step_cli.formats.trt_layers import EngineLayer
-from step_cli.formats.trt_log import BuildLog
+from step_cli.formats.tensorrt.layers import EngineLayer
+from step_cli.formats.tensorrt.log import BuildLog
 
 SparseWeights = Literal["used", "permitted", "ignored"]
 

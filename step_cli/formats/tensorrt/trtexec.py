@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from step_cli.formats.trt_profiles import Profile
+from step_cli.formats.tensorrt.profiles import Profile
 
 
 def trtexec_line(

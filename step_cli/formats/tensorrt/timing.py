@@ -1,6 +1,6 @@
 """Time an engine that was built a moment ago, on the GPU of this machine.
 
-The parent calls `engine_ms`; the child, ``python -m step_cli.formats.trt_time``, opens
+The parent calls `engine_ms`; the child, ``python -m step_cli.formats.tensorrt.timing``, opens
 the plan and runs it. Only ever our own bytes, their checksum compared first: opening an
 engine runs native code. Memory on the GPU comes from torch.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from step_cli.errors import MissingError
-from step_cli.formats.trt_api import TrtRuntime
+from step_cli.formats.tensorrt.api import TrtRuntime
 
 WARM_UP, RUNS = 20, 100
 # TensorRT's names of types against torch's.
@@ -61,7 +61,7 @@ def engine_ms(
     }
     # -P: the working directory may hold anything and is no place to import from.
     child = subprocess.run(
-        [sys.executable, "-P", "-m", "step_cli.formats.trt_time"],
+        [sys.executable, "-P", "-m", "step_cli.formats.tensorrt.timing"],
         input=json.dumps(request),
         capture_output=True,
         encoding="utf-8",

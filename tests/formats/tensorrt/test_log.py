@@ -6,8 +6,8 @@ TensorRT-RTX 1.7.1.
 
 import pytest
 
-from step_cli.formats.trt_ladder import Rungs, rungs, sparse_weights
-from step_cli.formats.trt_log import parse_log
+from step_cli.formats.tensorrt.evidence import Rungs, rungs, sparse_weights
+from step_cli.formats.tensorrt.log import parse_log
 
 OLD_WORDING_CONSTRUCTED = """\
 [03/23/2024-00:14:05] [I] [TRT] (Sparsity) Layers eligible for sparse math: \

@@ -7,7 +7,7 @@ use sparse tactics". Names appear at VERBOSE only. Logs of trtexec read alike.
 import re
 from dataclasses import dataclass
 
-from step_cli.formats.trt_layers import (
+from step_cli.formats.tensorrt.layers import (
     EngineLayer,
     names_in,
     onnx_names,

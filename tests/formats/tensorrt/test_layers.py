@@ -5,7 +5,7 @@ import json
 import pytest
 
 from step_cli.errors import InputError
-from step_cli.formats.trt_layers import parse_layers
+from step_cli.formats.tensorrt.layers import parse_layers
 
 SPARSE_CONV = (
     "sm80_xmma_fprop_sparse_conv_f16f16_f16f32_f16_nhwckrsc_nhwc_tilesize128x64x64"

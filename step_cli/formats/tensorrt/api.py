@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from step_cli.errors import MissingError, StepError, UsageError
-from step_cli.formats.cuda_device import compute_capabilities
+from step_cli.formats.tensorrt.gpus import compute_capabilities
 
 Kind = Literal["tensorrt", "tensorrt-rtx"]
 Wanted = Literal["auto", "tensorrt", "tensorrt-rtx"]

@@ -7,8 +7,8 @@ import types
 import pytest
 
 from step_cli.errors import MissingError, UsageError
-from step_cli.formats import trt_api
-from step_cli.formats.trt_api import TrtRuntime, check_targets, find_runtime
+from step_cli.formats.tensorrt import api as trt_api
+from step_cli.formats.tensorrt.api import TrtRuntime, check_targets, find_runtime
 
 
 class FlagsTen(enum.IntEnum):

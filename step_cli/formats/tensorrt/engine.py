@@ -15,10 +15,10 @@ from typing import Any
 
 from step_cli.errors import InputError
 from step_cli.formats.files.scratch import scratch_directory
-from step_cli.formats.trt_api import TrtRuntime
-from step_cli.formats.trt_failures import crashed, explain
-from step_cli.formats.trt_layers import EngineLayer, parse_layers
-from step_cli.formats.trt_profiles import Profile
+from step_cli.formats.tensorrt.api import TrtRuntime
+from step_cli.formats.tensorrt.failures import crashed, explain
+from step_cli.formats.tensorrt.layers import EngineLayer, parse_layers
+from step_cli.formats.tensorrt.profiles import Profile
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _request(
 def _run_child(request: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     # -P: the working directory may hold anything and is no place to import from.
     return subprocess.run(
-        [sys.executable, "-P", "-m", "step_cli.formats.trt_build"],
+        [sys.executable, "-P", "-m", "step_cli.formats.tensorrt.build"],
         input=json.dumps(request),
         capture_output=True,
         encoding="utf-8",

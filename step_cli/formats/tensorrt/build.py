@@ -1,4 +1,4 @@
-"""The child process of one engine build: ``python -m step_cli.formats.trt_build``.
+"""The child process of one engine build: ``python -m step_cli.formats.tensorrt.build``.
 
 A build that fails inside the compiler changes the bytes of the next build in the same
 process, so each build has its own. The request comes as JSON on stdin; the plan, the
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from step_cli.formats.trt_api import network_flags
+from step_cli.formats.tensorrt.api import network_flags
 
 MIB = 1 << 20
 PR_SET_PDEATHSIG = 1  # linux/prctl.h

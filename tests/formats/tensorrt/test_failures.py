@@ -15,10 +15,10 @@ import pytest
 from formats.small_graphs import save_graph, save_mlp, save_one_node
 
 from step_cli.errors import InputError, MissingError, StepError, UsageError
-from step_cli.formats.trt_api import TrtRuntime, find_runtime
-from step_cli.formats.trt_engine import EngineOptions, build_engine
-from step_cli.formats.trt_failures import crashed, explain
-from step_cli.formats.trt_profiles import Profile
+from step_cli.formats.tensorrt.api import TrtRuntime, find_runtime
+from step_cli.formats.tensorrt.engine import EngineOptions, build_engine
+from step_cli.formats.tensorrt.failures import crashed, explain
+from step_cli.formats.tensorrt.profiles import Profile
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +165,8 @@ def test_a_child_that_segfaults_is_reported_as_a_crash(
 PARENT = """
 import sys, types
 from pathlib import Path
-from step_cli.formats.trt_api import TrtRuntime
-from step_cli.formats.trt_engine import EngineOptions, build_engine
+from step_cli.formats.tensorrt.api import TrtRuntime
+from step_cli.formats.tensorrt.engine import EngineOptions, build_engine
 runtime = TrtRuntime(types.ModuleType("slow_trt"), "tensorrt")
 build_engine(runtime, Path("m.onnx"), Path("m.plan"), EngineOptions())
 """

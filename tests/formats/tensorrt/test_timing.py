@@ -15,9 +15,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from step_cli.errors import MissingError  # noqa: E402
-from step_cli.formats.cuda_device import compute_capabilities  # noqa: E402
-from step_cli.formats.trt_api import TrtRuntime  # noqa: E402
-from step_cli.formats.trt_time import (  # noqa: E402
+from step_cli.formats.tensorrt.api import TrtRuntime  # noqa: E402
+from step_cli.formats.tensorrt.gpus import compute_capabilities  # noqa: E402
+from step_cli.formats.tensorrt.timing import (  # noqa: E402
     TimingFailedError,
     bind,
     engine_ms,
@@ -118,8 +118,8 @@ def test_a_real_engine_is_timed(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt")
     from formats.small_graphs import save_mlp
 
-    from step_cli.formats.trt_api import find_runtime
-    from step_cli.formats.trt_engine import EngineOptions, build_engine
+    from step_cli.formats.tensorrt.api import find_runtime
+    from step_cli.formats.tensorrt.engine import EngineOptions, build_engine
 
     runtime, plan = find_runtime("tensorrt"), tmp_path / "m.plan"
     source = save_mlp(tmp_path / "m.onnx")
