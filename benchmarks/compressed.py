@@ -28,7 +28,7 @@ from step_cli.formats.compressed.codec import (
     packed_positions,
 )
 from step_cli.formats.compressed.writer import save_compressed
-from step_cli.formats.weights import open_checkpoint
+from step_cli.formats.open import open_checkpoint
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan
 

@@ -27,8 +27,8 @@ from step_cli.formats.huggingface.model import (
     without_cache,
 )
 from step_cli.formats.huggingface.weights import load_hugging_face
+from step_cli.formats.open import open_checkpoint
 from step_cli.formats.pytorch.arrays import to_tensor
-from step_cli.formats.weights import open_checkpoint
 from step_cli.samples import load_module, load_sample
 
 logger = logging.getLogger(__name__)

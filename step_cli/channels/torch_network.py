@@ -12,7 +12,7 @@ from step_cli.channels.torch_graph import trace
 from step_cli.errors import UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.huggingface.model import inputs_of, is_transformers
-from step_cli.formats.model_source import ModelSource
+from step_cli.formats.model_json import ModelSource
 from step_cli.formats.onnx.example_inputs import (
     all_equal,
     example_tensors,

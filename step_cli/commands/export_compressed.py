@@ -13,11 +13,11 @@ from step_cli.formats.compressed.codec import differing_bits
 from step_cli.formats.compressed.writer import save_compressed
 from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.files.staged import staged
+from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import plan_json
 from step_cli.formats.safetensors.reader import open_safetensors
 from step_cli.formats.safetensors.writer import TensorToSave, save_safetensors
-from step_cli.formats.weights import open_checkpoint
 from step_cli.reports import ExportBytes, ExportReport
 
 

@@ -14,7 +14,7 @@ from step_cli.errors import InputError, NonFiniteError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.huggingface.model import build_hugging_face, is_hugging_face
 from step_cli.formats.huggingface.weights import load_hugging_face
-from step_cli.formats.model_source import ModelSource
+from step_cli.formats.model_json import ModelSource
 from step_cli.formats.onnx.inputs import GraphInput, parse_input
 from step_cli.nm.plan import Plan
 

@@ -13,7 +13,7 @@ from step_cli.commands.verify_layer import Judged, add_advice, verdict_of
 from step_cli.config import ExportConfig
 from step_cli.errors import NonFiniteError, NothingSelectedError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
-from step_cli.formats.weights import open_checkpoint
+from step_cli.formats.open import open_checkpoint
 from step_cli.nm.count import Job, tally_all
 from step_cli.nm.plan import LayerPlan, Plan
 from step_cli.reports import ExportLayer, LayerVerdict, SkippedTensor

@@ -3,7 +3,7 @@
 from step_cli.errors import UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.huggingface.model import is_hugging_face
-from step_cli.formats.model_source import ModelSource, read_source
+from step_cli.formats.model_json import ModelSource, read_source
 from step_cli.train_config import absolute_spec
 
 

@@ -14,8 +14,8 @@ from step_cli.config import PruneConfig
 from step_cli.errors import OutputError, StepError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.patched_copy import Change
-from step_cli.formats.rewriter import Rewriter
-from step_cli.formats.weights import open_checkpoint
+from step_cli.formats.open import open_checkpoint
+from step_cli.formats.rewrite import Rewriter
 from step_cli.nm.count import Job, tally_all
 from step_cli.nm.plan import LayerPlan, Plan
 from step_cli.nm.pruned import Pruned

@@ -15,8 +15,8 @@ from step_cli.config import VerifyConfig
 from step_cli.errors import NonFiniteError, NothingSelectedError, StepError, UsageError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.files.target import checked_target
+from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import read_plan
-from step_cli.formats.weights import open_checkpoint
 from step_cli.nm.count import Job, tally_all
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import Plan

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from step_cli.data_config import BYTES
 from step_cli.errors import StepError
-from step_cli.formats.model_source import ModelSource
+from step_cli.formats.model_json import ModelSource
 from step_cli.optim.layers import density
 from step_cli.reports import TrainReport
 from step_cli.train_config import TrainConfig

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from step_cli.data import load_data
 from step_cli.errors import INTERRUPTED, InputError, StoppedError
+from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import FILE as PLAN
 from step_cli.formats.plan import plan_json, read_plan
-from step_cli.formats.weights import open_checkpoint
 from step_cli.models import build_model, load_weights
 from step_cli.nm.plan import Plan
 from step_cli.optim.layers import density, plan_for

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from step_cli.errors import MissingError
+from step_cli.formats.open import open_checkpoint
 from step_cli.formats.pytorch.arrays import to_array
-from step_cli.formats.weights import open_checkpoint
 from step_cli.nm.count import Job, tally_all
 from step_cli.nm.groups import Weights
 from step_cli.nm.plan import Plan

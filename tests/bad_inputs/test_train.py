@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 from stopped_run import stopping_at  # noqa: E402
 
 from step_cli.errors import OutputError, StoppedError  # noqa: E402
-from step_cli.formats.weights import open_checkpoint  # noqa: E402
+from step_cli.formats.open import open_checkpoint  # noqa: E402
 from step_cli.training import checkpoints, run_files  # noqa: E402
 from step_cli.training import run as run_module  # noqa: E402
 

@@ -20,9 +20,9 @@ from step_cli.errors import (
     StepError,
     UsageError,
 )
+from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import KEY, plan_json
 from step_cli.formats.safetensors.writer import save_safetensors
-from step_cli.formats.weights import open_checkpoint
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan, Plan
 from step_cli.reports import ExportReport

@@ -29,13 +29,13 @@ from step_cli.errors import (  # noqa: E402
     StoppedError,
     UsageError,
 )
-from step_cli.formats.model_source import ModelSource, write_source  # noqa: E402
+from step_cli.formats.model_json import ModelSource, write_source  # noqa: E402
 from step_cli.formats.onnx.nodes import inputs_of_onnx  # noqa: E402
+from step_cli.formats.open import open_checkpoint  # noqa: E402
 from step_cli.formats.plan import KEY, plan_json  # noqa: E402
 from step_cli.formats.pytorch.arrays import to_array  # noqa: E402
 from step_cli.formats.safetensors.writer import save_safetensors  # noqa: E402
 from step_cli.formats.tensorrt import api as trt_api  # noqa: E402
-from step_cli.formats.weights import open_checkpoint  # noqa: E402
 from step_cli.nm.pattern import NMPattern  # noqa: E402
 from step_cli.nm.plan import LayerPlan  # noqa: E402
 from step_cli.optim.mask import nm_mask  # noqa: E402

@@ -28,11 +28,11 @@ from step_cli.errors import (  # noqa: E402
     StepError,
     UsageError,
 )
+from step_cli.formats.open import open_checkpoint  # noqa: E402
 from step_cli.formats.tensorrt import api as trt_api  # noqa: E402
 from step_cli.formats.tensorrt.api import TrtRuntime  # noqa: E402
 from step_cli.formats.tensorrt.engine import EngineBuild  # noqa: E402
 from step_cli.formats.tensorrt.log import parse_log  # noqa: E402
-from step_cli.formats.weights import open_checkpoint  # noqa: E402
 
 
 @pytest.fixture

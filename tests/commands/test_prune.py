@@ -26,9 +26,9 @@ from step_cli.errors import (
     OutputError,
     UsageError,
 )
-from step_cli.formats import rewriter
+from step_cli.formats import rewrite as rewriter
+from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import read_plan
-from step_cli.formats.weights import open_checkpoint
 from step_cli.nm.pattern import NMPattern
 from step_cli.reports import PruneReport
 

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from step_cli.commands import prune
 from step_cli.config import PruneConfig
 from step_cli.errors import InputError, NonFiniteError, StepError, UsageError
-from step_cli.formats.weights import open_checkpoint
+from step_cli.formats.open import open_checkpoint
 from step_cli.nm.pattern import NMPattern
 from step_cli.oneshot.calibrated import InputHessians, InputNorms
 from step_cli.oneshot.layer_matrix import LayerMatrix

@@ -30,7 +30,7 @@ from step_cli.commands import prune, prune_permuted
 from step_cli.commands.prune_layers import choose_layers
 from step_cli.config import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
-from step_cli.formats.weights import open_checkpoint
+from step_cli.formats.open import open_checkpoint
 from step_cli.models import build_model
 from step_cli.reports import PruneReport
 

@@ -11,8 +11,8 @@ from safetensors.numpy import save
 
 from step_cli.errors import StepError
 from step_cli.formats.files.mapped_file import map_file
+from step_cli.formats.open import open_checkpoint
 from step_cli.formats.pytorch.archive import read_members
-from step_cli.formats.weights import open_checkpoint
 
 ROUNDS = 400
 

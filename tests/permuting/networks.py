@@ -16,7 +16,7 @@ from step_cli.channels.torch_graph import Traced, trace
 from step_cli.channels.units import Unit, find_units, order_of
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.spill import Spill
-from step_cli.formats.weights import open_checkpoint
+from step_cli.formats.open import open_checkpoint
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan, Plan
 from step_cli.nm.selection import Selection

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 
 from step_cli.commands import export, verify_nm  # noqa: E402
 from step_cli.config import ExportConfig, VerifyConfig  # noqa: E402
-from step_cli.formats.model_source import ModelSource, write_source  # noqa: E402
+from step_cli.formats.model_json import ModelSource, write_source  # noqa: E402
 from step_cli.formats.plan import KEY, plan_json  # noqa: E402
 from step_cli.formats.pytorch.arrays import to_array  # noqa: E402
 from step_cli.formats.safetensors.writer import save_safetensors  # noqa: E402

@@ -14,8 +14,8 @@ from torch import nn  # noqa: E402
 from step_cli import verify  # noqa: E402
 from step_cli.errors import InputError  # noqa: E402
 from step_cli.formats.huggingface.weights import load_hugging_face  # noqa: E402
-from step_cli.formats.model_source import ModelSource, read_source  # noqa: E402
-from step_cli.formats.weights import open_checkpoint  # noqa: E402
+from step_cli.formats.model_json import ModelSource, read_source  # noqa: E402
+from step_cli.formats.open import open_checkpoint  # noqa: E402
 from step_cli.nm.pattern import NMPattern  # noqa: E402
 from step_cli.nm.plan import Plan  # noqa: E402
 from step_cli.nm.selection import Selection  # noqa: E402

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from step_cli.errors import InputError, MissingError
-from step_cli.formats.weights import open_checkpoint
+from step_cli.formats.open import open_checkpoint
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan
 

@@ -14,9 +14,9 @@ from step_cli.commands import export, prune, verify_nm
 from step_cli.config import ExportConfig, PruneConfig, VerifyConfig
 from step_cli.errors import InputError
 from step_cli.formats.files.mapped_file import map_file
+from step_cli.formats.open import open_checkpoint
 from step_cli.formats.safetensors.reader import open_safetensors
 from step_cli.formats.safetensors.writer import save_safetensors
-from step_cli.formats.weights import open_checkpoint
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan
 

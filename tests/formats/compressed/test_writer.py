@@ -17,9 +17,9 @@ from step_cli.formats.compressed.writer import (
     header_digest,
     save_compressed,
 )
+from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.safetensors.writer import packed_header
-from step_cli.formats.weights import open_checkpoint
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan, Plan
 

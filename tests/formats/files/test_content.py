@@ -8,7 +8,7 @@ from attacks.safetensors_attacks import entry, tensors
 from attacks.torch_attacks import W, saved
 
 from step_cli.errors import InputError
-from step_cli.formats.weights import open_checkpoint
+from step_cli.formats.open import open_checkpoint
 
 CONTENTS = {
     "safetensors": tensors(32, w=entry(0, 32)),
@@ -78,7 +78,7 @@ def test_a_header_bomb_takes_little_memory(tmp_path: Path) -> None:
         code = (
             "import sys; from pathlib import Path\n"
             "from step_cli.errors import InputError\n"
-            "from step_cli.formats.weights import open_checkpoint\n"
+            "from step_cli.formats.open import open_checkpoint\n"
             "try: open_checkpoint(Path(sys.argv[1]))\n"
             "except InputError: pass\n"
             "else: raise SystemExit('not refused')\n"

@@ -10,7 +10,7 @@ from step_cli import cli
 from step_cli.errors import OutputError
 from step_cli.failures import detail_of
 from step_cli.formats.files.scratch import scratch_directory, scratch_file
-from step_cli.formats.weights import open_checkpoint
+from step_cli.formats.open import open_checkpoint
 
 NOWHERE = FileNotFoundError(
     errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp']"

@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 
 from step_cli.errors import InputError
 from step_cli.formats.files.digest import digests
-from step_cli.formats.weights import open_checkpoint
+from step_cli.formats.open import open_checkpoint
 
 ONES = np.ones((4, 8), np.float32)
 PLAN = {

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from step_cli.errors import InputError  # noqa: E402
 from step_cli.formats.huggingface.weights import load_hugging_face  # noqa: E402
-from step_cli.formats.weights import open_checkpoint  # noqa: E402
+from step_cli.formats.open import open_checkpoint  # noqa: E402
 
 BERT = {
     "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2,

@@ -32,7 +32,7 @@ from step_cli.formats.onnx.session import (  # noqa: E402
     feeds_of,
     torch_outputs,
 )
-from step_cli.formats.weights import open_checkpoint  # noqa: E402
+from step_cli.formats.open import open_checkpoint  # noqa: E402
 from step_cli.nm.pattern import NMPattern  # noqa: E402
 from step_cli.nm.plan import LayerPlan, Plan  # noqa: E402
 from step_cli.optim.mask import nm_mask  # noqa: E402

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from step_cli.errors import InputError
 from step_cli.formats.checkpoint import NamedTensor
-from step_cli.formats.weights import open_checkpoint
+from step_cli.formats.open import open_checkpoint
 
 W = np.arange(32, dtype=np.float32).reshape(8, 4)
 node = helper.make_node
@@ -400,7 +400,7 @@ def test_reading_imports_neither_torch_nor_onnx(tmp_path: Path) -> None:
     read(linear(), tmp_path)
     code = (
         "import sys; from pathlib import Path;"
-        "from step_cli.formats.weights import open_checkpoint;"
+        "from step_cli.formats.open import open_checkpoint;"
         "open_checkpoint(Path(sys.argv[1])).tensors[0].read();"
         "assert not {'torch', 'onnx'} & set(sys.modules)"
     )

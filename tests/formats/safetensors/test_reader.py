@@ -14,8 +14,8 @@ from safetensors.numpy import save
 
 from step_cli.errors import InputError
 from step_cli.formats.checkpoint import Checkpoint
+from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import KEY
-from step_cli.formats.weights import open_checkpoint
 
 DTYPES = {
     "F64": "float64",
@@ -146,7 +146,7 @@ def test_reading_imports_neither_torch_nor_onnx(tmp_path: Path) -> None:
     opened(tmp_path, tensors(32, w=entry(0, 32)))
     code = (
         "import sys; from pathlib import Path;"
-        "from step_cli.formats.weights import open_checkpoint;"
+        "from step_cli.formats.open import open_checkpoint;"
         "open_checkpoint(Path(sys.argv[1])).tensors[0].read();"
         "assert not {'torch', 'onnx', 'safetensors'} & set(sys.modules)"
     )

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load
 
+from step_cli.formats.open import open_checkpoint
 from step_cli.formats.safetensors.writer import TensorToSave, save_safetensors
-from step_cli.formats.weights import open_checkpoint
 
 KINDS = ["f8", "f4", "f2", "i8", "u1", "?"]
 SHAPES = st.lists(st.integers(0, 4), max_size=3)
