@@ -63,7 +63,7 @@ def train(run: Path) -> Path:
 
 def calibration(path: Path) -> Path:
     """The text that the sample trains on, whose held-out files are left out."""
-    from step_cli.samples import load_sample
+    from step_cli.config.samples import load_sample
 
     data = load_sample("stdlib-gpt", "data")
     files = data.text_files()

@@ -21,7 +21,7 @@ import torch
 import transformers
 
 from step_cli.commands import export
-from step_cli.config import ExportConfig
+from step_cli.config.commands import ExportConfig
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.sizes import sparse_bytes, values_bytes
 from step_cli.nm.weight_rule import default_axis, weight_skip_reason

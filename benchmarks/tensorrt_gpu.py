@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from step_cli.commands import export
-from step_cli.config import ExportConfig
+from step_cli.config.commands import ExportConfig
 from step_cli.errors import MissingError, StepError
 from step_cli.formats.tensorrt.api import find_runtime
 from step_cli.formats.tensorrt.gpus import compute_capabilities

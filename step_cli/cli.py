@@ -13,17 +13,17 @@ import typer
 from typer.models import CommandInfo
 
 from step_cli import processes, render, signals
-from step_cli.config import (
+from step_cli.config.commands import (
     AutoswitchProfileConfig,
     ExportConfig,
     PruneConfig,
     TrainCommandConfig,
     VerifyConfig,
 )
+from step_cli.config.options import options_from
 from step_cli.errors import INTERRUPTED, OutputError
 from step_cli.failures import detail_of
 from step_cli.logs import log_to_stderr
-from step_cli.options import options_from
 from step_cli.presentation import Presentation, command_of
 from step_cli.reports import ErrorDetail, Report
 from step_cli.streams import ClosedStdout, results_only_on_stdout

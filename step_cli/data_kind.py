@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from step_cli.data_config import KEYS_OF, DataSection, Kind
+from step_cli.config.data import KEYS_OF, DataSection, Kind
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.files.mapped_file import is_directory, reason_of
 

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from step_cli.config.samples import load_module, load_sample
 from step_cli.errors import InputError, StepError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.huggingface.directory import has_weights
@@ -29,7 +30,6 @@ from step_cli.formats.huggingface.model import (
 from step_cli.formats.huggingface.weights import load_hugging_face
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.pytorch.arrays import to_tensor
-from step_cli.samples import load_module, load_sample
 
 logger = logging.getLogger(__name__)
 

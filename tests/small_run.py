@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from step_cli.samples import sample_directory
-from step_cli.train_config import TrainConfig, load_config
+from step_cli.config.samples import sample_directory
+from step_cli.config.train import TrainConfig, load_config
 
 CONFIG = sample_directory("digits-resnet") / "config.toml"
 

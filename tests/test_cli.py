@@ -14,8 +14,9 @@ import pytest
 import typer
 from safetensors.numpy import save_file
 
-from step_cli import cli, samples
+from step_cli import cli
 from step_cli.cli import app
+from step_cli.config.commands import samples
 
 Run = Callable[..., "object"]
 CONFIG = samples.sample_directory("digits-resnet") / "config.toml"

@@ -15,8 +15,8 @@ from data.written import (
     write_wmt,
 )
 
+from step_cli.config.data import DataSection
 from step_cli.data import load_data
-from step_cli.data_config import DataSection
 from step_cli.data_kind import kind_of
 from step_cli.errors import InputError, UsageError
 

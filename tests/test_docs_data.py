@@ -15,13 +15,13 @@ from data.written import (
     write_wmt,
 )
 
+from step_cli.config.data import BUILT_IN, KEYS_OF
+from step_cli.config.train import load_config
 from step_cli.data import batches_of, load_data
 from step_cli.data.labels import Labels
 from step_cli.data.table import LABEL_COLUMNS, TEXT_COLUMNS
 from step_cli.data.tokens import LENGTH, Utf8
-from step_cli.data_config import BUILT_IN, KEYS_OF
 from step_cli.data_kind import HELD_OUT, kind_of
-from step_cli.train_config import load_config
 
 TEXT = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", TEXT, re.M | re.S))

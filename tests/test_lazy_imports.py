@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from step_cli.samples import sample_directory
+from step_cli.config.samples import sample_directory
 
 CONFIG = sample_directory("digits-resnet") / "config.toml"
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "transformers", "matplotlib")

@@ -3,8 +3,8 @@
 import torch
 from sklearn.datasets import load_digits
 
+from step_cli.config.data import DataSection
 from step_cli.data import Dataset, TensorSplit
-from step_cli.data_config import DataSection
 
 HELD_OUT = 5  # every fifth image is held out
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from step_cli.config.data import DataSection
 from step_cli.data import Dataset, TensorSplit
-from step_cli.data_config import DataSection
 from step_cli.errors import InputError
 
 LENGTH = 128  # bytes of a sample

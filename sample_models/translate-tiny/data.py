@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from step_cli.config.data import DataSection
 from step_cli.data import IGNORED, Dataset, TensorSplit
-from step_cli.data_config import DataSection
 
 BELOW_TWENTY = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",

@@ -14,7 +14,7 @@ from step_cli.commands.profile_fresh import (
 from step_cli.commands.profile_recorded import recorded_runs, replay_recordings
 from step_cli.commands.profile_replay import Profile
 from step_cli.commands.profile_report import report_on
-from step_cli.config import AutoswitchProfileConfig
+from step_cli.config.commands import AutoswitchProfileConfig
 from step_cli.errors import MissingError, UsageError
 from step_cli.formats.files.target import checked_target
 from step_cli.reports import AutoswitchProfileReport

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from step_cli.commands.export_source import Source, open_source
-from step_cli.config import ExportConfig
+from step_cli.config.commands import ExportConfig
 from step_cli.errors import MissingError, UsageError
 from step_cli.formats.files.target import checked_target
 from step_cli.formats.onnx.inputs import parse_input

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from step_cli.config import ExportConfig
+from step_cli.config.commands import ExportConfig
 from step_cli.formats.files.scratch import scratch_directory
 from step_cli.formats.onnx.session import OrtSession, feeds_of
 from step_cli.formats.tensorrt.api import TrtRuntime

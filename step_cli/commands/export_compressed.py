@@ -6,7 +6,7 @@ import ml_dtypes  # noqa: F401  (NumPy learns bfloat16 and fp8 from it)
 import numpy as np
 
 from step_cli.commands.export_source import Source, size_bytes
-from step_cli.config import ExportConfig
+from step_cli.config.commands import ExportConfig
 from step_cli.errors import InputError, OutputError
 from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed.codec import differing_bits

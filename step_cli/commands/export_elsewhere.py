@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from step_cli.config import ExportConfig
+from step_cli.config.commands import ExportConfig
 from step_cli.formats.tensorrt.profiles import Profile, parse_shapes
 from step_cli.formats.tensorrt.trtexec import trtexec_line
 

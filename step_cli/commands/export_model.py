@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from step_cli.commands.export_bench import times_engine
 from step_cli.commands.model_source import model_source
-from step_cli.config import ExportConfig, Precision
+from step_cli.config.commands import ExportConfig, Precision
 from step_cli.errors import InputError, NonFiniteError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.huggingface.model import build_hugging_face, is_hugging_face

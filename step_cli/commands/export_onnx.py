@@ -9,7 +9,7 @@ from step_cli.commands.export_model import LoadedModel, examples_for, load_model
 from step_cli.commands.export_parity import compare, reference
 from step_cli.commands.export_source import Source, judge, refuse_nonfinite
 from step_cli.commands.verify_layer import Judged
-from step_cli.config import ExportConfig
+from step_cli.config.commands import ExportConfig
 from step_cli.errors import InputError
 from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.onnx.exporter import (

@@ -10,7 +10,7 @@ from step_cli.commands.selecting import (
     why_nothing,
 )
 from step_cli.commands.verify_layer import Judged, add_advice, verdict_of
-from step_cli.config import ExportConfig
+from step_cli.config.commands import ExportConfig
 from step_cli.errors import NonFiniteError, NothingSelectedError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.open import open_checkpoint

@@ -17,7 +17,7 @@ from step_cli.commands.export_ladder import backend_report, climb
 from step_cli.commands.export_model import load_model
 from step_cli.commands.export_onnx import CheckFailedError, onnx_report, write_onnx
 from step_cli.commands.export_source import Source
-from step_cli.config import ExportConfig
+from step_cli.config.commands import ExportConfig
 from step_cli.errors import MissingError, StepError
 from step_cli.formats.files.scratch import scratch_directory
 from step_cli.formats.files.staged import staged

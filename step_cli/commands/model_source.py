@@ -1,10 +1,10 @@
 """Which model a checkpoint is of."""
 
+from step_cli.config.train import absolute_spec
 from step_cli.errors import UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.huggingface.model import is_hugging_face
 from step_cli.formats.model_json import ModelSource, read_source
-from step_cli.train_config import absolute_spec
 
 
 def model_source(spec: str | None, checkpoint: Checkpoint) -> ModelSource:

@@ -11,10 +11,10 @@ from step_cli.autoswitch.sample_block import SampleBlock
 from step_cli.autoswitch.variance_log import VarianceHeader
 from step_cli.commands.profile_replay import Profile
 from step_cli.commands.profile_settings import Settings, settings_of
-from step_cli.config import AutoswitchProfileConfig
+from step_cli.config.commands import AutoswitchProfileConfig
+from step_cli.config.train import SEEDS, TrainConfig, load_config
 from step_cli.errors import OutputError, UsageError
 from step_cli.formats.files.scratch import scratch_directory
-from step_cli.train_config import SEEDS, TrainConfig, load_config
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from step_cli.autoswitch.variance_log import VarianceHeader
 from step_cli.autoswitch.what_if import ANSWERED, OtherBeta2
 from step_cli.commands.profile_replay import Profile
 from step_cli.commands.profile_settings import settings_of
-from step_cli.config import AutoswitchProfileConfig
+from step_cli.config.commands import AutoswitchProfileConfig
+from step_cli.config.train import TrainConfig, load_config
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.files.mapped_file import reason_of
-from step_cli.train_config import TrainConfig, load_config
 
 FILE = "variance.jsonl"
 DENSE_AT_FIRST = ("dense", "step")  # as long as they update v

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from step_cli.commands.prune_layers import Layer, choose_layers, place_of
 from step_cli.commands.prune_methods import Method, check_method, method_of
-from step_cli.config import PruneConfig
+from step_cli.config.commands import PruneConfig
 from step_cli.errors import OutputError, StepError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.patched_copy import Change

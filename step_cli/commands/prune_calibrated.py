@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from step_cli.commands.model_source import model_source
 from step_cli.commands.prune_layers import Layer
 from step_cli.commands.prune_methods import Array
-from step_cli.config import PruneConfig
+from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NonFiniteError, StepError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.spill import Spill

@@ -10,7 +10,7 @@ from step_cli.commands.selecting import (
     skipped_tensors,
     why_nothing,
 )
-from step_cli.config import PruneConfig
+from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.nm.allocation import allocate

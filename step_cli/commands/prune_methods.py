@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from step_cli.commands.prune_layers import Layer
-from step_cli.config import PruneConfig
+from step_cli.config.commands import PruneConfig
 from step_cli.errors import UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.nm.groups import Mask, Weights

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 
-from step_cli.config import SelectionConfig
+from step_cli.config.commands import SelectionConfig
 from step_cli.errors import StepError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.plan import read_plan

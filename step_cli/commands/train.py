@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from step_cli.config import TrainCommandConfig
-from step_cli.data_config import BUILT_IN
+from step_cli.config.commands import TrainCommandConfig
+from step_cli.config.data import BUILT_IN
+from step_cli.config.train import load_config
 from step_cli.data_kind import kind_of
 from step_cli.errors import UsageError
 from step_cli.reports import TrainReport
-from step_cli.train_config import load_config
 
 
 def run(command: TrainCommandConfig) -> TrainReport:

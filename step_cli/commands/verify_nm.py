@@ -11,7 +11,7 @@ from step_cli.commands.verify_layer import (
     compare_masks,
     verdict_of,
 )
-from step_cli.config import VerifyConfig
+from step_cli.config.commands import VerifyConfig
 from step_cli.errors import NonFiniteError, NothingSelectedError, StepError, UsageError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.files.target import checked_target

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from step_cli.config.data import DataSection
 from step_cli.data.augment import crop_and_flip, normalized
 from step_cli.data.batch import Batch, Dataset
-from step_cli.data_config import DataSection
 from step_cli.errors import InputError
 from step_cli.formats.files.mapped_file import Bytes, map_file
 

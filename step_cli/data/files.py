@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
+from step_cli.config.data import DataSection
 from step_cli.data.batch import Batch, Dataset, RandomSplit, Split
-from step_cli.data_config import DataSection
 from step_cli.data_kind import files_in, role_of
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.files.mapped_file import is_directory

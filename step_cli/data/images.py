@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from step_cli.config.data import DataSection
 from step_cli.data.augment import normalized
 from step_cli.data.batch import Batch, Dataset
 from step_cli.data.files import NO_HELD_OUT, set_aside
-from step_cli.data_config import DataSection
 from step_cli.data_kind import HELD_OUT
 from step_cli.errors import InputError
 from step_cli.formats.files.mapped_file import Bytes, is_directory, reason_of

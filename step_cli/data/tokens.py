@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from step_cli.data_config import BYTES
+from step_cli.config.data import BYTES
 from step_cli.errors import InputError
 from step_cli.formats.quiet import quiet
 

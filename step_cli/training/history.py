@@ -11,9 +11,9 @@ from step_cli.autoswitch.autoswitch import AutoSwitch, Fixed, SwitchRule
 from step_cli.autoswitch.criterion_values import changes_of, values_of
 from step_cli.autoswitch.recording import Recording
 from step_cli.autoswitch.thinned import Thinned
+from step_cli.config.train import TrainConfig
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.reports import SwitchPoint
-from step_cli.train_config import TrainConfig
 from step_cli.training.setup import criterion_of
 
 POINTS = 2000  # of a curve at most: one of millions of steps is thinned

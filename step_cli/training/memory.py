@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
+from step_cli.config.train import TrainSection
 from step_cli.errors import MissingError
-from step_cli.train_config import TrainSection
 
 # On a CPU torch raises a plain RuntimeError.
 SAID = re.compile(r"can't allocate memory|not enough memory|out of memory", re.I)

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from step_cli import processes
+from step_cli.config.train import TrainSection
 from step_cli.errors import MissingError, UsageError
-from step_cli.train_config import TrainSection
 
 Kind = Literal["none", "ddp", "fsdp"]
 T = TypeVar("T")

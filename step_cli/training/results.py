@@ -6,12 +6,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from step_cli.data_config import BYTES
+from step_cli.config.data import BYTES
+from step_cli.config.train import TrainConfig
 from step_cli.errors import StepError
 from step_cli.formats.model_json import ModelSource
 from step_cli.optim.layers import density
 from step_cli.reports import TrainReport
-from step_cli.train_config import TrainConfig
 from step_cli.training.history import switch_point
 from step_cli.training.model_files import save_model
 from step_cli.training.run_files import save_text

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
+from step_cli.config.train import TrainConfig, keys_of, load_config, to_toml
 from step_cli.data import load_data
 from step_cli.errors import INTERRUPTED, InputError, StoppedError
 from step_cli.formats.open import open_checkpoint
@@ -13,7 +14,6 @@ from step_cli.models import build_model, load_weights
 from step_cli.nm.plan import Plan
 from step_cli.optim.layers import density, plan_for
 from step_cli.reports import TrainReport
-from step_cli.train_config import TrainConfig, keys_of, load_config, to_toml
 from step_cli.training.checkpoints import load_checkpoint, save_checkpoint
 from step_cli.training.data_record import record_data, refuse_other_data
 from step_cli.training.evaluate import evaluate

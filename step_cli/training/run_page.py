@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from step_cli.config.train import TrainConfig, to_toml
 from step_cli.errors import MissingError
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.pytorch.arrays import to_array
@@ -18,7 +19,6 @@ from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.shards import is_shard
 from step_cli.render.run_page import LayerRow, MetricRow, RunPage, html
 from step_cli.reports import TrainReport
-from step_cli.train_config import TrainConfig, to_toml
 from step_cli.training.curves import draw_curves
 from step_cli.training.drawing import INKS
 from step_cli.training.history import History, read_history, switch_point

@@ -2,7 +2,7 @@
 
 import math
 
-from step_cli.train_config import TrainSection
+from step_cli.config.train import TrainSection
 
 
 def lr_at(step: int, train: TrainSection) -> float:

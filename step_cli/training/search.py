@@ -4,12 +4,12 @@ from itertools import count
 
 from torch import Tensor, nn
 
+from step_cli.config.train import TrainConfig
 from step_cli.data import Dataset, batch_at
 from step_cli.nm.plan import Plan
 from step_cli.optim.recipe import Recipe
 from step_cli.recipes.domino_search import DominoSearch
 from step_cli.recipes.domino_training import search
-from step_cli.train_config import TrainConfig
 from step_cli.training.evaluate import loss_of, scores_of
 
 

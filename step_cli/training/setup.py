@@ -10,7 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from step_cli.autoswitch.autoswitch import Criterion, Fixed, SwitchRule, make_criterion
-from step_cli.config import to_step
+from step_cli.config.commands import to_step
+from step_cli.config.train import TrainConfig
 from step_cli.data import Dataset, load_data
 from step_cli.errors import NothingSelectedError, UsageError
 from step_cli.formats.plan import read_plan
@@ -21,7 +22,6 @@ from step_cli.optim.layers import param_groups, plan_for
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.recipe import Recipe
 from step_cli.recipes import make_recipe
-from step_cli.train_config import TrainConfig
 from step_cli.training.parallel import World
 from step_cli.training.random_state import seed_all
 from step_cli.training.search import find_patterns

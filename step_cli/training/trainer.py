@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from step_cli.config.train import TrainConfig
 from step_cli.data import Batch, batch_at
 from step_cli.data.ahead import ReadAhead
 from step_cli.errors import InputError, NonFiniteError, OutputError
-from step_cli.train_config import TrainConfig
 from step_cli.training.clipping import clip_gradients
 from step_cli.training.evaluate import autocast, evaluate, loss_over, scores_of
 from step_cli.training.follower import Follower

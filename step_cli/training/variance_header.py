@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from step_cli.autoswitch.variance_log import RecordedLayer, VarianceHeader
+from step_cli.config.train import TrainConfig
 from step_cli.optim.variance import variances
-from step_cli.train_config import TrainConfig
 from step_cli.training.setup import Setup
 
 

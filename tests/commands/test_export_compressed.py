@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from step_cli.commands import export, export_compressed
-from step_cli.config import ExportConfig
+from step_cli.config.commands import ExportConfig
 from step_cli.errors import (
     InputError,
     NonFiniteError,

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from step_cli.commands import export
-from step_cli.config import ExportConfig
+from step_cli.config.commands import ExportConfig
 
 OLD = b"the old target"
 Command = list[str]

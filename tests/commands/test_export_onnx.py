@@ -21,7 +21,7 @@ pytest.importorskip("onnxruntime")
 
 from step_cli.commands import export, export_onnx  # noqa: E402
 from step_cli.commands.export_model import cast  # noqa: E402
-from step_cli.config import ExportConfig  # noqa: E402
+from step_cli.config.commands import ExportConfig  # noqa: E402
 from step_cli.errors import (  # noqa: E402
     InputError,
     NonFiniteError,

@@ -22,7 +22,7 @@ from step_cli.commands import (  # noqa: E402
     export_bench,
     export_tensorrt,
 )
-from step_cli.config import ExportConfig  # noqa: E402
+from step_cli.config.commands import ExportConfig  # noqa: E402
 from step_cli.errors import (  # noqa: E402
     MissingError,
     StepError,

@@ -15,7 +15,7 @@ import pytest
 from commands.recordings import row_of, words_of
 
 from step_cli.autoswitch.autoswitch import CRITERION_NAMES
-from step_cli.samples import sample_directory
+from step_cli.config.samples import sample_directory
 
 Run = Callable[..., Any]
 NET = """

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
 from step_cli.commands import prune
-from step_cli.config import PruneConfig
+from step_cli.config.commands import PruneConfig
 from step_cli.errors import (
     InputError,
     NonFiniteError,

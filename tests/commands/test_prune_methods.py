@@ -13,7 +13,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from step_cli.commands import prune
-from step_cli.config import PruneConfig
+from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NonFiniteError, StepError, UsageError
 from step_cli.formats.open import open_checkpoint
 from step_cli.nm.pattern import NMPattern

@@ -28,7 +28,7 @@ from transformers import (
 
 from step_cli.commands import prune, prune_permuted
 from step_cli.commands.prune_layers import choose_layers
-from step_cli.config import PruneConfig
+from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.formats.open import open_checkpoint
 from step_cli.models import build_model

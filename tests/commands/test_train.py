@@ -14,7 +14,7 @@ from small_run import NET as SMALL_NET
 from small_run import set_words
 
 from step_cli import verify
-from step_cli.samples import sample_directory
+from step_cli.config.samples import sample_directory
 
 Run = Callable[..., Any]
 CONFIG = sample_directory("digits-resnet") / "config.toml"
@@ -29,7 +29,7 @@ def settings(*more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short STEP run, made once."""
-    from step_cli.train_config import load_config
+    from step_cli.config.train import load_config
     from step_cli.training.run import train
 
     run_dir = tmp_path_factory.mktemp("runs") / "step"
@@ -97,7 +97,7 @@ def test_the_records_tell_the_run(finished: Path) -> None:
 def test_the_resolved_config_alone_reproduces_the_run(
     finished: Path, tmp_path: Path
 ) -> None:
-    from step_cli.train_config import load_config
+    from step_cli.config.train import load_config
     from step_cli.training.run import train
 
     assert tomllib.loads((finished / "config.toml").read_text())["train"]["steps"] == 24
@@ -109,7 +109,7 @@ def test_the_resolved_config_alone_reproduces_the_run(
 
 
 def test_another_seed_gives_another_run(finished: Path, tmp_path: Path) -> None:
-    from step_cli.train_config import load_config
+    from step_cli.config.train import load_config
     from step_cli.training.run import train
 
     overrides = [*SHORT, "train.seed=1"]
@@ -313,7 +313,7 @@ def test_bf16_accumulation_and_clipping_train_too(
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "inverse-sqrt"])
 def test_the_learning_rate_warms_up_and_falls(schedule: str) -> None:
-    from step_cli.train_config import TrainSection
+    from step_cli.config.train import TrainSection
     from step_cli.training.schedule import lr_at
 
     train = TrainSection(steps=100, lr=2.0, schedule=schedule, warmup_steps=10)  # type: ignore[arg-type]
@@ -332,7 +332,7 @@ def test_the_learning_rate_warms_up_and_falls(schedule: str) -> None:
 
 
 def test_labels_are_smoothed_in_training_alone(tmp_path: Path) -> None:
-    from step_cli.train_config import load_config
+    from step_cli.config.train import load_config
     from step_cli.training.run import train
 
     losses, held_out = [], []
@@ -349,7 +349,7 @@ def test_labels_are_smoothed_in_training_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_the_learning_rate_ends_where_it_is_told_to(schedule: str) -> None:
-    from step_cli.train_config import TrainSection
+    from step_cli.config.train import TrainSection
     from step_cli.training.schedule import lr_at
 
     train = TrainSection(steps=1000, lr=2.0, lr_end=0.5, schedule=schedule)  # type: ignore[arg-type]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from data.written import cifar_records, write_cifar10, write_cifar100
 
+from step_cli.config.data import DataSection
 from step_cli.data import Dataset, batch_at, load_data
 from step_cli.data.augment import crop_and_flip
-from step_cli.data_config import DataSection
 from step_cli.errors import InputError
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from data.written import write_images
 
+from step_cli.config.data import DataSection
 from step_cli.data import Dataset, batch_at, load_data
-from step_cli.data_config import DataSection
 from step_cli.errors import InputError
 
 

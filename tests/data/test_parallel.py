@@ -7,8 +7,8 @@ import pytest
 import torch
 from data.written import write_jsonl, write_parquet, write_tokenizer, write_wmt
 
+from step_cli.config.data import DataSection
 from step_cli.data import IGNORED, Dataset, Split, load_data
-from step_cli.data_config import DataSection
 from step_cli.errors import InputError, UsageError
 
 PAD, BEGIN, END = 256, 257, 258

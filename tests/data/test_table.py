@@ -15,8 +15,8 @@ from data.written import (
     write_tsv,
 )
 
+from step_cli.config.data import DataSection
 from step_cli.data import Dataset, load_data
-from step_cli.data_config import DataSection
 from step_cli.errors import InputError, UsageError
 
 BEGIN, END, PAD = 257, 258, 256

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from step_cli.commands import export
-from step_cli.config import ExportConfig
+from step_cli.config.commands import ExportConfig
 from step_cli.formats.plan import KEY, plan_json
 from step_cli.formats.safetensors.writer import save_safetensors
 from step_cli.nm.pattern import NMPattern

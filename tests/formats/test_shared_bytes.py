@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto, helper
 
 from step_cli.commands import prune
-from step_cli.config import PruneConfig
+from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError
 
 

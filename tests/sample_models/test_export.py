@@ -11,7 +11,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("transformers")
 
 from step_cli.commands import export, verify_nm  # noqa: E402
-from step_cli.config import ExportConfig, VerifyConfig  # noqa: E402
+from step_cli.config.commands import ExportConfig, VerifyConfig  # noqa: E402
 from step_cli.formats.model_json import ModelSource, write_source  # noqa: E402
 from step_cli.formats.plan import KEY, plan_json  # noqa: E402
 from step_cli.formats.pytorch.arrays import to_array  # noqa: E402

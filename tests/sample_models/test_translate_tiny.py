@@ -5,9 +5,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from step_cli.config.data import DataSection  # noqa: E402
+from step_cli.config.samples import load_sample  # noqa: E402
 from step_cli.data import IGNORED, load_data  # noqa: E402
-from step_cli.data_config import DataSection  # noqa: E402
-from step_cli.samples import load_sample  # noqa: E402
 
 SECTION = DataSection(source="numbers")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from small_run import small_config
 
+from step_cli.config.train import TrainConfig
 from step_cli.recipes import make_recipe
 from step_cli.reports import SwitchPoint
-from step_cli.train_config import TrainConfig
 from step_cli.training.curves import draw_curves
 from step_cli.training.history import POINTS, Curve, History, read_history
 from step_cli.training.run import train

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from training import parallel_work as work
 
 from step_cli import verify
+from step_cli.config.samples import sample_directory
+from step_cli.config.train import load_config
 from step_cli.errors import InputError
-from step_cli.samples import sample_directory
-from step_cli.train_config import load_config
 from step_cli.training.run import train
 
 CONFIG = sample_directory("digits-resnet") / "config.toml"

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from stopped_run import stopping_at
 
+from step_cli.config.samples import sample_directory
+from step_cli.config.train import TrainConfig, load_config
 from step_cli.errors import INTERRUPTED, InputError, NonFiniteError, StoppedError
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import read_plan
-from step_cli.samples import sample_directory
-from step_cli.train_config import TrainConfig, load_config
 from step_cli.training import run as run_module
 from step_cli.training.run import train
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from step_cli.config.samples import sample_directory
 from step_cli.errors import InputError, NonFiniteError, OutputError, StoppedError
-from step_cli.samples import sample_directory
 from step_cli.training.run_directory import (
     refuse_impossible,
     resumed_directory,

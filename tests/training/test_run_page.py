@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 from small_run import CONFIG, small_config
 from stopped_run import stopping_at
 
+from step_cli.config.train import TrainConfig
 from step_cli.errors import MissingError, OutputError, StoppedError
-from step_cli.train_config import TrainConfig
 from step_cli.training import results, run_page
 from step_cli.training import run as run_module
 from step_cli.training.layer_records import PlannedLayer

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from step_cli import verify
-from step_cli.samples import sample_directory
+from step_cli.config.samples import sample_directory
 
 CONFIG = sample_directory("stdlib-gpt") / "config.toml"
 STEPS, WINDOW, EPS = 100, 20, 8.45e-8

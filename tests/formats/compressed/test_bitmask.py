@@ -11,7 +11,7 @@ import pytest
 
 import step_cli
 from step_cli.commands import export, prune, verify_nm
-from step_cli.config import ExportConfig, PruneConfig, VerifyConfig
+from step_cli.config.commands import ExportConfig, PruneConfig, VerifyConfig
 from step_cli.errors import InputError
 from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.open import open_checkpoint

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_cli.config import to_step
-from step_cli.data_config import KEYS_OF, DataSection
+from step_cli.config.commands import to_step
+from step_cli.config.data import KEYS_OF, DataSection
+from step_cli.config.samples import sample_directory
+from step_cli.config.train import RECIPE_NAMES, load_config, to_toml
 from step_cli.errors import InputError, UsageError
-from step_cli.samples import sample_directory
-from step_cli.train_config import RECIPE_NAMES, load_config, to_toml
 
 VALUES: dict[str, Any] = {
     "held_out": 0.5, "text_columns": ["a"], "label_column": "b", "skip_bad_rows": True,

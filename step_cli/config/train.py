@@ -21,13 +21,13 @@ from pydantic import (
     model_validator,
 )
 
-from step_cli.config import Config, Pattern, StepOrFraction, to_step
-from step_cli.data_config import DataSection, is_name_of_data
+from step_cli.config.commands import Config, Pattern, StepOrFraction, to_step
+from step_cli.config.data import DataSection, is_name_of_data
+from step_cli.config.options import message_of
+from step_cli.config.samples import sample_names
+from step_cli.config.toml_text import toml_of
 from step_cli.errors import InputError, UsageError, nearest
 from step_cli.nm.pattern import NMPattern
-from step_cli.options import message_of
-from step_cli.samples import sample_names
-from step_cli.toml_text import toml_of
 
 CriterionName = Literal[
     "autoswitch",
