@@ -24,7 +24,7 @@ from processor import processor
 from torch import Tensor, nn
 from torch.nn import functional
 
-from step_cli.models import build_model
+from step_cli.models.spec import build_model
 from step_cli.nm.pattern import NMPattern
 from step_cli.optim.compiled import can_compile
 from step_cli.optim.compiled_mask import compiled_keep_mask

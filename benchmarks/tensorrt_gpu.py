@@ -163,7 +163,7 @@ def summary(row: dict[str, Any]) -> str:
 
 def linear_checkpoint(folder: Path, case: Case) -> dict[str, Any]:
     """Random 2:4 weights of a stack of Linear layers, and how to export them."""
-    from step_cli.models import build_model
+    from step_cli.models.spec import build_model
 
     # A name for each: Python imports a file once.
     code = folder / f"stack_{'_'.join(map(str, case.widths))}.py"
@@ -176,7 +176,7 @@ def linear_checkpoint(folder: Path, case: Case) -> dict[str, Any]:
 
 def sample_checkpoint(folder: Path, sample: str) -> dict[str, Any]:
     """An untrained sample model, pruned: what its engine costs, not what it knows."""
-    from step_cli.models import build_model
+    from step_cli.models.spec import build_model
 
     spec = f"sample:{sample}"
     path = save_pruned(folder, build_model(spec).model)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from step_cli.commands.export_bench import times_engine
-from step_cli.commands.model_source import model_source
 from step_cli.config.commands import ExportConfig, Precision
 from step_cli.errors import InputError, NonFiniteError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
@@ -16,6 +15,7 @@ from step_cli.formats.huggingface.model import build_hugging_face, is_hugging_fa
 from step_cli.formats.huggingface.weights import load_hugging_face
 from step_cli.formats.model_json import ModelSource
 from step_cli.formats.onnx.inputs import GraphInput, parse_input
+from step_cli.models.of_checkpoint import model_source
 from step_cli.nm.plan import Plan
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def in_precision(given: GraphInput, precision: Precision) -> GraphInput:
 
 def _built(source: ModelSource, checkpoint: Checkpoint, plan: Plan) -> LoadedModel:
     from step_cli.formats.onnx.example_inputs import inputs_of_examples
-    from step_cli.models import build_model, load_weights
+    from step_cli.models.spec import build_model, load_weights
 
     built = build_model(source.spec, source.options)
     places = load_weights(built.model, checkpoint)

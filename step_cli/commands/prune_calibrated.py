@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from step_cli.commands.model_source import model_source
 from step_cli.commands.prune_layers import Layer
 from step_cli.commands.prune_methods import Array
 from step_cli.config.commands import PruneConfig
@@ -18,6 +17,7 @@ from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.spill import Spill
 from step_cli.formats.huggingface.model import is_hugging_face
 from step_cli.formats.pytorch.arrays import mapped_tensor, to_array
+from step_cli.models.of_checkpoint import model_source
 from step_cli.nm.groups import Mask
 from step_cli.nm.prune import OneShot
 from step_cli.oneshot.calibrated import (

@@ -17,7 +17,6 @@ from step_cli.channels.reordered import Orders, reordered
 from step_cli.channels.search import Layer as SearchedLayer
 from step_cli.channels.search import search_unit
 from step_cli.channels.units import Index, Unit, find_units, order_of
-from step_cli.commands.model_source import model_source
 from step_cli.commands.prune_layers import Layer, place_of
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
@@ -25,6 +24,7 @@ from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.files.spill import Spill
 from step_cli.formats.onnx.session import difference
+from step_cli.models.of_checkpoint import model_source
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]

@@ -22,7 +22,7 @@ from step_cli.formats.huggingface.model import (
 from step_cli.formats.huggingface.weights import fit_names, load_hugging_face
 from step_cli.formats.model_json import ModelSource
 from step_cli.formats.pytorch.arrays import mapped_tensor
-from step_cli.models import build_model, load_weights
+from step_cli.models.spec import build_model, load_weights
 
 
 @dataclass(frozen=True)

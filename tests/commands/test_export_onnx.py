@@ -225,7 +225,7 @@ def test_stdout_is_one_document_and_stderr_is_quiet(tmp_path: Path) -> None:
 
 
 def make_sample_run(run_dir: Path) -> None:
-    from step_cli.models import build_model
+    from step_cli.models.spec import build_model
 
     torch.manual_seed(0)
     model = build_model("sample:digits-resnet").model

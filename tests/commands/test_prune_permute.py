@@ -31,7 +31,7 @@ from step_cli.commands.prune_layers import choose_layers
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.formats.open import open_checkpoint
-from step_cli.models import build_model
+from step_cli.models.spec import build_model
 from step_cli.reports import PruneReport
 
 IDS = torch.arange(20).view(2, 10)

@@ -16,7 +16,7 @@ from step_cli.formats.model_json import ModelSource, write_source  # noqa: E402
 from step_cli.formats.plan import KEY, plan_json  # noqa: E402
 from step_cli.formats.pytorch.arrays import to_array  # noqa: E402
 from step_cli.formats.safetensors.writer import save_safetensors  # noqa: E402
-from step_cli.models import build_model  # noqa: E402
+from step_cli.models.spec import build_model  # noqa: E402
 from step_cli.nm.pattern import NMPattern  # noqa: E402
 from step_cli.nm.plan import LayerPlan  # noqa: E402
 from step_cli.nm.weight_rule import (  # noqa: E402

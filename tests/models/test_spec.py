@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from step_cli.errors import InputError, UsageError  # noqa: E402
-from step_cli.models import build_model, start_model  # noqa: E402
+from step_cli.models.spec import build_model, start_model  # noqa: E402
 
 NET = """
 from torch import nn
