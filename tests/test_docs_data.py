@@ -17,11 +17,12 @@ from data.written import (
 
 from step_cli.config.data import BUILT_IN, KEYS_OF
 from step_cli.config.train import load_config
-from step_cli.data import batches_of, load_data
+from step_cli.data.kind import HELD_OUT, kind_of
 from step_cli.data.labels import Labels
+from step_cli.data.load import load_data
+from step_cli.data.order import batches_of
 from step_cli.data.table import LABEL_COLUMNS, TEXT_COLUMNS
 from step_cli.data.tokens import LENGTH, Utf8
-from step_cli.data_kind import HELD_OUT, kind_of
 
 TEXT = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", TEXT, re.M | re.S))

@@ -4,7 +4,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from step_cli.config.data import DataSection
-from step_cli.data import Dataset, TensorSplit
+from step_cli.data.batch import Dataset, TensorSplit
 
 HELD_OUT = 5  # every fifth image is held out
 

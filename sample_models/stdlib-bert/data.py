@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from step_cli.config.data import DataSection
-from step_cli.data import Dataset, TensorSplit
+from step_cli.data.batch import Dataset, TensorSplit
 from step_cli.errors import InputError
 
 MODULES = (

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from step_cli.config.data import DataSection
-from step_cli.data import Dataset, TensorSplit
+from step_cli.data.batch import Dataset, TensorSplit
 from step_cli.errors import InputError
 
 LENGTH = 128  # bytes of a sample

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from step_cli.config.data import DataSection
-from step_cli.data import IGNORED, Dataset, TensorSplit
+from step_cli.data.batch import IGNORED, Dataset, TensorSplit
 
 BELOW_TWENTY = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from step_cli.config.data import DataSection
 from step_cli.data.batch import Batch, Dataset, RandomSplit, Split
-from step_cli.data_kind import files_in, role_of
+from step_cli.data.kind import files_in, role_of
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.files.mapped_file import is_directory
 

@@ -18,7 +18,7 @@ from step_cli.config.data import DataSection
 from step_cli.data.augment import normalized
 from step_cli.data.batch import Batch, Dataset
 from step_cli.data.files import NO_HELD_OUT, set_aside
-from step_cli.data_kind import HELD_OUT
+from step_cli.data.kind import HELD_OUT
 from step_cli.errors import InputError
 from step_cli.formats.files.mapped_file import Bytes, is_directory, reason_of
 

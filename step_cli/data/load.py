@@ -8,10 +8,10 @@ from step_cli.config.samples import load_sample
 from step_cli.data.batch import Dataset
 from step_cli.data.cifar import load_cifar10, load_cifar100
 from step_cli.data.images import load_images
+from step_cli.data.kind import kind_of, told_as_unreadable
 from step_cli.data.parallel import load_parallel
 from step_cli.data.table import load_table
 from step_cli.data.text import load_text
-from step_cli.data_kind import kind_of, told_as_unreadable
 
 LOADERS: Mapping[Kind, Callable[[DataSection], Dataset]] = {
     "cifar10": load_cifar10,

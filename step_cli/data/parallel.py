@@ -11,11 +11,11 @@ from torch import Tensor
 from step_cli.config.data import DataSection
 from step_cli.data.batch import IGNORED, Batch, Dataset
 from step_cli.data.files import NO_HELD_OUT, set_aside, split_files
+from step_cli.data.kind import TABLES, files_in, role_of
 from step_cli.data.lines import lines_of
 from step_cli.data.ragged import Ragged
 from step_cli.data.rows import Row, rows_of
 from step_cli.data.tokens import LENGTH, Tokenizer, make_tokenizer
-from step_cli.data_kind import TABLES, files_in, role_of
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.files.mapped_file import is_directory
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from step_cli.config.data import DataSection
 from step_cli.data.batch import Batch, Dataset
 from step_cli.data.files import set_aside, split_files
+from step_cli.data.kind import TABLES
 from step_cli.data.labels import Label, Labels
 from step_cli.data.ragged import Ragged
 from step_cli.data.rows import Row, rows_of
 from step_cli.data.tokens import LENGTH, Tokenizer, make_tokenizer
-from step_cli.data_kind import TABLES
 from step_cli.errors import InputError, nearest
 
 logger = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ from torch import Tensor
 from step_cli.config.data import BYTES, DataSection
 from step_cli.data.batch import Batch, Dataset
 from step_cli.data.files import split_files
+from step_cli.data.kind import TABLES, TEXTS, files_in
 from step_cli.data.lines import lines_of
 from step_cli.data.rows import rows_of
 from step_cli.data.tokens import LENGTH, make_tokenizer
-from step_cli.data_kind import TABLES, TEXTS, files_in
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.files.mapped_file import is_directory, map_file
 

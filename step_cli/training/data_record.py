@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from step_cli.data import Dataset
+from step_cli.data.batch import Dataset
 from step_cli.data.identity import identity_of
 from step_cli.errors import InputError
 from step_cli.formats.files.json_text import read_json

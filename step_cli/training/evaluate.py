@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from step_cli.data import IGNORED, Batch, Split, batches_of
+from step_cli.data.batch import IGNORED, Batch, Split
+from step_cli.data.order import batches_of
 from step_cli.errors import InputError, NonFiniteError, StepError
 from step_cli.training.memory import is_out_of_memory
 from step_cli.training.metrics import metrics_of, sums_of

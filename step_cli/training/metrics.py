@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from step_cli.data import IGNORED
+from step_cli.data.batch import IGNORED
 
 LARGEST_EXPONENT = 700.0  # exp of more overflows; the perplexity stays there
 

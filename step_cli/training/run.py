@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from step_cli.config.train import TrainConfig, keys_of, load_config, to_toml
-from step_cli.data import load_data
+from step_cli.data.load import load_data
 from step_cli.errors import INTERRUPTED, InputError, StoppedError
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import FILE as PLAN

@@ -5,7 +5,8 @@ from itertools import count
 from torch import Tensor, nn
 
 from step_cli.config.train import TrainConfig
-from step_cli.data import Dataset, batch_at
+from step_cli.data.batch import Dataset
+from step_cli.data.order import batch_at
 from step_cli.nm.plan import Plan
 from step_cli.optim.recipe import Recipe
 from step_cli.recipes.domino_search import DominoSearch

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from step_cli.config.train import TrainConfig
-from step_cli.data import Batch, batch_at
 from step_cli.data.ahead import ReadAhead
+from step_cli.data.batch import Batch
+from step_cli.data.order import batch_at
 from step_cli.errors import InputError, NonFiniteError, OutputError
 from step_cli.training.clipping import clip_gradients
 from step_cli.training.evaluate import autocast, evaluate, loss_over, scores_of

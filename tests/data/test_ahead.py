@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from step_cli.data import Batch
 from step_cli.data.ahead import ReadAhead
+from step_cli.data.batch import Batch
 from step_cli.errors import InputError
 
 

@@ -7,8 +7,9 @@ import torch
 from data.written import write_cifar10, write_sst2, write_tokenizer
 
 from step_cli.config.data import DataSection
-from step_cli.data import Dataset, TensorSplit, load_data
+from step_cli.data.batch import Dataset, TensorSplit
 from step_cli.data.identity import LOOKED_AT, identity_of
+from step_cli.data.load import load_data
 
 
 def load(path: Path, **more: object) -> Dataset:

@@ -8,7 +8,9 @@ import torch
 from data.written import write_images
 
 from step_cli.config.data import DataSection
-from step_cli.data import Dataset, batch_at, load_data
+from step_cli.data.batch import Dataset
+from step_cli.data.load import load_data
+from step_cli.data.order import batch_at
 from step_cli.errors import InputError
 
 

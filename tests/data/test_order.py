@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from step_cli.data import TensorSplit, batch_at, batches_of
+from step_cli.data.batch import TensorSplit
+from step_cli.data.order import batch_at, batches_of
 from step_cli.errors import InputError
 
 

@@ -8,7 +8,8 @@ import torch
 from data.written import write_jsonl, write_parquet, write_tokenizer, write_wmt
 
 from step_cli.config.data import DataSection
-from step_cli.data import IGNORED, Dataset, Split, load_data
+from step_cli.data.batch import IGNORED, Dataset, Split
+from step_cli.data.load import load_data
 from step_cli.errors import InputError, UsageError
 
 PAD, BEGIN, END = 256, 257, 258

@@ -16,7 +16,8 @@ from data.written import (
 )
 
 from step_cli.config.data import DataSection
-from step_cli.data import Dataset, load_data
+from step_cli.data.batch import Dataset
+from step_cli.data.load import load_data
 from step_cli.errors import InputError, UsageError
 
 BEGIN, END, PAD = 257, 258, 256

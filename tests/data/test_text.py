@@ -9,7 +9,8 @@ import torch
 from data.written import write_jsonl, write_parquet, write_tokenizer, write_wikitext
 
 from step_cli.config.data import DataSection
-from step_cli.data import Dataset, Split, load_data
+from step_cli.data.batch import Dataset, Split
+from step_cli.data.load import load_data
 from step_cli.errors import InputError, UsageError
 
 

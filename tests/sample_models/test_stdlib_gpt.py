@@ -15,7 +15,7 @@ from torch.nn import functional  # noqa: E402
 from step_cli.config.data import DataSection  # noqa: E402
 from step_cli.config.samples import load_sample, sample_directory  # noqa: E402
 from step_cli.config.train import load_config  # noqa: E402
-from step_cli.data import load_data  # noqa: E402
+from step_cli.data.load import load_data  # noqa: E402
 from step_cli.training.run import train  # noqa: E402
 
 Run = Callable[..., Any]

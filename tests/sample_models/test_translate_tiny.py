@@ -7,7 +7,8 @@ pytest.importorskip("transformers")
 
 from step_cli.config.data import DataSection  # noqa: E402
 from step_cli.config.samples import load_sample  # noqa: E402
-from step_cli.data import IGNORED, load_data  # noqa: E402
+from step_cli.data.batch import IGNORED  # noqa: E402
+from step_cli.data.load import load_data  # noqa: E402
 
 SECTION = DataSection(source="numbers")
 

@@ -10,7 +10,7 @@ from stopped_run import stopping_at
 from torch import nn
 
 from step_cli.config.train import load_config
-from step_cli.data import IGNORED, Dataset, TensorSplit
+from step_cli.data.batch import IGNORED, Dataset, TensorSplit
 from step_cli.errors import StepError, StoppedError
 from step_cli.training import run as run_module
 from step_cli.training.parallel import Kind, World

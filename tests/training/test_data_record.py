@@ -8,7 +8,8 @@ import pytest
 from data.written import write_cifar10
 
 from step_cli.config.data import DataSection
-from step_cli.data import Dataset, load_data
+from step_cli.data.batch import Dataset
+from step_cli.data.load import load_data
 from step_cli.errors import InputError
 from step_cli.training.data_record import FILE, record_data, refuse_other_data
 

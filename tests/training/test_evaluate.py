@@ -10,7 +10,7 @@ import torch
 from sklearn import metrics as oracle
 from torch import Tensor, nn
 
-from step_cli.data import IGNORED, Batch, TensorSplit
+from step_cli.data.batch import IGNORED, Batch, TensorSplit
 from step_cli.errors import InputError, NonFiniteError
 from step_cli.training.evaluate import evaluate, loss_of, scores_of
 from step_cli.training.parallel import World

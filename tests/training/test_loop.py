@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from step_cli.config.train import TrainConfig
-from step_cli.data import batch_at, load_data
+from step_cli.data.load import load_data
+from step_cli.data.order import batch_at
 from step_cli.errors import MissingError
 from step_cli.training.run import train
 from step_cli.training.schedule import lr_at
