@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
-from step_cli import live
 from step_cli.autoswitch.autoswitch import Fixed, SwitchRule
 from step_cli.optim.optimizer import SparseOptimizer
+from step_cli.render import live
 from step_cli.training.follower import Follower
 
 logger = logging.getLogger(__name__)
