@@ -38,7 +38,7 @@ def tell():
     with open("/proc/self/status") as status:
         os.write(2, b"peak " + status.read().split("VmHWM:")[1].split()[0].encode())
 atexit.register(tell)
-from step_cli.cli import main
+from step_cli.cli.app import main
 main()
 """
 

@@ -2,7 +2,7 @@
 
 from typer.testing import CliRunner
 
-from step_cli.cli import app
+from step_cli.cli.app import app
 
 COMMANDS = ("train", "autoswitch-profile", "prune", "verify-nm", "export")
 

@@ -3,14 +3,14 @@
 import gc
 from typing import NoReturn
 
-from step_cli import signals
+from step_cli.cli.app import signals
 
 
 def main() -> NoReturn:
     """Run the command line; a signal is met from here on."""
     signals.note()
     gc.disable()  # while modules are imported, nothing becomes garbage
-    from step_cli.cli import main
+    from step_cli.cli.app import main
 
     main()
 

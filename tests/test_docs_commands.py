@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from step_cli.cli import app
+from step_cli.cli.app import app
 from step_cli.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]

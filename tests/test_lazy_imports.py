@@ -18,7 +18,7 @@ def heavy_imports(*arguments: object) -> set[str]:
     """Run a command in a fresh process; return which heavy libraries it imported."""
     script = (
         "import io, sys\n"
-        "from step_cli.cli import run\n"
+        "from step_cli.cli.app import run\n"
         "run(sys.argv[1:], io.StringIO())\n"
         f"print(*[name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
     )
@@ -67,7 +67,7 @@ def test_a_check_loads_no_report_but_its_own(tmp_path: Path) -> None:
     save_file({"fc.weight": np.zeros((4, 8), np.float32)}, path)
     script = (
         "import io, sys\n"
-        "from step_cli.cli import run\n"
+        "from step_cli.cli.app import run\n"
         "run(sys.argv[1:], io.StringIO())\n"
         "print(*[m for m in sys.modules if m.startswith('step_cli.reports.')])"
     )
@@ -110,7 +110,7 @@ def test_a_missing_library_is_exit_6_and_names_its_extra(
     words = [str(word).format(**names) for word in arguments]
     script = (
         f"import io, sys; sys.modules[{library!r}] = None\n"
-        "from step_cli.cli import run; sys.exit(run(sys.argv[1:], io.StringIO()))"
+        "from step_cli.cli.app import run; sys.exit(run(sys.argv[1:], io.StringIO()))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, *words],

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from step_cli import processes
+from step_cli import torchrun as processes
 from step_cli.config.train import TrainSection
 from step_cli.errors import MissingError, UsageError
 

@@ -32,7 +32,7 @@ def tell():
     told = {"peak": peak, "children": children, "opened": list(opened)}
     os.write(int(os.environ["TELL"]), json.dumps(told).encode())
 atexit.register(tell)
-from step_cli.cli import main
+from step_cli.cli.app import main
 main()
 """
 LONGEST_S = 30  # 10 s on a quiet machine; tests share its cores

@@ -20,7 +20,7 @@ def test_V05_one_bad_group_in_a_thousand_million(tmp_path: Path) -> None:
     text = json.dumps({"fc.weight": entry}).encode()
     at = (ROWS - 3) * COLUMNS + 8
     limit = f"import resource as r; r.setrlimit(r.RLIMIT_DATA, ({DATA_LIMIT},) * 2)\n"
-    code = f"{limit}from step_cli.cli import main; main()"
+    code = f"{limit}from step_cli.cli.app import main; main()"
     words = [sys.executable, "-c", code, "verify-nm", str(path), "--json"]
     for nonzeros, wanted in ((2, 0), (3, 1)):
         with path.open("wb") as file:  # zeros are holes, which take no space

@@ -111,7 +111,7 @@ def test_W12_json_is_one_document_while_libraries_print(tmp_path: Path) -> None:
         "    print('printed'); os.write(1, b'written\\n'); warnings.warn('warned')\n"
         "    return real(path)\n"
         "verify_nm.open_checkpoint = noisy\n"
-        "from step_cli.cli import main; main()"
+        "from step_cli.cli.app import main; main()"
     )
     words = [sys.executable, "-c", code, "verify-nm", str(path), "--json"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -127,7 +127,7 @@ def test_W13_a_bug_is_exit_70_without_local_values(tmp_path: Path) -> None:
         "def broken(*arguments):\n"
         "    secret = 'hunter2'; raise RuntimeError('boom')\n"
         "verify_nm.open_checkpoint = broken\n"
-        "from step_cli.cli import main; main()"
+        "from step_cli.cli.app import main; main()"
     )
     for options, traceback in (([], False), (["--debug"], True), (["--json"], False)):
         words = [sys.executable, "-c", code, "verify-nm", str(path), *options]
@@ -234,7 +234,7 @@ BLOCKED = (
     "        if name.split('.')[0] in {blocked!r}:\n"
     "            raise RuntimeError(name + ' was imported')\n"
     "sys.meta_path.insert(0, Refuse())\n"
-    "from step_cli.cli import main; main()"
+    "from step_cli.cli.app import main; main()"
 )
 
 

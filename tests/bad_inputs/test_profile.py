@@ -266,7 +266,7 @@ def test_A07_without_its_library(tmp_path: Path, library: str, suffix: str) -> N
     old.write_text("old")
     script = (
         f"import io, sys; sys.modules[{library!r}] = None\n"
-        "from step_cli.cli import run; sys.exit(run(sys.argv[1:], io.StringIO()))"
+        "from step_cli.cli.app import run; sys.exit(run(sys.argv[1:], io.StringIO()))"
     )
     words = [sys.executable, "-c", script, "autoswitch-profile", log, "--plot", old]
     done = subprocess.run(words, capture_output=True, text=True, check=False)

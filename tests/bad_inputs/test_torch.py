@@ -176,7 +176,11 @@ def test_R32_what_does_not_fit_into_memory_is_a_lack(tmp_path: Path) -> None:
     tensor = NamedTensor("fc.weight", "bfloat16", dense.shape, lambda: dense)
     save_compressed(path, [tensor], {"fc.weight": LayerPlan(NMPattern(1, 16), 1)})
     limited = "import resource as r; r.setrlimit(r.RLIMIT_DATA, (300 << 20, 300 << 20))"
-    words = [sys.executable, "-c", f"{limited}\nfrom step_cli.cli import main; main()"]
+    words = [
+        sys.executable,
+        "-c",
+        f"{limited}\nfrom step_cli.cli.app import main; main()",
+    ]
     words += ["verify-nm", str(path), "--json"]
     done = subprocess.run(
         words, capture_output=True, text=True, timeout=60, check=False

@@ -213,7 +213,12 @@ def test_the_command_prints_one_document_and_never_imports_torch(
 ) -> None:
     dense = save(tmp_path / "m.safetensors", weights())
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')\n")
-    command = [sys.executable, "-c", "from step_cli.cli import main; main()", "export"]
+    command = [
+        sys.executable,
+        "-c",
+        "from step_cli.cli.app import main; main()",
+        "export",
+    ]
     command += [str(dense), str(tmp_path / "c.safetensors"), "--to", "compressed"]
     done = subprocess.run(
         [*command, "--json"],

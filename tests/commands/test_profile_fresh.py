@@ -223,7 +223,7 @@ def test_what_cannot_work_is_told_before_torch_is_imported(
 
     script = (
         "import io, sys\n"
-        "from step_cli.cli import run\n"
+        "from step_cli.cli.app import run\n"
         "code = run(sys.argv[1:], io.StringIO())\n"
         "assert 'torch' not in sys.modules\n"
         "sys.exit(code)"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from step_cli import cli
+from step_cli.cli.app import app as cli
+from step_cli.cli.failures import detail_of
 from step_cli.errors import OutputError
-from step_cli.failures import detail_of
 from step_cli.formats.files.scratch import scratch_directory, scratch_file
 from step_cli.formats.open import open_checkpoint
 

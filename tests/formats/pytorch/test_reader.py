@@ -146,7 +146,7 @@ def test_a_limit_that_is_there_already_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "m.pt"
     path.write_bytes(saved({"w": W}))
     limited = "import resource as r; r.setrlimit(r.RLIMIT_AS, (2 << 30, 2 << 30))\n"
-    code = f"{limited}from step_cli.cli import main; main()"
+    code = f"{limited}from step_cli.cli.app import main; main()"
     words = [sys.executable, "-c", code, "verify-nm", str(path), "--include", "w"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr  # a verdict: the tensor is dense

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
+from step_cli.cli.presentation import command_of
 from step_cli.errors import (
     BUG,
     EXTRA_OF,
@@ -13,7 +14,6 @@ from step_cli.errors import (
     StepError,
     StoppedError,
 )
-from step_cli.presentation import command_of
 from step_cli.reports import ErrorDetail
 
 

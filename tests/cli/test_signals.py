@@ -42,7 +42,7 @@ def signalled(name: str, at: str, *words: object) -> "subprocess.CompletedProces
 
 
 @pytest.mark.parametrize("name", CODES)
-@pytest.mark.parametrize("at", ["step_cli.cli", "typer", "step_cli.commands"])
+@pytest.mark.parametrize("at", ["step_cli.cli.app", "typer", "step_cli.commands"])
 def test_a_signal_while_modules_are_imported_is_told_in_one_line(
     name: str, at: str, sparse_file: Path
 ) -> None:

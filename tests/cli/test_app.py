@@ -14,8 +14,8 @@ import pytest
 import typer
 from safetensors.numpy import save_file
 
-from step_cli import cli
-from step_cli.cli import app
+from step_cli.cli.app import app
+from step_cli.cli.app import app as cli
 from step_cli.config.commands import samples
 
 Run = Callable[..., "object"]

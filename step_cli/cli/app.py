@@ -12,7 +12,13 @@ from typing import Annotated, NoReturn, TextIO
 import typer
 from typer.models import CommandInfo
 
-from step_cli import processes, render, signals
+from step_cli import render
+from step_cli import torchrun as processes
+from step_cli.cli.app import signals
+from step_cli.cli.failures import detail_of
+from step_cli.cli.logs import log_to_stderr
+from step_cli.cli.presentation import Presentation, command_of
+from step_cli.cli.streams import ClosedStdout, results_only_on_stdout
 from step_cli.config.commands import (
     AutoswitchProfileConfig,
     ExportConfig,
@@ -22,11 +28,7 @@ from step_cli.config.commands import (
 )
 from step_cli.config.options import options_from
 from step_cli.errors import INTERRUPTED, OutputError
-from step_cli.failures import detail_of
-from step_cli.logs import log_to_stderr
-from step_cli.presentation import Presentation, command_of
 from step_cli.reports import ErrorDetail, Report
-from step_cli.streams import ClosedStdout, results_only_on_stdout
 
 EXIT_CODES = (
     "Exit codes: 0 done, every check passed; 1 a check failed; 2 wrong usage; "

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from step_cli.logs import log_to_stderr
+from step_cli.cli.logs import log_to_stderr
 
 
 @pytest.mark.parametrize(
