@@ -207,7 +207,7 @@ def memory(process: int) -> int:
 def imports() -> int:
     """The same of the process after its imports."""
     code = (
-        "import step_cli.commands.prune, pathlib;"
+        "import step_cli.commands.prune.run, pathlib;"
         "print(pathlib.Path('/proc/self/status').read_text())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from step_cli.commands.verify_nm import verify as verify
+    from step_cli.commands.verify.run import verify as verify
     from step_cli.formats.compressed.semi_structured import (
         load_compressed as load_compressed,
     )
@@ -21,7 +21,7 @@ _HOME = {
     "nm_mask": "step_cli.optim.mask",
     "sparse": "step_cli.recipes.sparse_adamw",
     "sparse_adamw": "step_cli.recipes.sparse_adamw",
-    "verify": "step_cli.commands.verify_nm",
+    "verify": "step_cli.commands.verify.run",
 }
 
 __all__ = [*_HOME]

@@ -84,7 +84,7 @@ def _examples(*lines: str) -> str:
 @options_from(VerifyConfig)
 def verify_nm(config: VerifyConfig) -> Report:
     """Check that checkpoints hold their N:M pattern."""
-    from step_cli.commands import verify_nm
+    from step_cli.commands.verify import run as verify_nm
 
     return verify_nm.run(config)
 
@@ -98,7 +98,7 @@ def verify_nm(config: VerifyConfig) -> Report:
 @options_from(PruneConfig)
 def prune(config: PruneConfig) -> Report:
     """Prune a checkpoint to an N:M pattern in one shot."""
-    from step_cli.commands import prune
+    from step_cli.commands.prune.run import run as prune
 
     return prune.run(config)
 
@@ -126,7 +126,7 @@ def train(config: TrainCommandConfig) -> Report:
 @options_from(AutoswitchProfileConfig)
 def autoswitch_profile(config: AutoswitchProfileConfig) -> Report:
     """Find and explain the switch point of a run."""
-    from step_cli.commands import autoswitch_profile
+    from step_cli.commands.profile import run as autoswitch_profile
 
     return autoswitch_profile.run(config)
 
@@ -140,7 +140,7 @@ def autoswitch_profile(config: AutoswitchProfileConfig) -> Report:
 @options_from(ExportConfig)
 def export(config: ExportConfig) -> Report:
     """Write a compressed file, ONNX or an engine."""
-    from step_cli.commands import export
+    from step_cli.commands.export.run import run as export
 
     return export.run(config)
 

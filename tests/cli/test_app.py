@@ -175,7 +175,7 @@ def test_a_bug_is_exit_70_and_shows_its_traceback_on_request_only(
     def broken(config: object) -> None:
         raise RuntimeError("unforeseen")
 
-    monkeypatch.setattr("step_cli.commands.verify_nm.run", broken)
+    monkeypatch.setattr("step_cli.commands.verify.run.run", broken)
     outcome = step_cli("verify-nm", sparse_file)
     assert outcome.code == 70
     assert "a bug in step-cli" in outcome.error
@@ -188,7 +188,7 @@ def test_ctrl_c_is_exit_130(
     def interrupted(config: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("step_cli.commands.verify_nm.run", interrupted)
+    monkeypatch.setattr("step_cli.commands.verify.run.run", interrupted)
     assert step_cli("verify-nm", sparse_file).code == 130
 
 

@@ -19,7 +19,7 @@ def test_one_line_each_at_the_level_asked_for(
     quiet: bool, verbose: bool, levels: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     log_to_stderr(quiet=quiet, verbose=verbose)
-    log = logging.getLogger("step_cli.commands.verify_nm")
+    log = logging.getLogger("step_cli.commands.verify.run")
     for tell in (log.debug, log.info, log.warning):
         tell("%s: read", "a\n::error::\x1b[31m")
     lines = capsys.readouterr().err.splitlines()

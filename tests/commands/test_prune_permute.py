@@ -26,8 +26,9 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from step_cli.commands import prune, prune_permuted
-from step_cli.commands.prune_layers import choose_layers
+from step_cli.commands.prune.run import permuted as prune_permuted
+from step_cli.commands.prune.run import run as prune
+from step_cli.commands.prune.tensors import choose_layers
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.formats.open import open_checkpoint

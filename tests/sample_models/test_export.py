@@ -10,7 +10,8 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("transformers")
 
-from step_cli.commands import export, verify_nm  # noqa: E402
+from step_cli.commands.export.run import run as export  # noqa: E402
+from step_cli.commands.verify import run as verify_nm  # noqa: E402
 from step_cli.config.commands import ExportConfig, VerifyConfig  # noqa: E402
 from step_cli.formats.model_json import ModelSource, write_source  # noqa: E402
 from step_cli.formats.plan import KEY, plan_json  # noqa: E402

@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from step_cli.commands.export_bench import (
+from step_cli.commands.export.bench import (
     time_against_dense,
     time_engines,
     times_engine,
 )
-from step_cli.commands.export_elsewhere import elsewhere, trtexec
-from step_cli.commands.export_ladder import backend_report, climb
-from step_cli.commands.export_model import load_model
-from step_cli.commands.export_onnx import CheckFailedError, onnx_report, write_onnx
-from step_cli.commands.export_source import Source
+from step_cli.commands.export.elsewhere import elsewhere, trtexec
+from step_cli.commands.export.evidence import backend_report, climb
+from step_cli.commands.export.model import load_model
+from step_cli.commands.export.onnx import CheckFailedError, onnx_report, write_onnx
+from step_cli.commands.export.source import Source
 from step_cli.config.commands import ExportConfig
 from step_cli.errors import MissingError, StepError
 from step_cli.formats.files.scratch import scratch_directory

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from step_cli.commands.prune_layers import Layer, choose_layers, place_of
-from step_cli.commands.prune_methods import Method, check_method, method_of
+from step_cli.commands.prune.methods import Method, check_method, method_of
+from step_cli.commands.prune.tensors import Layer, choose_layers, place_of
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import OutputError, StepError
 from step_cli.formats.checkpoint import Checkpoint
@@ -24,7 +24,7 @@ from step_cli.nm.weight_rule import output_axis
 from step_cli.reports import PrunedLayer, PruneReport, PruneTotals, SkippedTensor
 
 if TYPE_CHECKING:
-    from step_cli.commands.prune_permuted import Permuted
+    from step_cli.commands.prune.permuted import Permuted
 
 
 def run(config: PruneConfig) -> PruneReport:
@@ -50,7 +50,7 @@ def run(config: PruneConfig) -> PruneReport:
             folder = None if config.dry_run else _parent(config)
             moved = None
             if config.permute:
-                from step_cli.commands.prune_permuted import permuted
+                from step_cli.commands.prune.permuted import permuted
 
                 moved = permuted(config, checkpoint, layers, folder)
                 stack.callback(moved.spill.close)

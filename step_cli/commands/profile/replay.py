@@ -8,7 +8,7 @@ from step_cli.autoswitch.profile_curves import CurveRecorder
 from step_cli.autoswitch.replay import Replay
 from step_cli.autoswitch.sample_block import SampleBlock
 from step_cli.autoswitch.variance_log import VarianceHeader
-from step_cli.commands.profile_settings import Settings
+from step_cli.commands.profile.settings import Settings
 
 
 @dataclass

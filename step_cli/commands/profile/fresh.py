@@ -9,8 +9,8 @@ from pathlib import Path
 from step_cli.autoswitch.replay import STEPS_AFTER
 from step_cli.autoswitch.sample_block import SampleBlock
 from step_cli.autoswitch.variance_log import VarianceHeader
-from step_cli.commands.profile_replay import Profile
-from step_cli.commands.profile_settings import Settings, settings_of
+from step_cli.commands.profile.replay import Profile
+from step_cli.commands.profile.settings import Settings, settings_of
 from step_cli.config.commands import AutoswitchProfileConfig
 from step_cli.config.train import SEEDS, TrainConfig, load_config
 from step_cli.errors import OutputError, UsageError

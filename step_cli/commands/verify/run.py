@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from step_cli.commands.selecting import choose, skipped_tensors, why_nothing
-from step_cli.commands.verify_layer import (
+from step_cli.commands.select import choose, skipped_tensors, why_nothing
+from step_cli.commands.verify.layer import (
     Judged,
     add_advice,
     compare_masks,

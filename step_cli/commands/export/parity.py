@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from step_cli.commands.export_model import LoadedModel, in_precision
+from step_cli.commands.export.model import LoadedModel, in_precision
 from step_cli.config.commands import ExportConfig
 from step_cli.formats.files.scratch import scratch_directory
 from step_cli.formats.onnx.exporter import DEFAULT_OPSET, export_onnx

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from step_cli.commands.selecting import (
+from step_cli.commands.select import (
     choose,
     plan_that_holds,
     skipped_tensors,

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from step_cli.commands.export_bench import time_against_dense, times_engine
-from step_cli.commands.export_model import LoadedModel, examples_for, load_model
-from step_cli.commands.export_parity import compare, reference
-from step_cli.commands.export_source import Source, judge, refuse_nonfinite
-from step_cli.commands.verify_layer import Judged
+from step_cli.commands.export.bench import time_against_dense, times_engine
+from step_cli.commands.export.model import LoadedModel, examples_for, load_model
+from step_cli.commands.export.parity import compare, reference
+from step_cli.commands.export.source import Source, judge, refuse_nonfinite
+from step_cli.commands.verify.layer import Judged
 from step_cli.config.commands import ExportConfig
 from step_cli.errors import InputError
 from step_cli.formats.files.mapped_file import map_file

@@ -17,11 +17,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from step_cli.commands import (  # noqa: E402
-    export,
-    export_bench,
-    export_tensorrt,
-)
+from step_cli.commands.export.run import bench as export_bench
+from step_cli.commands.export.run import tensorrt as export_tensorrt
+from step_cli.commands import # noqa: E402     export
 from step_cli.config.commands import ExportConfig  # noqa: E402
 from step_cli.errors import (  # noqa: E402
     MissingError,

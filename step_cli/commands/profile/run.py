@@ -6,14 +6,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from step_cli.autoswitch.autoswitch import CRITERION_NAMES
-from step_cli.commands.profile_fresh import (
+from step_cli.commands.profile.fresh import (
     config_to_record,
     record_and_replay,
     run_folder,
 )
-from step_cli.commands.profile_recorded import recorded_runs, replay_recordings
-from step_cli.commands.profile_replay import Profile
-from step_cli.commands.profile_report import report_on
+from step_cli.commands.profile.recorded import recorded_runs, replay_recordings
+from step_cli.commands.profile.replay import Profile
+from step_cli.commands.profile.report import report_on
 from step_cli.config.commands import AutoswitchProfileConfig
 from step_cli.errors import MissingError, UsageError
 from step_cli.formats.files.target import checked_target

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from step_cli.autoswitch.replay import Replay
 from step_cli.autoswitch.theory import theorem_1_minimum
-from step_cli.commands.profile_advice import reason_for, recommended, warnings_on
-from step_cli.commands.profile_replay import Profile
-from step_cli.commands.profile_settings import raw_toml, switch_toml
+from step_cli.commands.profile.advice import reason_for, recommended, warnings_on
+from step_cli.commands.profile.replay import Profile
+from step_cli.commands.profile.settings import raw_toml, switch_toml
 from step_cli.config.commands import AutoswitchProfileConfig
 from step_cli.reports import (
     AutoswitchProfileReport,

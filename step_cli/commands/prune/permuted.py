@@ -17,7 +17,7 @@ from step_cli.channels.reordered import Orders, reordered
 from step_cli.channels.search import Layer as SearchedLayer
 from step_cli.channels.search import search_unit
 from step_cli.channels.units import Index, Unit, find_units, order_of
-from step_cli.commands.prune_layers import Layer, place_of
+from step_cli.commands.prune.tensors import Layer, place_of
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor

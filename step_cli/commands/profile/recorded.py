@@ -8,8 +8,8 @@ from step_cli.autoswitch.recording import Recording
 from step_cli.autoswitch.sample_block import SampleBlock
 from step_cli.autoswitch.variance_log import VarianceHeader
 from step_cli.autoswitch.what_if import ANSWERED, OtherBeta2
-from step_cli.commands.profile_replay import Profile
-from step_cli.commands.profile_settings import settings_of
+from step_cli.commands.profile.replay import Profile
+from step_cli.commands.profile.settings import settings_of
 from step_cli.config.commands import AutoswitchProfileConfig
 from step_cli.config.train import TrainConfig, load_config
 from step_cli.errors import InputError, UsageError

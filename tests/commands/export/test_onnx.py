@@ -19,8 +19,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from step_cli.commands import export, export_onnx  # noqa: E402
-from step_cli.commands.export_model import cast  # noqa: E402
+from step_cli.commands.export.model import cast  # noqa: E402
+from step_cli.commands.export.run import onnx as export_onnx  # noqa: E402
+from step_cli.commands.export.run import run as export  # noqa: E402
 from step_cli.config.commands import ExportConfig  # noqa: E402
 from step_cli.errors import (  # noqa: E402
     InputError,

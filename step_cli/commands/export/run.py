@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from step_cli.commands.export_source import Source, open_source
+from step_cli.commands.export.source import Source, open_source
 from step_cli.config.commands import ExportConfig
 from step_cli.errors import MissingError, UsageError
 from step_cli.formats.files.target import checked_target
@@ -44,7 +44,7 @@ def run(config: ExportConfig) -> ExportReport:
     if config.timing_cache is not None:
         checked_target(config.timing_cache, force=True, inputs=[*inputs, config.out])
     if config.to == "dense":
-        from step_cli.commands.export_compressed import to_dense
+        from step_cli.commands.export.compressed import to_dense
 
         return to_dense(config)
     if config.to == "tensorrt":
@@ -57,10 +57,10 @@ def run(config: ExportConfig) -> ExportReport:
     if not source.holds:
         return broken(config, source)
     if config.to == "compressed":
-        from step_cli.commands.export_compressed import to_compressed
+        from step_cli.commands.export.compressed import to_compressed
 
         return to_compressed(config, source)
-    from step_cli.commands.export_onnx import to_onnx
+    from step_cli.commands.export.onnx import to_onnx
 
     return to_onnx(config, source)
 
@@ -73,7 +73,7 @@ def _inputs(config: ExportConfig) -> list[Path]:
 
 
 def _tensorrt(config: ExportConfig) -> ExportReport:
-    from step_cli.commands.export_tensorrt import find_backend, to_tensorrt
+    from step_cli.commands.export.tensorrt import find_backend, to_tensorrt
 
     runtime = find_backend(config)
     if config.require_sparse:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from step_cli.commands.prune_layers import Layer
+from step_cli.commands.prune.tensors import Layer
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import UsageError
 from step_cli.formats.checkpoint import Checkpoint
@@ -83,7 +83,7 @@ def method_of(
         StepError: The model or the calibration samples are refused.
     """
     if config.method in CALIBRATED:
-        from step_cli.commands.prune_calibrated import calibrated
+        from step_cli.commands.prune.calibrated import calibrated
 
         return calibrated(config, checkpoint, layers, folder)
     if config.transposable:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from step_cli.commands.export_bench import times_engine
+from step_cli.commands.export.bench import times_engine
 from step_cli.config.commands import ExportConfig, Precision
 from step_cli.errors import InputError, NonFiniteError, UsageError
 from step_cli.formats.checkpoint import Checkpoint

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from step_cli.commands.selecting import (
+from step_cli.commands.select import (
     choose,
     plan_that_holds,
     skipped_tensors,
     why_nothing,
 )
-from step_cli.commands.verify_layer import Judged, add_advice, verdict_of
+from step_cli.commands.verify.layer import Judged, add_advice, verdict_of
 from step_cli.config.commands import ExportConfig
 from step_cli.errors import NonFiniteError, NothingSelectedError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor

@@ -5,7 +5,7 @@ from pathlib import Path
 import ml_dtypes  # noqa: F401  (NumPy learns bfloat16 and fp8 from it)
 import numpy as np
 
-from step_cli.commands.export_source import Source, size_bytes
+from step_cli.commands.export.source import Source, size_bytes
 from step_cli.config.commands import ExportConfig
 from step_cli.errors import InputError, OutputError
 from step_cli.formats.checkpoint import NamedTensor
