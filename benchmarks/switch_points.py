@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from step_cli.autoswitch.recording import Recording
 from step_cli.autoswitch.replay import STEPS_AFTER
-from step_cli.training.drawing import GRID, STYLE, pyplot, save_figure
-from step_cli.training.profile_panels import COLORS
+from step_cli.plots.drawing import GRID, STYLE, pyplot, save_figure
+from step_cli.plots.profile_panels import COLORS
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"

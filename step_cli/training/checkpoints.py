@@ -25,8 +25,8 @@ from step_cli.formats.files.mapped_file import reason_of
 from step_cli.formats.files.staged import repair, staged
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.shards import local
+from step_cli.training.distributed import World
 from step_cli.training.own_state import read_by, read_own, write_own
-from step_cli.training.parallel import World
 
 SCHEMA = "step-cli/training-state/1"
 STATE_LIMIT = 64 << 20  # bytes of state.json

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from step_cli.optim.shards import local
-from step_cli.training.parallel import World
+from step_cli.training.distributed import World
 
 TINY = 1e-6  # added to the norm, as torch does
 

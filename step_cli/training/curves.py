@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from step_cli.training.drawing import (
+from step_cli.plots.drawing import (
     BLUE,
     GREEN,
     GRID,

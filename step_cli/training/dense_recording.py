@@ -10,8 +10,8 @@ from step_cli.autoswitch.sample_block import LayerSums, SampleBlock
 from step_cli.autoswitch.variance_log import VarianceHeader
 from step_cli.config.train import TrainConfig, to_toml
 from step_cli.optim.optimizer import SparseOptimizer
-from step_cli.training.follower import Follower
-from step_cli.training.parallel import World, default_device
+from step_cli.training.callback import Follower
+from step_cli.training.distributed import World, default_device
 from step_cli.training.progress import shown_progress
 from step_cli.training.run_files import Records, save_text
 from step_cli.training.setup import OPTIMIZER_OPTIONS, set_up

@@ -12,9 +12,9 @@ from torch.nn import functional
 from step_cli.data.batch import IGNORED, Batch, Split
 from step_cli.data.order import batches_of
 from step_cli.errors import InputError, NonFiniteError, StepError
+from step_cli.training.distributed import World
 from step_cli.training.memory import is_out_of_memory
 from step_cli.training.metrics import metrics_of, sums_of
-from step_cli.training.parallel import World
 
 Precision = Literal["fp32", "bf16"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from typing_extensions import override
 
 from step_cli.optim.optimizer import SparseOptimizer
-from step_cli.training.follower import Follower
+from step_cli.training.callback import Follower
 
 logger = logging.getLogger(__name__)
 

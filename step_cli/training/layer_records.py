@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from step_cli.nm.plan import Plan
 from step_cli.optim.optimizer import SparseOptimizer
-from step_cli.training.follower import Follower
+from step_cli.training.callback import Follower
 from step_cli.training.run_files import LineRecord
 
 SCHEMA = "step-cli/layers/1"

@@ -17,7 +17,7 @@ from step_cli.formats.safetensors.writer import save_safetensors
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.shards import local, split_like
 from step_cli.optim.state import with_index
-from step_cli.training.parallel import World
+from step_cli.training.distributed import World
 from step_cli.training.random_state import random_states, restore_random_states
 
 KINDS = ("model", "optimizer", "random")

@@ -16,7 +16,7 @@ from typing_extensions import override
 from step_cli.autoswitch.autoswitch import Fixed, SwitchRule
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.render import live
-from step_cli.training.follower import Follower
+from step_cli.training.callback import Follower
 
 logger = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ from step_cli.models.spec import build_model, load_weights
 from step_cli.nm.plan import Plan
 from step_cli.optim.layers import density, plan_for
 from step_cli.reports import TrainReport
+from step_cli.training.callback import Follower
+from step_cli.training.callbacks import following
 from step_cli.training.checkpoints import load_checkpoint, save_checkpoint
 from step_cli.training.data_record import record_data, refuse_other_data
+from step_cli.training.distributed import World, joined
 from step_cli.training.evaluate import evaluate
-from step_cli.training.follower import Follower
-from step_cli.training.followers import following
 from step_cli.training.memory import told_as_out_of_memory
-from step_cli.training.parallel import World, joined
 from step_cli.training.results import finish, show_stopped
 from step_cli.training.run_directory import (
     refuse_impossible,

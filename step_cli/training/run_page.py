@@ -17,10 +17,10 @@ from step_cli.nm.groups import Weights
 from step_cli.nm.plan import Plan
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.shards import is_shard
+from step_cli.plots.drawing import INKS
 from step_cli.render.run_page import LayerRow, MetricRow, RunPage, html
 from step_cli.reports import TrainReport
 from step_cli.training.curves import draw_curves
-from step_cli.training.drawing import INKS
 from step_cli.training.history import History, read_history, switch_point
 from step_cli.training.layer_records import read_layers
 from step_cli.training.run_files import save_text

@@ -23,9 +23,9 @@ from step_cli.optim.layers import param_groups, plan_for
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.recipe import Recipe
 from step_cli.recipes import make_recipe
-from step_cli.training.parallel import World
+from step_cli.training.distributed import World
+from step_cli.training.domino import find_patterns
 from step_cli.training.random_state import seed_all
-from step_cli.training.search import find_patterns
 from step_cli.training.wrapping import spread
 
 logger = logging.getLogger(__name__)

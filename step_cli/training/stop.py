@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any
 
 from step_cli.errors import INTERRUPTED, StoppedError
-from step_cli.training.parallel import World
+from step_cli.training.distributed import World
 
 SIGNALS = tuple(
     getattr(signal, name)

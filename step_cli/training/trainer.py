@@ -19,9 +19,9 @@ from step_cli.data.ahead import ReadAhead
 from step_cli.data.batch import Batch
 from step_cli.data.order import batch_at
 from step_cli.errors import InputError, NonFiniteError, OutputError
+from step_cli.training.callback import Follower
 from step_cli.training.clipping import clip_gradients
 from step_cli.training.evaluate import autocast, evaluate, loss_over, scores_of
-from step_cli.training.follower import Follower
 from step_cli.training.run_files import Unrecorded
 from step_cli.training.schedule import lr_at
 from step_cli.training.setup import Setup

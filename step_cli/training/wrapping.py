@@ -18,7 +18,7 @@ from step_cli.errors import MissingError, UsageError
 from step_cli.nm.plan import Plan
 from step_cli.optim.compiled import can_compile
 from step_cli.optim.shards import is_shard, whole_axis
-from step_cli.training.parallel import World
+from step_cli.training.distributed import World
 
 LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Statistics of batches are averaged when they are used, see `shared_buffers`.

@@ -13,7 +13,7 @@ from step_cli.config.train import load_config
 from step_cli.data.batch import IGNORED, Dataset, TensorSplit
 from step_cli.errors import StepError, StoppedError
 from step_cli.training import run as run_module
-from step_cli.training.parallel import Kind, World
+from step_cli.training.distributed import Kind, World
 from step_cli.training.run import train_in
 
 

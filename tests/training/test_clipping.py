@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from step_cli.training.clipping import clip_gradients
-from step_cli.training.parallel import World
+from step_cli.training.distributed import World
 
 ALONE = World(torch.device("cpu"))
 

@@ -92,8 +92,8 @@ def _draw(
 ) -> None:
     if options.plot is None:
         return
-    from step_cli.training.profile_panels import Drawing, LayerCurves
-    from step_cli.training.profile_plot import draw_profile
+    from step_cli.plots.profile_panels import Drawing, LayerCurves
+    from step_cli.plots.profile_plot import draw_profile
 
     first, *others = [profile.curves.curves() for profile in profiles if profile.curves]
     layers = None

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from step_cli.training import event_files
-from step_cli.training.follower import Follower
+from step_cli.training.callback import Follower
 from step_cli.training.layer_records import LayerRecords
 from step_cli.training.progress import shown_progress
 from step_cli.training.setup import Setup

@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 
 from step_cli.formats.files.staged import staged
-from step_cli.render.page import filled, inline
-from step_cli.reports import AutoswitchProfileReport
-from step_cli.training.drawing import INKS, STYLE, pyplot, save_figure
-from step_cli.training.profile_panels import (
+from step_cli.plots.drawing import INKS, STYLE, pyplot, save_figure
+from step_cli.plots.profile_panels import (
     Drawing,
     draw_change,
     draw_clips,
@@ -20,6 +18,8 @@ from step_cli.training.profile_panels import (
     draw_relative,
     draw_switches,
 )
+from step_cli.render.page import filled, inline
+from step_cli.reports import AutoswitchProfileReport
 
 
 def draw_profile(path: Path, drawing: Drawing) -> None:
