@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 MINUTES ?= 30
 SEED    ?= 0
-KERNELS := $(wildcard step_cli/core/*.[ch])
+KERNELS := $(wildcard step_cli/nm/*.[ch])
 EXTRAS := train,export,hf,samples,track,tensorrt-rtx,dev
 
 .PHONY: demo test test-slow fuzz lint docs clean
@@ -35,7 +35,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(KERNELS)
 	touch $@
 
 clean:
-	rm -rf step_cli/core/_kernels*.so $(VENV) demo build dist *.egg-info fuzz-findings .pytest_cache .mypy_cache .ruff_cache
+	rm -rf step_cli/nm/_kernels*.so $(VENV) demo build dist *.egg-info fuzz-findings .pytest_cache .mypy_cache .ruff_cache
 
 docs: $(VENV)/.installed
 	$(BIN)/python docs/commands.py > docs/commands.tmp && mv docs/commands.tmp docs/commands.md

@@ -13,7 +13,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-CORE = Path("step_cli/core")
+CORE = Path("step_cli/nm")
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-Wno-psabi")
 LEVELS = {
     "avx512": ("-DVECTOR=64", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import transformers
 
-from step_cli.commands.export.run import run as export
+from step_cli.commands.export import run as export
 from step_cli.config.commands import ExportConfig
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.sizes import sparse_bytes, values_bytes

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from step_cli.commands.export.run import run as export
+from step_cli.commands.export import run as export
 from step_cli.config.commands import ExportConfig
 from step_cli.errors import MissingError, StepError
 from step_cli.formats.tensorrt.api import find_runtime

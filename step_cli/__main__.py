@@ -3,7 +3,7 @@
 import gc
 from typing import NoReturn
 
-from step_cli.cli.app import signals
+from step_cli.cli import signals
 
 
 def main() -> NoReturn:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from step_cli.cli.app import app as cli
+from step_cli.cli import app as cli
 
 if TYPE_CHECKING:
     from integration.ranks import Ranks

@@ -14,7 +14,7 @@ from typer.models import CommandInfo
 
 from step_cli import render
 from step_cli import torchrun as processes
-from step_cli.cli.app import signals
+from step_cli.cli import signals
 from step_cli.cli.failures import detail_of
 from step_cli.cli.logs import log_to_stderr
 from step_cli.cli.presentation import Presentation, command_of
@@ -98,7 +98,7 @@ def verify_nm(config: VerifyConfig) -> Report:
 @options_from(PruneConfig)
 def prune(config: PruneConfig) -> Report:
     """Prune a checkpoint to an N:M pattern in one shot."""
-    from step_cli.commands.prune.run import run as prune
+    from step_cli.commands.prune import run as prune
 
     return prune.run(config)
 
@@ -140,7 +140,7 @@ def autoswitch_profile(config: AutoswitchProfileConfig) -> Report:
 @options_from(ExportConfig)
 def export(config: ExportConfig) -> Report:
     """Write a compressed file, ONNX or an engine."""
-    from step_cli.commands.export.run import run as export
+    from step_cli.commands.export import run as export
 
     return export.run(config)
 

@@ -7,7 +7,7 @@ from types import ModuleType
 
 from step_cli.errors import EXTRA_OF, MissingError, UsageError, nearest
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 PLACES = (
     PACKAGE / "sample_models",
     PACKAGE.parent / "sample_models",

@@ -1,6 +1,7 @@
 """Bi-Mask: SR-STE with a second mask for the backward pass.
 
-Source: Zhang et al., ICML 2023, arXiv 2302.06058. The masks are in `recipes/bi_mask_permutation.py`.
+Source: Zhang et al., ICML 2023, arXiv 2302.06058. The masks are in
+`bi_mask_permutation.py`.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
 """DominoSearch: each layer its own N, then SR-STE.
 
-Source: Sun et al., NeurIPS 2021. What is searched, and how, is in `recipes/domino_allocation.py` and
-`recipes/domino_training.py`; ``STEP`` around this recipe trains the patterns found by STEP.
+Source: Sun et al., NeurIPS 2021. What is searched, and how, is in
+`domino_allocation.py` and `domino_training.py`; ``STEP`` around this recipe trains the
+patterns found by STEP.
 """
 
 from collections.abc import Mapping

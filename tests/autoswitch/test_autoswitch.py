@@ -3,8 +3,8 @@
 import math
 
 import pytest
-from core.variance_streams import WORKED as GRADIENTS
-from core.variance_streams import samples
+from autoswitch.variance_streams import WORKED as GRADIENTS
+from autoswitch.variance_streams import samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

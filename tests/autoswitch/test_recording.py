@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands.recordings import record, write
-from core.variance_streams import WORKED, random_samples
+from autoswitch.recordings import record, write
+from autoswitch.variance_streams import WORKED, random_samples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

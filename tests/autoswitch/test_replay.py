@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from core.variance_streams import WORKED, random_samples, samples
+from autoswitch.variance_streams import WORKED, random_samples, samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

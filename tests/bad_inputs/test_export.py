@@ -10,7 +10,7 @@ import pytest
 from bad_inputs.console import Run, promised, state, step_cli
 from bad_inputs.sound import NAME, broken, put, put_bytes, sparse
 
-from step_cli.commands.export.run import run as export
+from step_cli.commands.export import run as export
 from step_cli.errors import InputError, MissingError
 from step_cli.formats.tensorrt import gpus as cuda_device
 from step_cli.formats.tensorrt.engine import _finished

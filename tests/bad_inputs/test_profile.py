@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from autoswitch.recordings import record, row_of, write
+from autoswitch.variance_streams import WORKED, random_samples, samples
 from bad_inputs.console import Run, promised, state, step_cli
-from commands.recordings import record, row_of, write
-from core.variance_streams import WORKED, random_samples, samples
 
 from step_cli.autoswitch.variance_log import VarianceHeader
 

@@ -16,7 +16,7 @@ from bad_inputs.console import Row, Run, promised, state, step_cli
 from bad_inputs.sound import broken, put, put_bytes, put_json, sharded, sparse
 from safetensors.numpy import load_file, save_file
 
-from step_cli.cli.app import app as cli
+from step_cli.cli import app as cli
 from step_cli.formats.files import patched_copy
 
 READING: dict[str, Callable[[Path], Row]] = {

@@ -12,7 +12,7 @@ from attacks.torch_attacks import saved
 from bad_inputs.sound import NAME, plan_of, put, put_json, sharded, sparse
 from safetensors.numpy import save
 
-from step_cli.cli.app import app as cli
+from step_cli.cli import app as cli
 from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed.writer import save_compressed
 from step_cli.formats.files.digest import digests

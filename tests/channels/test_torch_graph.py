@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from permuting.networks import Attention, ConvNet, changed_outputs, spread, traced
+from channels.networks import Attention, ConvNet, changed_outputs, spread, traced
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -14,9 +14,9 @@ import pytest
 import typer
 from safetensors.numpy import save_file
 
+from step_cli.cli import app as cli
 from step_cli.cli.app import app
-from step_cli.cli.app import app as cli
-from step_cli.config.commands import samples
+from step_cli.config import samples
 
 Run = Callable[..., "object"]
 CONFIG = samples.sample_directory("digits-resnet") / "config.toml"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from step_cli.cli.app import app as cli
+from step_cli.cli import app as cli
 
 KINDS = ("file", "directory", "torch")
 NAMES = {"file": "out.safetensors", "directory": "out", "torch": "out.pt"}

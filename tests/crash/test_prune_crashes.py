@@ -21,7 +21,7 @@ from crash.scenes import (
     until_it_ends_well,
 )
 
-from step_cli.cli.app import app as cli
+from step_cli.cli import app as cli
 from step_cli.formats.files import patched_copy
 from step_cli.formats.huggingface import rewriter as directory_rewriter
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from step_cli.commands.prune.run import run as prune
+from step_cli.commands.prune import run as prune
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fuzz import clock, forked, grammar, mutations, oracle
 from fuzz.good_files import Files, Good, goods
 
-from step_cli.cli.app import app as cli
+from step_cli.cli import app as cli
 
 FORMATS = ("table", "jsonl", "markdown", "junit", "sarif", "github")
 GRAMMAR = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from core.variance_streams import WORKED
+from autoswitch.variance_streams import WORKED
 from torch import Tensor, nn
 
 from step_cli.autoswitch.autoswitch import (

@@ -10,7 +10,7 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("transformers")
 
-from step_cli.commands.export.run import run as export  # noqa: E402
+from step_cli.commands.export import run as export  # noqa: E402
 from step_cli.commands.verify import run as verify_nm  # noqa: E402
 from step_cli.config.commands import ExportConfig, VerifyConfig  # noqa: E402
 from step_cli.formats.model_json import ModelSource, write_source  # noqa: E402

@@ -17,6 +17,7 @@ from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.spill import Spill
 from step_cli.formats.huggingface.model import is_hugging_face
 from step_cli.formats.pytorch.arrays import mapped_tensor, to_array
+from step_cli.models.checkpoint_model import RunnableModel, open_model
 from step_cli.models.of_checkpoint import model_source
 from step_cli.nm.groups import Mask
 from step_cli.nm.prune import OneShot
@@ -28,7 +29,6 @@ from step_cli.oneshot.calibrated import (
 )
 from step_cli.oneshot.inputs import Watched
 from step_cli.oneshot.layer_matrix import LayerMatrix
-from step_cli.oneshot.model import RunnableModel, open_model
 from step_cli.oneshot.samples import read_batches
 from step_cli.oneshot.sequence import Work, prune_in_order
 from step_cli.oneshot.transposable_keep import transposable_keep

@@ -1,8 +1,8 @@
 """Time an engine that was built a moment ago, on the GPU of this machine.
 
-The parent calls `engine_ms`; the child, ``python -m step_cli.formats.tensorrt.timing``, opens
-the plan and runs it. Only ever our own bytes, their checksum compared first: opening an
-engine runs native code. Memory on the GPU comes from torch.
+The parent calls `engine_ms`; the child, ``python -m step_cli.formats.tensorrt.timing``,
+opens the plan and runs it. Only ever our own bytes, their checksum compared first:
+opening an engine runs native code. Memory on the GPU comes from torch.
 """
 
 import hashlib

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from step_cli.commands.export.run import compressed as export_compressed
-from step_cli.commands.export.run import run as export
+from step_cli.commands.export import compressed as export_compressed
+from step_cli.commands.export import run as export
 from step_cli.config.commands import ExportConfig
 from step_cli.errors import (
     InputError,

@@ -13,15 +13,15 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 import pytest
-from commands.exporting import NET, left_in, run, save_family
+from commands.export.exporting import NET, left_in, run, save_family
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
+from step_cli.commands.export import onnx as export_onnx  # noqa: E402
+from step_cli.commands.export import run as export  # noqa: E402
 from step_cli.commands.export.model import cast  # noqa: E402
-from step_cli.commands.export.run import onnx as export_onnx  # noqa: E402
-from step_cli.commands.export.run import run as export  # noqa: E402
 from step_cli.config.commands import ExportConfig  # noqa: E402
 from step_cli.errors import (  # noqa: E402
     InputError,

@@ -11,15 +11,15 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 import pytest
-from commands.exporting import left_in, run, save_family
+from commands.export.exporting import left_in, run, save_family
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from step_cli.commands.export.run import bench as export_bench
-from step_cli.commands.export.run import tensorrt as export_tensorrt
-from step_cli.commands import # noqa: E402     export
+from step_cli.commands.export import bench as export_bench  # noqa: E402
+from step_cli.commands.export import run as export  # noqa: E402
+from step_cli.commands.export import tensorrt as export_tensorrt  # noqa: E402
 from step_cli.config.commands import ExportConfig  # noqa: E402
 from step_cli.errors import (  # noqa: E402
     MissingError,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands.recordings import row_of, words_of
+from autoswitch.recordings import row_of, words_of
 
 from step_cli.autoswitch.autoswitch import CRITERION_NAMES
 from step_cli.config.samples import sample_directory

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from commands.recordings import record, row_of, words_of, write
-from core.variance_streams import WORKED, random_samples, samples
+from autoswitch.recordings import record, row_of, words_of, write
+from autoswitch.variance_streams import WORKED, random_samples, samples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

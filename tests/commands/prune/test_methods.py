@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from step_cli.commands.prune.run import run as prune
+from step_cli.commands.prune import run as prune
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NonFiniteError, StepError, UsageError
 from step_cli.formats.open import open_checkpoint

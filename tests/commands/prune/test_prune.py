@@ -17,7 +17,7 @@ from attacks.onnx_attacks import linear, with_external_data
 from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
-from step_cli.commands.prune.run import run as prune
+from step_cli.commands.prune import run as prune
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import (
     InputError,

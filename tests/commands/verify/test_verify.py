@@ -14,7 +14,7 @@ import pytest
 from sarif_schema import check_sarif
 
 import step_cli
-from step_cli.cli.app import app as cli
+from step_cli.cli import app as cli
 
 CODES = {
     "float64": "F64",

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import step_cli
-from step_cli.commands.export.run import run as export
-from step_cli.commands.prune.run import run as prune
+from step_cli.commands.export import run as export
+from step_cli.commands.prune import run as prune
 from step_cli.commands.verify import run as verify_nm
 from step_cli.config.commands import ExportConfig, PruneConfig, VerifyConfig
 from step_cli.errors import InputError

@@ -24,15 +24,13 @@ from torch.sparse._semi_structured_conversions import (  # noqa: E402
 import step_cli  # noqa: E402
 from step_cli.errors import InputError  # noqa: E402
 from step_cli.formats.checkpoint import NamedTensor  # noqa: E402
+from step_cli.formats.compressed import semi_structured  # noqa: E402
 from step_cli.formats.compressed.codec import (  # noqa: E402
     Layout,
     kept_values,
     packed_positions,
 )
-from step_cli.formats.compressed.writer import (
-    save_compressed,  # noqa: E402
-    semi_structured,  # noqa: E402
-)
+from step_cli.formats.compressed.writer import save_compressed  # noqa: E402
 from step_cli.formats.pytorch.arrays import to_array, to_tensor  # noqa: E402
 from step_cli.formats.safetensors.writer import save_safetensors  # noqa: E402
 from step_cli.nm.pattern import NMPattern  # noqa: E402

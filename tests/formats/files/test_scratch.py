@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from step_cli.cli.app import app as cli
+from step_cli.cli import app as cli
 from step_cli.cli.failures import detail_of
 from step_cli.errors import OutputError
 from step_cli.formats.files.scratch import scratch_directory, scratch_file

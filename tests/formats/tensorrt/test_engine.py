@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from formats.small_graphs import MODELS, save_mlp
+from formats.onnx.small_graphs import MODELS, save_mlp
 
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.tensorrt.api import TrtRuntime, find_runtime

@@ -12,7 +12,7 @@ import onnx
 import onnx.helper
 import onnx.numpy_helper
 import pytest
-from formats.small_graphs import save_graph, save_mlp, save_one_node
+from formats.onnx.small_graphs import save_graph, save_mlp, save_one_node
 
 from step_cli.errors import InputError, MissingError, StepError, UsageError
 from step_cli.formats.tensorrt.api import TrtRuntime, find_runtime

@@ -116,7 +116,7 @@ def test_a_plan_that_cannot_be_timed_is_one_line(
 def test_a_real_engine_is_timed(tmp_path: Path) -> None:
     """Recorded on no machine so far."""
     pytest.importorskip("tensorrt")
-    from formats.small_graphs import save_mlp
+    from formats.onnx.small_graphs import save_mlp
 
     from step_cli.formats.tensorrt.api import find_runtime
     from step_cli.formats.tensorrt.engine import EngineOptions, build_engine

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands.recordings import record, row_of, write
-from core.variance_streams import WORKED
+from autoswitch.recordings import record, row_of, write
+from autoswitch.variance_streams import WORKED
 
 from step_cli.autoswitch.autoswitch import VarianceSample
 

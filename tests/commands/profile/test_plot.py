@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands.recordings import record, write
-from core.variance_streams import WORKED, samples
+from autoswitch.recordings import record, write
+from autoswitch.variance_streams import WORKED, samples
 
 from step_cli.autoswitch.autoswitch import VarianceSample
 from step_cli.autoswitch.variance_log import (

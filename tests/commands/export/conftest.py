@@ -2,7 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands.exporting import NET, PLAN, run
+from commands.export.exporting import NET, PLAN, run
 
 from step_cli.formats.plan import KEY, plan_json
 from step_cli.formats.safetensors.writer import save_safetensors

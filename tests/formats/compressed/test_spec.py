@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from step_cli.commands.export.run import run as export
+from step_cli.commands.export import run as export
 from step_cli.config.commands import ExportConfig
 from step_cli.formats.plan import KEY, plan_json
 from step_cli.formats.safetensors.writer import save_safetensors

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from step_cli.commands.export.run import run as export
+from step_cli.commands.export import run as export
 from step_cli.config.commands import ExportConfig
 
 OLD = b"the old target"

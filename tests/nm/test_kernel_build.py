@@ -79,7 +79,7 @@ def test_a_wheel_is_of_the_platform_only_with_compiled_kernels(
 ) -> None:
     before = sorted(tree.iterdir())
     data = Builder(tree.parents[1]).run("standard")
-    inside = {f"step_cli/core/{name}" for name in NAMES}
+    inside = {f"step_cli/nm/{name}" for name in NAMES}
     assert set(data["force_include"].values()) == inside
     assert data["pure_python"] is False and data["tag"].startswith("py3-none-linux")
     for compiler in ("no-such-compiler", "false", "gcc '"):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from step_cli.commands.export.run import run as export
+from step_cli.commands.export import run as export
 from step_cli.config.commands import ExportConfig
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan, Plan

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.variance_streams import samples
+from autoswitch.variance_streams import samples
 
 from step_cli.autoswitch.autoswitch import VarianceSample
 from step_cli.autoswitch.variance_log import VarianceHeader, header_line, sample_line

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands.exporting import run
+from commands.export.exporting import run
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")

@@ -12,9 +12,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from channels.networks import spread
 from conftest import Outcome
 from onnx import helper, numpy_helper
-from permuting.networks import spread
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -26,8 +26,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from step_cli.commands.prune.run import permuted as prune_permuted
-from step_cli.commands.prune.run import run as prune
+from step_cli.commands.prune import permuted as prune_permuted
+from step_cli.commands.prune import run as prune
 from step_cli.commands.prune.tensors import choose_layers
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError

@@ -1,1 +1,0 @@
-"""Which channels of a network may change places, proved from its graph."""
