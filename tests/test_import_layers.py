@@ -1,84 +1,129 @@
-"""Imports point down: `core` knows nothing of files, `formats` nothing of recipes."""
+"""The floor plan: imports point down the list of rooms, and nowhere in a circle.
+
+`docs/architecture.md` says what is in each room.
+"""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 import step_cli
 
 PACKAGE = Path(step_cli.__file__).parent
+MOST_FILES = 25  # in one folder, else nothing is found in it any more
 
-# Each part may import itself and the parts named here.
-LAYERS = {
-    "__init__": {"commands", "core", "formats", "optimizers"},  # when a name is used
-    "__main__": {"cli", "signals"},
-    "cli": {
-        "commands", "config", "errors", "failures", "logs", "options", "presentation",
-        "processes", "render", "reports", "signals", "streams",
-    },
-    "failures": {"errors", "presentation", "reports"},
-    "presentation": {"errors"},
-    "processes": set(),
-    "streams": set(),
-    "signals": {"errors"},
-    "logs": {"render"},
-    "commands": {
-        "calibration", "config", "core", "data_config", "data_kind", "errors",
-        "formats", "models", "permuting", "reports", "samples", "train_config",
-        "training",
-    },
-    "training": {
-        "config", "core", "data", "data_config", "errors", "formats", "live", "models",
-        "processes",
-        "recipes", "render", "reports", "samples", "train_config",
-    },
-    "calibration": {"core", "data", "errors", "formats", "models"},
-    "permuting": {"calibration", "core", "errors", "formats"},
-    "live": {"render"},
-    "optimizers": {"core", "errors", "recipes"},
-    "models": {"errors", "formats", "samples"},
-    "data": {"data_config", "data_kind", "errors", "formats", "samples"},
-    "data_kind": {"data_config", "errors", "formats"},
-    "data_config": {"config", "errors"},
-    "samples": {"errors"},
-    "recipes": {"core", "errors"},
-    "render": {"errors", "formats", "reports"},
-    "reports": {"core"},
-    "options": {"config", "core", "errors"},
-    "train_config": {
-        "config", "core", "data_config", "errors", "options", "samples", "toml_text",
-    },
-    "toml_text": set(),
-    "config": {"core", "errors"},
-    "formats": {"core", "errors"},
-    "core": {"errors"},
-    "errors": set(),
-}  # fmt: skip
+# A room may import from itself and from those below it.
+ROOMS = (
+    "__main__",
+    "__init__",  # when a name is used
+    "cli",
+    "commands",
+    "training",
+    "oneshot",
+    "channels",
+    "data",
+    "recipes",
+    "optim",
+    "plots",
+    "models",
+    "render",
+    "config",
+    "autoswitch",
+    "formats",
+    "nm",
+    "reports",
+    "torchrun",
+    "errors",
+)
+WITHOUT_TORCH = ("autoswitch", "cli", "config", "errors", "nm", "reports")
 
 
-def part_of(path: Path) -> str:
+def modules() -> dict[str, Path]:
+    """Each module of the package by its dotted name."""
+    return {_dotted(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def _dotted(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(path: Path) -> str:
     relative = path.relative_to(PACKAGE)
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
 
-def imported_parts(path: Path) -> set[str]:
-    parts = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
+def imports_of(path: Path, known: dict[str, Path]) -> set[str]:
+    """The modules of the package that a file imports, at its top or when it runs.
+
+    Imports for type checking alone are left out: nothing is loaded by them.
+    """
+    found = set()
+    for node in _running(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-            if node.module == "step_cli":
-                names = [f"step_cli.{alias.name}" for alias in node.names]
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole in known else node.module)
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        parts |= {name.split(".")[1] for name in names if name.startswith("step_cli.")}
-    return parts
+            found |= {alias.name for alias in node.names}
+    return found & known.keys()
 
 
-@pytest.mark.parametrize(
-    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
-)
-def test_a_file_imports_only_what_lies_below_it(path: Path) -> None:
-    part = part_of(path)
-    assert imported_parts(path) - {part} <= LAYERS[part]
+def _running(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        checking = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
+        if not checking:
+            yield child
+            yield from _running(child)
+
+
+def test_imports_point_down_the_list_of_rooms() -> None:
+    known = modules()
+    place = {room: number for number, room in enumerate(ROOMS)}
+    upward = [
+        f"{name} imports {other}"
+        for name, path in known.items()
+        for other in imports_of(path, known)
+        if place[room_of(path)] > place[room_of(known[other])]
+    ]
+    assert upward == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    known = modules()
+    waiting = {name: imports_of(path, known) - {name} for name, path in known.items()}
+    # Take away what imports nothing that is left, until nothing more goes.
+    while free := {
+        name for name, needs in waiting.items() if not needs & waiting.keys()
+    }:
+        waiting = {name: needs for name, needs in waiting.items() if name not in free}
+    assert sorted(waiting) == []
+
+
+def test_nothing_lies_loose_at_the_top() -> None:
+    loose = {path.stem for path in PACKAGE.glob("*.py")}
+    assert loose == {"__init__", "__main__", "errors", "torchrun"}
+
+
+def test_no_folder_holds_more_files_than_a_reader_can_look_through() -> None:
+    folders = {path.parent for path in modules().values()}
+    full = {f.name: len(list(f.glob("*.py"))) for f in folders}
+    assert {name: count for name, count in full.items() if count > MOST_FILES} == {}
+
+
+def test_rooms_that_promise_it_never_import_torch() -> None:
+    heavy = [
+        f"{name} imports {word}"
+        for name, path in modules().items()
+        if room_of(path) in WITHOUT_TORCH
+        for node in _running(ast.parse(path.read_text(encoding="utf-8")))
+        for word in _named(node)
+        if word.split(".")[0] in ("torch", "onnxruntime", "transformers")
+    ]
+    assert heavy == []
+
+
+def _named(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.ImportFrom):
+        return [node.module or ""]
+    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
