@@ -3,15 +3,17 @@
 import io
 import json
 import logging
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import forks
 import pytest
+import undrawn
 
 from step_cli.cli import app as cli
+from step_cli.formats.pytorch import reader as pytorch_reader
 
 if TYPE_CHECKING:
     from integration.ranks import Ranks
@@ -38,6 +40,22 @@ class Outcome:
         assert len(lines) == 1, self.err
         assert "Traceback" not in self.err
         return lines[0]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Leave out what takes long and is not what the test is about.
+
+    ``draws``: matplotlib draws the curves of a run. ``new_process``: a torch file is
+    read in a new process and not in a forked one.
+    """
+    page = sys.modules.get("step_cli.training.run_page")
+    with pytest.MonkeyPatch.context() as patch:
+        if page is not None and not item.get_closest_marker("draws"):
+            patch.setattr(page, "draw_curves", undrawn.draw_curves)
+        if not item.get_closest_marker("new_process"):
+            patch.setattr(pytorch_reader, "subprocess", forks.INSTEAD)
+        return (yield)
 
 
 @pytest.fixture(autouse=True)
@@ -69,9 +87,7 @@ def step_cli_process() -> Callable[..., Outcome]:
 
     def run(*arguments: object, **options: Any) -> Outcome:
         words = [sys.executable, "-m", "step_cli", *(str(word) for word in arguments)]
-        done = subprocess.run(
-            words, capture_output=True, text=True, timeout=600, check=False, **options
-        )
+        done = forks.run(words, capture_output=True, text=True, timeout=600, **options)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run

@@ -1,6 +1,7 @@
 """Runs the command in a process of its own, and checks what every row promises.
 
-The child reports its own peak of memory, the files it opened, and whether it asked for
+The child is forked from one without torch; what it opens is recorded from then on. It
+reports its own peak of memory, the files it opened, and whether it asked for
 a socket; a child inherits the peak of its parent, so nobody else can tell.
 """
 
@@ -8,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import forks
+
 CHILD = """
 import atexit, json, os, resource, sys
 opened, peak = [], None
 def watch(event, arguments):
     if event == "open":
         opened.append(str(arguments[0]))
-    elif event in ("socket.__new__", "socket.connect", "socket.getaddrinfo"):
+    elif event == "socket.__new__" and arguments[1] == 1:
+        pass  # a Unix socket, to the process that forks
+    elif event in ("socket.__new__", "socket.getaddrinfo"):
         opened.append("socket")
 sys.addaudithook(watch)
 def tell():
@@ -77,9 +81,8 @@ def step_cli(*words: object, env: Mapping[str, str] | None = None, **more: Any) 
     more = {"capture_output": True, "text": True, "errors": "surrogateescape"} | more
     began = time.perf_counter()
     try:
-        done = subprocess.run(
-            command, env=environment, pass_fds=[writing], timeout=60, **more
-        )
+        more |= {"env": environment, "pass_fds": [writing], "timeout": 60}
+        done = forks.run(command, torch=False, **more)
     finally:
         os.close(writing)
     seconds = time.perf_counter() - began

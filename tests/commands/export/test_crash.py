@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -102,7 +103,8 @@ def in_its_write(case: Case, number: int, rounds: int, seed: int = 0) -> list[in
 def started(case: Case) -> "subprocess.Popen[bytes]":
     """A run that has begun to write."""
     nowhere = subprocess.DEVNULL
-    child = subprocess.Popen(case.command, stdout=nowhere, stderr=nowhere)
+    torch = case.kind == "onnx"
+    child = forks.Popen(case.command, torch=torch, stdout=nowhere, stderr=nowhere)
     while child.poll() is None and not case.left():
         time.sleep(0.0005)
     return child
