@@ -13,7 +13,6 @@ import pytest
 import undrawn
 
 from step_cli.cli import app as cli
-from step_cli.formats.pytorch import reader as pytorch_reader
 
 if TYPE_CHECKING:
     from integration.ranks import Ranks
@@ -46,15 +45,16 @@ class Outcome:
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Leave out what takes long and is not what the test is about.
 
-    ``draws``: matplotlib draws the curves of a run. ``new_process``: a torch file is
-    read in a new process and not in a forked one.
+    ``draws``: matplotlib draws the curves of a run. ``new_process``: what step-cli
+    starts, as to read a torch file, is a new process and not a forked one.
     """
     page = sys.modules.get("step_cli.training.run_page")
     with pytest.MonkeyPatch.context() as patch:
         if page is not None and not item.get_closest_marker("draws"):
             patch.setattr(page, "draw_curves", undrawn.draw_curves)
         if not item.get_closest_marker("new_process"):
-            patch.setattr(pytorch_reader, "subprocess", forks.INSTEAD)
+            for module in forks.starters():
+                patch.setattr(module, "subprocess", forks.INSTEAD)
         return (yield)
 
 
@@ -91,6 +91,15 @@ def step_cli_process() -> Callable[..., Outcome]:
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def compiler() -> None:
+    """`torch.compile` works here; tried when the first test asks for it."""
+    from step_cli.optim.compiled import can_compile
+
+    if not can_compile():
+        pytest.skip("torch.compile does not work here: no C++ compiler")
 
 
 @pytest.fixture(scope="session")

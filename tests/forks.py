@@ -8,7 +8,7 @@ imports, limits, closed streams and the first moments of a process use `subproce
 
 import atexit
 import ctypes
-import importlib
+import importlib.util
 import json
 import os
 import runpy
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import types
 from collections.abc import Sequence
@@ -101,6 +102,13 @@ def run(
 
 # What a module that starts a child with torch finds instead of `subprocess`.
 INSTEAD = types.SimpleNamespace(**vars(subprocess) | {"run": run, "Popen": Popen})
+
+
+def starters() -> list[Any]:
+    """The modules of step-cli that start processes."""
+    names = ("step_cli.formats.child_process", "step_cli.formats.pytorch.reader")
+    found = [importlib.import_module(n) for n in names if importlib.util.find_spec(n)]
+    return [module for module in found if hasattr(module, "subprocess")]
 
 
 def program(words: Sequence[str]) -> tuple[str, str, list[str]] | None:
@@ -214,6 +222,7 @@ def _serve(path: Path) -> tuple[dict[str, Any], list[int]] | None:
             reading, writing = os.pipe()
             between = os.fork()
             if not between:
+                own = os.getpid()
                 child = os.fork()
                 if child:
                     os.write(writing, str(child).encode())
@@ -222,6 +231,8 @@ def _serve(path: Path) -> tuple[dict[str, Any], list[int]] | None:
                     os.close(fd)
                 listening.close()
                 asked.close()
+                while os.getppid() == own:  # until the tests are its parent
+                    time.sleep(1e-4)
                 return json.loads(text), list(fds)
             os.waitpid(between, 0)
             os.close(writing)
@@ -293,8 +304,8 @@ def _become(request: dict[str, Any], fds: list[int]) -> None:
 
 def _patch() -> None:
     """What `conftest` does for a test."""
-    reader = importlib.import_module("step_cli.formats.pytorch.reader")
-    reader.subprocess = INSTEAD  # type: ignore[attr-defined]
+    for module in starters():
+        module.subprocess = INSTEAD
     page = sys.modules.get("step_cli.training.run_page")
     if page is not None:  # there is torch
         page.draw_curves = undrawn.draw_curves  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -72,8 +73,13 @@ def _refuse(constant: str) -> None:
     raise ValueError(constant)
 
 
-def step_cli(*words: object, env: Mapping[str, str] | None = None, **more: Any) -> Run:
-    """Run the console script; it may not take longer than any row may."""
+def step_cli(
+    *words: object,
+    env: Mapping[str, str] | None = None,
+    new: bool = False,
+    **more: Any,
+) -> Run:
+    """Run the console script, in a new Python if the environment is its subject."""
     reading, writing = os.pipe()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GITHUB_")}
     environment |= {"TELL": str(writing)} | dict(env or {})
@@ -82,7 +88,8 @@ def step_cli(*words: object, env: Mapping[str, str] | None = None, **more: Any) 
     began = time.perf_counter()
     try:
         more |= {"env": environment, "pass_fds": [writing], "timeout": 60}
-        done = forks.run(command, torch=False, **more)
+        more |= {} if new else {"torch": False}
+        done = subprocess.run(command, **more) if new else forks.run(command, **more)
     finally:
         os.close(writing)
     seconds = time.perf_counter() - began

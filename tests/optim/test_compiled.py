@@ -17,9 +17,7 @@ from step_cli.optim.mask import keep_mask, magnitude_mask
 from step_cli.optim.variance import SUMS, change_sums, chunked_sums, compiled_sums
 from step_cli.recipes.sparse_adamw import sparse_adamw
 
-needs_compiler = pytest.mark.skipif(
-    not can_compile(), reason="torch.compile does not work here: no C++ compiler"
-)
+needs_compiler = pytest.mark.usefixtures("compiler")
 SHAPES = [
     *[((48, 96), 1), ((96, 48), 0), ((8, 48, 3, 3), 1), ((96, 1), 0)],
     *[((5, 48), 1), ((1, 48), 1), ((3, 16), 1)],  # few weights, and no whole lanes
