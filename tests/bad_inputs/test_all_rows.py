@@ -1,4 +1,4 @@
-"""Every row of docs/promises.md has a test, and every row that a test names is there."""
+"""Every row of docs/promises.md has a test, and every row named in a test is there."""
 
 import re
 from pathlib import Path
