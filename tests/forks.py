@@ -7,18 +7,18 @@ imports, limits, closed streams and the first moments of a process use `subproce
 """
 
 import atexit
-import ctypes
+import contextlib
 import importlib.util
 import json
 import os
 import runpy
 import select
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 import traceback
 import types
 from collections.abc import Sequence
@@ -32,26 +32,33 @@ PLAIN = ("step_cli.cli.app", "step_cli.commands.verify.run",
          "step_cli.commands.profile.run", "rich.live", "safetensors.numpy")  # fmt: skip
 TORCH = ("torch", "step_cli.commands.train", "step_cli.training.run",
          "step_cli.formats.pytorch.child", "torch.distributed.run")  # fmt: skip
+# What a run imports late, where it is installed.
+LATE = ("sklearn.datasets", "torch.utils.tensorboard", "torch._dynamo", "jinja2",
+        "torch.distributed.fsdp", "torch.distributed.tensor")  # fmt: skip
 ELASTIC = "torch.distributed.elastic.multiprocessing.subprocess_handler."
 ELASTIC += "subprocess_handler"  # starts the processes of `torchrun`
-SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
+PATHS = os.environ.get("PYTHONPATH")
 CODE = "import sys; sys.path.insert(0, sys.argv[1]); import forks; forks.main()"
 OPTIONS = {"stdin", "stdout", "stderr", "text", "errors", "encoding", "env", "cwd",
            "pass_fds", "start_new_session"}  # fmt: skip
 _folder: Path | None = None  # of the sockets
+_torch = os.getpid()  # the process that has torch
 
 
 class Popen(subprocess.Popen[Any]):
-    """A child that was forked, where the command and the options allow it.
+    """A process that was forked, where the command and the options allow it.
 
     Args:
         torch: From the process that has torch; else its memory is that of a plain one.
     """
 
+    _told: Any = None  # by the process that waits for it
+
     def __init__(self, args: Sequence[Any], *, torch: bool = True, **more: Any) -> None:
         self._torch = torch
         self._session = bool(more.get("start_new_session"))
-        self._forked = more.keys() <= OPTIONS
+        paths = (more.get("env") or os.environ).get("PYTHONPATH")
+        self._forked = more.keys() <= OPTIONS and paths == PATHS
         super().__init__(args, **more)
 
     def _execute_child(self, args: Any, *rest: Any) -> None:  # type: ignore[override]
@@ -59,8 +66,8 @@ class Popen(subprocess.Popen[Any]):
         if not self._forked or program(words) is None:
             super()._execute_child(args, *rest)  # type: ignore[misc]
             return
-        pass_fds, cwd, env, reads, *_ = rest[3], rest[4], rest[5], rest[9:15]
-        given = (reads[0], reads[3], reads[5])
+        pass_fds, cwd, env, ends = rest[3], rest[4], rest[5], rest[9:15]
+        given = (ends[0], ends[3], ends[5])
         standard = [own if own != -1 else at for at, own in enumerate(given)]
         request = {
             "words": words,
@@ -69,9 +76,37 @@ class Popen(subprocess.Popen[Any]):
             "fds": [0, 1, 2, *pass_fds],
             "session": self._session,
         }
-        self.pid = _forked(request, [*standard, *pass_fds], torch=self._torch)
+        text = json.dumps(request).encode()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+            server.connect(str(_server(torch=self._torch)))
+            head = len(text).to_bytes(8, "little")
+            socket.send_fds(server, [head], [*standard, *pass_fds])
+            server.sendall(text)
+            self._told = server.makefile("rb", buffering=0)
+        self.pid = int(self._told.readline())
         self._child_created = True
-        self._close_pipe_fds(*reads)  # type: ignore[attr-defined]
+        self._close_pipe_fds(*ends)  # type: ignore[attr-defined]
+
+    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
+        if self._told is None:
+            return super()._try_wait(wait_flags)  # type: ignore[misc,no-any-return]
+        if not select.select([self._told], [], [], 0 if wait_flags else None)[0]:
+            return 0, 0
+        with self._told:
+            return self.pid, int(self._told.readline() or signal.SIGKILL)
+
+    def _internal_poll(self, *given: Any, **more: Any) -> int | None:
+        if self._told is None:
+            return super()._internal_poll(*given, **more)  # type: ignore[misc,no-any-return]
+        lock = self._waitpid_lock  # type: ignore[attr-defined]
+        if self.returncode is None and lock.acquire(False):
+            try:
+                pid, status = self._try_wait(os.WNOHANG)
+                if pid:
+                    self._handle_exitstatus(status)  # type: ignore[attr-defined]
+            finally:
+                lock.release()
+        return self.returncode
 
 
 def run(
@@ -126,22 +161,6 @@ def program(words: Sequence[str]) -> tuple[str, str, list[str]] | None:
 # ------------------------------------------------------------------------ asking for
 
 
-def _forked(request: dict[str, Any], fds: list[int], *, torch: bool) -> int:
-    """The number of a new process that is a child of this one."""
-    prctl = ctypes.CDLL(None).prctl
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
-        server.connect(str(_server(torch=torch)))
-        # The process that forks it ends, and leaves its orphan to this one.
-        prctl(SUBREAPER, 1, 0, 0, 0)
-        try:
-            text = json.dumps(request).encode()
-            socket.send_fds(server, [len(text).to_bytes(8, "little")], fds)
-            server.sendall(text)
-            return int(server.makefile().read())
-        finally:
-            prctl(SUBREAPER, 0, 0, 0, 0)
-
-
 def _server(*, torch: bool) -> Path:
     """The socket of a process that forks; the first to ask starts it."""
     global _folder
@@ -194,6 +213,9 @@ def main() -> None:
     if become is not None:
         _become(*become)
         _end()
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(_torch, 0)  # or its time is nobody's
+    os._exit(0)
 
 
 def _serve(path: Path) -> tuple[dict[str, Any], list[int]] | None:
@@ -207,6 +229,9 @@ def _serve(path: Path) -> tuple[dict[str, Any], list[int]] | None:
         if 0 in ready:
             return None
         asked, _ = listening.accept()
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         with asked:
             head, fds, *_ = socket.recv_fds(asked, 8, 64)
             length = int.from_bytes(head, "little")
@@ -219,37 +244,45 @@ def _serve(path: Path) -> tuple[dict[str, Any], list[int]] | None:
             text = asked.makefile("rb").read(length)
             if not text:
                 continue
-            reading, writing = os.pipe()
-            between = os.fork()
-            if not between:
-                own = os.getpid()
+            if not os.fork():
                 child = os.fork()
                 if child:
-                    os.write(writing, str(child).encode())
-                    os._exit(0)
-                for fd in (reading, writing):
-                    os.close(fd)
+                    _wait_for(child, asked)
                 listening.close()
                 asked.close()
-                while os.getppid() == own:  # until the tests are its parent
-                    time.sleep(1e-4)
                 return json.loads(text), list(fds)
-            os.waitpid(between, 0)
-            os.close(writing)
-            asked.sendall(os.read(reading, 20))
-            for fd in (reading, *fds):
+            for fd in fds:
                 os.close(fd)
+
+
+def _wait_for(child: int, asked: socket.socket) -> NoReturn:
+    """Tell who asked for it its number, and then how it ended."""
+    told = asked.fileno()
+    os.closerange(0, told)
+    os.closerange(told + 1, 1024)
+    os.write(told, b"%d\n" % child)
+    _, status = os.waitpid(child, 0)
+    try:
+        os.write(told, b"%d\n" % status)
+    finally:
+        os._exit(0)
 
 
 def _with_torch(path: Path) -> bool:
     """Start the process that has torch, once; whether this one is it."""
+    global _torch
     if path.exists():
         return False
     reading, writing = os.pipe()
-    if not os.fork():
+    _torch = os.fork()
+    if not _torch:
+        _torch = os.getpid()  # no child of itself
         os.close(reading)
         for name in TORCH:
             importlib.import_module(name)
+        for name in LATE:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
         os.dup2(writing, 1)
         os.close(writing)
         return True
@@ -272,7 +305,6 @@ def _become(request: dict[str, Any], fds: list[int]) -> None:
     if request["session"]:
         os.setsid()
     os.chdir(request["cwd"])
-    paths = os.environ.get("PYTHONPATH")
     os.environ.clear()
     os.environ.update(request["env"])
     sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
@@ -282,8 +314,6 @@ def _become(request: dict[str, Any], fds: list[int]) -> None:
     kind, what, arguments = found
     if words[1] != "-P":
         sys.path.insert(0, request["cwd"] if kind else str(Path(what).parent))
-    if os.environ.get("PYTHONPATH") != paths:
-        sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.orig_argv[:] = words
     _patch()
     sys.argv[:] = [kind or what, *arguments]

@@ -42,7 +42,8 @@ def chosen(
 
 
 def r12(folder: Path) -> Row:
-    return Row(files(folder, chosen(pickles(folder / "marker"), "memory", "stride 0")))
+    made = chosen(pickles(folder / "marker"), "memory", "stride 0")
+    return Row(files(folder, made), new=True)
 
 
 def r13(folder: Path) -> Row:

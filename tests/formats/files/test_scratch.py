@@ -48,7 +48,6 @@ def test_a_library_that_finds_none_is_told_alike() -> None:
     assert "set TMPDIR to a directory that can be written to" in detail.message
 
 
-@pytest.mark.new_process
 def test_a_library_in_the_reading_process_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
