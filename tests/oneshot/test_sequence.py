@@ -29,6 +29,7 @@ Batches = list[dict[str, Tensor]]
 
 
 def gpt2() -> nn.Module:
+    pytest.importorskip("transformers")
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -39,6 +40,7 @@ def gpt2() -> nn.Module:
 
 
 def bert() -> nn.Module:
+    pytest.importorskip("transformers")
     from transformers import BertConfig, BertForSequenceClassification
 
     sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32}
@@ -47,6 +49,7 @@ def bert() -> nn.Module:
 
 
 def llama() -> nn.Module:
+    pytest.importorskip("transformers")
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -57,6 +60,7 @@ def llama() -> nn.Module:
 
 
 def t5() -> nn.Module:
+    pytest.importorskip("transformers")
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(
