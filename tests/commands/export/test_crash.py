@@ -161,13 +161,14 @@ def test_many_kills_and_stops(
 
 
 def limited(case: Case, size: int) -> "subprocess.CompletedProcess[str]":
-    command = ["prlimit", f"--fsize={size}", *case.command]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    limit = f"import resource as r; r.setrlimit(r.RLIMIT_FSIZE, ({size}, {size}))\n"
+    code = f"{limit}from step_cli.__main__ import main; main()"
+    command = [sys.executable, "-c", code, *case.command[3:]]
+    torch = case.kind == "onnx"
+    return forks.run(command, torch=torch, capture_output=True, text=True)
 
 
 def refused(case: Case, sizes: Callable[[int], list[int]]) -> None:
-    if shutil.which("prlimit") is None:
-        pytest.skip("needs prlimit")
     for size in sizes(len(case.new)):
         case.reset()
         done = limited(case, size)
