@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,9 +16,6 @@ from step_cli.cli import app as cli
 
 if TYPE_CHECKING:
     from integration.ranks import Ranks
-
-# Else `torch.compile` starts processes that import torch, to compile in.
-os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import tempfile
 import threading
 import traceback
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,7 +37,10 @@ LATE = ("sklearn.datasets", "torch.utils.tensorboard", "torch._dynamo", "jinja2"
         "torch.distributed.fsdp", "torch.distributed.tensor")  # fmt: skip
 ELASTIC = "torch.distributed.elastic.multiprocessing.subprocess_handler."
 ELASTIC += "subprocess_handler"  # starts the processes of `torchrun`
-PATHS = os.environ.get("PYTHONPATH")
+# One thread for each process: threads that wait for a core spin, and take most of it.
+# And `torch.compile` would start processes that import torch, to compile in.
+for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+    os.environ.setdefault(name, "1")
 CODE = "import sys; sys.path.insert(0, sys.argv[1]); import forks; forks.main()"
 OPTIONS = {"stdin", "stdout", "stderr", "text", "errors", "encoding", "env", "cwd",
            "pass_fds", "start_new_session"}  # fmt: skip
@@ -45,8 +48,17 @@ _folder: Path | None = None  # of the sockets
 _torch = os.getpid()  # the process that has torch
 
 
+def at_start(env: Mapping[str, str]) -> dict[str, str]:
+    """What Python and its libraries look for when they start, and not later."""
+    early = ("PYTHON", "LC_", "LANG", "OMP_NUM_THREADS")
+    return {name: value for name, value in env.items() if name.startswith(early)}
+
+
+AT_START = at_start(os.environ)
+
+
 class Popen(subprocess.Popen[Any]):
-    """A process that was forked, where the command and the options allow it.
+    """A process that was forked, where command, options and environment allow it.
 
     Args:
         torch: From the process that has torch; else its memory is that of a plain one.
@@ -57,8 +69,8 @@ class Popen(subprocess.Popen[Any]):
     def __init__(self, args: Sequence[Any], *, torch: bool = True, **more: Any) -> None:
         self._torch = torch
         self._session = bool(more.get("start_new_session"))
-        paths = (more.get("env") or os.environ).get("PYTHONPATH")
-        self._forked = more.keys() <= OPTIONS and paths == PATHS
+        alike = at_start(more.get("env") or os.environ) == AT_START
+        self._forked = more.keys() <= OPTIONS and alike
         super().__init__(args, **more)
 
     def _execute_child(self, args: Any, *rest: Any) -> None:  # type: ignore[override]

@@ -222,7 +222,7 @@ def test_W17_odd_environments_and_names(tmp_path: Path) -> None:
     env = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "HOME": "/nonexistent"}
     for format in FORMATS:
         words = ["verify-nm", os.fsdecode(odd), "--format", format]
-        run = step_cli(*words, env=env, cwd=shut, new=True)
+        run = step_cli(*words, env=env, cwd=shut)
         assert run.code == 1, run.err
         assert "\x1b" not in run.out + run.err
         promised(run)
