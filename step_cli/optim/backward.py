@@ -26,7 +26,8 @@ class Backward:
     Attributes:
         sample: From the gradient of y, ``[out, tokens]``, to what the weight's gradient
             is computed from. Linear layers only.
-        mask: From the weight and its memory to a mask for the gradient of x.
+        mask: From the weight and what the recipe keeps of it to a mask for the gradient
+            of x.
         fp8: Round the operands of all three products to 8 bits. Linear layers only.
     """
 
@@ -91,14 +92,14 @@ class RewiredForward:
         axis: The input axis of its weight.
         rule: What differs.
         active: Whether it does now; else the layer computes as it always did.
-        memory: What the recipe keeps of its weight.
+        state: What the recipe keeps of its weight.
     """
 
     module: nn.Module
     axis: int
     rule: Backward
     active: bool = False
-    memory: dict[str, Tensor] = field(default_factory=dict)
+    state: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Compute the layer."""
@@ -109,7 +110,7 @@ class RewiredForward:
         assert isinstance(weight, Tensor)
         behind = weight.detach()
         if self.rule.mask is not None:
-            behind = torch.where(self.rule.mask(behind, self.memory), behind, 0)
+            behind = torch.where(self.rule.mask(behind, self.state), behind, 0)
         if isinstance(self.module, CONVOLUTIONS):
             return self._convolution(x, weight, behind, bias)
         if self.axis == 0:  # Conv1D stores [in, out]

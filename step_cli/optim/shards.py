@@ -59,12 +59,6 @@ def split_like(part: Tensor, p: Tensor) -> Tensor:
     )
 
 
-def version(p: Tensor) -> tuple[int, int]:
-    """A number that changes whenever the values are written."""
-    # An operation on a DTensor counts on the wrapper, one on its shard on the shard.
-    return p._version, local(p)._version
-
-
 def check_shards(p: Tensor, plan: NMSpec) -> None:
     """Refuse a split that would cut groups; the same answer on every process.
 

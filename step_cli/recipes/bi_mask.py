@@ -15,7 +15,7 @@ from typing_extensions import override
 from step_cli.nm.pattern import NMSpec
 from step_cli.optim.backward import Backward
 from step_cli.optim.mask import check_groups
-from step_cli.optim.recipe import Layer
+from step_cli.optim.recipe import SparseLayer
 from step_cli.recipes.bi_mask_permutation import (
     backward_mask,
     best_permutation,
@@ -42,23 +42,23 @@ class BiMask(CheckedRecipe):
     seed: NonNegativeInt = 0
 
     @override
-    def memory(self, dense: Tensor, plan: NMSpec) -> dict[str, Tensor]:
-        axis = output_axis(plan)
-        check_groups(tuple(dense.shape), plan.pattern, axis)
+    def create_state(self, dense: Tensor, spec: NMSpec) -> dict[str, Tensor]:
+        axis = output_axis(spec)
+        check_groups(tuple(dense.shape), spec.pattern, axis)
         return {"permutation": torch.arange(dense.shape[axis], device=dense.device)}
 
     @override
-    def renew(self, layer: Layer) -> None:
-        if layer.fresh or layer.age % self.refresh_steps == 0:
+    def update_state(self, layer: SparseLayer) -> None:
+        if layer.starts or layer.age % self.refresh_steps == 0:
             seed, sparse = self.seed + layer.start + layer.age, self.project(layer)
-            best = best_permutation(sparse, layer.plan, self.candidates, seed)
-            layer.memory["permutation"].copy_(best)
+            best = best_permutation(sparse, layer.spec, self.candidates, seed)
+            layer.state["permutation"].copy_(best)
 
     @override
-    def gradient(self, grad: Tensor, sparse: Tensor, layer: Layer) -> Tensor:
+    def gradient(self, grad: Tensor, sparse: Tensor, layer: SparseLayer) -> Tensor:
         return masked_decay(grad, sparse, layer.dense, self.decay)
 
     @override
-    def backward(self, plan: NMSpec) -> Backward | None:
-        mask = partial(backward_mask, plan=plan)
-        return None if plan.pattern.dense else Backward(mask=mask)
+    def backward(self, spec: NMSpec) -> Backward | None:
+        mask = partial(backward_mask, plan=spec)
+        return None if spec.pattern.dense else Backward(mask=mask)

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from step_cli.optim.mask import magnitude_mask
-from step_cli.optim.recipe import DENSE, MASK_LEARNING, Layer, Phase
+from step_cli.optim.recipe import DENSE, MASK_LEARNING, Phase, SparseLayer
 from step_cli.recipes import decay
 from step_cli.recipes.checked import CheckedRecipe
 from step_cli.recipes.decay import StepOrShare
@@ -52,8 +52,8 @@ class DecayingMask(CheckedRecipe):
         return self.dense
 
     @override
-    def keep(self, layer: Layer) -> Tensor:
-        pattern, axis = layer.plan.pattern, layer.plan.axis
+    def keep(self, layer: SparseLayer) -> Tensor:
+        pattern, axis = layer.spec.pattern, layer.spec.axis
         stages = decay.stepwise_stages(pattern)
         if self.structure == "geometric":
             stages = decay.geometric_stages(pattern, layer.dense.shape[axis])

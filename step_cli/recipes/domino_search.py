@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from step_cli.errors import UsageError
 from step_cli.nm.pattern import Plan
-from step_cli.optim.recipe import Layer
+from step_cli.optim.recipe import SparseLayer
 from step_cli.recipes.checked import CheckedRecipe
 from step_cli.recipes.domino_allocation import allocate
 from step_cli.recipes.sr_ste import masked_decay
@@ -55,5 +55,5 @@ class DominoSearch(CheckedRecipe):
         return kept / sum(count.values())
 
     @override
-    def gradient(self, grad: Tensor, sparse: Tensor, layer: Layer) -> Tensor:
+    def gradient(self, grad: Tensor, sparse: Tensor, layer: SparseLayer) -> Tensor:
         return masked_decay(grad, sparse, layer.dense, self.decay)

@@ -12,7 +12,7 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.optim.recipe import DENSE, MASK_LEARNING, Layer, Phase
+from step_cli.optim.recipe import DENSE, MASK_LEARNING, Phase, SparseLayer
 from step_cli.recipes.checked import CheckedRecipe
 from step_cli.recipes.decay import (
     StepOrShare,
@@ -60,7 +60,7 @@ class MaskDecay(CheckedRecipe):
         return self.dense
 
     @override
-    def project(self, layer: Layer) -> Tensor:
+    def project(self, layer: SparseLayer) -> Tensor:
         span = decay_span(layer.total_steps, layer.start, self.fine_tune)
         fade = linear_fade if self.schedule == "linear" else exponential_fade
         beta = fade(layer.age, self.rate) if layer.age < span else 0.0

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from step_cli.nm.pattern import NMSpec
 from step_cli.optim.backward import Backward
-from step_cli.optim.recipe import Layer
+from step_cli.optim.recipe import SparseLayer
 from step_cli.recipes.checked import CheckedRecipe
 from step_cli.recipes.mvue import Sampling, token_sampler
 from step_cli.recipes.soft_threshold import least_squares_scale, soft_threshold
@@ -31,20 +31,20 @@ class SSTE(CheckedRecipe):
     fp8: bool = False
 
     @override
-    def memory(self, dense: Tensor, plan: NMSpec) -> dict[str, Tensor]:
+    def create_state(self, dense: Tensor, spec: NMSpec) -> dict[str, Tensor]:
         return {"scale": dense.new_ones(1)}
 
     @override
-    def renew(self, layer: Layer) -> None:
-        if layer.fresh:  # beta is frozen: following w, it would grow without bound
-            beta = least_squares_scale(layer.dense, layer.plan, layer.over_processes)
-            layer.memory["scale"].copy_(beta)
+    def update_state(self, layer: SparseLayer) -> None:
+        if layer.starts:  # beta is frozen: following w, it would grow without bound
+            beta = least_squares_scale(layer.dense, layer.spec, layer.over_processes)
+            layer.state["scale"].copy_(beta)
 
     @override
-    def project(self, layer: Layer) -> Tensor:
-        return soft_threshold(layer.dense, layer.plan).mul_(layer.memory["scale"])
+    def project(self, layer: SparseLayer) -> Tensor:
+        return soft_threshold(layer.dense, layer.spec).mul_(layer.state["scale"])
 
     @override
-    def backward(self, plan: NMSpec) -> Backward | None:
-        sample = token_sampler(self.mvue, plan.pattern)
+    def backward(self, spec: NMSpec) -> Backward | None:
+        sample = token_sampler(self.mvue, spec.pattern)
         return Backward(sample=sample, fp8=self.fp8) if sample or self.fp8 else None

@@ -193,7 +193,7 @@ def _groups(
                 "carry pattern and axis"
             )
         weights = Gathered(dict(params.named_parameters()))
-        groups = param_groups(params, recipe.learner.plan_layers(weights, plan))
+        groups = param_groups(params, recipe.inner_recipe.plan_layers(weights, plan))
         if not groups:
             raise NothingSelectedError("no parameter of the model requires a gradient")
         return list(groups)
@@ -250,7 +250,7 @@ def _choose_within(
     if not chosen.layers:
         raise NothingSelectedError(f"no named parameter can hold {parsed}")
     plan = {tensor.name: layer for tensor, layer in chosen.layers}
-    plan = recipe.learner.plan_layers(Gathered(weights), plan)
+    plan = recipe.inner_recipe.plan_layers(Gathered(weights), plan)
     optimizer.param_groups[:] = [
         part for group in optimizer.param_groups for part in _parts(group, plan)
     ]

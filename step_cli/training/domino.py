@@ -22,7 +22,7 @@ def find_patterns(
     The search sees the batches of training in their order and leaves ``model`` as it
     is, so the same configuration finds the same patterns again.
     """
-    learner, weights = recipe.learner, dict(model.named_parameters())
+    learner, weights = recipe.inner_recipe, dict(model.named_parameters())
     if not isinstance(learner, DominoSearch) or not learner.search_steps:
         return learner.plan_layers(weights, plan)
     train, batches = config.train, count()

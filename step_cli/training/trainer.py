@@ -185,7 +185,7 @@ class Trainer:
         """The model's metrics; before the switch, those of its pruned twin too."""
         values = self.evaluate()
         optimizer = self.setup.optimizer
-        if optimizer.recipe.switches and not optimizer.rules.sparse:
+        if optimizer.recipe.switches and not optimizer.current_phase.sparse:
             with optimizer.sparse_weights():
                 pruned = self.evaluate()
             values |= {f"pruned_{name}": value for name, value in pruned.items()}

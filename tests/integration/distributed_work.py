@@ -18,6 +18,7 @@ from integration.training import (
     train,
     weights,
 )
+from step_cli.optim.watch import MEETINGS
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -31,7 +32,6 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 
 from step_cli.errors import NonFiniteError, UsageError
-from step_cli.optim.finite_watch import MEETINGS
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.recipes.sparse_adamw import sparse_adamw
 

@@ -212,11 +212,11 @@ def test_the_model_holds_the_pattern_whenever_the_rules_say_so(recipe: str) -> N
     optimizer = sparse_adamw(model, recipe=recipe, switch=3, lr=1e-2)
     for batch in batches(6):
         train(model, optimizer, [batch])
-        if optimizer.rules.sparse:
+        if optimizer.current_phase.sparse:
             assert violations(model) == 0
         else:
             assert violations(model) > 0
-    assert optimizer.rules.sparse
+    assert optimizer.current_phase.sparse
     assert list(model.state_dict()) == list(small_model().state_dict())
 
 
