@@ -6,7 +6,6 @@ STEP freezes and relies on. Tensors of one kind go through each operation togeth
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,7 +15,7 @@ from step_cli.optim.compiled import compiled_frozen_step, step_scalars
 from step_cli.optim.weights import Weight
 
 EpsMode = Literal["outside", "inside"]
-Tensors = Sequence[Tensor]
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 def adam_directions(
@@ -30,7 +29,7 @@ def adam_directions(
     eps: float,
     eps_mode: EpsMode = "outside",
     learn_variance: bool = True,
-) -> Sequence[Tensor]:
+) -> Tensors:
     """Return Adam's directions m_hat / (sqrt(v_hat) + eps), or / sqrt(v_hat + eps).
 
     ``eps_mode="inside"`` is the STEP paper's literal form, which floors the denominator
@@ -58,18 +57,6 @@ def adam_directions(
     return m_hat
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """What weights have in common that are updated together."""
-
-    group: int
-    learns: bool
-    step: int
-    variance_step: int | None
-    dtype: torch.dtype
-    device: torch.device
-
-
 def adam_step(
     weights: Sequence[Weight],
     groups: Sequence[dict[str, Any]],
@@ -90,30 +77,29 @@ def adam_step(
         learn_variance: Update the variance too.
         compiled: Use the compiled kernel for the frozen update, where it fits.
     """
-    alike: defaultdict[_Kind, list[Weight]] = defaultdict(list)
+    alike: defaultdict[tuple[Any, ...], list[Weight]] = defaultdict(list)
     for w in weights:
         if w.dense.grad is not None:
-            alike[_kind(w, raw_variance, learn_variance)].append(w)
-    for kind, some in alike.items():
+            w.steps += 1
+            learns = learn_variance or not w.frozen
+            if learn_variance:
+                w.variance_steps = w.steps
+            learned = w.steps if learns else w.variance_steps
+            corrected = None if raw_variance and not learns else learned
+            fits = compiled and not learns and _fits_compiled(w, eps_mode)
+            kind = w.dense.dtype, w.dense.device
+            alike[w.group, learns, fits, w.steps, corrected, *kind].append(w)
+    for (number, learns, fits, step, corrected, *_), some in alike.items():
         _count(some, learn_variance=learn_variance)
-        apart: list[Weight] = []
-        if compiled and not kind.learns and eps_mode == "outside":
-            apart = [w for w in some if _fits_compiled(w)]
-            some = [w for w in some if not _fits_compiled(w)]
-        if apart:
-            _compiled_update(apart, groups[kind.group], kind)
-        if some:
-            _update(some, groups[kind.group], kind, eps_mode)
+        group = groups[number]
+        if fits:
+            _compiled_update(some, group, step, corrected)
+        else:
+            _update(some, group, step, corrected, eps_mode, learn_variance=learns)
 
 
-def _kind(w: Weight, raw_variance: bool, learn_variance: bool) -> _Kind:
-    w.steps += 1
-    learns = learn_variance or not w.frozen
-    if learn_variance:
-        w.variance_steps = w.steps
-    learned = w.steps if learns else w.variance_steps
-    corrected = None if raw_variance and not learns else learned
-    return _Kind(w.group, learns, w.steps, corrected, w.dense.dtype, w.dense.device)
+def _fits_compiled(w: Weight, eps_mode: EpsMode) -> bool:
+    return eps_mode == "outside" and not w.is_small and w.dense.is_contiguous()
 
 
 def _count(weights: Sequence[Weight], *, learn_variance: bool) -> None:
@@ -128,38 +114,41 @@ def _count(weights: Sequence[Weight], *, learn_variance: bool) -> None:
 
 
 def _update(
-    weights: list[Weight], group: dict[str, Any], kind: _Kind, eps_mode: EpsMode
+    weights: list[Weight],
+    group: dict[str, Any],
+    step: int,
+    variance_step: int | None,
+    eps_mode: EpsMode,
+    *,
+    learn_variance: bool,
 ) -> None:
     directions = adam_directions(
         [_grad(w) for w in weights],
         [w.local_state["exp_avg"] for w in weights],
         [w.local_state["exp_avg_sq"] for w in weights],
-        step=kind.step,
-        variance_step=kind.variance_step,
+        step=step,
+        variance_step=variance_step,
         betas=group["betas"],
         eps=group["eps"],
         eps_mode=eps_mode,
-        learn_variance=kind.learns,
+        learn_variance=learn_variance,
     )
     dense, lr = [w.dense for w in weights], float(group["lr"])
     torch._foreach_mul_(dense, 1 - lr * group["weight_decay"])
     torch._foreach_add_(dense, directions, alpha=-lr)
 
 
-def _fits_compiled(w: Weight) -> bool:
-    return not w.is_small and w.dense.is_contiguous()
-
-
-def _compiled_update(weights: list[Weight], group: dict[str, Any], kind: _Kind) -> None:
+def _compiled_update(
+    weights: list[Weight], group: dict[str, Any], step: int, variance_step: int | None
+) -> None:
     beta1, beta2 = group["betas"]
-    learned = kind.variance_step
     scalars = step_scalars(
         lr=float(group["lr"]),
         weight_decay=group["weight_decay"],
         beta1=beta1,
         eps=group["eps"],
-        step=kind.step,
-        v_correction=1.0 if learned is None else 1 - beta2**learned,
+        step=step,
+        v_correction=1.0 if variance_step is None else 1 - beta2**variance_step,
         like=weights[0].dense,
     )
     for w in weights:
@@ -168,6 +157,5 @@ def _compiled_update(weights: list[Weight], group: dict[str, Any], kind: _Kind) 
 
 
 def _grad(w: Weight) -> Tensor:
-    grad = w.dense.grad
-    assert grad is not None
-    return grad
+    assert w.dense.grad is not None
+    return w.dense.grad

@@ -5,7 +5,8 @@ recipe that samples, masks or rounds operands there has the layer's ``forward`` 
 on the instance: names, parameters and ``state_dict()`` stay as they are.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch.nn import functional
 
 from step_cli.errors import UsageError
 from step_cli.optim.shards import is_shard
+
+logger = logging.getLogger(__name__)
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -132,33 +135,48 @@ class RewiredForward:
 
 
 def rewire(
-    model: nn.Module, rules: Mapping[Tensor, tuple[int, Backward]]
-) -> Iterator[tuple[Tensor, RewiredForward]]:
+    model: nn.Module,
+    rules: Mapping[Tensor, tuple[int, Backward | None]],
+    recipe: str,
+) -> dict[Tensor, RewiredForward]:
     """Replace the forward of each layer whose weight has a rule.
 
     Args:
         model: Its linear layers and, for rules with a mask, its convolutions.
-        rules: For each weight its input axis and what differs.
+        rules: For each weight its input axis and what differs, if anything does.
+        recipe: Its name, for a warning that lists the layers left as they are.
 
-    Yields:
-        The weight and the new forward.
+    Returns:
+        The new forward of each weight.
 
     Raises:
         UsageError: A mask is asked for that spans what FSDP splits.
     """
+    changed = {}
     for module in model.modules():
         p = getattr(module, "weight", None)
         if not isinstance(p, Tensor) or p not in rules:
             continue
         axis, rule = rules[p]
+        if rule is None:
+            continue
         if rule.mask is not None and is_shard(p):
             raise UsageError(
                 "a backward mask spans all rows of a weight, which FSDP splits: use DDP"
             )
         convolution = rule.mask is not None and isinstance(module, CONVOLUTIONS)
         if convolution or isinstance(module, nn.Linear) or is_conv1d(module):
-            module.forward = forward = RewiredForward(module, axis, rule)
-            yield p, forward
+            module.forward = changed[p] = RewiredForward(module, axis, rule)
+    usual = [p for p, (_, rule) in rules.items() if rule and p not in changed]
+    names = [name for name, p in model.named_parameters() if any(p is q for q in usual)]
+    if names:
+        logger.warning(
+            "%s changes the backward pass of linear layers only; sparse, but with "
+            "their usual one: %s",
+            recipe,
+            ", ".join(names),
+        )
+    return changed
 
 
 def is_conv1d(module: nn.Module) -> bool:

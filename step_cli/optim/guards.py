@@ -1,6 +1,6 @@
 """What cannot work is refused in one line: at the start, on loading, in a step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from step_cli.autoswitch.autoswitch import SwitchRule
 from step_cli.errors import UsageError, nearest
-from step_cli.nm.pattern import NMPattern
+from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.optim.adam import EpsMode
 from step_cli.optim.recipe import Recipe
 from step_cli.optim.weights import Weight, spec_of
@@ -174,8 +174,8 @@ def is_exchanged(groups: Groups, state: Mapping[Tensor, Any]) -> bool:
     )
 
 
-def refuse_exchanged(groups: Groups, state: Mapping[Tensor, Any]) -> None:
-    """Refuse parameters that the optimizer has no state for, or no memory.
+def check_parameters(groups: Groups, state: Mapping[Tensor, Any]) -> None:
+    """Refuse parameters that the optimizer has no state for, or that have no values.
 
     Raises:
         UsageError: There are some.
@@ -190,8 +190,8 @@ def refuse_exchanged(groups: Groups, state: Mapping[Tensor, Any]) -> None:
         )
 
 
-def refuse_moved(w: Weight) -> None:
-    """Refuse a parameter whose dtype has changed, or whose state has no values yet.
+def check_moved(w: Weight) -> None:
+    """Refuse a parameter whose dtype has changed, or whose state has no values.
 
     Raises:
         UsageError: One of the two.
@@ -205,18 +205,55 @@ def refuse_moved(w: Weight) -> None:
         raise UsageError(ON_META)
 
 
-def refuse_sparse_gradients(weights: Sequence[Weight], groups: Groups) -> None:
-    """Refuse gradients in which most rows are left out, where Adam or a mask needs all.
+def check_weights(
+    weights: Sequence[Weight], groups: Groups, view: Callable[[Weight], Tensor]
+) -> None:
+    """Refuse weights that were changed, and gradients that leave most rows out.
+
+    Args:
+        weights: All of them; where the model was written with what it held, as by a
+            wrapper that broadcasts, the version is taken over.
+        groups: The optimizer's.
+        view: What the model is to hold of a weight.
 
     Raises:
         UsageError: There is one.
     """
     for w in weights:
+        if w.apart and w.version != w.present_version:
+            if not holds_view(w, view):
+                raise UsageError(
+                    "a weight was changed behind the optimizer's back: build the "
+                    "optimizer after loading and wrapping, or call adopt()"
+                )
+            w.version = w.present_version
         grad = w.param.grad
-        if grad is None or grad.layout is torch.strided:
-            continue
-        if w.spec is not None or "betas" in groups[w.group]:
+        needs_all_rows = w.spec is not None or "betas" in groups[w.group]
+        if grad is not None and grad.layout is not torch.strided and needs_all_rows:
             raise UsageError(
                 "a gradient is sparse, as Embedding(sparse=True) gives it: leave that "
                 "off"
             )
+
+
+@torch.no_grad()
+def holds_view(w: Weight, view: Callable[[Weight], Tensor]) -> bool:
+    """Whether the model holds of a weight what the optimizer has put there."""
+    if w.version == w.present_version:
+        return True
+    return torch.equal(w.shown, view(w).to(w.shown.dtype))
+
+
+def refuse_unwired(
+    inner: Recipe, sparse_parameters: Iterable[tuple[Tensor, NMSpec]]
+) -> None:
+    """Refuse a recipe that changes the backward pass of layers it was not given.
+
+    Raises:
+        UsageError: It does.
+    """
+    if any(inner.backward(spec) is not None for _, spec in sparse_parameters):
+        raise UsageError(
+            f"{type(inner).__name__} changes the backward pass of layers: "
+            "give the module, or call optimizer.rewire(module)"
+        )

@@ -10,7 +10,6 @@ of the weights gradient, update and projection, then the switch. `weights.py` ha
 one parameter is to a step, `recipe.py` what recipes may change.
 """
 
-import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,8 +54,6 @@ from step_cli.optim.weights import (
     show_largest,
     spec_of,
 )
-
-logger = logging.getLogger(__name__)
 
 VarianceCorrection = Literal["at_switch", "none"]
 COMPILE_FROM = 20_000_000  # sparse weights
@@ -110,7 +107,7 @@ class SparseOptimizer(Optimizer):
         self._mask_watch, self._finite = MaskWatch(), FiniteWatch()
         self._weights: list[Weight] = []
         self._parts: list[Part] = []
-        self._rewired: list[tuple[Tensor, RewiredForward]] | None = None
+        self._rewired: dict[Tensor, RewiredForward] | None = None
         self._in_other_view = False
         super().__init__(base.param_groups, base.defaults)
         self._counters.update(t=0, switch_step=0, switch_reason="", switch_memory=[])
@@ -171,10 +168,14 @@ class SparseOptimizer(Optimizer):
         )
         if not known:
             self._follow_model()
-        self._refuse_stale()
-        guards.refuse_sparse_gradients(self._weights, self.param_groups)
+        if self._in_other_view:
+            raise UsageError(
+                "not inside dense_weights() or sparse_weights(): the model holds "
+                "another view there, and gets its own back at the end"
+            )
+        guards.check_weights(self._weights, self.param_groups, self._view)
         if self._rewired is None and self.current_phase.sparse:
-            self._refuse_unwired()
+            guards.refuse_unwired(self.recipe.inner_recipe, self.sparse_parameters())
 
     @contextmanager
     def _watching(self, phase: Phase, t: int, *, undecided: bool) -> Iterator[None]:
@@ -259,7 +260,7 @@ class SparseOptimizer(Optimizer):
             start=start,
             total_steps=self._counters["total_steps"] or None,
             starts=starts,
-            state=w.recipe_state,
+            state=w.local_state,
             over_processes=partial(shard_total, w.param),
         )
 
@@ -434,14 +435,14 @@ class SparseOptimizer(Optimizer):
         Before anything is pruned or learned, other parameters may have taken the place
         of those the optimizer was built with.
         """
-        sparse, exchanged = self.current_phase.sparse, self._is_exchanged
-        if exchanged and not sparse and not self.steps_taken:
+        untouched = not self.current_phase.sparse and not self.steps_taken
+        if untouched and guards.is_exchanged(self.param_groups, self.state):
             self.state.clear()
             self._rewired = None
             self._create_state()
         self._follow_model()
         for w in self._weights:
-            if w.apart and not self._is_current(w):
+            if w.apart and not guards.holds_view(w, self._view):
                 w.state["dense"] = dense_copy(w.param)
         self._resolve()
         self._project(self._weights, starts=True)
@@ -452,80 +453,29 @@ class SparseOptimizer(Optimizer):
         For recipes that change the backward pass; names and weights stay.
         """
         inner = self.recipe.inner_recipe
-        rules = {
-            p: (spec.axis, rule)
-            for p, spec in self.sparse_parameters()
-            if (rule := inner.backward(spec)) is not None
-        }
-        self._rewired = list(rewire(model, rules))
-        changed = {p for p, _ in self._rewired}
-        usual = rules.keys() - changed
-        plain = [name for name, p in model.named_parameters() if p in usual]
-        if plain:
-            logger.warning(
-                "%s changes the backward pass of linear layers only; sparse, but with "
-                "their usual one: %s",
-                type(inner).__name__,
-                ", ".join(plain),
-            )
+        rules = {p: (s.axis, inner.backward(s)) for p, s in self.sparse_parameters()}
+        self._rewired = rewire(model, rules, type(inner).__name__)
         self._activate_layers()
 
     def _activate_layers(self) -> None:
         """Set in rewired layers which rules hold, and where the recipe's state is."""
-        for p, forward in self._rewired or ():
-            state = self.state[p]
-            forward.active = self.current_phase.sparse
-            forward.state = {k: state[k] for k in self._recipe_keys & state.keys()}
-
-    def _refuse_unwired(self) -> None:
-        inner = self.recipe.inner_recipe
-        specs = {spec for _, spec in self.sparse_parameters()}
-        if any(inner.backward(spec) is not None for spec in specs):
-            raise UsageError(
-                f"{type(inner).__name__} changes the backward pass of layers: "
-                "give the module, or call optimizer.rewire(module)"
-            )
-
-    def _refuse_stale(self) -> None:
-        if self._in_other_view:
-            raise UsageError(
-                "not inside dense_weights() or sparse_weights(): the model holds "
-                "another view there, and gets its own back at the end"
-            )
-        for w in self._weights:
-            if w.apart and w.version != w.present_version:
-                if not self._is_current(w):
-                    raise UsageError(
-                        "a weight was changed behind the optimizer's back: build the "
-                        "optimizer after loading and wrapping, or call adopt()"
-                    )
-                w.version = w.present_version
-
-    @torch.no_grad()
-    def _is_current(self, w: Weight) -> bool:
-        """Whether the model holds of a weight what the optimizer has put there."""
-        if w.version == w.present_version:
-            return True
-        # Written, as by a wrapper that broadcasts, but perhaps with what it held.
-        return torch.equal(w.shown, self._view(w).to(w.shown.dtype))
-
-    @property
-    def _is_exchanged(self) -> bool:
-        return guards.is_exchanged(self.param_groups, self.state)
+        state_of = {w.param: w.local_state for w in self._weights}
+        for p, forward in (self._rewired or {}).items():
+            forward.active, forward.state = self.current_phase.sparse, state_of[p]
 
     def _follow_model(self) -> None:
         """Resolve all weights anew, and move their state to where the model has gone.
 
         Wrappers move a model after the optimizer was built.
         """
-        guards.refuse_exchanged(self.param_groups, self.state)
+        guards.check_parameters(self.param_groups, self.state)
         self._move_state()
         self._resolve()
 
     def _move_state(self) -> None:
         for w in self._weights:
             if w.param.dtype != w.dtype or w.param.device != w.device:
-                guards.refuse_moved(w)
+                guards.check_moved(w)
                 move_state(w.state, w.param, self.param_groups[w.group])
                 if "dense" in w.state and not w.apart:
                     w.state["dense"] = w.param.detach()
@@ -538,9 +488,8 @@ class SparseOptimizer(Optimizer):
             check_shards(p, spec)
         self._recipe_keys: set[str] = set()
         for group in self.param_groups:
-            spec = spec_of(group)
             for p in group["params"]:
-                own = recipe_state(self.recipe, p, spec)
+                own = recipe_state(self.recipe, p, spec_of(group))
                 self._recipe_keys |= own.keys()
                 self.state[p] = create_state(self.base, p, group, own)
         # One list of groups and one state: a scheduler may hold either optimizer.

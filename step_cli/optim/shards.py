@@ -6,7 +6,7 @@ no group of M is ever cut. Only sums over all coordinates are exchanged.
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections import UserDict
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -105,27 +105,16 @@ def _groups_stay_whole(size: int, processes: int, m: int) -> bool:
     return -(-size // processes) % m == 0
 
 
-class Gathered(Mapping[str, Tensor]):
+class Gathered(UserDict[str, Tensor]):
     """Whole weights by name, each brought together when it is asked for.
 
     All processes must ask for the same ones in the same order.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        self._weights = weights
-
     @override
     def __getitem__(self, name: str) -> Tensor:
-        weight = self._weights[name].detach()
+        weight = self.data[name].detach()
         return weight.full_tensor() if is_shard(weight) else weight
-
-    @override
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    @override
-    def __len__(self) -> int:
-        return len(self._weights)
 
 
 class ShardSum:

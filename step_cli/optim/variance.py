@@ -79,7 +79,7 @@ def chunked_sums(
 
 
 def changes_together(
-    grads: Sequence[Tensor], variances: Sequence[Tensor], beta2: float
+    grads: list[Tensor], variances: list[Tensor], beta2: float
 ) -> Tensor:
     """The sums of |v_t - v_(t-1)| of small parameters, each in fp32, added in fp64."""
     gaps = torch._foreach_addcmul(variances, grads, grads, value=-1)

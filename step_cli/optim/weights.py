@@ -38,7 +38,6 @@ class Weight:
         dense: This process's dense weights; ``shown`` itself where the parameter
             holds them.
         local_state: This process's parts of the tensors in ``state``.
-        recipe_state: Those of them that the recipe keeps.
         version: Version counters after our own last write; None if that is not known.
         steps: How many updates it has had, where the optimizer itself makes them.
         variance_steps: How many of them its variance has learned from.
@@ -53,7 +52,6 @@ class Weight:
     shown: Tensor
     dense: Tensor
     local_state: dict[str, Tensor] = field(default_factory=dict)
-    recipe_state: dict[str, Tensor] = field(default_factory=dict)
     version: tuple[int, int] | None = None
     steps: int = 0
     variance_steps: int = 0
@@ -155,7 +153,6 @@ def resolve(
                     shown,
                     dense=parts["dense"] if apart else shown,
                     local_state=parts,
-                    recipe_state={k: parts[k] for k in recipe_keys if k in parts},
                     version=versions.get(p),
                 )
             )
@@ -163,20 +160,16 @@ def resolve(
 
 
 def count_updates(weights: Sequence[Weight]) -> None:
-    """Read from the state how many updates each weight has had; waits for the device.
+    """Read from the state how many updates each weight has had.
 
     A parameter whose variance had seen no gradient when the others' froze has none to
     freeze: it learns its variance all along, as AdamW does.
     """
-    keys = ("step", "variance_step")
-    found = [w for w in weights if all(key in w.state for key in keys)]
-    by_device: defaultdict[torch.device, list[Weight]] = defaultdict(list)
-    for w in found:
-        by_device[w.state["step"].device].append(w)
-    for some in by_device.values():
-        counts = torch.stack([w.state[key] for w in some for key in keys]).tolist()
-        for w, steps, learned in zip(some, counts[::2], counts[1::2], strict=True):
-            w.steps, w.variance_steps, w.frozen = int(steps), int(learned), learned > 0
+    for w in weights:
+        w.steps, w.variance_steps = (
+            int(w.state[key]) for key in ("step", "variance_step")
+        )
+        w.frozen = w.variance_steps > 0
 
 
 class Part:
@@ -307,37 +300,27 @@ def show_largest(weights: Iterable[Weight], *, compiled: bool) -> None:
     for w in weights:
         dense, spec = w.dense, w.spec
         assert spec is not None
+        contiguous = w.shown.is_contiguous() and dense.is_contiguous()
         if not dense.numel():
             continue  # more processes than rows: this one has no shard
-        if w.is_small:
-            behind = dense.shape[spec.axis % dense.dim() + 1 :].numel()
-            alike[spec.pattern, behind, dense.dtype, dense.device].append(w)
-        elif compiled and w.shown.is_contiguous() and dense.is_contiguous():
+        if compiled and contiguous and not w.is_small:
             compiled_project(w.shown, dense, spec.pattern, spec.axis)
-        else:
-            mask = magnitude_mask(dense, spec.pattern, spec.axis)
-            w.shown.copy_(masked(dense, mask))
+            continue
+        behind = dense.shape[spec.axis % dense.dim() + 1 :].numel()
+        kind = (dense.dtype, dense.device) if w.is_small else (w,)
+        alike[spec.pattern, behind, *kind].append(w)
     for (pattern, behind, *_), some in alike.items():
-        _show_largest_together(some, pattern, behind)
+        together = [w.dense for w in some]
+        groups = flattened(together).view(-1, pattern.m, behind)
+        kept = masked(groups, magnitude_mask(groups, pattern, 1)).view(-1)
+        parts = torch._utils._unflatten_dense_tensors(kept, together)  # type: ignore[no-untyped-call]
+        torch._foreach_copy_([w.shown for w in some], parts)
 
 
-def _show_largest_together(
-    weights: list[Weight], pattern: NMPattern, behind: int
-) -> None:
-    """Groups of small tensors, all with ``behind`` weights between their members."""
-    dense = [w.dense for w in weights]
-    groups = flattened(dense).view(-1, pattern.m, behind)
-    kept = masked(groups, magnitude_mask(groups, pattern, 1)).view(-1)
-    torch._foreach_copy_([w.shown for w in weights], unflattened(kept, dense))
+def flattened(tensors: list[Tensor]) -> Tensor:
+    """Tensors of one dtype and device one after the other, in one dimension.
 
-
-def flattened(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors of one dtype and device one after the other, in one dimension."""
-    flat: Tensor = torch._utils._flatten_dense_tensors(list(tensors))
+    A single one that is contiguous is not copied.
+    """
+    flat: Tensor = torch._utils._flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
     return flat
-
-
-def unflattened(flat: Tensor, like: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Views of ``flat`` in the shapes of what it was made from."""
-    parts: Sequence[Tensor] = torch._utils._unflatten_dense_tensors(flat, list(like))
-    return parts

@@ -50,7 +50,7 @@ CHECKLIST = {
         "optim/test_optimizer.py::test_step_reproduces_the_worked_fixture",
         "optim/test_optimizer.py::test_the_precondition_phase_is_adamw_bit_for_bit",
         "optim/test_optimizer.py::test_the_variance_is_frozen_after_the_switch",
-        "optim/test_optimizer.py::test_mask_learning_equals_a_slow_reference",
+        "optim/test_optimizer.py::test_step_equals_algorithm_1",
         "optim/test_optimizer.py::"
         "test_the_pattern_does_not_change_the_weights_at_the_switch",
         "optim/test_optimizer.py::test_switching_at_step_0_is_refused",
