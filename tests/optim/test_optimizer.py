@@ -147,11 +147,11 @@ def test_step_equals_algorithm_1(t0: int, literal: bool) -> None:
     train(model, optimizer, data)
     for p, kept, own in zip(model.parameters(), expected, dense, strict=True):
         shown = p.detach().movedim(1, -1) if p.dim() == 3 else p.detach()
-        torch.testing.assert_close(shown, kept, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(shown, kept, rtol=1e-6, atol=1e-8)
         if p.dim() > 1:
             found = optimizer.state[p]["dense"]
             found = found.movedim(1, -1) if p.dim() == 3 else found
-            torch.testing.assert_close(found, own, rtol=1e-9, atol=1e-11)
+            torch.testing.assert_close(found, own, rtol=1e-6, atol=1e-8)
 
 
 def test_algorithm_1_reproduces_the_worked_fixture() -> None:
