@@ -1,6 +1,11 @@
-"""Tables row by row: TSV, CSV, JSON lines and parquet.
+"""Text files line by line, and tables row by row: TSV, CSV, JSON lines and parquet.
 
-A row that cannot be read is told, not raised, so that the reader of many can go on.
+Both in bounded memory, with the number of a line or row at fault. A row that cannot be
+read is returned with its error, not raised, so that the reader of many can go on.
+
+Text formats are read with ``csv`` and ``json``: the readers of pyarrow guess types,
+number JSON rows from the start of a block and end at the first bad one, and
+``datasets`` fills short rows with nulls and writes a copy of the file.
 """
 
 import csv
@@ -10,11 +15,47 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from step_cli.data.lines import LONGEST, lines_of
 from step_cli.errors import InputError
+from step_cli.formats.files.mapped_file import reason_of
 
+LONGEST = 64 << 20  # bytes of a line: more is no line of text
 # CoLA of GLUE is the one file that has no header.
 COLA = ("source", "label", "mark", "sentence")
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    r"""The lines of a UTF-8 file, without ``\n`` or ``\r\n`` and the byte order mark.
+
+    Only ``\n`` ends a line: corpora hold other separators of Unicode inside lines, and
+    line numbers of parallel files would no longer agree.
+
+    Raises:
+        InputError: The file cannot be read, or a line is not UTF-8.
+    """
+    try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait
+            raise InputError("not a regular file", file=path)
+        with path.open("rb") as file:
+            number = 0
+            while raw := file.readline(LONGEST):
+                number += 1
+                if len(raw) == LONGEST:
+                    raise InputError(f"line {number} is not text: too long", file=path)
+                yield _text(raw, number, path)
+    except OSError as error:
+        raise InputError(reason_of(error), file=path) from None
+
+
+def _text(raw: bytes, number: int, path: Path) -> str:
+    try:
+        text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"line {number}, byte {error.start + 1} is not UTF-8; convert the file, "
+            "for example with iconv",
+            file=path,
+        ) from None
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 @dataclass(frozen=True)
@@ -24,12 +65,12 @@ class Row:
     Attributes:
         place: Where it is: ``line 3``.
         values: By column.
-        fault: Why it has no values, if it has none.
+        error: Why it has no values, if it has none.
     """
 
     place: str
     values: Mapping[str, Any] = field(default_factory=dict)
-    fault: str | None = None
+    error: str | None = None
 
     def text(self, column: str) -> str:
         """The text in a column.
@@ -37,8 +78,8 @@ class Row:
         Raises:
             ValueError: There is none; why is said.
         """
-        if self.fault is not None:
-            raise ValueError(self.fault)
+        if self.error is not None:
+            raise ValueError(self.error)
         if column not in self.values:
             raise ValueError(f"no column {column!r}")
         value = self.values[column]
@@ -110,8 +151,8 @@ def _header(fields: tuple[str, ...], path: Path) -> tuple[str, ...]:
 
 def _row(place: str, header: tuple[str, ...], fields: list[str]) -> Row:
     if len(fields) != len(header):
-        fault = f"{len(fields)} fields, the header has {len(header)}"
-        return Row(place, fault=fault)
+        error = f"{len(fields)} fields, the header has {len(header)}"
+        return Row(place, error=error)
     return Row(place, dict(zip(header, fields, strict=True)))
 
 
@@ -124,12 +165,12 @@ def _json_lines(path: Path) -> Iterator[Row]:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
             said = getattr(error, "msg", "a number or a nesting without end")
-            yield Row(place, fault=f"not JSON: {said}")
+            yield Row(place, error=f"not JSON: {said}")
             continue
         if isinstance(values, dict):
             yield Row(place, values)
         else:
-            yield Row(place, fault="not a JSON object")
+            yield Row(place, error="not a JSON object")
 
 
 def _parquet(path: Path) -> Iterator[Row]:
