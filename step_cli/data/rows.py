@@ -22,6 +22,8 @@ LONGEST = 64 << 20  # bytes of a line: more is no line of text
 # CoLA of GLUE is the one file that has no header.
 COLA = ("source", "label", "mark", "sentence")
 
+Records = Iterator[tuple[int, list[str]]]  # of each the line it ends at, its fields
+
 
 def lines_of(path: Path) -> Iterator[str]:
     r"""The lines of a UTF-8 file, without ``\n`` or ``\r\n`` and the byte order mark.
@@ -100,9 +102,9 @@ def rows_of(path: Path) -> Iterator[Row]:
     """
     match path.suffix:
         case ".tsv":
-            return _tab_separated(path)
+            return _named(_tab_separated(path), path)
         case ".csv":
-            return _comma_separated(path)
+            return _named(_comma_separated(path), path)
         case ".jsonl" | ".json":
             return _json_lines(path)
         case ".parquet":
@@ -110,34 +112,37 @@ def rows_of(path: Path) -> Iterator[Row]:
     raise InputError("is no .tsv, .csv, .jsonl or .parquet file", file=path)
 
 
-def _tab_separated(path: Path) -> Iterator[Row]:
+def _tab_separated(path: Path) -> Records:
     """As GLUE ships them: quotes are ordinary characters, a tab always separates."""
-    header: tuple[str, ...] | None = None
     for number, line in enumerate(lines_of(path), 1):
-        if not line:
+        yield number, line.split("\t") if line else []
+
+
+def _comma_separated(path: Path) -> Records:
+    csv.field_size_limit(LONGEST)
+    reader = csv.reader((line + "\n" for line in lines_of(path)), strict=True)
+    try:
+        for fields in reader:
+            yield reader.line_num, fields
+    except csv.Error as error:
+        raise InputError(f"line {reader.line_num}: {error}", file=path) from None
+
+
+def _named(records: Records, path: Path) -> Iterator[Row]:
+    """Rows by the names of the first one; empty lines do not count."""
+    header: tuple[str, ...] | None = None
+    for number, fields in records:
+        if not fields:
             continue
-        fields = line.split("\t")
         if header is None:
             header = _header(tuple(fields), path)
             if header is not COLA:
                 continue
-        yield _row(f"line {number}", header, fields)
-
-
-def _comma_separated(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(LONGEST)
-    reader = csv.reader((line + "\n" for line in lines_of(path)), strict=True)
-    header: tuple[str, ...] | None = None
-    try:
-        for fields in reader:
-            if not fields:
-                continue
-            if header is None:
-                header = _header(tuple(fields), path)
-            else:
-                yield _row(f"line {reader.line_num}", header, fields)
-    except csv.Error as error:
-        raise InputError(f"line {reader.line_num}: {error}", file=path) from None
+        if len(fields) == len(header):
+            yield Row(f"line {number}", dict(zip(header, fields, strict=True)))
+        else:
+            error = f"{len(fields)} fields, the header has {len(header)}"
+            yield Row(f"line {number}", error=error)
 
 
 def _header(fields: tuple[str, ...], path: Path) -> tuple[str, ...]:
@@ -147,13 +152,6 @@ def _header(fields: tuple[str, ...], path: Path) -> tuple[str, ...]:
     if twice is not None:
         raise InputError(f"the header names the column {twice!r} twice", file=path)
     return fields
-
-
-def _row(place: str, header: tuple[str, ...], fields: list[str]) -> Row:
-    if len(fields) != len(header):
-        error = f"{len(fields)} fields, the header has {len(header)}"
-        return Row(place, error=error)
-    return Row(place, dict(zip(header, fields, strict=True)))
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
