@@ -18,7 +18,7 @@ from step_cli.nm import allocation
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.plan import LayerPlan, Plan
 from step_cli.optim.mask import magnitude_mask, masked
-from step_cli.recipes import domino_allocation as domino
+from step_cli.recipes import domino_search as domino
 
 logger = logging.getLogger(__name__)
 
