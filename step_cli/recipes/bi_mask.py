@@ -16,7 +16,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMSpec
 from step_cli.optim.backward import Backward
 from step_cli.optim.mask import check_groups, magnitude_mask
 from step_cli.optim.recipe import Layer
@@ -41,7 +41,7 @@ class BiMask(CheckedRecipe):
     seed: NonNegativeInt = 0
 
     @override
-    def memory(self, dense: Tensor, plan: LayerPlan) -> dict[str, Tensor]:
+    def memory(self, dense: Tensor, plan: NMSpec) -> dict[str, Tensor]:
         axis = output_axis(plan)
         check_groups(tuple(dense.shape), plan.pattern, axis)
         return {"permutation": torch.arange(dense.shape[axis], device=dense.device)}
@@ -58,19 +58,17 @@ class BiMask(CheckedRecipe):
         return masked_decay(grad, sparse, layer.dense, self.decay)
 
     @override
-    def backward(self, plan: LayerPlan) -> Backward | None:
+    def backward(self, plan: NMSpec) -> Backward | None:
         mask = partial(backward_mask, plan=plan)
         return None if plan.pattern.dense else Backward(mask=mask)
 
 
-def output_axis(plan: LayerPlan) -> int:
+def output_axis(plan: NMSpec) -> int:
     """The axis of a weight that its outputs run along."""
     return 1 if plan.axis == 0 else 0
 
 
-def backward_mask(
-    sparse: Tensor, memory: Mapping[str, Tensor], plan: LayerPlan
-) -> Tensor:
+def backward_mask(sparse: Tensor, memory: Mapping[str, Tensor], plan: NMSpec) -> Tensor:
     """Mark what the gradient of the input is computed with.
 
     Args:
@@ -90,7 +88,7 @@ def backward_mask(
 
 
 def best_permutation(
-    sparse: Tensor, plan: LayerPlan, candidates: int, seed: int
+    sparse: Tensor, plan: NMSpec, candidates: int, seed: int
 ) -> Tensor:
     """The one of ``candidates`` random orders under which most weights survive.
 

@@ -17,8 +17,7 @@ from typing_extensions import override
 
 from step_cli.errors import UsageError
 from step_cli.nm import allocation
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.optim.mask import magnitude_mask, masked, to_groups
 from step_cli.optim.recipe import Layer
 from step_cli.recipes.checked import CheckedRecipe
@@ -81,7 +80,7 @@ def allocate(weights: Mapping[str, Tensor], plan: Plan, density: float) -> Plan:
     return allocation.allocate(energies, shapes, plan, density)
 
 
-def _energies(weight: Tensor, layer: LayerPlan) -> dict[int, float]:
+def _energies(weight: Tensor, layer: NMSpec) -> dict[int, float]:
     """Sum of squares that each allowed N keeps."""
     dense = weight.detach().float()
     found = {}
@@ -91,13 +90,13 @@ def _energies(weight: Tensor, layer: LayerPlan) -> dict[int, float]:
     return found
 
 
-def thresholds(weight: Tensor, plan: LayerPlan) -> Tensor:
+def thresholds(weight: Tensor, plan: NMSpec) -> Tensor:
     """T_g: mean of the smaller half of each group's magnitudes, ``[X, 1, B]``."""
     groups = to_groups(weight.abs(), plan.pattern.m, plan.axis)
     return groups.sort(dim=1).values[:, : plan.pattern.m // 2].mean(1, keepdim=True)
 
 
-def vote(weight: Tensor, limits: Tensor, n: int, plan: LayerPlan) -> float:
+def vote(weight: Tensor, limits: Tensor, n: int, plan: NMSpec) -> float:
     """Share of groups of which fewer than ``n`` magnitudes exceed the group's limit."""
     groups = to_groups(weight.abs(), plan.pattern.m, plan.axis)
     return float((groups > limits).sum(1).lt(n).float().mean())

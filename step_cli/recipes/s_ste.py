@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMSpec
 from step_cli.optim.backward import Backward
 from step_cli.optim.mask import keep_mask, to_groups
 from step_cli.optim.recipe import Layer
@@ -36,7 +36,7 @@ class SSTE(CheckedRecipe):
     fp8: bool = False
 
     @override
-    def memory(self, dense: Tensor, plan: LayerPlan) -> dict[str, Tensor]:
+    def memory(self, dense: Tensor, plan: NMSpec) -> dict[str, Tensor]:
         return {"scale": dense.new_ones(1)}
 
     @override
@@ -50,12 +50,12 @@ class SSTE(CheckedRecipe):
         return soft_threshold(layer.dense, layer.plan).mul_(layer.memory["scale"])
 
     @override
-    def backward(self, plan: LayerPlan) -> Backward | None:
+    def backward(self, plan: NMSpec) -> Backward | None:
         sample = token_sampler(self.mvue, plan.pattern)
         return Backward(sample=sample, fp8=self.fp8) if sample or self.fp8 else None
 
 
-def soft_threshold(weight: Tensor, plan: LayerPlan) -> Tensor:
+def soft_threshold(weight: Tensor, plan: NMSpec) -> Tensor:
     """S(w), shape of ``weight``; fewer than N of a group are left where N tie."""
     magnitude = weight.abs()
     kept = keep_mask(magnitude, plan.pattern, plan.axis)
@@ -66,7 +66,7 @@ def soft_threshold(weight: Tensor, plan: LayerPlan) -> Tensor:
 
 def least_squares_scale(
     weight: Tensor,
-    plan: LayerPlan,
+    plan: NMSpec,
     over_processes: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> Tensor:
     """The beta that minimises |w - beta S(w)|^2, at least 1; shape ``[1]``.

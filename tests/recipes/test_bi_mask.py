@@ -6,13 +6,12 @@ from small_training import build, train, weights
 from torch import Tensor, nn
 
 from step_cli.errors import UsageError
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.optim.mask import nm_mask
 from step_cli.recipes.bi_mask import BiMask, backward_mask, best_permutation
 from step_cli.recipes.sparse_adamw import sparse_adamw
 
-PLAN = LayerPlan(NMPattern(2, 4), 1)
+PLAN = NMSpec(NMPattern(2, 4), 1)
 
 
 def test_the_input_gradient_uses_the_second_mask() -> None:
@@ -97,7 +96,7 @@ def test_convolutions_have_their_groups_over_outputs() -> None:
 
 def test_conv1d_is_the_transpose_of_linear() -> None:
     sparse, order = masked(), torch.randperm(16)
-    flipped = LayerPlan(NMPattern(2, 4), 0)
+    flipped = NMSpec(NMPattern(2, 4), 0)
     mask = backward_mask(sparse.t().contiguous(), {"permutation": order}, flipped)
     assert torch.equal(mask.t(), mask_under(order, sparse))
 
