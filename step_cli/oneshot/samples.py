@@ -35,7 +35,7 @@ def read_batches(
     """Read samples and join them to batches of equal shapes.
 
     Args:
-        path: The file; its suffix tells what it is.
+        path: The file; read as its suffix says.
         runnable: The model they are for.
         most: How many samples to use; of more, evenly spaced ones.
         tokenizer: A Hugging Face directory with the tokenizer of the model.

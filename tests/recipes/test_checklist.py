@@ -117,11 +117,10 @@ CHECKLIST = {
         "recipes/test_mvue.py::test_the_approximation_has_the_worked_chances",
         "recipes/test_mvue.py::test_at_most_n_of_a_group_are_not_zero",
     ],
-    "one-shot fixtures: SparseGPT, Wanda, ADMM, permutation": [
+    "one-shot fixtures: SparseGPT, Wanda, permutation": [
         "oneshot/test_sparsegpt.py::test_the_worked_row",
         "oneshot/test_wanda.py::"
         "test_the_worked_row_keeps_other_weights_than_magnitude_does",
-        "oneshot/test_admm.py::test_two_rounds_of_the_worked_row",
         "channels/test_permutation.py::test_the_worked_row",
         "channels/test_permutation.py::test_the_published_sums_of_a_random_matrix",
     ],
