@@ -1,9 +1,13 @@
-"""Bi-Mask: SR-STE with a second mask for the backward pass.
+"""Bi-Mask: SR-STE with a second mask for the gradient of a layer's input.
 
-Source: Zhang et al., ICML 2023, arXiv 2302.06058. The masks are in
-`bi_mask_permutation.py`.
+The backward product reduces over outputs, so its mask has its groups along the output
+axis: N:M of the weight that is already masked for the forward pass. Outputs are
+permuted so that few of the forward's weights fall out.
+
+Source: Zhang et al., ICML 2023, arXiv 2302.06058.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,13 +18,8 @@ from typing_extensions import override
 
 from step_cli.nm.pattern import NMSpec
 from step_cli.optim.backward import Backward
-from step_cli.optim.mask import check_groups
+from step_cli.optim.mask import check_groups, magnitude_mask
 from step_cli.optim.recipe import SparseLayer
-from step_cli.recipes.bi_mask_permutation import (
-    backward_mask,
-    best_permutation,
-    output_axis,
-)
 from step_cli.recipes.checked import CheckedRecipe
 from step_cli.recipes.sr_ste import masked_decay
 
@@ -60,5 +59,50 @@ class BiMask(CheckedRecipe):
 
     @override
     def backward(self, spec: NMSpec) -> Backward | None:
-        mask = partial(backward_mask, plan=spec)
+        mask = partial(backward_mask, spec=spec)
         return None if spec.pattern.dense else Backward(mask=mask)
+
+
+def output_axis(spec: NMSpec) -> int:
+    """The axis of a weight that its outputs run along."""
+    return 1 if spec.axis == 0 else 0
+
+
+def backward_mask(sparse: Tensor, state: Mapping[str, Tensor], spec: NMSpec) -> Tensor:
+    """Mark what the gradient of the input is computed with.
+
+    Args:
+        sparse: The weight under its forward mask.
+        memory: Its ``permutation`` is an order of the outputs, ``[out]``.
+        spec: The forward's pattern and axis.
+
+    Returns:
+        Boolean mask, True only where ``sparse`` is not zero; in the permuted order at
+        most N of M outputs.
+    """
+    axis, permutation = output_axis(spec), state["permutation"]
+    moved = sparse.index_select(axis, permutation)
+    keep = magnitude_mask(moved, spec.pattern, axis).logical_and_(moved != 0)
+    back = torch.argsort(permutation)
+    return keep.index_select(axis, back)
+
+
+def best_permutation(
+    sparse: Tensor, spec: NMSpec, candidates: int, seed: int
+) -> Tensor:
+    """The one of ``candidates`` random orders under which most weights survive.
+
+    As in the authors' code the identity is not among them. The same seed gives the same
+    orders, however many are tried.
+    """
+    outputs = sparse.shape[output_axis(spec)]
+    generator = torch.Generator().manual_seed(seed)
+    orders = [
+        torch.randperm(outputs, generator=generator).to(sparse.device)
+        for _ in range(candidates)
+    ]
+    counts = [
+        backward_mask(sparse, {"permutation": order}, spec).count_nonzero()
+        for order in orders
+    ]
+    return orders[int(torch.stack(counts).argmax())]

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from step_cli.config.train import TrainConfig
-from step_cli.data.ahead import ReadAhead
 from step_cli.data.batch import Batch
-from step_cli.data.order import batch_at
+from step_cli.data.order import ReadAhead, batch_at
 from step_cli.errors import InputError, NonFiniteError, OutputError
 from step_cli.training.callback import Follower
 from step_cli.training.clipping import clip_gradients

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from step_cli.errors import UsageError
 from step_cli.nm.pattern import NMPattern, NMSpec, Plan
-from step_cli.recipes.domino_allocation import overall_sparsity
+from step_cli.recipes.domino_search import overall_sparsity
 from step_cli.recipes.domino_training import count_operations, penalty_at, search
 
 

@@ -8,8 +8,8 @@ import torch
 from step_cli.errors import UsageError
 from step_cli.nm.groups import Weights
 from step_cli.nm.pattern import NMPattern, NMSpec
-from step_cli.oneshot import transposable_keep as module
-from step_cli.oneshot.transposable_keep import transposable_keep
+from step_cli.oneshot import transposable as module
+from step_cli.oneshot.transposable import transposable_keep
 from step_cli.recipes.transposable import transposable_mask
 
 TWO_FOUR = NMPattern(2, 4)

@@ -24,7 +24,7 @@ def transposable_keep(
 
     Args:
         weights: What to prune.
-        plan: The pattern and the input axis; the shape tells the output axis.
+        plan: The pattern and the input axis; the output axis follows from the shape.
         scores: What ranks the weights, of the same shape; by default magnitude.
 
     Returns:
