@@ -73,7 +73,7 @@ def backward_mask(sparse: Tensor, state: Mapping[str, Tensor], spec: NMSpec) -> 
 
     Args:
         sparse: The weight under its forward mask.
-        memory: Its ``permutation`` is an order of the outputs, ``[out]``.
+        state: Its ``permutation`` is an order of the outputs, ``[out]``.
         spec: The forward's pattern and axis.
 
     Returns:

@@ -18,7 +18,6 @@ from integration.training import (
     train,
     weights,
 )
-from step_cli.optim.watch import MEETINGS
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -33,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from step_cli.errors import NonFiniteError, UsageError
 from step_cli.optim.optimizer import SparseOptimizer
+from step_cli.optim.watch import MEETINGS
 from step_cli.recipes.sparse_adamw import sparse_adamw
 
 BLOCKS = ("t-sr-ste", "bi-mask")  # their masks look along both axes

@@ -16,10 +16,10 @@ from integration.training import (
     optimizer_of,
     train,
 )
-from step_cli.optim.watch import MEETINGS
 
 from step_cli.autoswitch.autoswitch import AutoSwitch, SwitchRule
 from step_cli.optim.compiled import can_compile
+from step_cli.optim.watch import MEETINGS
 from step_cli.recipes import RECIPES
 
 KINDS = ["ddp", "fsdp2", "hsdp"]
