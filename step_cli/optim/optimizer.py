@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +100,9 @@ class SparseOptimizer(Optimizer):
             raise UsageError("the base optimizer has taken steps: give a fresh one")
         for group in base.param_groups:
             guards.check_group(group)
-        self.base, self.recipe, self.watch_masks = base, recipe, False
+        self.base, self.recipe = base, recipe
+        self.watch_masks = False  # measure flips and updates in the next steps
+        self.watch_layers = False  # measure the variance of each parameter by itself
         self._eps_mode, self._raw_variance = eps_mode, v_correction == "none"
         self._wish_to_compile, self._compiled = compile, False
         self._watch = VarianceWatch(switch, record=record)
@@ -122,13 +124,13 @@ class SparseOptimizer(Optimizer):
 
     # ------------------------------------------------------------------------ one step
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @override
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update the dense weights, then project them into the model."""
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Update the dense weights, then project them into the model.
+
+        Args:
+            closure: Evaluates the loss again, which is then returned.
+        """
         step: Callable[..., float | None] = self._step
         if torch.compiler.is_compiling():  # what pays to compile is compiled within
             step = torch.compiler.disable(step)  # type: ignore[no-untyped-call]
@@ -182,8 +184,13 @@ class SparseOptimizer(Optimizer):
         """Measure what the step does to variance and masks, if anyone asks."""
         self._watch.forget()
         if phase.learn_variance:
-            groups = self.param_groups
-            self._watch.begin(self._weights, groups, t, undecided=undecided)
+            self._watch.begin(
+                self._weights,
+                self.param_groups,
+                t,
+                undecided=undecided,
+                layers=self.watch_layers,
+            )
         watched = self.watch_masks and phase.sparse
         self._mask_watch.begin(self._sparse_weights() if watched else ())
         yield
@@ -361,15 +368,6 @@ class SparseOptimizer(Optimizer):
         In the order of ``optim.variance.variances``: L1 norm, sum of changes.
         """
         return [] if self._watch.last is None else self._watch.last.read_layers()
-
-    @property
-    def watch_layers(self) -> bool:
-        """Whether the next steps are measured parameter by parameter too."""
-        return self._watch.layers
-
-    @watch_layers.setter
-    def watch_layers(self, wanted: bool) -> None:
-        self._watch.layers = wanted
 
     def flip_rate(self) -> float | None:
         """Share of mask entries the last step changed, if ``watch_masks`` was set."""

@@ -232,7 +232,6 @@ class VarianceWatch:
         self._now: _Sums | None = None
         self.last: VarianceChange | None = None
         self.compiled = False
-        self.layers = False  # measure each parameter by itself too, where recording
 
     def forget(self) -> None:
         """Drop the measurement of the last step; the rule has its own memory."""
@@ -245,6 +244,7 @@ class VarianceWatch:
         step: int,
         *,
         undecided: bool,
+        layers: bool,
     ) -> None:
         """Measure the coming step if anyone asks.
 
@@ -253,12 +253,13 @@ class VarianceWatch:
             groups: The optimizer's.
             step: The step that is about to be taken.
             undecided: The switch point is still ahead.
+            layers: Measure each parameter by itself too.
         """
         if self._record or (undecided and self._rule_needs_sums):
             wanted = frozenset(SUMS)
             if not self._record and self.rule is not None:
                 wanted = self.rule.criterion.needs
-            self._now = _Sums(weights, groups, step, wanted, layers=self.layers)
+            self._now = _Sums(weights, groups, step, wanted, layers=layers)
 
     def before_update(self, weights: Sequence[Weight]) -> None:
         """Take the sums of the update that is about to be done to some weights.
