@@ -15,7 +15,7 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -41,9 +41,13 @@ ASP_PATTERNS = 16  # its search looks at all, which grow too many to wait for
 STEP_BARS = {  # at most this many times the fused AdamW step
     "precondition": 1.15,
     "precondition with AutoSwitch": 1.6,
-    "mask learning, compiled": 3.0,
+    "mask learning, compiled": 1.7,
     "mask learning, eager": 15.0,
 }
+
+
+SMALL = 150, (16, 16)  # tensors whose step costs calls, not arithmetic
+SMALL_BARS = {"precondition": 1.5, "mask learning": 2.0}  # times the for-loop of AdamW
 
 
 def main() -> None:
@@ -62,6 +66,7 @@ def main() -> None:
             mask_row(p, axis, options.runs) for p in MASK_BARS for axis in (1, 0)
         ],
         "steps": step_rows(options.runs),
+        "small": small_rows(3 * options.runs),
         "training": training_row(options.runs),
         "memory": memory_row(),
     }
@@ -137,10 +142,28 @@ def step_rows(runs: int) -> dict[str, float]:
     return medians(calls, runs)
 
 
-def tensors() -> list[nn.Parameter]:
+def small_rows(runs: int) -> dict[str, float]:
+    """Seconds of one eager step over many small tensors, by phase."""
+    count, shape = SMALL
+    made = {name: tensors([shape] * count) for name in ("for-loop", "foreach")}
+    calls = {
+        f"AdamW, {name}": torch.optim.AdamW(
+            some, lr=1e-4, foreach=name == "foreach"
+        ).step
+        for name, some in made.items()
+    }
+    for name, switch in (("precondition", 10**9), ("mask learning", 1)):
+        group = {"params": tensors([shape] * count), "pattern": "2:4", "axis": 1}
+        optimizer = sparse_adamw([group], recipe="step", switch=switch, lr=1e-4)
+        optimizer.step()
+        calls[name] = optimizer.step
+    return medians(calls, runs)
+
+
+def tensors(shapes: Sequence[tuple[int, int]] = BLOCK * BLOCKS) -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(SEED)
     made = []
-    for shape in BLOCK * BLOCKS:
+    for shape in shapes:
         p = nn.Parameter(torch.randn(shape, generator=generator) * 0.02)
         p.grad = torch.randn(shape, generator=generator) * 1e-3
         made.append(p)
@@ -221,6 +244,18 @@ def table(document: dict) -> str:
         bar = STEP_BARS.get(name, "-")
         times = seconds / steps["AdamW, fused"]
         lines.append(f"| {name} | {seconds * 1e3:.1f} | {times:.2f} | {bar} |")
+    count, shape = SMALL
+    lines += [
+        "",
+        f"One eager optimizer step over {count} tensors of {shape[0]} x {shape[1]}.",
+        "",
+        "| step | ms | times AdamW's for-loop | bar |",
+        "|---|---|---|---|",
+    ]
+    for name, seconds in document["small"].items():
+        times = seconds / document["small"]["AdamW, for-loop"]
+        bar = SMALL_BARS.get(name, "-")
+        lines.append(f"| {name} | {seconds * 1e3:.2f} | {times:.2f} | {bar} |")
     training = document["training"]
     times = training["mask learning"] / training["dense"]
     lines += [

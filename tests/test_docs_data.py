@@ -17,12 +17,11 @@ from data.written import (
 
 from step_cli.config.data import BUILT_IN, KEYS_OF
 from step_cli.config.train import load_config
-from step_cli.data.kind import HELD_OUT, kind_of
-from step_cli.data.labels import Labels
+from step_cli.data.files import HELD_OUT, kind_of
 from step_cli.data.load import load_data
 from step_cli.data.order import batches_of
-from step_cli.data.table import LABEL_COLUMNS, TEXT_COLUMNS
-from step_cli.data.tokens import LENGTH, Utf8
+from step_cli.data.table import LABEL_COLUMNS, TEXT_COLUMNS, Labels
+from step_cli.data.tokens import LENGTH, ByteTokenizer
 
 TEXT = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", TEXT, re.M | re.S))
@@ -44,7 +43,7 @@ def test_names_and_numbers_are_those_of_the_code() -> None:
     for word in HELD_OUT:
         assert f"`{word}`" in TEXT
     assert f"`length` ({LENGTH})" in section("table")
-    assert f"{Utf8.end + 1} tokens" in section("table")
+    assert f"{ByteTokenizer.end + 1} tokens" in section("table")
     for column in {*sum(TEXT_COLUMNS, ()), *LABEL_COLUMNS} - {"#1 String", "#2 String"}:
         assert f"`{column}`" in section("table"), column
     assert Labels().read("3") == 3

@@ -10,7 +10,7 @@ from pathlib import Path
 from step_cli.config.commands import TrainCommandConfig
 from step_cli.config.data import BUILT_IN
 from step_cli.config.train import load_config
-from step_cli.data.kind import kind_of
+from step_cli.data.files import kind_of
 from step_cli.errors import UsageError
 from step_cli.reports import TrainReport
 

@@ -14,7 +14,7 @@ Kind = Literal["cifar10", "cifar100", "images", "table", "text", "parallel"]
 
 BYTES = "bytes"  # the tokenizer that needs no file
 
-# The keys that each kind heeds, besides source and kind.
+# The keys that apply to each kind, besides source and kind.
 KEYS_OF: Mapping[Kind, tuple[str, ...]] = {
     "cifar10": ("augment",),
     "cifar100": ("augment",),
@@ -34,7 +34,7 @@ class BuiltIn:
 
     Attributes:
         sample: The sample model; its ``data.py`` has ``load(section) -> Dataset``.
-        keys: The keys of ``[data]`` that it heeds, besides the source.
+        keys: The keys of ``[data]`` that apply to it, besides the source.
     """
 
     sample: str
@@ -114,19 +114,19 @@ class DataSection(Config):
             built_in = BUILT_IN[self.source]
             if self.kind != "auto":
                 raise ValueError(f"kind is for paths, and {self.source!r} is built in")
-            self.refuse_others(built_in.keys, f"the built-in {self.source!r}")
+            self.refuse_other_keys(built_in.keys, f"the built-in {self.source!r}")
         elif self.kind != "auto":
-            self.refuse_others(KEYS_OF[self.kind], f"kind {self.kind!r}")
+            self.refuse_other_keys(KEYS_OF[self.kind], f"kind {self.kind!r}")
         return self
 
-    def refuse_others(self, heeded: tuple[str, ...], what: str) -> None:
-        """Refuse keys that were given and are not ``heeded``.
+    def refuse_other_keys(self, allowed: tuple[str, ...], what: str) -> None:
+        """Refuse keys that were given and are not ``allowed``.
 
         Raises:
             ValueError: There is one.
         """
         for key, value in self:
-            if value is not None and key not in ("source", "kind", *heeded):
+            if value is not None and key not in ("source", "kind", *allowed):
                 raise ValueError(f"{key} does not apply to {what}")
 
 

@@ -1,11 +1,17 @@
-"""What every task shares: samples along the first axis, inputs by name, labels."""
+"""Batches, splits and data sets: samples along the first axis, inputs by name."""
 
+import hashlib
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Generator, Tensor
 
+from step_cli.errors import InputError
+
 IGNORED = -100  # a token label that is not scored: padding
+FINGERPRINT_SAMPLES = 32  # of a split, evenly spaced, the first and the last included
 
 
 @dataclass(frozen=True)
@@ -66,3 +72,69 @@ class Dataset:
 
     train: Split
     held_out: Split
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some samples of a split: ``index`` says which, int64 ``[n]``."""
+
+    split: Split
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: Tensor) -> Batch:
+        return self.split[self.index[index]]
+
+    def draw(self, index: Tensor, generator: Generator) -> Batch:
+        """See `RandomSplit`."""
+        if isinstance(self.split, RandomSplit):
+            return self.split.draw(self.index[index], generator)
+        return self[index]
+
+
+def set_aside(split: Split, share: float, path: Path) -> Dataset:
+    """Hold out a share of ``split``, evenly spaced, and train on the rest.
+
+    Raises:
+        InputError: One of the two would be empty.
+    """
+    count = round(len(split) * share)
+    if not 0 < count < len(split):
+        raise InputError(
+            f"data.held_out {share} of {len(split)} samples is {count}; nothing would "
+            "be left to train on or to measure",
+            file=path,
+        )
+    places = (torch.arange(count) * len(split) + len(split) // 2) // count
+    held_out = torch.zeros(len(split), dtype=torch.bool)
+    held_out[places] = True
+    numbers = torch.arange(len(split))
+    return Dataset(Subset(split, numbers[~held_out]), Subset(split, numbers[held_out]))
+
+
+def fingerprint_of(data: Dataset) -> dict[str, dict[str, Any]]:
+    """The number of samples of each split, and a digest of some of them.
+
+    A change of any one sample may go unseen, other data, another order, tokenizer or
+    version of a decoder will not.
+    """
+    splits = {"train": data.train, "held_out": data.held_out}
+    return {name: _split_fingerprint(split) for name, split in splits.items()}
+
+
+def _split_fingerprint(split: Split) -> dict[str, Any]:
+    count = len(split)
+    seen = min(count, FINGERPRINT_SAMPLES)
+    places = torch.linspace(0, count - 1, seen, dtype=torch.float64)
+    digest = hashlib.sha256()
+    for place in places.round().long():
+        _add_to_digest(split[place[None]], digest)
+    return {"samples": count, "sha256": digest.hexdigest()}
+
+
+def _add_to_digest(batch: Batch, digest: "hashlib._Hash") -> None:
+    for name, values in [*sorted(batch.inputs.items()), ("", batch.labels)]:
+        digest.update(f"{name} {values.dtype} {list(values.shape)}\n".encode())
+        digest.update(values.contiguous().numpy().tobytes())

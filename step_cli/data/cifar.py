@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from step_cli.config.data import DataSection
-from step_cli.data.augment import crop_and_flip, normalized
 from step_cli.data.batch import Batch, Dataset
+from step_cli.data.images import normalized
 from step_cli.errors import InputError
 from step_cli.formats.files.mapped_file import Bytes, map_file
 
@@ -66,6 +67,29 @@ class CifarSplit:
         begins = ends - [len(file) for file in self.files]
         rows = [self.files[w][i - begins[w]] for w, i in zip(which, index, strict=True)]
         return np.stack(rows)
+
+
+def crop_and_flip(pixels: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    """Move each image by up to ``padding`` pixels, and mirror every second one.
+
+    Source: He et al., CVPR 2016, section 4.2.
+
+    Args:
+        pixels: ``[n, colours, height, width]``.
+        padding: Zeros around an image, of which a window of its size is cut.
+        generator: What is drawn from.
+    """
+    count, _, height, width = pixels.shape
+    top, left = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)
+    flip = torch.rand(count, 1, generator=generator) < 0.5
+    rows = top + torch.arange(height)  # [n, height]
+    across = torch.arange(width)
+    columns = left + torch.where(flip, across.flip(0), across)  # [n, width]
+    padded = functional.pad(pixels, (padding,) * 4)
+    images = torch.arange(count)[:, None, None]
+    # Indexed dimensions come first: [n, height, width, colours].
+    cut = padded[images, :, rows[:, :, None], columns[:, None, :]]
+    return cut.permute(0, 3, 1, 2).contiguous()
 
 
 def load_cifar10(section: DataSection) -> Dataset:

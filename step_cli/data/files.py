@@ -1,24 +1,112 @@
-"""Which files of a path are trained on and which are held out, by their names."""
+"""How the data at a path is read, and which file is for what, by the files' names.
+
+Nothing is opened and torch is not imported, so mistakes are reported at once.
+"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Generator, Tensor
-
-from step_cli.config.data import DataSection
-from step_cli.data.batch import Batch, Dataset, RandomSplit, Split
-from step_cli.data.kind import files_in, role_of
+from step_cli.config.data import KEYS_OF, DataSection, Kind
 from step_cli.errors import InputError, UsageError
-from step_cli.formats.files.mapped_file import is_directory
+from step_cli.formats.files.mapped_file import is_directory, reason_of
 
+TABLES = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
+TEXTS = (".txt", ".tokens", ".raw", ".bin")
+HELD_OUT = frozenset({"valid", "validation", "val", "dev"})
+EXPECTED = (
+    "data_batch_*.bin (cifar10), train.bin and test.bin (cifar100), folders "
+    "train/CLASS and val/CLASS (images), train.tsv, .csv, .jsonl or .parquet (table), "
+    ".txt, .tokens or .bin files (text), train.de and train.en (parallel)"
+)
 SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?$")  # train-00003-of-00007
 NO_HELD_OUT = (
     "has no file named valid, validation, val or dev to measure metrics on; give "
     "data.held_out, a path or a share such as 0.1"
 )
+
+
+def kind_of(section: DataSection) -> Kind:
+    """The kind of the data at the path of ``section``.
+
+    Raises:
+        UsageError: A key was given that does not apply to this kind.
+        InputError: There is nothing, or nothing that shows its kind.
+    """
+    path = Path(section.source)
+    directory = is_directory(path)
+    if section.kind != "auto":
+        return section.kind
+    with os_error_as_input_error(path):
+        kind = _of_directory(path, section) if directory else _of_file(path, section)
+    if kind is None:
+        raise InputError(
+            f"cannot tell how to read it; give data.kind, or what is known: {EXPECTED}",
+            file=path,
+        )
+    try:
+        section.refuse_other_keys(
+            KEYS_OF[kind], f"kind {kind!r}, as which {path} is read"
+        )
+    except ValueError as error:
+        raise UsageError(f"data.{error}") from None
+    return kind
+
+
+@contextmanager
+def os_error_as_input_error(path: Path) -> Iterator[None]:
+    """Raise InputError where the system refuses something below ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(reason_of(error), file=error.filename or path) from None
+
+
+def role_of(path: Path) -> str | None:
+    """What a file is for: ``train``, ``held-out`` or ``test`` if its name says so."""
+    words = set(re.split(r"[^a-z]+", path.name.lower()))
+    if "train" in words:
+        return "train"
+    if words & HELD_OUT:
+        return "held-out"
+    return "test" if "test" in words else None
+
+
+def files_in(directory: Path) -> list[Path]:
+    """The visible files of a directory, in the order of their names."""
+    return sorted(
+        path
+        for path in directory.iterdir()
+        if path.is_file() and not path.name.startswith(".")
+    )
+
+
+def _of_file(path: Path, section: DataSection) -> Kind | None:
+    if path.suffix in TABLES:
+        return "parallel" if section.languages else "table"
+    return "text" if path.suffix in TEXTS else None
+
+
+def _of_directory(path: Path, section: DataSection) -> Kind | None:
+    files = files_in(path)
+    names = {file.name for file in files}
+    if any(re.fullmatch(r"(data_batch_\d|test_batch)\.bin", name) for name in names):
+        return "cifar10"
+    if {"train.bin", "test.bin"} <= names:
+        return "cifar100"
+    train = path / "train"
+    if train.is_dir() and any(entry.is_dir() for entry in train.iterdir()):
+        return "images"
+    if section.languages:
+        return "parallel"
+    tables = [file for file in _with_data_folder(path) if file.suffix in TABLES]
+    if any(role_of(file) == "train" for file in tables):
+        return "table"
+    if any(file.suffix in TEXTS for file in files):
+        return "text"
+    return "parallel" if len([n for n in names if n.startswith("train.")]) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -38,7 +126,7 @@ def split_files(section: DataSection, suffixes: Sequence[str]) -> SplitFiles:
     """
     path = Path(section.source)
     if is_directory(path):
-        files = [file for file in _files(path) if file.suffix in suffixes]
+        files = [file for file in _with_data_folder(path) if file.suffix in suffixes]
         train = _of_role("train", files, path) or _unnamed(files, suffixes, path)
         held_out = [] if section.held_out else _of_role("held-out", files, path)
         if not held_out and section.held_out is None:
@@ -57,7 +145,7 @@ def split_files(section: DataSection, suffixes: Sequence[str]) -> SplitFiles:
     return SplitFiles(train, held_out)
 
 
-def _files(directory: Path) -> list[Path]:
+def _with_data_folder(directory: Path) -> list[Path]:
     inner = directory / "data"  # where the hub's tables are
     return [*files_in(directory), *(files_in(inner) if inner.is_dir() else [])]
 
@@ -90,43 +178,3 @@ def _given(path: Path, suffixes: Sequence[str]) -> list[Path]:
     if not found:
         raise InputError(f"has no {', '.join(suffixes)} file", file=path)
     return found
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some samples of a split: ``index`` says which, int64 ``[n]``."""
-
-    split: Split
-    index: Tensor
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, index: Tensor) -> Batch:
-        return self.split[self.index[index]]
-
-    def draw(self, index: Tensor, generator: Generator) -> Batch:
-        """See `RandomSplit`."""
-        if isinstance(self.split, RandomSplit):
-            return self.split.draw(self.index[index], generator)
-        return self[index]
-
-
-def set_aside(split: Split, share: float, path: Path) -> Dataset:
-    """Hold out a share of ``split``, evenly spaced, and train on the rest.
-
-    Raises:
-        InputError: One of the two would be empty.
-    """
-    count = round(len(split) * share)
-    if not 0 < count < len(split):
-        raise InputError(
-            f"data.held_out {share} of {len(split)} samples is {count}; nothing would "
-            "be left to train on or to measure",
-            file=path,
-        )
-    places = (torch.arange(count) * len(split) + len(split) // 2) // count
-    held_out = torch.zeros(len(split), dtype=torch.bool)
-    held_out[places] = True
-    numbers = torch.arange(len(split))
-    return Dataset(Part(split, numbers[~held_out]), Part(split, numbers[held_out]))

@@ -5,6 +5,7 @@ Only names are in memory; images are decoded when asked for, in threads.
 
 import math
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,10 +16,8 @@ import torch
 from torch import Generator, Tensor
 
 from step_cli.config.data import DataSection
-from step_cli.data.augment import normalized
-from step_cli.data.batch import Batch, Dataset
-from step_cli.data.files import NO_HELD_OUT, set_aside
-from step_cli.data.kind import HELD_OUT
+from step_cli.data.batch import Batch, Dataset, set_aside
+from step_cli.data.files import HELD_OUT, NO_HELD_OUT
 from step_cli.errors import InputError
 from step_cli.formats.files.mapped_file import Bytes, is_directory, reason_of
 
@@ -121,6 +120,13 @@ def load_images(section: DataSection) -> Dataset:
             file=folder,
         )
     return Dataset(train, _split(folder, classes, side, False))
+
+
+def normalized(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Bytes ``[n, 3, h, w]`` as fp32, each colour with ``mean`` 0 and ``std`` 1."""
+    shape = (1, len(mean), 1, 1)
+    scaled = pixels.float() / 255
+    return (scaled - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
 
 
 def _classes(root: Path) -> list[str]:

@@ -7,8 +7,8 @@ from step_cli.config.data import BUILT_IN, DataSection, Kind
 from step_cli.config.samples import load_sample
 from step_cli.data.batch import Dataset
 from step_cli.data.cifar import load_cifar10, load_cifar100
+from step_cli.data.files import kind_of, os_error_as_input_error
 from step_cli.data.images import load_images
-from step_cli.data.kind import kind_of, told_as_unreadable
 from step_cli.data.parallel import load_parallel
 from step_cli.data.table import load_table
 from step_cli.data.text import load_text
@@ -32,7 +32,7 @@ def load_data(section: DataSection) -> Dataset:
         MissingError: A library it needs is not installed.
     """
     if section.source not in BUILT_IN:
-        with told_as_unreadable(Path(section.source)):
+        with os_error_as_input_error(Path(section.source)):
             return LOADERS[kind_of(section)](section)
     module = load_sample(BUILT_IN[section.source].sample, "data")
     dataset = module.load(section)

@@ -1,10 +1,13 @@
 """Which samples a step sees, by arithmetic from the seed and its number alone.
 
-A resumed run therefore sees what the uninterrupted one would have seen.
+A resumed run therefore sees what the uninterrupted one would have seen, and the next
+batch can be read while the present one is trained on.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -75,3 +78,32 @@ def batches_of(
 @lru_cache(maxsize=1)
 def _permutation(length: int, seed: int) -> Tensor:
     return torch.randperm(length, generator=torch.Generator().manual_seed(seed))
+
+
+class ReadAhead:
+    """Batches by number, each the same whether it was read ahead or not.
+
+    Args:
+        read: Gives the batch of a number, by arithmetic alone; it is called in another
+            thread, and once for a batch that may never be asked for.
+    """
+
+    def __init__(self, read: Callable[[int], Batch]) -> None:
+        self._read = read
+        self._thread = ThreadPoolExecutor(1, "read-ahead")
+        self._next: tuple[int, Future[Batch]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def __getitem__(self, index: int) -> Batch:
+        ahead, self._next = self._next, None
+        if ahead is not None and ahead[0] == index:
+            batch = ahead[1].result()
+        else:
+            batch = self._read(index)
+        self._next = index + 1, self._thread.submit(self._read, index + 1)
+        return batch

@@ -9,13 +9,16 @@ from pathlib import Path
 from torch import Tensor
 
 from step_cli.config.data import DataSection
-from step_cli.data.batch import IGNORED, Batch, Dataset
-from step_cli.data.files import NO_HELD_OUT, set_aside, split_files
-from step_cli.data.kind import TABLES, files_in, role_of
-from step_cli.data.lines import lines_of
-from step_cli.data.ragged import Ragged
-from step_cli.data.rows import Row, rows_of
-from step_cli.data.tokens import LENGTH, Tokenizer, make_tokenizer
+from step_cli.data.batch import IGNORED, Batch, Dataset, set_aside
+from step_cli.data.files import (
+    NO_HELD_OUT,
+    TABLES,
+    files_in,
+    role_of,
+    split_files,
+)
+from step_cli.data.rows import Row, lines_of, rows_of
+from step_cli.data.tokens import LENGTH, Tokenizer, TokenRows, make_tokenizer
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.files.mapped_file import is_directory
 
@@ -36,8 +39,8 @@ class PairSplit:
         begin: What the decoder sees before the first token.
     """
 
-    source: Ragged
-    target: Ragged
+    source: TokenRows
+    target: TokenRows
     pad: int
     begin: int
 
@@ -180,13 +183,13 @@ def _of_bare_tsv(path: Path) -> Pairs:
 
 
 def _split(where: _Source, tokenizer: Tokenizer, length: int) -> PairSplit:
-    source, target = Ragged(), Ragged()
+    source, target = TokenRows(), TokenRows()
     pairs, left_out = where.pairs(), 0
     while chunk := list(islice(pairs, CHUNK)):
         whole = [pair for pair in chunk if all(text.strip() for text in pair)]
         left_out += len(chunk) - len(whole)
         for side, rows in enumerate((source, target)):
-            for tokens in tokenizer.plain([pair[side] for pair in whole]):
+            for tokens in tokenizer.encode([pair[side] for pair in whole]):
                 rows.append([*tokens[: length - 1], tokenizer.end])
     if not len(source):
         raise InputError("has no pair of texts", file=where.paths[0])

@@ -1,22 +1,22 @@
 """Text to classify or to score, one sample a row: GLUE and its like."""
 
 import logging
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from step_cli.config.data import DataSection
-from step_cli.data.batch import Batch, Dataset
-from step_cli.data.files import set_aside, split_files
-from step_cli.data.kind import TABLES
-from step_cli.data.labels import Label, Labels
-from step_cli.data.ragged import Ragged
+from step_cli.data.batch import Batch, Dataset, set_aside
+from step_cli.data.files import TABLES, split_files
 from step_cli.data.rows import Row, rows_of
-from step_cli.data.tokens import LENGTH, Tokenizer, make_tokenizer
+from step_cli.data.tokens import LENGTH, Tokenizer, TokenRows, make_tokenizer
 from step_cli.errors import InputError, nearest
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,10 @@ TEXT_COLUMNS = (
 )
 LABEL_COLUMNS = ("label", "gold_label", "score", "is_duplicate", "Quality")
 
+Label = str | int | float
+MOST = 2**31  # more classes than any model has
+WHOLE = re.compile(r"[+-]?\d{1,18}")
+
 
 @dataclass(frozen=True)
 class TokenSplit:
@@ -42,13 +46,13 @@ class TokenSplit:
 
     Attributes:
         tokens: Of each sample.
-        parts: Which text each token is of, where models are told.
+        token_types: Which text each token is of, where models take it.
         labels: As in `Batch`.
         pad: What fills up shorter samples.
     """
 
-    tokens: Ragged
-    parts: Ragged | None
+    tokens: TokenRows
+    token_types: TokenRows | None
     labels: Tensor
     pad: int
 
@@ -58,8 +62,8 @@ class TokenSplit:
     def __getitem__(self, index: Tensor) -> Batch:
         tokens, mask = self.tokens.padded(index, self.pad)
         inputs = {"input_ids": tokens, "attention_mask": mask.long()}
-        if self.parts is not None:
-            inputs["token_type_ids"], _ = self.parts.padded(index, 0)
+        if self.token_types is not None:
+            inputs["token_type_ids"], _ = self.token_types.padded(index, 0)
         return Batch(inputs, self.labels[index])
 
 
@@ -77,6 +81,71 @@ def load_table(section: DataSection) -> Dataset:
         return Dataset(train, reader.split(files.held_out))
     assert isinstance(section.held_out, float)
     return set_aside(train, section.held_out, Path(section.source))
+
+
+class Labels:
+    """Labels of a table, of the kind that the training data has.
+
+    Names become classes in their order; whole numbers are classes as they stand; once a
+    number has a decimal point, all are what a regression aims at.
+    """
+
+    def __init__(self) -> None:
+        self._first: Label | None = None
+        self._names: dict[str, int] | None = None
+        self._dtype: torch.dtype | None = None
+
+    def read(self, value: Any) -> Label:
+        """The label in a field.
+
+        Raises:
+            ValueError: There is none, or not of the kind of the others.
+        """
+        label = _label(value)
+        if self._first is None:
+            self._first = label
+        if isinstance(label, str) != isinstance(self._first, str):
+            raise ValueError(f"label {label!r} among such as {self._first!r}")
+        if self._names is not None and label not in self._names:
+            known = ", ".join(list(self._names)[:5])
+            raise ValueError(f"label {label!r} is none of the training data: {known}")
+        if self._dtype == torch.int64 and isinstance(label, float):
+            raise ValueError(f"label {label!r} where the training data has classes")
+        return label
+
+    def tensor(self, labels: Sequence[Label]) -> Tensor:
+        """int64 classes or fp32 numbers ``[n]``; the first call decides which."""
+        if isinstance(self._first, str):
+            if self._names is None:
+                self._names = {str(x): i for i, x in enumerate(sorted(set(labels)))}
+                shown = ", ".join(f"{name} = {i}" for name, i in self._names.items())
+                logger.info("classes by name: %s", shown)
+            return torch.tensor([self._names[str(label)] for label in labels])
+        if self._dtype is None:
+            whole = all(isinstance(label, int) for label in labels)
+            self._dtype = torch.int64 if whole else torch.float32
+        return torch.tensor(labels, dtype=self._dtype)
+
+
+def _label(value: Any) -> Label:
+    if value is None or value == "":
+        raise ValueError("no label")
+    if isinstance(value, bool | int) or (
+        isinstance(value, str) and WHOLE.fullmatch(value)
+    ):
+        number = int(value)
+        if not 0 <= number < MOST:
+            raise ValueError(f"label {number} is no class: they count from 0")
+        return number
+    if not isinstance(value, str | float):
+        raise ValueError(f"the label is a {type(value).__name__}")
+    try:
+        real = float(value)
+    except ValueError:
+        return str(value)
+    if not math.isfinite(real):
+        raise ValueError(f"label {value} is not finite")
+    return real
 
 
 class _Columns(NamedTuple):
@@ -102,22 +171,23 @@ class _Reader:
     labels: Labels = field(default_factory=Labels)
 
     def split(self, paths: list[Path]) -> TokenSplit:
-        tokens, parts, labels = Ragged(), Ragged(), list[Label]()
-        tells_parts, length = self.tokenizer.tells_parts, self.section.length or LENGTH
+        tokens, token_types, labels = TokenRows(), TokenRows(), list[Label]()
+        has_types = self.tokenizer.has_token_types
+        length = self.section.length or LENGTH
         samples = (sample for path in paths for sample in self._samples(path))
         while chunk := list(islice(samples, CHUNK)):
             texts = list(zip(*(sample.texts for sample in chunk), strict=True))
             second = texts[1] if len(texts) > 1 else None
-            for encoded in self.tokenizer.marked(texts[0], second, length):
+            for encoded in self.tokenizer.encode_marked(texts[0], second, length):
                 tokens.append(encoded.tokens)
-                if encoded.parts is not None:
-                    parts.append(encoded.parts)
+                if encoded.token_types is not None:
+                    token_types.append(encoded.token_types)
             labels += [sample.label for sample in chunk]
         if not labels:
             raise InputError("has no rows", file=paths[0])
         found = self.labels.tensor(labels)
         return TokenSplit(
-            tokens, parts if tells_parts else None, found, self.tokenizer.pad
+            tokens, token_types if has_types else None, found, self.tokenizer.pad
         )
 
     def _samples(self, path: Path) -> Iterator[_Sample]:
@@ -125,8 +195,8 @@ class _Reader:
         bad, first_bad = 0, ""
         for row in rows_of(path):
             try:
-                if row.fault is not None:
-                    raise ValueError(row.fault)
+                if row.error is not None:
+                    raise ValueError(row.error)
                 columns = columns or self._columns(row, path)
                 sample = self._sample(row, columns)
             except ValueError as error:

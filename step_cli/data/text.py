@@ -14,10 +14,8 @@ from torch import Tensor
 
 from step_cli.config.data import BYTES, DataSection
 from step_cli.data.batch import Batch, Dataset
-from step_cli.data.files import split_files
-from step_cli.data.kind import TABLES, TEXTS, files_in
-from step_cli.data.lines import lines_of
-from step_cli.data.rows import rows_of
+from step_cli.data.files import TABLES, TEXTS, files_in, split_files
+from step_cli.data.rows import lines_of, rows_of
 from step_cli.data.tokens import LENGTH, make_tokenizer
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.files.mapped_file import is_directory, map_file
@@ -97,7 +95,7 @@ def _tokens(paths: list[Path], section: DataSection) -> Tokens:
     for path in paths:
         texts = _texts(path, section)
         while chunk := list(islice(texts, CHUNK)):
-            for tokens in tokenizer.plain(chunk):
+            for tokens in tokenizer.encode(chunk):
                 found.extend(tokens)
     return np.frombuffer(found, np.int32)
 

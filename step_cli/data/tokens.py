@@ -1,9 +1,14 @@
-"""Text as numbers: the bytes themselves, or a local Hugging Face tokenizer."""
+"""Text as numbers: its bytes, or the tokens of a local Hugging Face tokenizer."""
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from step_cli.config.data import BYTES
 from step_cli.errors import InputError
@@ -18,12 +23,12 @@ class Encoded:
 
     Attributes:
         tokens: With the marks that the model expects around the texts.
-        parts: 0 for tokens of the first text, 1 for the second; None where models
-            of this tokenizer are not told.
+        token_types: 0 for tokens of the first text, 1 for the second; None where
+            models of this tokenizer take no ``token_type_ids``.
     """
 
     tokens: Sequence[int]
-    parts: Sequence[int] | None
+    token_types: Sequence[int] | None
 
 
 class Tokenizer(Protocol):
@@ -45,15 +50,15 @@ class Tokenizer(Protocol):
         ...
 
     @property
-    def tells_parts(self) -> bool:
+    def has_token_types(self) -> bool:
         """Whether models of this tokenizer take ``token_type_ids``."""
         ...
 
-    def plain(self, texts: Sequence[str]) -> list[Sequence[int]]:
+    def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
         """The tokens of each text and nothing around them."""
         ...
 
-    def marked(
+    def encode_marked(
         self, first: Sequence[str], second: Sequence[str] | None, length: int
     ) -> list[Encoded]:
         """Texts or pairs as a classifier wants them, cut to ``length`` tokens."""
@@ -66,20 +71,22 @@ def make_tokenizer(source: str | None) -> Tokenizer:
     Raises:
         InputError: There is none in the directory, or it lacks tokens we need.
     """
-    return Utf8() if source in (None, BYTES) else HubTokenizer(Path(str(source)))
+    if source is None or source == BYTES:
+        return ByteTokenizer()
+    return HuggingFaceTokenizer(Path(source))
 
 
-class Utf8:
+class ByteTokenizer:
     """The bytes of UTF-8 as tokens 0 to 255, and three of our own: 259 in all."""
 
     pad, begin, end = 256, 257, 258
-    tells_parts = False
+    has_token_types = False
 
-    def plain(self, texts: Sequence[str]) -> list[Sequence[int]]:
+    def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
         """See `Tokenizer`."""
         return [text.encode() for text in texts]
 
-    def marked(
+    def encode_marked(
         self, first: Sequence[str], second: Sequence[str] | None, length: int
     ) -> list[Encoded]:
         """See `Tokenizer`; ``begin`` first, and ``end`` after each text."""
@@ -104,7 +111,7 @@ def _shares(texts: Sequence[bytes], room: int) -> list[int]:
     return [size, min(other, room - size)]
 
 
-class HubTokenizer:
+class HuggingFaceTokenizer:
     """A tokenizer of a local directory, as transformers saves them; no code of its own.
 
     Args:
@@ -126,9 +133,9 @@ class HubTokenizer:
         self.end: int = end
         self.pad: int = pad
         self.begin: int = next(i for i in starts if i is not None)
-        self.tells_parts = "token_type_ids" in tokenizer.model_input_names
+        self.has_token_types = "token_type_ids" in tokenizer.model_input_names
 
-    def plain(self, texts: Sequence[str]) -> list[Sequence[int]]:
+    def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
         """See `Tokenizer`."""
         encoded = self._tokenizer(
             list(texts), add_special_tokens=False, return_attention_mask=False,
@@ -136,18 +143,18 @@ class HubTokenizer:
         )  # fmt: skip
         return list(encoded["input_ids"])
 
-    def marked(
+    def encode_marked(
         self, first: Sequence[str], second: Sequence[str] | None, length: int
     ) -> list[Encoded]:
         """See `Tokenizer`."""
         texts = [list(first)] if second is None else [list(first), list(second)]
         encoded = self._tokenizer(
             *texts, truncation=True, max_length=length, return_attention_mask=False,
-            return_token_type_ids=self.tells_parts, verbose=False,
+            return_token_type_ids=self.has_token_types, verbose=False,
         )  # fmt: skip
         tokens = encoded["input_ids"]
-        parts = encoded["token_type_ids"] if self.tells_parts else [None] * len(tokens)
-        return [Encoded(*pair) for pair in zip(tokens, parts, strict=True)]
+        types = encoded.get("token_type_ids") or [None] * len(tokens)
+        return [Encoded(*pair) for pair in zip(tokens, types, strict=True)]
 
 
 def _open(directory: Path) -> Any:
@@ -165,3 +172,41 @@ def _open(directory: Path) -> Any:
         raise InputError(
             f"transformers finds no tokenizer here: {said[:200]}", file=directory
         ) from None
+
+
+class TokenRows:
+    """Rows of token numbers, four bytes each."""
+
+    def __init__(self, rows: Iterable[Sequence[int]] = ()) -> None:
+        self._values = array("i")
+        self._ends = array("q", [0])
+        for row in rows:
+            self.append(row)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def append(self, row: Sequence[int]) -> None:
+        """Add a row at the end."""
+        self._values.extend(row)
+        self._ends.append(len(self._values))
+
+    def padded(self, index: Tensor, fill: int) -> tuple[Tensor, Tensor]:
+        """Rows as a rectangle as wide as the longest of them.
+
+        Args:
+            index: Row numbers, int64 ``[n]``.
+            fill: What stands after the end of a shorter row.
+
+        Returns:
+            int64 ``[n, width]``, and a mask of that shape, True where a row is.
+        """
+        values = np.frombuffer(self._values, np.int32)
+        ends = np.frombuffer(self._ends, np.int64)
+        rows = index.numpy()
+        parts = [values[ends[row] : ends[row + 1]] for row in rows]
+        lengths = ends[rows + 1] - ends[rows]
+        mask = np.arange(max(lengths, default=0)) < lengths[:, None]
+        table = np.full(mask.shape, fill, np.int64)
+        table[mask] = np.concatenate(parts)
+        return torch.from_numpy(table), torch.from_numpy(mask)

@@ -1,4 +1,4 @@
-"""Runs of blocks in a model, each fed by the one before: Transformer blocks, stages.
+"""Lists of blocks in a model, each fed by the one before: Transformer blocks, stages.
 
 Such blocks are run one by one on recorded inputs, so that nothing of the model but one
 block is needed at a time. That each feeds the next is checked, not assumed.
@@ -15,12 +15,12 @@ from torch.utils.hooks import RemovableHandle
 Key = int | str  # of an argument: its position, or its name
 
 
-class NotAChainError(Exception):
+class NotSequentialError(Exception):
     """Blocks do not simply feed each other."""
 
 
-class _Reached(Exception):
-    """The last block of a chain has run: what follows is not needed."""
+class StopForward(Exception):
+    """Raised by a hook where the rest of a forward pass is not needed."""
 
 
 @dataclass
@@ -42,14 +42,16 @@ class Call:
 
 
 @dataclass
-class Recorded:
-    """One batch: what enters the first block, and the calls of all blocks."""
+class RecordedBatch:
+    """What enters the first block, and the calls of all blocks."""
 
     main: Tensor
     calls: list[Call]
 
 
-def find_chains(model: nn.Module, layers: Collection[str]) -> list[list[nn.Module]]:
+def find_block_lists(
+    model: nn.Module, layers: Collection[str]
+) -> list[list[nn.Module]]:
     """The outermost lists of modules that hold some of the ``layers``, in their order.
 
     Args:
@@ -69,34 +71,34 @@ def find_chains(model: nn.Module, layers: Collection[str]) -> list[list[nn.Modul
     return list(found.values())
 
 
-def record(
+def record_calls(
     model: nn.Module, blocks: list[nn.Module], batch: Mapping[str, Tensor]
-) -> Recorded:
+) -> RecordedBatch:
     """Run a batch as far as the last of ``blocks`` and note what each was called with.
 
     Raises:
-        NotAChainError: A block did not run once, in order, on the output of the last.
+        NotSequentialError: A block did not run once, in order, on the last's output.
     """
-    watch = _Watch(blocks)
-    handles = watch.install()
+    recorder = _Recorder(blocks)
+    handles = recorder.add_hooks()
     try:
         model(**batch)
-    except _Reached:
+    except StopForward:
         pass
     finally:
         for handle in handles:
             handle.remove()
-    return watch.recorded()
+    return recorder.recorded()
 
 
 @dataclass
-class _Watch:
+class _Recorder:
     blocks: list[nn.Module]
     main: Tensor | None = None
     output: Tensor | None = None  # of the block that ran last
     calls: list[Call] = field(default_factory=list)
 
-    def install(self) -> list[RemovableHandle]:
+    def add_hooks(self) -> list[RemovableHandle]:
         handles = []
         for block in self.blocks:
             handles.append(
@@ -105,17 +107,17 @@ class _Watch:
             handles.append(block.register_forward_hook(self._after))
         return handles
 
-    def recorded(self) -> Recorded:
+    def recorded(self) -> RecordedBatch:
         if self.main is None or len(self.calls) != len(self.blocks):
-            raise NotAChainError
-        return Recorded(self.main, self.calls)
+            raise NotSequentialError
+        return RecordedBatch(self.main, self.calls)
 
     def _before(
         self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         number = len(self.calls)
         if number >= len(self.blocks) or block is not self.blocks[number]:
-            raise NotAChainError
+            raise NotSequentialError
         slot = _slot(args, kwargs, self.output)
         call = Call(list(args), dict(kwargs), slot)
         if self.output is None:
@@ -133,7 +135,7 @@ class _Watch:
     def _after(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.output = first_tensor(output)
         if len(self.calls) == len(self.blocks):
-            raise _Reached
+            raise StopForward
 
 
 def _slot(
@@ -142,13 +144,13 @@ def _slot(
     """Which argument is the main input: the first tensor, or the last block's output.
 
     Raises:
-        NotAChainError: None is.
+        NotSequentialError: None is.
     """
     given: list[tuple[Key, Any]] = [*enumerate(args), *kwargs.items()]
     for key, value in given:
         if isinstance(value, Tensor) and (output is None or _same(value, output)):
             return key
-    raise NotAChainError
+    raise NotSequentialError
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -167,10 +169,10 @@ def first_tensor(output: Any) -> Tensor:
     """A block's main output: the first of a tuple, or the tensor itself.
 
     Raises:
-        NotAChainError: There is none.
+        NotSequentialError: There is none.
     """
     if isinstance(output, tuple | list) and output:
         output = output[0]
     if not isinstance(output, Tensor):
-        raise NotAChainError
+        raise NotSequentialError
     return output

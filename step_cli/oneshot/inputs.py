@@ -1,43 +1,54 @@
-"""What the layers of a model see: statistics of their inputs, gathered by hooks."""
+"""Statistics of the inputs of a model's layers, collected by hooks."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from step_cli.errors import StepError
-from step_cli.oneshot.calibrated import InputStatistics
+from step_cli.errors import NonFiniteError, StepError
 from step_cli.oneshot.layer_matrix import LayerMatrix
-
-S = TypeVar("S", bound=InputStatistics)
 
 ROWS = 1 << 24  # numbers of a layer's rows that are looked at together
 
 
+class InputStatistics(Protocol):
+    """What a pruning method needs to know of the inputs of a layer."""
+
+    def add(self, rows: Tensor) -> None:
+        """Count in what the layer multiplies, ``[parts, rows, columns]``."""
+
+    @property
+    def unused(self) -> int:
+        """How many inputs were zero in every row."""
+
+
+S = TypeVar("S", bound=InputStatistics)
+
+
 @dataclass(frozen=True)
-class Watched:
-    """A layer whose inputs matter: its weight's name, and its module."""
+class TargetLayer:
+    """A layer to prune: the name of its weight in the model, and its module."""
 
     name: str
     module: nn.Module
 
 
-def gather(
-    layers: Iterable[Watched],
-    make: Callable[[], S],
+def collect_statistics(
+    layers: Iterable[TargetLayer],
+    new_statistics: Callable[[], S],
     passes: Iterable[Callable[[], object]],
 ) -> dict[str, S]:
-    """Run ``passes`` and gather statistics of what each layer is called with.
+    """Run ``passes`` and collect statistics of what each layer is called with.
 
     Layers that are always called with one and the same tensor, such as the three that
     make queries, keys and values, share theirs. Layers that are not called have none.
 
     Args:
-        layers: What to watch.
-        make: Makes an empty statistic.
+        layers: Whose inputs.
+        new_statistics: Makes empty statistics.
         passes: Each runs the model, or a part of it, on one batch; the first is run
             twice.
 
@@ -45,33 +56,33 @@ def gather(
         NonFiniteError: An input is NaN or infinite.
     """
     layers, passes = list(layers), list(passes)
-    leaders = _leaders(layers, passes[0])
-    found = {leader.name: make() for leader in set(leaders.values())}
-    add = {
-        leader: _adder(leader, found[leader.name]) for leader in set(leaders.values())
-    }
-    with hooked(add):
+    first = _first_with_same_inputs(layers, passes[0])
+    found = {layer.name: new_statistics() for layer in set(first.values())}
+    add = {layer: _adder(layer, found[layer.name]) for layer in set(first.values())}
+    with input_hooks(add):
         for run in passes:
             run()
-    return {name: found[leader.name] for name, leader in leaders.items()}
+    return {name: found[layer.name] for name, layer in first.items()}
 
 
-def _leaders(layers: list[Watched], run: Callable[[], object]) -> dict[str, Watched]:
+def _first_with_same_inputs(
+    layers: list[TargetLayer], run: Callable[[], object]
+) -> dict[str, TargetLayer]:
     """By name of each layer that is called: the first with the same inputs."""
-    seen: dict[Watched, list[Tensor]] = {layer: [] for layer in layers}
-    with hooked({layer: seen[layer].append for layer in layers}):
+    seen: dict[TargetLayer, list[Tensor]] = {layer: [] for layer in layers}
+    with input_hooks({layer: seen[layer].append for layer in layers}):
         run()
-    first: dict[object, Watched] = {}
-    leaders = {}
+    first: dict[object, TargetLayer] = {}
+    by_name = {}
     for layer, inputs in seen.items():
         if inputs:  # kept until here, so that no two have one address
             same = tuple((x.data_ptr(), x.shape, x.stride()) for x in inputs)
-            key = (same, LayerMatrix(layer.module).blind_to)
-            leaders[layer.name] = first.setdefault(key, layer)
-    return leaders
+            key = (same, LayerMatrix(layer.module).row_key)
+            by_name[layer.name] = first.setdefault(key, layer)
+    return by_name
 
 
-def _adder(layer: Watched, statistics: InputStatistics) -> Callable[[Tensor], None]:
+def _adder(layer: TargetLayer, statistics: InputStatistics) -> Callable[[Tensor], None]:
     view = LayerMatrix(layer.module)
 
     def add(x: Tensor) -> None:
@@ -80,12 +91,21 @@ def _adder(layer: Watched, statistics: InputStatistics) -> Callable[[Tensor], No
         try:
             # A convolution sees each value many times, so not all samples at once.
             for part in torch.split(x, _samples(x, layer.module)):
-                statistics.add(view.of_input(part))
+                rows = view.of_input(part)
+                _refuse_nonfinite(rows)
+                statistics.add(rows)
         except StepError as error:
             error.tensor = error.tensor or layer.name
             raise
 
     return add
+
+
+def _refuse_nonfinite(rows: Tensor) -> None:
+    if not bool(torch.isfinite(rows).all()):
+        raise NonFiniteError(
+            "an input of this layer is NaN or infinite; look at the calibration data"
+        )
 
 
 def _samples(x: Tensor, module: nn.Module) -> int:
@@ -96,7 +116,9 @@ def _samples(x: Tensor, module: nn.Module) -> int:
 
 
 @contextmanager
-def hooked(actions: Mapping[Watched, Callable[[Tensor], object]]) -> Iterator[None]:
+def input_hooks(
+    actions: Mapping[TargetLayer, Callable[[Tensor], object]],
+) -> Iterator[None]:
     """Call the action of each layer with every input that its module gets."""
     handles = []
 

@@ -36,8 +36,8 @@ class LayerMatrix:
         return 0 if is_conv1d(self.module) else 1
 
     @property
-    def blind_to(self) -> tuple[object, ...]:
-        """What else than the input decides the rows: layers equal in it share them."""
+    def row_key(self) -> tuple[object, ...]:
+        """What decides the rows besides the input: layers equal in it share them."""
         if not isinstance(self.module, CONVOLUTIONS):
             return ()
         conv: Any = self.module

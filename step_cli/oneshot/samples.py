@@ -13,8 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from step_cli.data.lines import lines_of
-from step_cli.data.rows import rows_of
+from step_cli.data.rows import lines_of, rows_of
 from step_cli.data.tokens import Tokenizer, make_tokenizer
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.files.mapped_file import in_units, map_file, reason_of
@@ -36,7 +35,7 @@ def read_batches(
     """Read samples and join them to batches of equal shapes.
 
     Args:
-        path: The file; its suffix tells what it is.
+        path: The file; read as its suffix says.
         runnable: The model they are for.
         most: How many samples to use; of more, evenly spaced ones.
         tokenizer: A Hugging Face directory with the tokenizer of the model.
@@ -90,8 +89,8 @@ def _from_rows(
     samples: list[Sample] = []
     texts: list[str] = []
     for row in rows_of(path):
-        if row.fault is not None:
-            raise InputError(f"{row.place}: {row.fault}", file=path)
+        if row.error is not None:
+            raise InputError(f"{row.place}: {row.error}", file=path)
         if isinstance(row.values.get("text"), str):
             texts.append(row.values["text"] + "\n")
             continue
@@ -124,7 +123,7 @@ def _from_text(
     known, tokens = _tokenizer(runnable, tokenizer), array("q")
     waiting = iter(texts)
     while len(tokens) < TOKENS_READ and (chunk := list(islice(waiting, LINES))):
-        for found in known.plain(chunk):
+        for found in known.encode(chunk):
             tokens.extend(found)
     length = min(_context(runnable), len(tokens))
     row = np.frombuffer(tokens, np.int64)

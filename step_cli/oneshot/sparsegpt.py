@@ -8,12 +8,20 @@ Source: Frantar and Alistarh, ICML 2023, arXiv 2301.00774, section 3 and algorit
 The mask of a group is chosen at its first column, from weights already updated.
 """
 
+import logging
+
 import torch
 from torch import Tensor
 
 from step_cli.errors import NonFiniteError, UsageError
-from step_cli.nm.pattern import NMPattern
+from step_cli.nm.pattern import NMPattern, NMSpec
+from step_cli.oneshot.layer_matrix import LayerMatrix
 from step_cli.optim.mask import check_groups, keep_mask
+
+log = logging.getLogger(__name__)
+
+DAMPS = (0.01, 0.1, 1.0)  # of the mean of the diagonal; the authors' is the first
+BLOCK = 128  # columns that are updated together, where M divides it
 
 
 class SingularError(UsageError):
@@ -21,51 +29,54 @@ class SingularError(UsageError):
 
 
 class InputHessian:
-    """The running mean of 2 X X^T over calibration tokens.
+    """The running mean of 2 X X^T over calibration tokens, for each part of a layer.
 
     n counts tokens. The authors count sequences: a factor that changes neither the mask
     nor the update, as damping is relative to the mean of the diagonal.
 
     Attributes:
-        hessian: ``[in, in]``.
+        hessian: ``[parts, in, in]``, in at least fp32; empty before the first rows.
         tokens: How many it is the mean of.
     """
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
-    ) -> None:
-        self.hessian = torch.zeros(width, width, dtype=dtype, device=device)
+    def __init__(self) -> None:
+        self.hessian = torch.empty(0)
         self.tokens = 0
 
-    def add(self, inputs: Tensor) -> None:
-        """Count in what the layer multiplies, ``[..., in]``.
+    def add(self, rows: Tensor) -> None:
+        """Count in what the layer multiplies, ``[parts, tokens, in]``.
 
         Raises:
             UsageError: Not as many features as the Hessian has.
         """
-        width = len(self.hessian)
-        if inputs.shape[-1:] != (width,):
+        parts, new, width = rows.shape
+        if not self.hessian.numel():
+            dtype = torch.promote_types(rows.dtype, torch.float32)
+            self.hessian = rows.new_zeros(parts, width, width, dtype=dtype)
+        if self.hessian.shape != (parts, width, width):
             raise UsageError(
-                f"the layer has {width} inputs, got shape {tuple(inputs.shape)}"
+                f"the layer has {self.hessian.shape[-1]} inputs, got {width}"
             )
-        rows = inputs.detach().reshape(-1, width).to(self.hessian)
-        count = self.tokens + len(rows)
-        if len(rows):
-            old, new = self.tokens / count, 2 / count
-            self.hessian.addmm_(rows.t(), rows, beta=old, alpha=new)
+        if not new:
+            return
+        count = self.tokens + new
+        old_share, scale = self.tokens / count, 2 / count
+        for hessian, part in zip(self.hessian, rows.to(self.hessian), strict=True):
+            hessian.addmm_(part.t(), part, beta=old_share, alpha=scale)
         self.tokens = count
+
+    @property
+    def unused(self) -> int:
+        """How many inputs were zero in every row."""
+        return int((self.hessian.diagonal(dim1=1, dim2=2) == 0).sum())
 
 
 def sparsegpt_prune(
     weight: Tensor,
     hessian: Tensor,
     pattern: NMPattern | str,
-    damp: float = 0.01,
-    block: int = 128,
+    damp: float = DAMPS[0],
+    block: int = BLOCK,
     *,
     axis: int = 1,
 ) -> Tensor:
@@ -159,19 +170,6 @@ def inverse_factor(hessian: Tensor) -> Tensor:
     return factor
 
 
-def output_error(change: Tensor, hessian: Tensor) -> Tensor:
-    """What a change of weights does to each output: delta H delta^T of each row.
-
-    Args:
-        change: ``[out, in]``.
-        hessian: ``[in, in]``, 2 X X^T / n.
-
-    Returns:
-        ``[out]``: twice the mean over tokens of the squared change of the output.
-    """
-    return ((change @ hessian) * change).sum(1)
-
-
 def _check(
     weight: Tensor,
     hessian: Tensor,
@@ -198,3 +196,37 @@ def _check(
         raise UsageError(f"damp {damp} is below 0")
     if not bool(torch.isfinite(weight).all() and torch.isfinite(hessian).all()):
         raise NonFiniteError("a weight or the Hessian of the inputs is not finite")
+
+
+def sparsegpt_weight(
+    weight: Tensor, view: LayerMatrix, seen: InputHessian, plan: NMSpec
+) -> Tensor:
+    """The pruned and updated weight of a layer, in its own shape and dtype.
+
+    Raises:
+        UsageError: Its groups do not run along the inputs, or M does not fit.
+    """
+    if plan.axis != view.input_axis:
+        raise UsageError(
+            f"SparseGPT prunes along the inputs, axis {view.input_axis}, not "
+            f"{plan.axis}; use --method wanda or --exclude it"
+        )
+    m = plan.pattern.m
+    block = max(BLOCK // m, 1) * m
+    pruned = [
+        _damped_enough(part, hessian, plan.pattern, block)
+        for part, hessian in zip(view.of_weight(weight), seen.hessian, strict=True)
+    ]
+    return view.to_weight(torch.stack(pruned)).contiguous()
+
+
+def _damped_enough(
+    matrix: Tensor, hessian: Tensor, pattern: NMPattern, block: int
+) -> Tensor:
+    """Damp more where the authors' 1 % leaves the Hessian singular in fp32."""
+    for damp in DAMPS[:-1]:
+        try:
+            return sparsegpt_prune(matrix, hessian, pattern, damp, block)
+        except SingularError:
+            log.info("a Hessian is singular with damping %g, more is used", damp)
+    return sparsegpt_prune(matrix, hessian, pattern, DAMPS[-1], block)

@@ -7,10 +7,33 @@ where this takes a norm: one factor for all features, so the mask is the same.
 Source: Sun et al., ICLR 2024, arXiv 2306.11695, equation 1 and section 3.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from step_cli.errors import NonFiniteError, UsageError
+from step_cli.nm.groups import Mask
+from step_cli.nm.pattern import NMSpec
+from step_cli.oneshot.layer_matrix import LayerMatrix
+from step_cli.optim.mask import keep_mask, to_groups
+
+
+class InputNorms:
+    """The L2 norm of each input of a layer; ``norms`` is ``[parts, columns]``."""
+
+    def __init__(self) -> None:
+        self.norms = torch.zeros(())
+
+    def add(self, rows: Tensor) -> None:
+        """Count in what the layer multiplies, ``[parts, rows, columns]``."""
+        found = torch.stack([input_norms(part) for part in rows])
+        self.norms = torch.hypot(self.norms, found)
+
+    @property
+    def unused(self) -> int:
+        """How many inputs were zero in every row."""
+        return int((self.norms == 0).sum())
 
 
 def input_norms(inputs: Tensor) -> Tensor:
@@ -61,3 +84,34 @@ def wanda_scores(weight: Tensor, input_norms: Tensor, axis: int = 1) -> Tensor:
     if not bool(torch.isfinite(scores).all()):
         raise NonFiniteError("a weight or an input norm is NaN or infinite")
     return scores
+
+
+def wanda_keep(
+    weight: Tensor,
+    view: LayerMatrix,
+    seen: InputNorms,
+    plan: NMSpec,
+    choose: Callable[[Tensor], Mask] | None = None,
+) -> Mask:
+    """Mark the weights of a layer that Wanda keeps.
+
+    The highest scores of each group, and all of a group that has N:M already.
+
+    Args:
+        weight: Of the layer, in its own shape.
+        view: The layer's module as a matrix.
+        seen: The norms of the layer's inputs.
+        plan: The pattern and its axis.
+        choose: Turns scores into a mask; by default N:M along the axis.
+    """
+    parts = zip(view.of_weight(weight), seen.norms, strict=True)
+    scores = view.to_weight(torch.stack([wanda_scores(w, norms) for w, norms in parts]))
+    scores = scores.contiguous()
+    if choose is not None:
+        return choose(scores)
+    keep = keep_mask(scores, plan.pattern, plan.axis)
+    groups = to_groups(weight, plan.pattern.m, plan.axis)
+    complies = groups.ne(0).sum(1, keepdim=True).le(plan.pattern.n)
+    keep |= complies.expand(groups.shape).reshape(weight.shape)
+    mask: Mask = keep.numpy()
+    return mask

@@ -1,35 +1,36 @@
 """Adam's update with the variance learned or frozen (STEP, Lu et al. 2023, Alg. 1).
 
 Weight decay is decoupled (AdamW): inside the gradient it would contaminate v, which
-STEP freezes and relies on.
+STEP freezes and relies on. Tensors of one kind go through each operation together.
 """
 
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from step_cli.optim.compiled import compiled_frozen_step, step_scalars
+from step_cli.optim.weights import Weight
 
 EpsMode = Literal["outside", "inside"]
-Count = float | Tensor  # of steps
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
-def adam_direction(
-    grad: Tensor,  # like the parameter
-    exp_avg: Tensor,  # first moment m, updated in place
-    variance: Tensor,  # second moment v, updated in place unless frozen
+def adam_directions(
+    grads: Tensors,  # like the parameters
+    exp_avgs: Tensors,  # first moments m, updated in place
+    variances: Tensors,  # second moments v, updated in place unless frozen
     *,
-    step: Count,  # t, from 1
-    variance_step: Count | None,  # steps v has learned for; None: use the raw v
+    step: int,  # t, from 1
+    variance_step: int | None,  # steps v has learned for; None: use the raw v
     betas: tuple[float, float],
     eps: float,
     eps_mode: EpsMode = "outside",
     learn_variance: bool = True,
-) -> Tensor:
-    """Return Adam's direction m_hat / (sqrt(v_hat) + eps), or / sqrt(v_hat + eps).
+) -> Tensors:
+    """Return Adam's directions m_hat / (sqrt(v_hat) + eps), or / sqrt(v_hat + eps).
 
     ``eps_mode="inside"`` is the STEP paper's literal form, which floors the denominator
     at sqrt(eps). With eps outside, a coordinate whose frozen variance is zero has never
@@ -37,108 +38,124 @@ def adam_direction(
     by 1 / eps times its gradient.
     """
     beta1, beta2 = betas
-    exp_avg.lerp_(grad, 1 - beta1)
+    torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
     if learn_variance:
-        variance.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-    m_hat = exp_avg / (1 - beta1**step)
-    v_hat = (
-        variance / (1 - beta2**variance_step)
-        if variance_step is not None
-        else variance.clone()
-    )
+        torch._foreach_mul_(variances, beta2)
+        torch._foreach_addcmul_(variances, grads, grads, value=1 - beta2)
+    m_hat = torch._foreach_div(exp_avgs, 1 - beta1**step)
+    correction = 1.0 if variance_step is None else 1 - beta2**variance_step
+    denominators = torch._foreach_div(variances, correction)
     if eps_mode == "inside":
-        denominator = v_hat.add_(eps).sqrt_()
+        torch._foreach_add_(denominators, eps)
+        torch._foreach_sqrt_(denominators)
     else:
-        if not learn_variance:
-            m_hat.mul_(variance.sign())  # 0 where the variance is 0
-        denominator = v_hat.sqrt_().add_(eps)
-    return torch.div(m_hat, denominator, out=m_hat)
+        if not learn_variance:  # 0 where the variance is 0
+            torch._foreach_mul_(m_hat, torch._foreach_sign(variances))
+        torch._foreach_sqrt_(denominators)
+        torch._foreach_add_(denominators, eps)
+    torch._foreach_div_(m_hat, denominators)
+    return m_hat
 
 
 def adam_step(
-    optimizer: Optimizer,
+    weights: Sequence[Weight],
+    groups: Sequence[dict[str, Any]],
     *,
     eps_mode: EpsMode,
     raw_variance: bool,
     learn_variance: bool,
-    late: Collection[Tensor] = (),
     compiled: bool = False,
 ) -> None:
-    """Update every parameter that has a gradient, in place.
+    """Update the dense weights of every parameter that has a gradient, in place.
 
     Args:
-        optimizer: Holds groups and state in the form of ``torch.optim.AdamW``, and a
-            ``variance_step`` beside ``step``.
-        eps_mode: See :func:`adam_direction`.
-        raw_variance: Do not bias-correct the variance.
+        weights: With gradients in ``dense.grad``, and state in the form of
+            ``torch.optim.AdamW`` with a ``variance_step`` beside ``step``.
+        groups: The optimizer's.
+        eps_mode: See :func:`adam_directions`.
+        raw_variance: Do not bias-correct the frozen variance.
         learn_variance: Update the variance too.
-        late: Parameters whose first gradient comes after the switch: there is nothing
-            to freeze, so these learn their variance all along, as AdamW does.
         compiled: Use the compiled kernel for the frozen update, where it fits.
     """
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            state = optimizer.state[p]
-            state["step"] += 1
+    alike: defaultdict[tuple[Any, ...], list[Weight]] = defaultdict(list)
+    for w in weights:
+        if w.dense.grad is not None:
+            w.steps += 1
+            learns = learn_variance or not w.frozen
             if learn_variance:
-                state["variance_step"].copy_(state["step"])
-            learns = learn_variance or p in late
-            if compiled and not learns and eps_mode == "outside" and p.is_contiguous():
-                _compiled_step(p, state, group, raw_variance=raw_variance)
-                continue
-            learned = _count(state["step" if learns else "variance_step"])
-            direction = adam_direction(
-                p.grad,
-                state["exp_avg"],
-                state["exp_avg_sq"],
-                step=_count(state["step"]),
-                variance_step=None if raw_variance and not learns else learned,
-                betas=group["betas"],
-                eps=group["eps"],
-                eps_mode=eps_mode,
-                learn_variance=learns,
-            )
-            p.mul_(1 - float(group["lr"]) * group["weight_decay"])
-            p.add_(direction, alpha=-float(group["lr"]))
+                w.variance_steps = w.steps
+            learned = w.steps if learns else w.variance_steps
+            corrected = None if raw_variance and not learns else learned
+            fits = compiled and not learns and _fits_compiled(w, eps_mode)
+            kind = w.dense.dtype, w.dense.device
+            alike[w.group, learns, fits, w.steps, corrected, *kind].append(w)
+    for (number, learns, fits, step, corrected, *_), some in alike.items():
+        _count(some, learn_variance=learn_variance)
+        group = groups[number]
+        if fits:
+            _compiled_update(some, group, step, corrected)
+        else:
+            _update(some, group, step, corrected, eps_mode, learn_variance=learns)
 
 
-def _compiled_step(
-    p: Tensor, state: dict[str, Any], group: dict[str, Any], *, raw_variance: bool
+def _fits_compiled(w: Weight, eps_mode: EpsMode) -> bool:
+    return eps_mode == "outside" and not w.is_small and w.dense.is_contiguous()
+
+
+def _count(weights: Sequence[Weight], *, learn_variance: bool) -> None:
+    """Count the step in the state, from where it is saved."""
+    steps = [w.state["step"] for w in weights]
+    if steps[0].is_cpu:  # as torch's Adam does: a number is made a tensor every time
+        torch._foreach_add_(steps, torch.tensor(1.0), alpha=1.0)
+    else:
+        torch._foreach_add_(steps, 1)
+    if learn_variance:
+        torch._foreach_copy_([w.state["variance_step"] for w in weights], steps)
+
+
+def _update(
+    weights: list[Weight],
+    group: dict[str, Any],
+    step: int,
+    variance_step: int | None,
+    eps_mode: EpsMode,
+    *,
+    learn_variance: bool,
+) -> None:
+    directions = adam_directions(
+        [_grad(w) for w in weights],
+        [w.local_state["exp_avg"] for w in weights],
+        [w.local_state["exp_avg_sq"] for w in weights],
+        step=step,
+        variance_step=variance_step,
+        betas=group["betas"],
+        eps=group["eps"],
+        eps_mode=eps_mode,
+        learn_variance=learn_variance,
+    )
+    dense, lr = [w.dense for w in weights], float(group["lr"])
+    torch._foreach_mul_(dense, 1 - lr * group["weight_decay"])
+    torch._foreach_add_(dense, directions, alpha=-lr)
+
+
+def _compiled_update(
+    weights: list[Weight], group: dict[str, Any], step: int, variance_step: int | None
 ) -> None:
     beta1, beta2 = group["betas"]
-    learned = _count(state["variance_step"])
     scalars = step_scalars(
         lr=float(group["lr"]),
         weight_decay=group["weight_decay"],
         beta1=beta1,
         eps=group["eps"],
-        step=_count(state["step"]),
-        v_correction=1.0 if raw_variance else 1 - beta2**learned,
-        like=p,
+        step=step,
+        v_correction=1.0 if variance_step is None else 1 - beta2**variance_step,
+        like=weights[0].dense,
     )
-    assert p.grad is not None
-    grad = p.grad.contiguous()
-    compiled_frozen_step(p, grad, state["exp_avg"], state["exp_avg_sq"], scalars)
+    for w in weights:
+        moments = w.local_state["exp_avg"], w.local_state["exp_avg_sq"]
+        compiled_frozen_step(w.dense, _grad(w).contiguous(), *moments, scalars)
 
 
-def _count(steps: Tensor) -> Count:
-    """Exact in double precision; reading it from a device would wait for the device."""
-    return float(steps) if steps.device.type == "cpu" else steps.double()
-
-
-def create_adam_state(state: dict[str, Any], p: Tensor, group: dict[str, Any]) -> None:
-    """Create what ``torch.optim.AdamW`` would create at its first step, in fp32.
-
-    Distributed checkpoints load by key, so the keys exist from the start.
-    """
-    dtype = p.dtype if p.dtype == torch.float64 else torch.float32
-    on_device = group["capturable"] or group["fused"]
-    device = p.device if on_device else torch.device("cpu")
-    state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-    state["variance_step"] = torch.zeros_like(state["step"])
-    for key in ("exp_avg", "exp_avg_sq"):
-        state[key] = torch.zeros_like(
-            p, dtype=dtype, memory_format=torch.preserve_format
-        )
+def _grad(w: Weight) -> Tensor:
+    assert w.dense.grad is not None
+    return w.dense.grad

@@ -5,7 +5,8 @@ recipe that samples, masks or rounds operands there has the layer's ``forward`` 
 on the instance: names, parameters and ``state_dict()`` stay as they are.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch.nn import functional
 
 from step_cli.errors import UsageError
 from step_cli.optim.shards import is_shard
+
+logger = logging.getLogger(__name__)
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -26,7 +29,8 @@ class Backward:
     Attributes:
         sample: From the gradient of y, ``[out, tokens]``, to what the weight's gradient
             is computed from. Linear layers only.
-        mask: From the weight and its memory to a mask for the gradient of x.
+        mask: From the weight and what the recipe keeps of it to a mask for the gradient
+            of x.
         fp8: Round the operands of all three products to 8 bits. Linear layers only.
     """
 
@@ -91,14 +95,14 @@ class RewiredForward:
         axis: The input axis of its weight.
         rule: What differs.
         active: Whether it does now; else the layer computes as it always did.
-        memory: What the recipe keeps of its weight.
+        state: What the recipe keeps of its weight.
     """
 
     module: nn.Module
     axis: int
     rule: Backward
     active: bool = False
-    memory: dict[str, Tensor] = field(default_factory=dict)
+    state: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Compute the layer."""
@@ -109,7 +113,7 @@ class RewiredForward:
         assert isinstance(weight, Tensor)
         behind = weight.detach()
         if self.rule.mask is not None:
-            behind = torch.where(self.rule.mask(behind, self.memory), behind, 0)
+            behind = torch.where(self.rule.mask(behind, self.state), behind, 0)
         if isinstance(self.module, CONVOLUTIONS):
             return self._convolution(x, weight, behind, bias)
         if self.axis == 0:  # Conv1D stores [in, out]
@@ -131,33 +135,48 @@ class RewiredForward:
 
 
 def rewire(
-    model: nn.Module, rules: Mapping[Tensor, tuple[int, Backward]]
-) -> Iterator[tuple[Tensor, RewiredForward]]:
+    model: nn.Module,
+    rules: Mapping[Tensor, tuple[int, Backward | None]],
+    recipe: str,
+) -> dict[Tensor, RewiredForward]:
     """Replace the forward of each layer whose weight has a rule.
 
     Args:
         model: Its linear layers and, for rules with a mask, its convolutions.
-        rules: For each weight its input axis and what differs.
+        rules: For each weight its input axis and what differs, if anything does.
+        recipe: Its name, for a warning that lists the layers left as they are.
 
-    Yields:
-        The weight and the new forward.
+    Returns:
+        The new forward of each weight.
 
     Raises:
         UsageError: A mask is asked for that spans what FSDP splits.
     """
+    changed = {}
     for module in model.modules():
         p = getattr(module, "weight", None)
         if not isinstance(p, Tensor) or p not in rules:
             continue
         axis, rule = rules[p]
+        if rule is None:
+            continue
         if rule.mask is not None and is_shard(p):
             raise UsageError(
                 "a backward mask spans all rows of a weight, which FSDP splits: use DDP"
             )
         convolution = rule.mask is not None and isinstance(module, CONVOLUTIONS)
         if convolution or isinstance(module, nn.Linear) or is_conv1d(module):
-            module.forward = forward = RewiredForward(module, axis, rule)
-            yield p, forward
+            module.forward = changed[p] = RewiredForward(module, axis, rule)
+    usual = [p for p, (_, rule) in rules.items() if rule and p not in changed]
+    names = [name for name, p in model.named_parameters() if any(p is q for q in usual)]
+    if names:
+        logger.warning(
+            "%s changes the backward pass of linear layers only; sparse, but with "
+            "their usual one: %s",
+            recipe,
+            ", ".join(names),
+        )
+    return changed
 
 
 def is_conv1d(module: nn.Module) -> bool:

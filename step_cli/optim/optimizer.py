@@ -1,44 +1,65 @@
 """The optimizer owns the dense weights; the model holds the sparse view, in place.
 
-In a sparse phase a parameter p *is* project(dense), so forward, backward, evaluation
-and the model's ``state_dict()`` see what will be deployed, and ``p.grad`` is the
-gradient at the sparse point: line 17 of STEP's Algorithm 1 (Lu et al., ICML 2023).
+In a sparse phase a parameter *is* project(dense), so forward, backward, evaluation and
+the model's ``state_dict()`` see what will be deployed, and ``p.grad`` is the gradient
+at the sparse point: line 17 of STEP's Algorithm 1 (Lu et al., ICML 2023), which
+`reference.py` has in the paper's letters.
 
-``SparseOptimizer`` wraps any ``torch.optim.Optimizer``. At each step it gives the base
-optimizer the dense weights to update in the parameters' place, and projects the result
-back into the model. Only the update under a frozen variance is our own. Here is what a
-step and the switch point are; `dense_owner.py` has the state, `sparse_view.py` what the
-model holds of it.
+A step reads from top to bottom in `SparseOptimizer._step`: guards, then for each part
+of the weights gradient, update and projection, then the switch. `weights.py` has what
+one parameter is to a step, `recipe.py` what recipes may change.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator
-from typing import Any, Literal, overload
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from step_cli.autoswitch.autoswitch import SwitchRule, VarianceSample
+from step_cli.autoswitch.autoswitch import Criterion, SwitchRule, VarianceSample
 from step_cli.errors import NonFiniteError, UsageError
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMSpec
+from step_cli.optim import guards
 from step_cli.optim.adam import EpsMode, adam_step
-from step_cli.optim.finite_watch import FiniteWatch, said_if_it_overflows
-from step_cli.optim.mask_watch import MaskWatch
-from step_cli.optim.masters import working_on
-from step_cli.optim.param_groups import plan_of
-from step_cli.optim.recipe import Phase, Recipe
-from step_cli.optim.refusals import refuse_impossible, refuse_unknown
-from step_cli.optim.shards import ShardSum, local, local_grad
-from step_cli.optim.sparse_view import SparseView
-from step_cli.optim.variance import VarianceWatch, variances
+from step_cli.optim.backward import RewiredForward, rewire
+from step_cli.optim.compiled import can_compile
+from step_cli.optim.mask import check_groups
+from step_cli.optim.recipe import Phase, Recipe, SparseLayer
+from step_cli.optim.shards import ShardSum, check_shards, shard_total
+from step_cli.optim.state import (
+    create_state,
+    has_stepped,
+    move_state,
+    recipe_state,
+    restored,
+    with_index,
+)
+from step_cli.optim.variance import VarianceWatch
+from step_cli.optim.watch import FiniteWatch, MaskWatch, overflow_as_error
+from step_cli.optim.weights import (
+    Part,
+    Weight,
+    count_updates,
+    dense_copy,
+    is_precise,
+    parts_of,
+    resolve,
+    show_dense,
+    show_largest,
+    spec_of,
+)
 
 VarianceCorrection = Literal["at_switch", "none"]
-AT_ONCE = 16 << 20  # bytes of gradients made for the update before it is done
+COMPILE_FROM = 20_000_000  # sparse weights
 
 
-class SparseOptimizer(SparseView):
+class SparseOptimizer(Optimizer):
     """A base optimizer made to learn N:M weights by a recipe.
 
     Groups that carry ``pattern`` and ``axis`` are sparse, the others stay dense. The
@@ -74,17 +95,28 @@ class SparseOptimizer(SparseView):
         total_steps: int | None = None,
         compile: bool | None = None,
     ) -> None:
-        refuse_unknown(eps_mode=eps_mode, v_correction=v_correction)
-        self.watch_masks = False
-        self._late: set[Tensor] = set()
+        guards.refuse_unknown(eps_mode=eps_mode, v_correction=v_correction)
+        if any(map(has_stepped, base.state.values())):
+            raise UsageError("the base optimizer has taken steps: give a fresh one")
+        for group in base.param_groups:
+            guards.check_group(group)
+        self.base, self.recipe = base, recipe
+        self.watch_masks = False  # measure flips and updates in the next steps
+        self.watch_layers = False  # measure the variance of each parameter by itself
         self._eps_mode, self._raw_variance = eps_mode, v_correction == "none"
+        self._wish_to_compile, self._compiled = compile, False
         self._watch = VarianceWatch(switch, record=record)
         self._mask_watch, self._finite = MaskWatch(), FiniteWatch()
-        super().__init__(base, recipe, total_steps)
-        refuse_impossible(base, recipe, switch, eps_mode, total_steps)
+        self._weights: list[Weight] = []
+        self._parts: list[Part] = []
+        self._rewired: dict[Tensor, RewiredForward] | None = None
+        self._in_other_view = False
+        super().__init__(base.param_groups, base.defaults)
+        self._counters.update(t=0, switch_step=0, switch_reason="", switch_memory=[])
+        self._counters.update(switch_criterion="", recipe=recipe.name)
+        self._counters["total_steps"] = total_steps or 0
+        guards.refuse_impossible(base, recipe, switch, eps_mode, total_steps)
         self._create_state()
-        self._wish_to_compile = compile
-        self._choose_kernels()
         if recipe.before.sparse:
             self._enter_phase()
         elif switch is not None and switch.first_step == 0:
@@ -92,13 +124,13 @@ class SparseOptimizer(SparseView):
 
     # ------------------------------------------------------------------------ one step
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @override
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update the dense weights, then project them into the model."""
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Update the dense weights, then project them into the model.
+
+        Args:
+            closure: Evaluates the loss again, which is then returned.
+        """
         step: Callable[..., float | None] = self._step
         if torch.compiler.is_compiling():  # what pays to compile is compiled within
             step = torch.compiler.disable(step)  # type: ignore[no-untyped-call]
@@ -110,116 +142,163 @@ class SparseOptimizer(SparseView):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        rules, t = self.rules, self.steps_taken + 1
-        undecided = self.recipe.switches and not self._switched
-        self._refuse_exchanged()
-        if self._follow_parameters():
-            self._tell_layers()
-            self._choose_kernels()
-        self._refuse_stale()
-        self._refuse_unwired(rules)
-        self._refuse_shown_otherwise()
-        self._refuse_sparse_gradients()
-        self._finite.look(t, self.param_groups, self._dense)
-        self._watch.forget()
-        if rules.learn_variance:
-            self._watch.begin(self, t, undecided=undecided)
-        watched = self.watch_masks and rules.sparse
-        self._mask_watch.begin(p for p, _ in self.sparse_parameters() if watched)
-        self._clock["t"] = t
-        for stand_ins in self._parts(rules):
-            self._take_part(rules, stand_ins)
-        self._watch.end()
-        self._mask_watch.end()
+        phase, t = self.current_phase, self.steps_taken + 1
+        undecided = self.recipe.switches and self.switch_step is None
+        self._check()
+        self._finite.look(t, self._weights)
+        with self._watching(phase, t, undecided=undecided), overflow_as_error(t):
+            self._counters["t"] = t
+            for part in self._parts:
+                self._give_gradients(part, phase)
+                self._watch.before_update(part.weights)
+                self._mask_watch.before_update(part.weights)
+                self._update(part, phase)
+                part.forget_gradients()
+                self._project(part.weights)
+                self._mask_watch.after_update(part.weights)
         reason = self._watch.reason_at(t) if undecided else None
         if reason is not None:
             self._switch_after(t, reason)
         return loss
 
-    def _choose_kernels(self) -> None:
-        compiles = self._will_compile(self._wish_to_compile)
-        self._compiled = self._watch.compiled = compiles
+    def _check(self) -> None:
+        """Refuse what would go wrong in a step; follow a model that was moved."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        known = len(params) == len(self._weights) and all(
+            w.is_current(p, self.state)
+            for w, p in zip(self._weights, params, strict=True)
+        )
+        if not known:
+            self._follow_model()
+        if self._in_other_view:
+            raise UsageError(
+                "not inside dense_weights() or sparse_weights(): the model holds "
+                "another view there, and gets its own back at the end"
+            )
+        guards.check_weights(self._weights, self.param_groups, self._view)
+        if self._rewired is None and self.current_phase.sparse:
+            guards.refuse_unwired(self.recipe.inner_recipe, self.sparse_parameters())
 
-    def _take_part(self, rules: Phase, stand_ins: dict[Tensor, Tensor]) -> None:
-        """Do all that a step does to some of the parameters."""
-        for p, dense in stand_ins.items():
-            self._mask_watch.before_update(p, local(p), dense)
-        self._watch.before_update(stand_ins)
-        # Adam takes the keys it knows; others ask whether there are any at all.
-        hidden = () if isinstance(self.base, torch.optim.Adam) else self._own_keys
-        overflow = said_if_it_overflows(self.steps_taken)
-        with working_on(stand_ins, self.base, hidden), overflow:
-            self._update(rules, {stand_ins[p] for p in self._late if p in stand_ins})
-        self._publish(stand_ins)
-        for p, dense in stand_ins.items():
-            self._mask_watch.after_update(p, local(p), dense)
+    @contextmanager
+    def _watching(self, phase: Phase, t: int, *, undecided: bool) -> Iterator[None]:
+        """Measure what the step does to variance and masks, if anyone asks."""
+        self._watch.forget()
+        if phase.learn_variance:
+            self._watch.begin(
+                self._weights,
+                self.param_groups,
+                t,
+                undecided=undecided,
+                layers=self.watch_layers,
+            )
+        watched = self.watch_masks and phase.sparse
+        self._mask_watch.begin(self._sparse_weights() if watched else ())
+        yield
+        self._watch.end()
+        self._mask_watch.end()
 
-    def _update(self, rules: Phase, late: Collection[Tensor]) -> None:
-        """Update the dense weights, which the base has for its parameters now."""
-        if rules.learn_variance and self._eps_mode == "outside":
-            self.base.step()
+    def _give_gradients(self, part: Part, phase: Phase) -> None:
+        """Give the dense weights the gradients that the recipe asks for."""
+        inner = self.recipe.inner_recipe
+        for w in part.weights:
+            if w.dense is w.param:
+                continue
+            grad = w.grad()
+            if grad is not None and w.spec is not None and phase.sparse:
+                grad = inner.gradient(grad, w.shown, self._layer(w, w.spec, ago=1))
+            w.dense.grad = grad
+
+    def _update(self, part: Part, phase: Phase) -> None:
+        """Update the dense weights: by the base, or by Adam under a frozen variance."""
+        if not self._updates_itself(phase):
+            part.base_step()
             return
         adam_step(
-            self.base,
+            part.weights,
+            self.param_groups,
             eps_mode=self._eps_mode,
-            raw_variance=self._raw_variance and not rules.learn_variance,
-            learn_variance=rules.learn_variance,
-            late=late,
+            raw_variance=self._raw_variance and not phase.learn_variance,
+            learn_variance=phase.learn_variance,
             compiled=self._compiled,
         )
 
-    def _parts(self, rules: Phase) -> Iterator[dict[Tensor, Tensor]]:
-        """Each parameter, and the tensor that is updated in its place.
+    def _updates_itself(self, phase: Phase) -> bool:
+        return not phase.learn_variance or self._eps_mode == "inside"
 
-        In parts, so that the gradients made for them never exist all at once.
+    # ------------------------------------------------------------------ the projection
+
+    def _project(self, weights: list[Weight], *, starts: bool = False) -> None:
+        """Write into the model what it is to hold; nothing else writes it for good.
+
+        Args:
+            weights: All of them, or a part.
+            starts: See :class:`SparseLayer`.
         """
-        part: dict[Tensor, Tensor] = {}
-        made = 0
-        for group in self.param_groups:
-            plan = plan_of(group)
-            for p in group["params"]:
-                part[p] = dense = self._dense(p)
-                if dense is not p:
-                    dense.grad = self._grad(p, dense, plan, rules)
-                    made += _bytes_made(dense.grad, p.grad)
-                if made >= AT_ONCE and self._works_in_parts:
-                    yield part
-                    part, made = {}, 0
-        if part:
-            yield part
+        apart = [w for w in weights if w.apart]
+        sparse = self.current_phase.sparse
+        masked = [w for w in apart if sparse and w.spec is not None]
+        show_dense([w for w in apart if not sparse or w.spec is None])
+        if self.recipe.inner_recipe.keeps_largest:
+            show_largest(masked, compiled=self._compiled)
+        else:
+            for w in masked:
+                assert w.spec is not None
+                layer = self._layer(w, w.spec, starts=starts)
+                self.recipe.inner_recipe.update_state(layer)
+                w.shown.copy_(self._view(w))
+        for w in apart:
+            w.version = w.present_version
 
-    @property
-    def _works_in_parts(self) -> bool:
-        # Torch's own treat each parameter by itself; others may keep what all share.
-        return type(self.base).__module__.startswith("torch.optim.")
+    def _view(self, w: Weight) -> Tensor:
+        """What the model is to hold of a weight in the present phase."""
+        if w.spec is None or not self.current_phase.sparse or not w.dense.numel():
+            return w.dense
+        return self.recipe.inner_recipe.project(self._layer(w, w.spec))
 
-    def _grad(
-        self, p: Tensor, dense: Tensor, plan: LayerPlan | None, rules: Phase
-    ) -> Tensor | None:
-        """The gradient for the dense weights, as the recipe wants it."""
-        given = local_grad(p)
-        if given is None:
-            return None
-        grad = given.to(dense.dtype)
-        if plan is None or not rules.sparse:
-            return grad
-        layer = self._layer(p, plan, ago=1)
-        return self.recipe.learner.gradient(grad, local(p), layer)
+    def _layer(
+        self, w: Weight, spec: NMSpec, *, starts: bool = False, ago: int = 0
+    ) -> SparseLayer:
+        """What the recipe sees of a weight now, or saw ``ago`` steps ago."""
+        start = int(self._counters["switch_step"])
+        return SparseLayer(
+            w.dense,
+            spec,
+            age=self.steps_taken - start - ago,
+            start=start,
+            total_steps=self._counters["total_steps"] or None,
+            starts=starts,
+            state=w.local_state,
+            over_processes=partial(shard_total, w.param),
+        )
+
+    @torch.no_grad()
+    def _enter_phase(self) -> None:
+        """Part the dense weights from the parameters, or join them, as rules ask."""
+        for w in self._sparse_weights():
+            if not is_precise(w.param):
+                continue
+            if self.current_phase.sparse:
+                w.state["dense"] = dense_copy(w.param)
+            elif self.recipe.before.sparse:
+                w.shown.copy_(w.dense)
+                w.state["dense"] = w.param.detach()
+        self._resolve()
+        self._project(self._weights, starts=True)
 
     # ---------------------------------------------------------------- the switch point
 
     def _switch_after(self, step: int, reason: str) -> None:
         if not self.recipe.after.learn_variance:
             self._freeze_variance(step)
-        self._clock.update(switch_step=step, switch_reason=reason, switch_memory=[])
-        self._find_late()
+        self._counters.update(switch_step=step, switch_reason=reason, switch_memory=[])
         self._enter_phase()
 
     def _freeze_variance(self, step: int) -> None:
         seen = ShardSum(1)
-        for p, variance, _ in variances(self):
-            self.state[p]["variance_step"].copy_(self.state[p]["step"])
-            seen.beside(p).add_(variance.sum())
+        for w in self._weights:
+            if "exp_avg_sq" in w.local_state:
+                w.state["variance_step"].copy_(w.state["step"])
+                seen.beside(w.param).add_(w.local_state["exp_avg_sq"].sum())
         whole = float(seen.total())
         if not math.isfinite(whole):
             raise NonFiniteError(f"step {step}: the gradient is not finite")
@@ -229,21 +308,55 @@ class SparseOptimizer(SparseView):
                 "nothing; switch after a step that has gradients"
             )
 
-    def _find_late(self) -> None:
-        """Remember which parameters had seen no gradient when the variance froze."""
-        frozen = self._switched and not self.recipe.after.learn_variance
-        self._late = {
-            p
-            for p, _, _ in variances(self)
-            if frozen and not self.state[p]["variance_step"]
-        }
+    # ---------------------------------------------------------------- where training is
 
-    # ------------------------------------------------------------- what it has measured
+    @property
+    def current_phase(self) -> Phase:
+        """The rules that the next step follows."""
+        return self.recipe.before if self.switch_step is None else self.recipe.after
+
+    @property
+    def phase(self) -> str:
+        """``precondition``, ``mask-learning``, ``fine-tune`` or ``dense``."""
+        return self.current_phase.name
+
+    @property
+    def steps_taken(self) -> int:
+        """How many steps have been taken."""
+        return int(self._counters["t"])
+
+    @property
+    def switch_step(self) -> int | None:
+        """The switch point t0, the last step before the rules changed; None before."""
+        return int(self._counters["switch_step"]) if self.switch_reason else None
+
+    @property
+    def switch_reason(self) -> str | None:
+        """``threshold``, ``t_max`` or ``fixed``; None before the switch."""
+        return self._counters["switch_reason"] or None
 
     @property
     def rule(self) -> SwitchRule | None:
         """What decides the switch point."""
         return self._watch.rule
+
+    @property
+    def _counters(self) -> dict[str, Any]:
+        # Only groups and states are carried by everything that saves optimizers.
+        return self.param_groups[0]
+
+    def sparse_parameters(self) -> Iterator[tuple[Tensor, NMSpec]]:
+        """Each parameter that is to become N:M, with its pattern and axis."""
+        for group in self.param_groups:
+            spec = spec_of(group)
+            if spec is not None:
+                for p in group["params"]:
+                    yield p, spec
+
+    def _sparse_weights(self) -> Iterator[Weight]:
+        return (w for w in self._weights if w.spec is not None)
+
+    # ------------------------------------------------------------- what it has measured
 
     def variance_sample(self) -> VarianceSample | None:
         """What the last step did to the variance; None if it was not measured."""
@@ -252,18 +365,9 @@ class SparseOptimizer(SparseView):
     def layer_changes(self) -> list[tuple[float, float]]:
         """What the last step did to each parameter's variance, if it was watched.
 
-        In the order of ``core.variance.variances``: L1 norm, sum of changes.
+        In the order of ``optim.variance.variances``: L1 norm, sum of changes.
         """
         return [] if self._watch.last is None else self._watch.last.read_layers()
-
-    @property
-    def watch_layers(self) -> bool:
-        """Whether the next steps are measured parameter by parameter too."""
-        return self._watch.layers
-
-    @watch_layers.setter
-    def watch_layers(self, wanted: bool) -> None:
-        self._watch.layers = wanted
 
     def flip_rate(self) -> float | None:
         """Share of mask entries the last step changed, if ``watch_masks`` was set."""
@@ -277,13 +381,156 @@ class SparseOptimizer(SparseView):
         """Share of the last update that fell on pruned weights, if it was watched."""
         return self._mask_watch.pruned_update_share()
 
+    # ------------------------------------------------------------------- another view
+
+    @contextmanager
+    def dense_weights(self) -> Iterator[None]:
+        """Let the model hold the dense weights for the length of a ``with`` block."""
+        with self._showing(lambda w: w.dense):
+            yield
+
+    @contextmanager
+    def sparse_weights(self) -> Iterator[None]:
+        """Let the model hold its pruned twin, in a dense phase too."""
+        with self._showing(self._view if self.current_phase.sparse else self._twin):
+            yield
+
+    @contextmanager
+    def _showing(self, view: Callable[[Weight], Tensor]) -> Iterator[None]:
+        self._check()
+        with torch.no_grad():
+            own = {w: w.shown.clone() for w in self._sparse_weights()}
+            for w in own:
+                w.shown.copy_(view(w))
+        self._in_other_view = True
+        try:
+            yield
+        finally:
+            self._in_other_view = False
+            with torch.no_grad():
+                for w, values in own.items():
+                    w.shown.copy_(values)
+                    w.version = w.present_version
+
+    def _twin(self, w: Weight) -> Tensor:
+        """What the model would hold if the recipe pruned a weight now, for good."""
+        assert w.spec is not None
+        inner = self.recipe.inner_recipe
+        state = inner.create_state(w.dense, w.spec)
+        layer = replace(self._layer(w, w.spec, starts=True), state=state)
+        inner.update_state(layer)  # by all processes, also one without a shard
+        if not w.dense.numel():
+            return w.dense
+        end = max(layer.age, (layer.total_steps or 0) - layer.start)
+        return inner.project(replace(layer, age=end))
+
+    # ------------------------------------------------------- a model that is exchanged
+
+    @torch.no_grad()
+    def adopt(self) -> None:
+        """Take the model's present weights for the dense ones, as after loading.
+
+        Before anything is pruned or learned, other parameters may have taken the place
+        of those the optimizer was built with.
+        """
+        untouched = not self.current_phase.sparse and not self.steps_taken
+        if untouched and guards.is_exchanged(self.param_groups, self.state):
+            self.state.clear()
+            self._rewired = None
+            self._create_state()
+        self._follow_model()
+        for w in self._weights:
+            if w.apart and not guards.holds_view(w, self._view):
+                w.state["dense"] = dense_copy(w.param)
+        self._resolve()
+        self._project(self._weights, starts=True)
+
+    def rewire(self, model: nn.Module) -> None:
+        """Let the layers of ``model`` compute gradients as the recipe asks.
+
+        For recipes that change the backward pass; names and weights stay.
+        """
+        inner = self.recipe.inner_recipe
+        rules = {p: (s.axis, inner.backward(s)) for p, s in self.sparse_parameters()}
+        self._rewired = rewire(model, rules, type(inner).__name__)
+        self._activate_layers()
+
+    def _activate_layers(self) -> None:
+        """Set in rewired layers which rules hold, and where the recipe's state is."""
+        state_of = {w.param: w.local_state for w in self._weights}
+        for p, forward in (self._rewired or {}).items():
+            forward.active, forward.state = self.current_phase.sparse, state_of[p]
+
+    def _follow_model(self) -> None:
+        """Resolve all weights anew, and move their state to where the model has gone.
+
+        Wrappers move a model after the optimizer was built.
+        """
+        guards.check_parameters(self.param_groups, self.state)
+        self._move_state()
+        self._resolve()
+
+    def _move_state(self) -> None:
+        for w in self._weights:
+            if w.param.dtype != w.dtype or w.param.device != w.device:
+                guards.check_moved(w)
+                move_state(w.state, w.param, self.param_groups[w.group])
+                if "dense" in w.state and not w.apart:
+                    w.state["dense"] = w.param.detach()
+
     # ----------------------------------------------------------------------- the state
+
+    def _create_state(self) -> None:
+        for p, spec in self.sparse_parameters():
+            check_groups(tuple(p.shape), spec.pattern, spec.axis)
+            check_shards(p, spec)
+        self._recipe_keys: set[str] = set()
+        for group in self.param_groups:
+            for p in group["params"]:
+                own = recipe_state(self.recipe, p, spec_of(group))
+                self._recipe_keys |= own.keys()
+                self.state[p] = create_state(self.base, p, group, own)
+        # One list of groups and one state: a scheduler may hold either optimizer.
+        self.base.param_groups, self.base.state = self.param_groups, self.state
+        self._resolve()
+
+    def _resolve(self) -> None:
+        """Make the records of all weights, and what the base optimizer sees of them."""
+        phase, inner = self.current_phase, self.recipe.inner_recipe
+        versions = {w.param: w.version for w in self._weights}
+        self._weights = resolve(self, phase, self._recipe_keys, versions)
+        itself, kept = self._updates_itself(phase), inner.keeps_gradient
+        if itself:
+            count_updates(self._weights)
+        made = [
+            itself or (w.dense is not w.param and (not kept or not is_precise(w.param)))
+            for w in self._weights
+        ]
+        hidden = {"dense", *self._recipe_keys}
+        self._parts = parts_of(self.base, self._weights, hidden, made)
+        self._activate_layers()
+        self._choose_kernels()
+
+    def _choose_kernels(self) -> None:
+        shown = [w.shown for w in self._sparse_weights()]
+        wanted = self._wish_to_compile
+        if wanted is None:
+            wanted = sum(tensor.numel() for tensor in shown) >= COMPILE_FROM
+        kinds = {tensor.device.type for tensor in shown}
+        self._compiled = wanted and all(map(can_compile, kinds))
+        self._watch.compiled = self._compiled
 
     @override
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state, the dense weights and the state of the switch."""
         packed = super().state_dict()
-        if self.rule is not None and not self._switched:
+        joined = {w.param for w in self._weights if "dense" in w.state and not w.apart}
+        for p, index in with_index(self, packed["param_groups"]):
+            if p in joined:
+                # The model saves this memory too, and loading is in place.
+                dense = p.detach().clone()
+                packed["state"][index] = {**self.state[p], "dense": dense}
+        if self.rule is not None and self.switch_step is None:
             self._watch.flush()
             criterion = self.rule.criterion
             packed["param_groups"][0].update(
@@ -293,24 +540,61 @@ class SparseOptimizer(SparseView):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`; load the model's weights first."""
+        """Continue from :meth:`state_dict`; load the model's weights first.
+
+        Raises:
+            UsageError: It is of another optimizer, recipe, pattern or criterion.
+        """
+        theirs = state_dict.get("param_groups", [])
+        guards.refuse_foreign(self.param_groups, theirs, self.recipe)
+        for p, index in with_index(self, theirs):
+            saved = state_dict["state"].get(index, {})
+            guards.check_saved(self.state[p], saved, index)
         super().load_state_dict(state_dict)
+        self.base.param_groups, self.base.state = self.param_groups, self.state
+        for p, index in with_index(self, theirs):
+            self.state[p].update(restored(p, state_dict["state"].get(index, {})))
+            if (
+                is_precise(p)
+                and "dense" in self.state[p]
+                and not self.current_phase.sparse
+            ):
+                self.state[p]["dense"] = p.detach()
+        self._resolve()
+        for w in self._weights:
+            w.version = w.present_version
         self._watch.restart()
         self._mask_watch.begin(())
-        self._find_late()
-        if self.rule is not None and not self._switched:
-            criterion, theirs = self.rule.criterion, self._clock["switch_criterion"]
-            if theirs not in ("", criterion.name):
-                raise UsageError(
-                    f"the state holds what {theirs!r} remembers, but the switch is "
-                    f"decided by {criterion.name!r}"
-                )
-            criterion.load(self._clock["switch_memory"])
-        self._clock.update(switch_criterion="", switch_memory=[])
+        if self.rule is not None and self.switch_step is None:
+            self._load_criterion(self.rule.criterion)
+        self._counters.update(switch_criterion="", switch_memory=[])
 
+    def _load_criterion(self, criterion: Criterion) -> None:
+        theirs = self._counters["switch_criterion"]
+        if theirs not in ("", criterion.name):
+            raise UsageError(
+                f"the state holds what {theirs!r} remembers, but the switch is decided "
+                f"by {criterion.name!r}"
+            )
+        criterion.load(self._counters["switch_memory"])
 
-def _bytes_made(grad: Tensor | None, given: Tensor | None) -> int:
-    """Memory that a gradient takes beside the parameter's own."""
-    if grad is None or given is None or grad.data_ptr() == local(given).data_ptr():
-        return 0
-    return grad.nbytes
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        # For copies: the base class keeps groups and state only. Hooks stay behind, and
+        # records are made anew for the copied parameters.
+        mine = {k: v for k, v in self.__dict__.items() if "_hooks" not in k}
+        return {**mine, "_weights": [], "_parts": []}
+
+    @override
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Only for the base class: all groups are known from the start.
+
+        Raises:
+            UsageError: The optimizer exists already.
+        """
+        if self._weights:
+            raise UsageError(
+                "the optimizer must know every parameter from the start: give it all, "
+                "and let requires_grad_(False) hold back those that come later"
+            )
+        super().add_param_group(param_group)

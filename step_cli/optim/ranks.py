@@ -9,6 +9,7 @@ The forms were chosen by measuring on a CPU: comparisons that write floats and s
 one chunk stays in the cache.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 CHUNK = 1 << 19  # weights ranked at a time on a CPU
 LARGE_CHUNK = 1 << 24  # elsewhere, where each operation costs a launch
 LONG = 64  # weights; rows of at least this many are lines of their own
+CACHED = 1 << 16  # weights of a line, up to which its index tensors are kept
 MANY = 16  # members of a group, from which finding its highest beats ranking all
 SORTED_FROM = 65  # members of a group, which are sorted: comparisons grow with M
 
@@ -51,10 +53,12 @@ class _Ranks:
         chunk = CHUNK if groups.device.type == "cpu" else LARGE_CHUNK
         self.rows = max(1, min(count, chunk // max(1, self.m * self.behind)))
         self.long = self.behind >= LONG
-        place = torch.arange(self.m, device=groups.device)
-        self._place = self._line(place)
-        distances = range(0 if self.long else self.m)
-        self._same_group = [self._line(place < self.m - d) for d in distances]
+        lines = 1 if self.long else self.rows
+        kind = self.m, self.behind, lines, groups.device
+        # Kept only where they are small: a large chunk takes longer than making them.
+        small = lines * self.m * self.behind <= CACHED
+        places = _places if small else _places.__wrapped__
+        self._place, self._same_group = places(*kind)
         size = self.rows * self.m * self.behind
         self._scores, self._found = groups.new_empty(size), groups.new_empty(size)
         self._small = groups.new_empty(size, dtype=torch.int8)
@@ -114,11 +118,31 @@ class _Ranks:
         if not self.long:
             values &= self._same_group[d][: values.shape[1]]
 
-    def _line(self, members: Tensor) -> Tensor:
-        """One value per member of a group, for each weight of a line."""
-        groups = 1 if self.long else self.rows
-        return members.to(torch.int8).repeat_interleave(self.behind).repeat(groups)
-
     def _lines(self, part: Tensor) -> Tensor:
         """A chunk as lines in which each weight's group lies ahead of it."""
         return part.view(len(part) if self.long else 1, -1)
+
+
+@functools.lru_cache(maxsize=16)
+def _places(
+    m: int, behind: int, lines: int, device: torch.device
+) -> tuple[Tensor, list[Tensor]]:
+    """Where in its group each weight of a line is, and who shares its group.
+
+    Args:
+        m: Members of a group.
+        behind: Weights between two members.
+        lines: Groups, of ``behind`` each, in a line.
+        device: Where the scores are.
+
+    Returns:
+        The place, and for each distance d whether the weight d members on is of the
+        same group, int8; no distances for a line of its own, which ends with its group.
+    """
+
+    def line(members: Tensor) -> Tensor:
+        return members.to(torch.int8).repeat_interleave(behind).repeat(lines)
+
+    place = torch.arange(m, device=device)
+    distances = range(m if behind < LONG else 0)
+    return line(place), [line(place < m - d) for d in distances]

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMSpec, Plan
 from step_cli.optim.backward import Backward
 from step_cli.optim.mask import magnitude_mask, masked
 
@@ -34,27 +34,27 @@ FINE_TUNE = Phase("fine-tune")
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One sparse weight at one step, as a recipe is told of it.
+class SparseLayer:
+    """One sparse weight at one step, as a recipe sees it.
 
     Attributes:
         dense: The weights the optimizer owns, in at least fp32.
-        plan: Its pattern and group axis.
+        spec: Its pattern and group axis.
         age: Steps since the sparse phase began, from 0.
         start: The step after which it began.
         total_steps: Length of the training; None where it is not known.
-        fresh: The sparse phase begins, or the dense weights were replaced.
-        memory: What the recipe keeps of this weight, see :meth:`Recipe.memory`.
+        starts: The sparse phase begins, or the dense weights were replaced.
+        state: What the recipe keeps of this weight, see :meth:`Recipe.create_state`.
         over_processes: Adds up a tensor of sums over all that hold parts of ``dense``.
     """
 
     dense: Tensor
-    plan: LayerPlan
+    spec: NMSpec
     age: int = 0
     start: int = 0
     total_steps: int | None = None
-    fresh: bool = False
-    memory: dict[str, Tensor] = field(default_factory=dict)
+    starts: bool = False
+    state: dict[str, Tensor] = field(default_factory=dict)
     over_processes: Callable[[Tensor], Tensor] = field(default=lambda sums: sums)
 
 
@@ -87,7 +87,7 @@ class Recipe:
         return None
 
     @property
-    def learner(self) -> "Recipe":
+    def inner_recipe(self) -> "Recipe":
         """4. Whose answers to the questions below hold, where it wraps another?"""
         return self
 
@@ -95,7 +95,7 @@ class Recipe:
         """5. Which pattern is each weight to have, seen all together?"""
         return plan
 
-    def memory(self, dense: Tensor, plan: LayerPlan) -> dict[str, Tensor]:
+    def create_state(self, dense: Tensor, spec: NMSpec) -> dict[str, Tensor]:
         """6. Which tensors are kept for a weight, and saved with the optimizer?
 
         Of at least one dimension each; made once, before the first step.
@@ -105,18 +105,18 @@ class Recipe:
         """
         return {}
 
-    def renew(self, layer: Layer) -> None:
+    def update_state(self, layer: SparseLayer) -> None:
         """7. What of them changes, in place, before a projection?"""
 
-    def keep(self, layer: Layer) -> Tensor:
+    def keep(self, layer: SparseLayer) -> Tensor:
         """8. Which weights are kept? A boolean mask, True where one is."""
-        return magnitude_mask(layer.dense, layer.plan.pattern, layer.plan.axis)
+        return magnitude_mask(layer.dense, layer.spec.pattern, layer.spec.axis)
 
-    def project(self, layer: Layer) -> Tensor:
+    def project(self, layer: SparseLayer) -> Tensor:
         """9. What does the layer multiply by?"""
         return masked(layer.dense, self.keep(layer))
 
-    def gradient(self, grad: Tensor, sparse: Tensor, layer: Layer) -> Tensor:
+    def gradient(self, grad: Tensor, sparse: Tensor, layer: SparseLayer) -> Tensor:
         """10. Which gradient does the optimizer see, once per step?
 
         Args:
@@ -126,9 +126,11 @@ class Recipe:
         """
         return grad
 
-    def backward(self, plan: LayerPlan) -> Backward | None:
+    def backward(self, spec: NMSpec) -> Backward | None:
         """11. How does the layer's own backward pass differ? None: not at all."""
         return None
+
+    # ------------------------------------------------- what follows from these answers
 
     @property
     def switches(self) -> bool:
@@ -139,3 +141,24 @@ class Recipe:
     def ends_sparse(self) -> bool:
         """Whether the model is N:M at the end."""
         return self.after.sparse
+
+    @property
+    def name(self) -> str:
+        """The class, and that of the recipe it wraps: what a saved state is of."""
+        outer, inner = type(self).__name__, type(self.inner_recipe).__name__
+        return outer if self.inner_recipe is self else f"{outer} of {inner}"
+
+    @property
+    def keeps_largest(self) -> bool:
+        """Whether the model holds the largest weights as they are, and nothing else."""
+        return not any(
+            self._overrides(answer) for answer in ("update_state", "keep", "project")
+        )
+
+    @property
+    def keeps_gradient(self) -> bool:
+        """Whether the optimizer sees the gradient as it is."""
+        return not self._overrides("gradient")
+
+    def _overrides(self, answer: str) -> bool:
+        return getattr(type(self), answer) is not getattr(Recipe, answer)

@@ -6,7 +6,7 @@ no group of M is ever cut. Only sums over all coordinates are exchanged.
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections import UserDict
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from step_cli.errors import UsageError
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMSpec
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -59,13 +59,7 @@ def split_like(part: Tensor, p: Tensor) -> Tensor:
     )
 
 
-def version(p: Tensor) -> tuple[int, int]:
-    """A number that changes whenever the values are written."""
-    # An operation on a DTensor counts on the wrapper, one on its shard on the shard.
-    return p._version, local(p)._version
-
-
-def check_shards(p: Tensor, plan: LayerPlan) -> None:
+def check_shards(p: Tensor, plan: NMSpec) -> None:
     """Refuse a split that would cut groups; the same answer on every process.
 
     Raises:
@@ -92,7 +86,7 @@ def check_shards(p: Tensor, plan: LayerPlan) -> None:
         )
 
 
-def whole_axis(shape: tuple[int, ...], plan: LayerPlan, processes: int) -> int | None:
+def whole_axis(shape: tuple[int, ...], plan: NMSpec, processes: int) -> int | None:
     """Along which axis FSDP2 can split a weight so that no group is cut.
 
     Returns:
@@ -111,27 +105,16 @@ def _groups_stay_whole(size: int, processes: int, m: int) -> bool:
     return -(-size // processes) % m == 0
 
 
-class Gathered(Mapping[str, Tensor]):
+class Gathered(UserDict[str, Tensor]):
     """Whole weights by name, each brought together when it is asked for.
 
     All processes must ask for the same ones in the same order.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        self._weights = weights
-
     @override
     def __getitem__(self, name: str) -> Tensor:
-        weight = self._weights[name].detach()
+        weight = self.data[name].detach()
         return weight.full_tensor() if is_shard(weight) else weight
-
-    @override
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    @override
-    def __len__(self) -> int:
-        return len(self._weights)
 
 
 class ShardSum:

@@ -11,55 +11,77 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from step_cli.errors import UsageError
-from step_cli.optim.adam import create_adam_state
-from step_cli.optim.masters import is_master, master_copy
+from step_cli.nm.pattern import NMSpec
+from step_cli.optim.recipe import Recipe
+from step_cli.optim.shards import local, split_like
+from step_cli.optim.weights import dense_copy, is_precise
 
 
 def create_state(
-    base: Optimizer,
-    p: Tensor,
-    group: dict[str, Any],
-    memory: Mapping[str, Tensor],
-    *,
-    sparse: bool,
+    base: Optimizer, p: Tensor, group: dict[str, Any], own: Mapping[str, Tensor]
 ) -> dict[str, Any]:
     """What is kept for one parameter.
 
     Args:
-        base: Updates the dense weights.
+        base: Updates the dense weights; what it has created itself is kept.
         p: The parameter.
         group: Its group.
-        memory: What the recipe keeps of it.
-        sparse: It is to become N:M.
+        own: What the recipe keeps of it.
     """
-    state: dict[str, Any] = dict(memory)
+    state: dict[str, Any] = {**_in_full(base.state.get(p, {})), **own}
     if isinstance(base, torch.optim.Adam):
-        create_adam_state(state, p, group)
+        state.update(_adam_state(p, group))
     # Adding to zeros is what SGD does at its first step, save when damped.
     sgd = isinstance(base, torch.optim.SGD)
     if sgd and group["momentum"] and not group["dampening"]:
-        state["momentum_buffer"] = torch.zeros_like(master_copy(p))
-    if sparse or not is_master(p):
-        # In a dense phase fp32 weights are their own master: no copy yet.
-        state["dense"] = p.detach() if is_master(p) else master_copy(p)
+        state["momentum_buffer"] = torch.zeros_like(dense_copy(p))
+    if group.get("pattern") is not None or not is_precise(p):
+        # In a dense phase fp32 weights are their own dense weights: no copy yet.
+        state["dense"] = p.detach() if is_precise(p) else dense_copy(p)
     return state
 
 
-def has_stepped(state: Mapping[str, Any]) -> bool:
-    """Whether a base optimizer has learned something; some create state early."""
-    return bool(state) and bool(state.get("step", 1))
+def recipe_state(recipe: Recipe, p: Tensor, spec: NMSpec | None) -> dict[str, Tensor]:
+    """What a recipe keeps of one parameter, split over processes as that is."""
+    if spec is None:
+        return {}
+    part = local(dense_copy(p))
+    return {
+        key: split_like(value, p) if value.shape == part.shape else value
+        for key, value in recipe.inner_recipe.create_state(part, spec).items()
+    }
 
 
-def in_full(state: Mapping[str, Any]) -> dict[str, Any]:
+def _adam_state(p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    """What ``torch.optim.AdamW`` would create at its first step, in fp32."""
+    on_device = group["capturable"] or group["fused"]
+    device = p.device if on_device else torch.device("cpu")
+    dtype = p.dtype if p.dtype == torch.float64 else torch.float32
+    zeros = {
+        key: torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+        for key in ("exp_avg", "exp_avg_sq")
+    }
+    counts = {
+        key: torch.zeros((), dtype=torch.float32, device=device)
+        for key in ("step", "variance_step")
+    }
+    return {**counts, **zeros}
+
+
+def _in_full(state: Mapping[str, Any]) -> dict[str, Any]:
     """What a base optimizer has created itself, in at least fp32 as the dense weights.
 
     Counts of steps stay as they are.
     """
     return {
-        key: master_copy(value) if isinstance(value, Tensor) and value.dim() else value
+        key: dense_copy(value) if isinstance(value, Tensor) and value.dim() else value
         for key, value in state.items()
     }
+
+
+def has_stepped(state: Mapping[str, Any]) -> bool:
+    """Whether a base optimizer has learned something; some create state early."""
+    return bool(state) and bool(state.get("step", 1))
 
 
 def with_index(
@@ -68,22 +90,6 @@ def with_index(
     """Each parameter, and the key under which a ``state_dict`` holds its state."""
     for group, saved in zip(optimizer.param_groups, saved_groups, strict=True):
         yield from zip(group["params"], saved["params"], strict=True)
-
-
-def check_saved(
-    own: Mapping[str, Any], saved: Mapping[str, Any], index: object
-) -> None:
-    """Refuse a saved state that lacks something, or is of another shape.
-
-    Raises:
-        UsageError: It does.
-    """
-    for key, value in own.items():
-        if key not in saved:
-            raise UsageError(f"the state lacks {key!r} of parameter {index}")
-        if isinstance(value, Tensor) and value.shape != saved[key].shape:
-            shapes = f"{list(saved[key].shape)}, not {list(value.shape)}"
-            raise UsageError(f"{key!r} of parameter {index} in the state is {shapes}")
 
 
 def restored(p: Tensor, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,3 +109,11 @@ def _on_device(value: Tensor, p: Tensor) -> Tensor:
     if not value.dim():
         return value.detach().clone()
     return value.detach().to(p.device, copy=True)
+
+
+def move_state(state: dict[str, Any], p: Tensor, group: Mapping[str, Any]) -> None:
+    """Let the state of a parameter follow it to another device."""
+    counts_too = group.get("capturable") or group.get("fused")
+    for key, value in state.items():
+        if isinstance(value, Tensor) and (value.dim() or counts_too):
+            state[key] = value.to(p.device)

@@ -4,7 +4,8 @@ Sums are taken on the device and stay there until they are read, all at once.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from step_cli.autoswitch.autoswitch import Fixed, SwitchRule, VarianceSample
 from step_cli.errors import NonFiniteError
 from step_cli.optim.compiled import compiled
 from step_cli.optim.shards import ShardSum, local
+from step_cli.optim.weights import Weight
 
 SUMS = ("v_l1", "v_l2", "dv_l1", "dv_log")  # as `VarianceSample` names them
 CHANGE = frozenset({"dv_l1"})  # what AutoSwitch asks for
@@ -74,6 +76,15 @@ def chunked_sums(
         return _only_change(total).mul_(1 - beta2)
     parts = [change_sums(g, v, beta2, wanted) for g, v in pieces]
     return torch.stack(parts).sum(0, dtype=torch.float64)
+
+
+def changes_together(
+    grads: list[Tensor], variances: list[Tensor], beta2: float
+) -> Tensor:
+    """The sums of |v_t - v_(t-1)| of small parameters, each in fp32, added in fp64."""
+    gaps = torch._foreach_addcmul(variances, grads, grads, value=-1)
+    total = torch.stack(torch._foreach_norm(gaps, 1)).sum(dtype=torch.float64)
+    return _only_change(total).mul_(1 - beta2)
 
 
 def compiled_sums(
@@ -152,37 +163,59 @@ class _Sums:
     """Adds up the sums of one step, parameter by parameter."""
 
     def __init__(
-        self, optimizer: Optimizer, step: int, wanted: frozenset[str], *, layers: bool
+        self,
+        weights: Sequence[Weight],
+        groups: Sequence[Mapping[str, Any]],
+        step: int,
+        wanted: frozenset[str],
+        *,
+        layers: bool,
     ) -> None:
-        self._step, self._wanted = step, wanted
-        self._found = {
-            p: (at, variance, group["betas"][1])
-            for at, (p, variance, group) in enumerate(variances(optimizer))
-        }
-        self._count = sum(p.numel() for p in self._found)
+        self._step, self._wanted, self._groups = step, wanted, groups
+        learning = [w for w in weights if "exp_avg_sq" in w.local_state]
+        self._place = {w: place for place, w in enumerate(learning)}
         self._total = ShardSum(5)
-        self._layers = ShardSum(2 * len(self._found)) if layers else None
+        self._layers = ShardSum(2 * len(learning)) if layers else None
 
-    def add(self, stand_ins: Mapping[Tensor, Tensor], take: Take) -> None:
+    def add(self, weights: Sequence[Weight], take: Take) -> None:
+        small: defaultdict[Any, list[Weight]] = defaultdict(list)
+        wanted_change = self._wanted == CHANGE and self._layers is None
         # Backwards: what is read last is still in the cache when the update begins.
-        for p in reversed(list(stand_ins)):
-            if p not in self._found:
+        for w in reversed(weights):
+            if w not in self._place:
                 continue
-            at, variance, beta2 = self._found[p]
-            grad = stand_ins[p].grad
+            total, grad = self._total.beside(w.param), w.dense.grad
+            variance, beta2 = w.local_state["exp_avg_sq"], self._beta2(w)
             if grad is None:  # v stays
                 sums = torch.zeros(5, dtype=torch.float64, device=variance.device)
                 sums[0], sums[1] = variance.sum(), variance.square().sum()
+            elif wanted_change and w.is_small:
+                small[id(total), beta2, variance.dtype].append(w)
+                continue
             else:
                 sums = take(grad.to(variance.dtype), variance, beta2, self._wanted)
-            self._total.beside(p).add_(sums)
+            total.add_(sums)
             if self._layers is not None:
-                self._layers.beside(p)[2 * at : 2 * at + 2].add_(sums[:3:2])
+                at = 2 * self._place[w]
+                self._layers.beside(w.param)[at : at + 2].add_(sums[:3:2])
+        for (_, beta2, dtype), some in small.items():
+            grads = [_grad(w).to(dtype) for w in some]
+            variances = [w.local_state["exp_avg_sq"] for w in some]
+            sums = changes_together(grads, variances, beta2)
+            self._total.beside(some[0].param).add_(sums)
+
+    def _beta2(self, w: Weight) -> float:
+        return float(self._groups[w.group]["betas"][1])
 
     def change(self) -> VarianceChange:
         by_layer = None if self._layers is None else self._layers.total()
-        total = self._total.total()
-        return VarianceChange(self._step, self._count, self._wanted, total, by_layer)
+        count, total = sum(w.param.numel() for w in self._place), self._total.total()
+        return VarianceChange(self._step, count, self._wanted, total, by_layer)
+
+
+def _grad(w: Weight) -> Tensor:
+    assert w.dense.grad is not None
+    return w.dense.grad
 
 
 class VarianceWatch:
@@ -199,34 +232,43 @@ class VarianceWatch:
         self._now: _Sums | None = None
         self.last: VarianceChange | None = None
         self.compiled = False
-        self.layers = False  # measure each parameter by itself too, where recording
 
     def forget(self) -> None:
         """Drop the measurement of the last step; the rule has its own memory."""
         self.last = self._now = None
 
-    def begin(self, optimizer: Optimizer, step: int, *, undecided: bool) -> None:
+    def begin(
+        self,
+        weights: Sequence[Weight],
+        groups: Sequence[Mapping[str, Any]],
+        step: int,
+        *,
+        undecided: bool,
+        layers: bool,
+    ) -> None:
         """Measure the coming step if anyone asks.
 
         Args:
-            optimizer: Holds the variances.
+            weights: All of them.
+            groups: The optimizer's.
             step: The step that is about to be taken.
             undecided: The switch point is still ahead.
+            layers: Measure each parameter by itself too.
         """
         if self._record or (undecided and self._rule_needs_sums):
             wanted = frozenset(SUMS)
             if not self._record and self.rule is not None:
                 wanted = self.rule.criterion.needs
-            self._now = _Sums(optimizer, step, wanted, layers=self.layers)
+            self._now = _Sums(weights, groups, step, wanted, layers=layers)
 
-    def before_update(self, stand_ins: Mapping[Tensor, Tensor]) -> None:
-        """Take the sums of the update that is about to be done to some parameters.
+    def before_update(self, weights: Sequence[Weight]) -> None:
+        """Take the sums of the update that is about to be done to some weights.
 
         Args:
-            stand_ins: For each of them the tensor that carries its gradient.
+            weights: With their gradients in ``dense.grad``.
         """
         if self._now is not None:
-            self._now.add(stand_ins, compiled_sums if self.compiled else chunked_sums)
+            self._now.add(weights, compiled_sums if self.compiled else chunked_sums)
 
     def end(self) -> None:
         """All parameters have been updated."""

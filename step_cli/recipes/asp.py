@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.nm.plan import LayerPlan
-from step_cli.optim.recipe import DENSE, FINE_TUNE, Layer, Phase, Recipe
+from step_cli.nm.pattern import NMSpec
+from step_cli.optim.recipe import DENSE, FINE_TUNE, Phase, Recipe, SparseLayer
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,18 @@ class ASP(Recipe):
         return 0
 
     @override
-    def memory(self, dense: Tensor, plan: LayerPlan) -> dict[str, Tensor]:
+    def create_state(self, dense: Tensor, spec: NMSpec) -> dict[str, Tensor]:
         return {"mask": torch.ones_like(dense, dtype=torch.bool)}
 
     @override
-    def renew(self, layer: Layer) -> None:
-        if layer.fresh:
-            layer.memory["mask"].copy_(super().keep(layer))
+    def update_state(self, layer: SparseLayer) -> None:
+        if layer.starts:
+            layer.state["mask"].copy_(super().keep(layer))
 
     @override
-    def keep(self, layer: Layer) -> Tensor:
-        return layer.memory["mask"]
+    def keep(self, layer: SparseLayer) -> Tensor:
+        return layer.state["mask"]
 
     @override
-    def gradient(self, grad: Tensor, sparse: Tensor, layer: Layer) -> Tensor:
-        return torch.mul(grad, layer.memory["mask"])
+    def gradient(self, grad: Tensor, sparse: Tensor, layer: SparseLayer) -> Tensor:
+        return torch.mul(grad, layer.state["mask"])

@@ -1,20 +1,26 @@
 """Decaying Mask: the pattern itself becomes sparser in stages.
 
 Sources: Kao et al. 2022, arXiv 2209.07617; Bambhaniya et al. 2024, arXiv 2402.04744,
-which calls it SdGf. The stages are in `recipes/decay.py`.
+which calls it SdGf. The STEP paper prints N = floor(M / 2s) for stage s; floor(M / 2^s)
+is meant.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
 from typing_extensions import override
 
+from step_cli.errors import UsageError
+from step_cli.nm.pattern import NMPattern
 from step_cli.optim.mask import magnitude_mask
-from step_cli.optim.recipe import DENSE, MASK_LEARNING, Layer, Phase
-from step_cli.recipes import decay
+from step_cli.optim.recipe import DENSE, MASK_LEARNING, Phase, SparseLayer
 from step_cli.recipes.checked import CheckedRecipe
-from step_cli.recipes.decay import StepOrShare
+
+StepOrShare = int | float  # an int is a number of steps, a float a share of all steps
+
+LARGEST_FACTOR = 8  # the geometric structure starts at 8N:8M
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class DecayingMask(CheckedRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        decay.check_lengths(dense=self.dense, fine_tune=self.fine_tune)
+        check_lengths(dense=self.dense, fine_tune=self.fine_tune)
 
     @property
     @override
@@ -52,11 +58,64 @@ class DecayingMask(CheckedRecipe):
         return self.dense
 
     @override
-    def keep(self, layer: Layer) -> Tensor:
-        pattern, axis = layer.plan.pattern, layer.plan.axis
-        stages = decay.stepwise_stages(pattern)
+    def keep(self, layer: SparseLayer) -> Tensor:
+        pattern, axis = layer.spec.pattern, layer.spec.axis
+        stages = stepwise_stages(pattern)
         if self.structure == "geometric":
-            stages = decay.geometric_stages(pattern, layer.dense.shape[axis])
-        span = decay.decay_span(layer.total_steps, layer.start, self.fine_tune)
-        stage = decay.stage_at(stages, layer.age, span)
+            stages = geometric_stages(pattern, layer.dense.shape[axis])
+        span = decay_span(layer.total_steps, layer.start, self.fine_tune)
+        stage = stage_at(stages, layer.age, span)
         return magnitude_mask(layer.dense, stage, axis)
+
+
+def stepwise_stages(pattern: NMPattern) -> list[NMPattern]:
+    """(M-1):M, then M halved and halved again, down to the pattern.
+
+    For N = M / 2^k these are the log2(M / N) + 1 stages of the paper.
+    """
+    n, m = pattern.n, pattern.m
+    if pattern.dense:
+        return [pattern]
+    halves = [m >> s for s in range(1, m.bit_length()) if m >> s > n]
+    kept = sorted({max(n, m - 1), *halves, n}, reverse=True)
+    return [NMPattern(stage, m) for stage in kept]
+
+
+def geometric_stages(pattern: NMPattern, width: int) -> list[NMPattern]:
+    """8N:8M, 4N:4M, 2N:2M, N:M, without those whose groups do not divide ``width``."""
+    factors = [1 << s for s in reversed(range(LARGEST_FACTOR.bit_length()))]
+    return [
+        NMPattern(pattern.n * factor, pattern.m * factor)
+        for factor in factors
+        if width % (pattern.m * factor) == 0
+    ]
+
+
+def stage_at(stages: Sequence[NMPattern], age: int, span: int) -> NMPattern:
+    """The stage that holds ``age`` steps into a decay of ``span`` steps.
+
+    Stage s begins at int(s * span / number of stages); the last one stays.
+    """
+    begun = [s for s in range(len(stages)) if s * span // len(stages) <= age]
+    return stages[begun[-1]]
+
+
+def decay_span(total_steps: int | None, start: int, fine_tune: StepOrShare) -> int:
+    """Steps from ``start`` to where the last ``fine_tune`` of the training begins."""
+    assert total_steps is not None, "the optimizer refuses schedules without a length"
+    share = isinstance(fine_tune, float)
+    return total_steps - start - round(fine_tune * total_steps if share else fine_tune)
+
+
+def check_lengths(**lengths: StepOrShare) -> None:
+    """Refuse a length below 0 or a share above 1.
+
+    Raises:
+        UsageError: There is one.
+    """
+    for name, length in lengths.items():
+        if length < 0 or (isinstance(length, float) and not length <= 1):
+            raise UsageError(
+                f"{name} {length}: give a share of all steps as 0.1, or a number of "
+                "steps as 100"
+            )

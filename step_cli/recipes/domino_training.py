@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from step_cli.errors import UsageError
 from step_cli.nm import allocation
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.optim.mask import magnitude_mask, masked
-from step_cli.recipes import domino_allocation as domino
+from step_cli.recipes import domino_search as domino
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class _Searched:
     """
 
     weight: Tensor
-    plan: LayerPlan
+    plan: NMSpec
     dense: Tensor = field(init=False)
     limits: Tensor = field(init=False)
     trial: int = field(init=False)
@@ -56,7 +55,7 @@ class _Searched:
         self.limits = domino.thresholds(self.dense, self.plan)
         self.trial = self.n = self.plan.pattern.m
 
-    def show(self) -> None:
+    def write_to_model(self) -> None:
         """Write the weights under the trial mask into the model."""
         self.weight.copy_(masked(self.dense, self._keep()))
 
@@ -68,7 +67,7 @@ class _Searched:
         self.dense -= lr * masked(grad, self._keep())
 
     def vote(self) -> bool:
-        """Lower the trial N if enough groups want it; whether N was committed."""
+        """Lower the trial N if enough groups vote for it; whether N was committed."""
         if self.trial > 1:
             shown = masked(self.dense, self._keep())
             share = domino.vote(shown, self.limits, self.trial, self.plan)
@@ -123,7 +122,7 @@ def search(
             break
         if step == 1:
             _set_factors(layers, erk, operations)
-        _train(model, loss, layers, others, step, lr)
+        _train_step(model, loss, layers, others, step, lr)
         if step % CHECK_EVERY == 0 and any([s.vote() for s in layers.values()]):
             found = _committed(layers)
             _set_factors(layers, erk, operations)
@@ -169,7 +168,7 @@ def count_operations(model: nn.Module, plan: Plan, loss: Loss) -> dict[str, floa
     return seen
 
 
-def _train(
+def _train_step(
     model: nn.Module,
     loss: Loss,
     layers: dict[str, _Searched],
@@ -179,7 +178,7 @@ def _train(
 ) -> None:
     with torch.no_grad():
         for layer in layers.values():
-            layer.show()
+            layer.write_to_model()
     model.zero_grad()
     torch.autograd.backward(loss(model))
     with torch.no_grad():

@@ -4,6 +4,7 @@ Source: Bambhaniya et al. 2024, arXiv 2402.04744. The gradient passes through un
 as in the authors' code.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,15 +13,9 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.optim.recipe import DENSE, MASK_LEARNING, Layer, Phase
+from step_cli.optim.recipe import DENSE, MASK_LEARNING, Phase, SparseLayer
 from step_cli.recipes.checked import CheckedRecipe
-from step_cli.recipes.decay import (
-    StepOrShare,
-    check_lengths,
-    decay_span,
-    exponential_fade,
-    linear_fade,
-)
+from step_cli.recipes.decaying_mask import StepOrShare, check_lengths, decay_span
 
 
 @dataclass(frozen=True)
@@ -60,8 +55,18 @@ class MaskDecay(CheckedRecipe):
         return self.dense
 
     @override
-    def project(self, layer: Layer) -> Tensor:
+    def project(self, layer: SparseLayer) -> Tensor:
         span = decay_span(layer.total_steps, layer.start, self.fine_tune)
         fade = linear_fade if self.schedule == "linear" else exponential_fade
         beta = fade(layer.age, self.rate) if layer.age < span else 0.0
         return torch.where(self.keep(layer), layer.dense, beta * layer.dense)
+
+
+def linear_fade(age: int, rate: float) -> float:
+    """What pruned weights are multiplied by: max(0, 1 - rate * age)."""
+    return max(0.0, 1 - rate * age)
+
+
+def exponential_fade(age: int, rate: float) -> float:
+    """What pruned weights are multiplied by: exp(-rate * age), never 0."""
+    return math.exp(-rate * age)

@@ -9,8 +9,7 @@ from torch.optim import Optimizer
 
 from step_cli.autoswitch.autoswitch import AutoSwitch, Criterion, Fixed, SwitchRule
 from step_cli.errors import NothingSelectedError, UsageError
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.nm.selection import Description, Selection
 from step_cli.optim.adam import EpsMode
 from step_cli.optim.layers import param_groups, plan_for, warn_of
@@ -194,7 +193,7 @@ def _groups(
                 "carry pattern and axis"
             )
         weights = Gathered(dict(params.named_parameters()))
-        groups = param_groups(params, recipe.learner.plan_layers(weights, plan))
+        groups = param_groups(params, recipe.inner_recipe.plan_layers(weights, plan))
         if not groups:
             raise NothingSelectedError("no parameter of the model requires a gradient")
         return list(groups)
@@ -251,14 +250,14 @@ def _choose_within(
     if not chosen.layers:
         raise NothingSelectedError(f"no named parameter can hold {parsed}")
     plan = {tensor.name: layer for tensor, layer in chosen.layers}
-    plan = recipe.learner.plan_layers(Gathered(weights), plan)
+    plan = recipe.inner_recipe.plan_layers(Gathered(weights), plan)
     optimizer.param_groups[:] = [
         part for group in optimizer.param_groups for part in _parts(group, plan)
     ]
 
 
 def _parts(group: dict[str, Any], plan: Plan) -> Sequence[dict[str, Any]]:
-    parts: dict[LayerPlan | None, dict[str, Any]] = {}
+    parts: dict[NMSpec | None, dict[str, Any]] = {}
     for name, p in zip(group["param_names"], group["params"], strict=True):
         layer = plan.get(name)
         part = parts.setdefault(layer, {**group, "params": [], "param_names": []})

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from step_cli.optim.mask import masked
-from step_cli.optim.recipe import Layer
+from step_cli.optim.recipe import SparseLayer
 from step_cli.recipes.checked import CheckedRecipe
 
 
@@ -23,7 +23,7 @@ class SRSTE(CheckedRecipe):
     decay: NonNegativeFloat = 2e-4
 
     @override
-    def gradient(self, grad: Tensor, sparse: Tensor, layer: Layer) -> Tensor:
+    def gradient(self, grad: Tensor, sparse: Tensor, layer: SparseLayer) -> Tensor:
         return masked_decay(grad, sparse, layer.dense, self.decay)
 
 

@@ -51,5 +51,5 @@ class Step(CheckedRecipe):
 
     @property
     @override
-    def learner(self) -> Recipe:
+    def inner_recipe(self) -> Recipe:
         return self.inner

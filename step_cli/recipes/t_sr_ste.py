@@ -12,9 +12,9 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMSpec
 from step_cli.optim.backward import Backward
-from step_cli.optim.recipe import DENSE, MASK_LEARNING, Layer, Phase
+from step_cli.optim.recipe import DENSE, MASK_LEARNING, Phase, SparseLayer
 from step_cli.recipes.checked import CheckedRecipe
 from step_cli.recipes.mvue import Sampling, token_sampler
 from step_cli.recipes.sr_ste import masked_decay
@@ -48,26 +48,26 @@ class TSRSTE(CheckedRecipe):
         return 5 / 6 if self.finish == "dense" else None
 
     @override
-    def memory(self, dense: Tensor, plan: LayerPlan) -> dict[str, Tensor]:
-        check_blocks(tuple(dense.shape), plan.pattern)
+    def create_state(self, dense: Tensor, spec: NMSpec) -> dict[str, Tensor]:
+        check_blocks(tuple(dense.shape), spec.pattern)
         return {"mask": torch.ones_like(dense, dtype=torch.bool)}
 
     @override
-    def renew(self, layer: Layer) -> None:
-        if layer.fresh or layer.age % self.refresh_steps == 0:
-            scores, plan = layer.dense.abs(), layer.plan
-            mask = transposable_mask(scores, plan.pattern, plan.axis)
-            layer.memory["mask"].copy_(mask)
+    def update_state(self, layer: SparseLayer) -> None:
+        if layer.starts or layer.age % self.refresh_steps == 0:
+            scores, spec = layer.dense.abs(), layer.spec
+            mask = transposable_mask(scores, spec.pattern, spec.axis)
+            layer.state["mask"].copy_(mask)
 
     @override
-    def keep(self, layer: Layer) -> Tensor:
-        return layer.memory["mask"]
+    def keep(self, layer: SparseLayer) -> Tensor:
+        return layer.state["mask"]
 
     @override
-    def gradient(self, grad: Tensor, sparse: Tensor, layer: Layer) -> Tensor:
+    def gradient(self, grad: Tensor, sparse: Tensor, layer: SparseLayer) -> Tensor:
         return masked_decay(grad, sparse, layer.dense, self.decay)
 
     @override
-    def backward(self, plan: LayerPlan) -> Backward | None:
-        sample = token_sampler(self.mvue, plan.pattern)
+    def backward(self, spec: NMSpec) -> Backward | None:
+        sample = token_sampler(self.mvue, spec.pattern)
         return Backward(sample=sample) if sample else None

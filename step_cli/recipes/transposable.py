@@ -18,9 +18,7 @@ from step_cli.errors import NonFiniteError, UsageError
 from step_cli.nm.pattern import NMPattern
 
 SEARCHED = NMPattern(2, 4)
-CHUNK = (
-    1 << 9
-)  # blocks searched at a time, so that all sums of theirs stay in the cache
+CHUNK = 512  # blocks searched at a time, so that all their sums stay in the cache
 
 
 def transposable_mask(

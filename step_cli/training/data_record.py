@@ -3,8 +3,7 @@
 import json
 from pathlib import Path
 
-from step_cli.data.batch import Dataset
-from step_cli.data.identity import identity_of
+from step_cli.data.batch import Dataset, fingerprint_of
 from step_cli.errors import InputError
 from step_cli.formats.files.json_text import read_json
 from step_cli.training.run_files import save_text
@@ -17,7 +16,7 @@ SPLITS = {"train": "to train on", "held_out": "held out"}
 
 def record_data(run_dir: Path, data: Dataset) -> None:
     """Write down what tells these data from others."""
-    document = {"schema": SCHEMA, **identity_of(data)}
+    document = {"schema": SCHEMA, **fingerprint_of(data)}
     save_text(run_dir / FILE, json.dumps(document, indent=2) + "\n")
 
 
@@ -28,7 +27,7 @@ def refuse_other_data(run_dir: Path, data: Dataset) -> None:
         InputError: They are others, or there is no record.
     """
     begun = read_json(run_dir / FILE, "a record of data", limit_bytes=LIMIT)
-    for split, now in identity_of(data).items():
+    for split, now in fingerprint_of(data).items():
         then = begun.get(split)
         if now == then:
             continue

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from step_cli.config.train import TrainConfig
 from step_cli.data.batch import Dataset
 from step_cli.data.order import batch_at
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import Plan
 from step_cli.optim.recipe import Recipe
 from step_cli.recipes.domino_search import DominoSearch
 from step_cli.recipes.domino_training import search
@@ -22,7 +22,7 @@ def find_patterns(
     The search sees the batches of training in their order and leaves ``model`` as it
     is, so the same configuration finds the same patterns again.
     """
-    learner, weights = recipe.learner, dict(model.named_parameters())
+    learner, weights = recipe.inner_recipe, dict(model.named_parameters())
     if not isinstance(learner, DominoSearch) or not learner.search_steps:
         return learner.plan_layers(weights, plan)
     train, batches = config.train, count()

@@ -46,7 +46,7 @@ def _write(
 ) -> None:
     config, setup, optimizer = trainer.config, trainer.setup, trainer.setup.optimizer
     if report.ok:
-        plan = setup.plan if optimizer.rules.sparse else None
+        plan = setup.plan if optimizer.current_phase.sparse else None
         source = ModelSource(config.model.source, config.model.options)
         tokenizers = _tokenizers(config)
         save_model(path / "model", setup.model, plan, source, tokenizers, state)
@@ -73,7 +73,7 @@ def _tokenizers(config: TrainConfig) -> list[Path]:
 
 def _report(trainer: Trainer, run_dir: Path) -> TrainReport:
     config, optimizer = trainer.config, trainer.setup.optimizer
-    sparse = optimizer.rules.sparse
+    sparse = optimizer.current_phase.sparse
     reached = optimizer.switch_step is not None or not optimizer.recipe.switches
     return TrainReport(
         ok=reached,

@@ -14,7 +14,7 @@ from step_cli.formats.open import open_checkpoint
 from step_cli.formats.pytorch.arrays import to_array
 from step_cli.nm.count import Job, tally_all
 from step_cli.nm.groups import Weights
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import Plan
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.shards import is_shard
 from step_cli.plots.drawing import INKS
@@ -75,7 +75,7 @@ def _state(
 def _facts(
     config: TrainConfig, setup: Setup, history: History, report: TrainReport | None
 ) -> Iterator[tuple[str, str]]:
-    optimizer, sparse = setup.optimizer, setup.optimizer.rules.sparse
+    optimizer, sparse = setup.optimizer, setup.optimizer.current_phase.sparse
     yield "recipe", config.sparsity.recipe
     patterns = sorted({str(layer.pattern) for layer in setup.plan.values()})
     yield "pattern", ", ".join(patterns) if optimizer.recipe.ends_sparse else "none"
@@ -126,7 +126,7 @@ def _metrics(history: History, report: TrainReport | None) -> list[MetricRow]:
 def _layers(run_dir: Path, setup: Setup) -> Iterator[LayerRow]:
     """Each planned weight: counted in what was written, else in what there is."""
     recorded = read_layers(run_dir)
-    sparse = setup.optimizer.rules.sparse
+    sparse = setup.optimizer.current_phase.sparse
     weights = _weights(run_dir, setup)
     counted = dict(zip(weights, tally_all(_jobs(weights, setup.plan)), strict=True))
     for number, layer in enumerate(recorded.layers):

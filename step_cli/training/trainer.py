@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from step_cli.config.train import TrainConfig
-from step_cli.data.ahead import ReadAhead
 from step_cli.data.batch import Batch
-from step_cli.data.order import batch_at
+from step_cli.data.order import ReadAhead, batch_at
 from step_cli.errors import InputError, NonFiniteError, OutputError
 from step_cli.training.callback import Follower
 from step_cli.training.clipping import clip_gradients
@@ -185,7 +184,7 @@ class Trainer:
         """The model's metrics; before the switch, those of its pruned twin too."""
         values = self.evaluate()
         optimizer = self.setup.optimizer
-        if optimizer.recipe.switches and not optimizer.rules.sparse:
+        if optimizer.recipe.switches and not optimizer.current_phase.sparse:
             with optimizer.sparse_weights():
                 pruned = self.evaluate()
             values |= {f"pruned_{name}": value for name, value in pruned.items()}

@@ -8,8 +8,8 @@ import torch
 from data.written import cifar_records, write_cifar10, write_cifar100
 
 from step_cli.config.data import DataSection
-from step_cli.data.augment import crop_and_flip
 from step_cli.data.batch import Dataset
+from step_cli.data.cifar import crop_and_flip
 from step_cli.data.load import load_data
 from step_cli.data.order import batch_at
 from step_cli.errors import InputError

@@ -31,8 +31,8 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 
 from step_cli.errors import NonFiniteError, UsageError
-from step_cli.optim.finite_watch import MEETINGS
 from step_cli.optim.optimizer import SparseOptimizer
+from step_cli.optim.watch import MEETINGS
 from step_cli.recipes.sparse_adamw import sparse_adamw
 
 BLOCKS = ("t-sr-ste", "bi-mask")  # their masks look along both axes

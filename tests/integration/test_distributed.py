@@ -18,7 +18,7 @@ from integration.training import (
 )
 
 from step_cli.autoswitch.autoswitch import AutoSwitch, SwitchRule
-from step_cli.optim.finite_watch import MEETINGS
+from step_cli.optim.watch import MEETINGS
 from step_cli.recipes import RECIPES
 
 KINDS = ["ddp", "fsdp2", "hsdp"]

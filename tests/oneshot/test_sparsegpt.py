@@ -10,7 +10,6 @@ from step_cli.oneshot.sparsegpt import (
     InputHessian,
     damped,
     inverse_factor,
-    output_error,
     sparsegpt_prune,
 )
 from step_cli.optim.mask import count_violations, nm_mask
@@ -49,6 +48,11 @@ def slowly_pruned(
             row[i:] -= row[i] / inverse[0, 0] * inverse[0]
             row[i] = 0
     return row, total
+
+
+def output_error(change: Tensor, hessian: Tensor) -> Tensor:
+    """Twice the mean over tokens of the squared change of each output."""
+    return ((change @ hessian) * change).sum(1)
 
 
 def magnitude_pruned(weight: Tensor, pattern: str) -> Tensor:
@@ -170,12 +174,12 @@ def test_low_precision_weights_keep_their_dtype_and_stay_as_they_were(
 
 def test_the_hessian_is_a_mean_however_the_tokens_come() -> None:
     inputs = seeded(10, 3, 6)  # [sequences, tokens, in]
-    hessian = InputHessian(6, dtype=torch.float64)
+    hessian = InputHessian()
     for part in (inputs[:1], inputs[1:1], inputs[1:6], inputs[6:]):
-        hessian.add(part)
+        hessian.add(part.reshape(1, -1, 6))
     rows = inputs.view(-1, 6)
     assert hessian.tokens == 30
-    torch.testing.assert_close(hessian.hessian, 2 * rows.t() @ rows / 30)
+    torch.testing.assert_close(hessian.hessian[0], 2 * rows.t() @ rows / 30)
 
 
 def test_the_scale_of_the_hessian_changes_nothing() -> None:
@@ -209,7 +213,9 @@ def test_shapes_that_disagree_are_refused() -> None:
     with pytest.raises(UsageError, match="matrix"):
         sparsegpt_prune(torch.ones(4, 8, 3), torch.eye(8), "2:4")
     with pytest.raises(UsageError, match="8 inputs"):
-        InputHessian(8).add(torch.ones(2, 4))
+        seen = InputHessian()
+        seen.add(torch.ones(1, 2, 8))
+        seen.add(torch.ones(1, 2, 4))
 
 
 def test_too_few_tokens_without_damping_are_refused_with_a_remedy() -> None:

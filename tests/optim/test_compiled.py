@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from step_cli.nm.pattern import NMPattern
-from step_cli.optim import compiled, sparse_view
-from step_cli.optim.adam import adam_direction
+from step_cli.optim import compiled
+from step_cli.optim import weights as module
+from step_cli.optim.adam import adam_directions
 from step_cli.optim.compiled import (
     can_compile,
     compiled_frozen_step,
@@ -113,13 +114,14 @@ def test_bf16_parameters_are_projected_by_the_compiled_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = []
-    real = sparse_view.compiled_project
+    real = module.compiled_project
 
     def spy(p: torch.Tensor, *rest: object) -> None:
         seen.append(p.dtype)
         real(p, *rest)
 
-    monkeypatch.setattr(sparse_view, "compiled_project", spy)
+    monkeypatch.setattr(module, "compiled_project", spy)
+    monkeypatch.setattr(module, "SMALL", 0)
     p = nn.Parameter(weights((16, 32), "normal").bfloat16())
     group = {"params": [p], "pattern": "2:4", "axis": 1}
     optimizer = sparse_adamw([group], recipe="ste", lr=1e-2, compile=True)
@@ -140,8 +142,8 @@ def test_the_frozen_update_is_close_to_the_eager_one(corrected: bool) -> None:
     v[::3] = 0.0  # coordinates that have never seen a gradient
     correction = 1 - 0.999**7 if corrected else 1.0
     expected_m, expected_w = m.clone(), w.clone()
-    direction = adam_direction(
-        g, expected_m, v, step=12, variance_step=7 if corrected else None,
+    (direction,) = adam_directions(
+        [g], [expected_m], [v], step=12, variance_step=7 if corrected else None,
         betas=(0.9, 0.999), eps=1e-8, learn_variance=False,
     )  # fmt: skip
     expected_w.mul_(1 - 1e-3 * 0.1).add_(direction, alpha=-1e-3)
@@ -185,7 +187,10 @@ def test_without_a_compiler_it_says_so_and_goes_on(
 
 @needs_compiler
 @pytest.mark.parametrize("axis", [0, 1])
-def test_a_compiled_optimizer_learns_what_an_eager_one_learns(axis: int) -> None:
+def test_a_compiled_optimizer_learns_what_an_eager_one_learns(
+    axis: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SMALL", 0)
     found = []
     for compile in (False, True):
         torch.manual_seed(0)

@@ -14,6 +14,7 @@ from step_cli.errors import NonFiniteError, NothingSelectedError, UsageError
 from step_cli.nm.pattern import NMPattern
 from step_cli.optim.mask import count_violations, nm_mask
 from step_cli.optim.optimizer import SparseOptimizer
+from step_cli.optim.reference import step_reference
 from step_cli.recipes.sparse_adamw import sparse, sparse_adamw
 from step_cli.recipes.sr_ste import SRSTE
 from step_cli.recipes.step import Step
@@ -110,41 +111,61 @@ def test_step_reproduces_the_worked_fixture(eps_mode: Any, correction: Any) -> N
     assert torch.equal(p.detach(), optimizer.state[p]["dense"] * kept)
 
 
-def step_reference(t0: int, data: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Algorithm 1 for all coordinates, as slowly as it reads; returns sparse, dense."""
-    model = small_model()
-    w = weights(model)
-    m, v = ([torch.zeros_like(x) for x in w] for _ in range(2))
+@pytest.mark.parametrize("literal", [False, True])
+@pytest.mark.parametrize("t0", [1, 5, 11])
+def test_step_equals_algorithm_1(t0: int, literal: bool) -> None:
+    data, slow = list(batches(12)), small_model().double()
 
-    def projected() -> list[Tensor]:
-        return [
-            x * nm_mask(x.abs(), "2:4", 1) if x.dim() > 1 else x for x in w
-        ]  # fmt: skip
+    def gradient(w: list[Tensor], t: int) -> list[Tensor]:
+        with torch.no_grad():
+            for p, x in zip(slow.parameters(), w, strict=True):
+                p.copy_(x.view_as(p))
+        inputs, labels = data[t - 1]
+        loss = functional.cross_entropy(slow(inputs.double()).float(), labels)
+        grads = torch.autograd.grad(loss, list(slow.parameters()))
+        return [g.view_as(x) for g, x in zip(grads, w, strict=True)]
 
-    for t, (inputs, labels) in enumerate(data, start=1):
-        for p, x in zip(model.parameters(), projected() if t > t0 else w, strict=True):
-            p.data.copy_(x)
-        loss = functional.cross_entropy(model(inputs), labels)
-        grads = torch.autograd.grad(loss, list(model.parameters()))
-        for i, g in enumerate(grads):
-            m[i] = 0.9 * m[i] + 0.1 * g
-            if t <= t0:
-                v[i] = 0.999 * v[i] + 0.001 * g * g
-            m_hat, v_hat = m[i] / (1 - 0.9**t), v[i] / (1 - 0.999 ** min(t, t0))
-            w[i] = w[i] * (1 - 1e-2 * 0.1) - 1e-2 * m_hat / (v_hat.sqrt() + 1e-8)
-    return projected(), w
+    model = small_model().double()
+    start = weights(model)
+    # Groups of the convolution run along its second axis, not its last.
+    turned = [x.movedim(1, -1) if x.dim() == 3 else x for x in start]
+    patterns = [NMPattern(2, 4) if x.dim() > 1 else None for x in start]
 
+    def turned_gradient(w: list[Tensor], t: int) -> list[Tensor]:
+        grads = gradient([x.movedim(-1, 1) if x.dim() == 3 else x for x in w], t)
+        return [g.movedim(1, -1) if g.dim() == 3 else g for g in grads]
 
-def test_mask_learning_equals_a_slow_reference() -> None:
-    sparse_ref, dense_ref = step_reference(5, batches(12))
-    model = small_model()
-    optimizer = sparse_adamw(model, recipe="step", switch=5, lr=1e-2, weight_decay=0.1)
-    train(model, optimizer, batches(12))
-    for p, kept, own in zip(model.parameters(), sparse_ref, dense_ref, strict=True):
-        torch.testing.assert_close(p.detach(), kept, atol=1e-6, rtol=0)
+    expected, dense = step_reference(
+        turned, turned_gradient, T=12, t0=t0, NM=patterns, gamma=1e-2, decay=0.1,
+        literal=literal,
+    )  # fmt: skip
+    modes = ("inside", "none") if literal else ("outside", "at_switch")
+    optimizer = sparse_adamw(
+        model, recipe="step", switch=t0, lr=1e-2, weight_decay=0.1,
+        eps_mode=modes[0], v_correction=modes[1],
+    )  # fmt: skip
+    train(model, optimizer, data)
+    for p, kept, own in zip(model.parameters(), expected, dense, strict=True):
+        shown = p.detach().movedim(1, -1) if p.dim() == 3 else p.detach()
+        torch.testing.assert_close(shown, kept, rtol=1e-6, atol=1e-8)
         if p.dim() > 1:
-            dense = optimizer.state[p]["dense"]
-            torch.testing.assert_close(dense, own, atol=1e-6, rtol=0)
+            found = optimizer.state[p]["dense"]
+            found = found.movedim(1, -1) if p.dim() == 3 else found
+            torch.testing.assert_close(found, own, rtol=1e-6, atol=1e-8)
+
+
+def test_algorithm_1_reproduces_the_worked_fixture() -> None:
+    target = torch.tensor([TARGET], dtype=torch.float64)
+    for literal, modes in (
+        (True, ("inside", "none")),
+        (False, ("outside", "at_switch")),
+    ):
+        _, (found,) = step_reference(
+            [torch.tensor([START], dtype=torch.float64)],
+            lambda w, t: [w[0] - target],
+            T=4, t0=2, NM=[NMPattern(2, 4)], gamma=0.1, literal=literal,
+        )  # fmt: skip
+        assert found.flatten().tolist() == pytest.approx(FIXTURE[modes][-1], abs=1e-9)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -212,11 +233,11 @@ def test_the_model_holds_the_pattern_whenever_the_rules_say_so(recipe: str) -> N
     optimizer = sparse_adamw(model, recipe=recipe, switch=3, lr=1e-2)
     for batch in batches(6):
         train(model, optimizer, [batch])
-        if optimizer.rules.sparse:
+        if optimizer.current_phase.sparse:
             assert violations(model) == 0
         else:
             assert violations(model) > 0
-    assert optimizer.rules.sparse
+    assert optimizer.current_phase.sparse
     assert list(model.state_dict()) == list(small_model().state_dict())
 
 

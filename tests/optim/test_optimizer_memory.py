@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from step_cli.optim import optimizer as core_optimizer
+from step_cli.optim import weights as module
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.recipes.sparse_adamw import sparse, sparse_adamw
 
@@ -26,7 +26,7 @@ def build(
     ]
     group = {"params": parameters, "pattern": "2:4", "axis": 1}
     optimizer = sparse_adamw([group], recipe=recipe, switch=1, total_steps=9, lr=1e-3)
-    optimizer._rewired = []  # no module: the backward pass is not looked at here
+    optimizer.rewire(nn.Module())  # the backward pass is not looked at here
     return parameters, optimizer
 
 
@@ -54,7 +54,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
 def test_a_step_never_holds_the_new_gradients_all_at_once(
     recipe: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(core_optimizer, "AT_ONCE", LAYER)
+    monkeypatch.setattr(module, "AT_ONCE", LAYER)
     parameters, optimizer = build(recipe, dtype)
     for _ in range(2):
         give_gradients(parameters)
@@ -64,7 +64,7 @@ def test_a_step_never_holds_the_new_gradients_all_at_once(
 
 
 def test_in_one_piece_it_would_hold_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core_optimizer, "AT_ONCE", 1 << 40)
+    monkeypatch.setattr(module, "AT_ONCE", 1 << 40)
     parameters, optimizer = build("sr-ste")
     give_gradients(parameters)
     assert peak_bytes(optimizer.step) >= LAYERS * LAYER
@@ -98,7 +98,7 @@ def test_in_parts_or_whole_the_weights_are_the_same(
 ) -> None:
     found = []
     for at_once in (1, 1 << 40):
-        monkeypatch.setattr(core_optimizer, "AT_ONCE", at_once)
+        monkeypatch.setattr(module, "AT_ONCE", at_once)
         parameters, _ = build(recipe)
         group = {"params": parameters, "pattern": "2:4", "axis": 1}
         kind, options = BASES[base]
@@ -124,7 +124,7 @@ class Counted(torch.optim.SGD):
 def test_an_optimizer_that_is_not_torchs_own_takes_one_step_a_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(core_optimizer, "AT_ONCE", 1)
+    monkeypatch.setattr(module, "AT_ONCE", 1)
     p: list[Tensor] = [nn.Parameter(torch.ones(4, 4)) for _ in range(3)]
     base = Counted([{"params": p, "pattern": "2:4", "axis": 1}], lr=0.1)
     optimizer = sparse(base, "sr-ste")

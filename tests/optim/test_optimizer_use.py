@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from step_cli.autoswitch.autoswitch import AutoSwitch, Staleness, SwitchRule
 from step_cli.errors import NonFiniteError, UsageError
-from step_cli.optim import finite_watch
+from step_cli.optim import watch
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.recipes.sparse_adamw import sparse, sparse_adamw
 
@@ -136,7 +136,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     for name in ("item", "tolist", "__bool__", "__float__", "__int__"):
         monkeypatch.setattr(Tensor, name, counting(name, getattr(Tensor, name)))
     # What is looked at for NaN is read once it has arrived, without waiting.
-    monkeypatch.setattr(finite_watch._Reading, "arrived", False)
+    monkeypatch.setattr(watch._Reading, "arrived", False)
     yield seen
 
 

@@ -32,7 +32,7 @@ def test_pruned_weights_stay_exactly_zero(base: str, prune_step: int) -> None:
         model(torch.randn(4, 16)).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-        if optimizer.rules.sparse:
+        if optimizer.current_phase.sparse:
             shown.append(model.weight.detach().clone())
             masks.append(model.weight != 0)
             dense.append(optimizer.state[model.weight]["dense"].clone())

@@ -21,17 +21,13 @@ from step_cli.models.checkpoint_model import RunnableModel, open_model
 from step_cli.models.of_checkpoint import model_source
 from step_cli.nm.groups import Mask
 from step_cli.nm.prune import OneShot
-from step_cli.oneshot.calibrated import (
-    InputHessians,
-    InputNorms,
-    sparsegpt_weight,
-    wanda_keep,
-)
-from step_cli.oneshot.inputs import Watched
+from step_cli.oneshot.block_by_block import Calibration, prune_in_order
+from step_cli.oneshot.inputs import TargetLayer
 from step_cli.oneshot.layer_matrix import LayerMatrix
 from step_cli.oneshot.samples import read_batches
-from step_cli.oneshot.sequence import Work, prune_in_order
-from step_cli.oneshot.transposable_keep import transposable_keep
+from step_cli.oneshot.sparsegpt import InputHessian, sparsegpt_weight
+from step_cli.oneshot.transposable import transposable_keep
+from step_cli.oneshot.wanda import InputNorms, wanda_keep
 
 
 def calibrated(
@@ -58,8 +54,8 @@ def calibrated(
         tokenizer=directory,
     )
     done = Calibrated(config.method == "sparsegpt", config.transposable, Spill(folder))
-    make: Callable[[], Any] = InputHessians if done.sparsegpt else InputNorms
-    work = Work(runnable.model, batches, make, done.prune, folder)
+    make: Callable[[], Any] = InputHessian if done.sparsegpt else InputNorms
+    work = Calibration(runnable.model, batches, make, done.prune, folder)
     try:
         prune_in_order(work, done.watch(runnable, layers))
     except BaseException:
@@ -86,7 +82,7 @@ class Calibrated:
     results: dict[str, Array] = field(default_factory=dict)
     layers: dict[str, Layer] = field(default_factory=dict)
 
-    def watch(self, runnable: RunnableModel, layers: list[Layer]) -> list[Watched]:
+    def watch(self, runnable: RunnableModel, layers: list[Layer]) -> list[TargetLayer]:
         """The module of each layer.
 
         Raises:
@@ -106,11 +102,11 @@ class Calibrated:
                     "--exclude it, or use --method magnitude",
                     tensor=name,
                 )
-            watched.append(Watched(place, module))
+            watched.append(TargetLayer(place, module))
             self.layers[place] = layer
         return watched
 
-    def prune(self, watched: Watched, seen: Any) -> None:
+    def prune(self, watched: TargetLayer, seen: Any) -> None:
         """Prune one layer, and have its module compute with the result."""
         layer, view = self.layers[watched.name], LayerMatrix(watched.module)
         stored = mapped_tensor(layer.tensor.weights().array)
@@ -157,7 +153,7 @@ class Calibrated:
         return new.view(weights.array.dtype).reshape(weights.array.shape)
 
     def _updated(
-        self, layer: Layer, stored: Tensor, view: LayerMatrix, seen: InputHessians
+        self, layer: Layer, stored: Tensor, view: LayerMatrix, seen: InputHessian
     ) -> Array:
         wide = sparsegpt_weight(stored.float(), view, seen, layer.plan)
         new = wide.to(stored.dtype)

@@ -111,7 +111,7 @@ class Transposable:
 
     def blocks(self, layer: Layer) -> Iterator[Array]:
         """See `Method`."""
-        from step_cli.oneshot.transposable_keep import transposable_keep
+        from step_cli.oneshot.transposable import transposable_keep
 
         weights = layer.tensor.weights()
         keep = transposable_keep(weights, layer.plan)

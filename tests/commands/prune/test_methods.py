@@ -16,9 +16,9 @@ from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NonFiniteError, StepError, UsageError
 from step_cli.formats.open import open_checkpoint
 from step_cli.nm.pattern import NMPattern
-from step_cli.oneshot.calibrated import InputHessians, InputNorms
 from step_cli.oneshot.layer_matrix import LayerMatrix
-from step_cli.oneshot.sparsegpt import sparsegpt_prune
+from step_cli.oneshot.sparsegpt import InputHessian, sparsegpt_prune
+from step_cli.oneshot.wanda import InputNorms
 from step_cli.optim.mask import nm_mask
 from step_cli.recipes.transposable import transposable_mask
 from step_cli.reports import PruneReport
@@ -58,14 +58,14 @@ def text(tmp_path: Path) -> Path:
 
 
 def hessian_of(model: nn.Module, layer: nn.Module, batch: torch.Tensor) -> Any:
-    seen = InputHessians()
+    seen = InputHessian()
     handle = layer.register_forward_pre_hook(
         lambda module, args: seen.add(LayerMatrix(module).of_input(args[0]))
     )
     with torch.no_grad():
         model(batch, use_cache=False)
     handle.remove()
-    return seen.parts[0].hessian
+    return seen.hessian[0]
 
 
 def samples_of(text: Path, length: int, most: int) -> torch.Tensor:
@@ -200,9 +200,9 @@ def test_convolutions_in_a_torch_file(
         keep = nm_mask(matrix.double().abs() * seen.norms[0], TWO_FOUR, 1)
         expected = matrix * keep
     else:
-        hessians = InputHessians()
+        hessians = InputHessian()
         hessians.add(rows)
-        expected = sparsegpt_prune(matrix, hessians.parts[0].hessian, TWO_FOUR)
+        expected = sparsegpt_prune(matrix, hessians.hessian[0], TWO_FOUR)
     (found,) = LayerMatrix(conv).of_weight(new["0.weight"])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 

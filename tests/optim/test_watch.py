@@ -6,9 +6,10 @@ from small_training import build, same, train
 from torch import Tensor, nn
 
 from step_cli.errors import NonFiniteError
-from step_cli.optim import finite_watch
-from step_cli.optim.finite_watch import FiniteWatch
+from step_cli.optim import watch as module
 from step_cli.optim.optimizer import SparseOptimizer
+from step_cli.optim.watch import FiniteWatch
+from step_cli.optim.weights import Weight
 from step_cli.recipes import RECIPES
 
 TOTAL, SWITCH = 20, 4
@@ -18,6 +19,11 @@ def everything(model: nn.Module, optimizer: SparseOptimizer) -> list[Tensor]:
     """Copies of all weights and of all state."""
     states = [t for state in optimizer.state.values() for t in state.values()]
     return [t.detach().clone() for t in (*model.parameters(), *states)]
+
+
+def weight_of(p: nn.Parameter) -> Weight:
+    """The record of a parameter that holds its own dense weights."""
+    return Weight(p, "a parameter", 0, None, {}, shown=p.detach(), dense=p.detach())
 
 
 @pytest.mark.parametrize("bad", [torch.nan, -torch.inf])
@@ -54,8 +60,8 @@ def test_a_gradient_of_a_dense_weight_is_told_too(base: str) -> None:
 
 
 def test_a_large_model_is_looked_at_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finite_watch, "AT_LEAST", 1)
-    monkeypatch.setattr(finite_watch, "TURNS", 1 << 20)  # one parameter at each step
+    monkeypatch.setattr(module, "AT_LEAST", 1)
+    monkeypatch.setattr(module, "TURNS", 1 << 20)  # one parameter at each step
     model, optimizer = build("ste")
     names = [name for name, _ in model.named_parameters()]
     for _ in range(len(names)):
@@ -75,31 +81,29 @@ def test_nothing_waits_for_a_device_that_has_not_counted_yet(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arrived = False
-    monkeypatch.setattr(
-        finite_watch._Reading, "arrived", property(lambda reading: arrived)
-    )
+    monkeypatch.setattr(module._Reading, "arrived", property(lambda reading: arrived))
     p = torch.nn.Parameter(torch.ones(8))
     p.grad = torch.full_like(p, torch.nan)
-    watch, groups = FiniteWatch(), [{"params": [p]}]
-    watch.look(1, groups, Tensor.detach)
+    watch, weights = FiniteWatch(), [weight_of(p)]
+    watch.look(1, weights)
     p.grad = torch.ones_like(p)
-    watch.look(2, groups, Tensor.detach)  # neither is said while nothing is there
+    watch.look(2, weights)  # neither is said while nothing is there
     arrived = True
     with torch.no_grad():
         p[3] = torch.nan  # what the first step did
     with pytest.raises(NonFiniteError, match="step 3: a parameter is not finite"):
-        watch.look(3, groups, Tensor.detach)
+        watch.look(3, weights)
 
 
 def test_finite_values_whose_sum_is_not_are_let_pass() -> None:
     p = torch.nn.Parameter(torch.full((8,), 1e38))
     p.grad = torch.full_like(p, 3e38)
-    watch, groups = FiniteWatch(), [{"params": [p]}]
+    watch, weights = FiniteWatch(), [weight_of(p)]
     for step in (1, 2, 3):
-        watch.look(step, groups, Tensor.detach)
+        watch.look(step, weights)
     p.grad[2] = torch.inf
     with pytest.raises(NonFiniteError, match="the gradient of a parameter"):
-        watch.look(4, groups, Tensor.detach)
+        watch.look(4, weights)
 
 
 def test_no_gradient_and_no_weights_are_fine() -> None:
@@ -108,8 +112,8 @@ def test_no_gradient_and_no_weights_are_fine() -> None:
         torch.nn.Parameter(torch.ones(3)),
     )
     watch = FiniteWatch()
-    watch.look(1, [{"params": [empty, resting]}, {"params": []}], Tensor.detach)
-    watch.look(2, [{"params": []}], Tensor.detach)
+    watch.look(1, [weight_of(empty), weight_of(resting)])
+    watch.look(2, [])
 
 
 @pytest.mark.parametrize("taken", [0, SWITCH + 2])

@@ -9,19 +9,14 @@ from torch import Tensor, nn
 
 from step_cli.errors import InputError, NonFiniteError
 from step_cli.formats.huggingface.model import without_cache
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
-from step_cli.oneshot import sequence
-from step_cli.oneshot.blocks import find_chains
-from step_cli.oneshot.calibrated import (
-    InputHessians,
-    InputNorms,
-    sparsegpt_weight,
-    wanda_keep,
-)
-from step_cli.oneshot.inputs import Watched
+from step_cli.nm.pattern import NMPattern, NMSpec
+from step_cli.oneshot import block_by_block
+from step_cli.oneshot.block_by_block import Calibration, prune_in_order
+from step_cli.oneshot.blocks import find_block_lists
+from step_cli.oneshot.inputs import TargetLayer
 from step_cli.oneshot.layer_matrix import LayerMatrix
-from step_cli.oneshot.sequence import Work, prune_in_order
+from step_cli.oneshot.sparsegpt import InputHessian, sparsegpt_weight
+from step_cli.oneshot.wanda import InputNorms, wanda_keep
 from step_cli.optim.mask import nm_mask
 
 TWO_FOUR = NMPattern(2, 4)
@@ -127,10 +122,10 @@ def built(name: str) -> tuple[nn.Module, Batches]:
     return without_cache(make().eval()), data()
 
 
-def watched(model: nn.Module, without: str = "lm_head") -> list[Watched]:
+def watched(model: nn.Module, without: str = "lm_head") -> list[TargetLayer]:
     """Every layer whose inputs and outputs divide by 4."""
     return [
-        Watched(f"{name}.weight", module)
+        TargetLayer(f"{name}.weight", module)
         for name, module in model.named_modules()
         if LayerMatrix.fits(module)
         and name != without
@@ -138,11 +133,11 @@ def watched(model: nn.Module, without: str = "lm_head") -> list[Watched]:
     ]
 
 
-def plan_of(module: nn.Module) -> LayerPlan:
-    return LayerPlan(TWO_FOUR, LayerMatrix(module).input_axis)
+def plan_of(module: nn.Module) -> NMSpec:
+    return NMSpec(TWO_FOUR, LayerMatrix(module).input_axis)
 
 
-def by_wanda(layer: Watched, seen: InputNorms) -> None:
+def by_wanda(layer: TargetLayer, seen: InputNorms) -> None:
     weight = layer.module.weight
     assert isinstance(weight, nn.Parameter)
     keep = wanda_keep(
@@ -151,21 +146,21 @@ def by_wanda(layer: Watched, seen: InputNorms) -> None:
     weight.data *= torch.from_numpy(keep)
 
 
-def by_sparsegpt(layer: Watched, seen: InputHessians) -> None:
+def by_sparsegpt(layer: TargetLayer, seen: InputHessian) -> None:
     weight = layer.module.weight
     assert isinstance(weight, nn.Parameter)
     view = LayerMatrix(layer.module)
     weight.data = sparsegpt_weight(weight.detach(), view, seen, plan_of(layer.module))
 
 
-METHODS: dict[str, tuple[Callable[[], Any], Callable[[Watched, Any], None]]] = {
+METHODS: dict[str, tuple[Callable[[], Any], Callable[[TargetLayer, Any], None]]] = {
     "wanda": (InputNorms, by_wanda),
-    "sparsegpt": (InputHessians, by_sparsegpt),
+    "sparsegpt": (InputHessian, by_sparsegpt),
 }
 
 
 def slowly(
-    model: nn.Module, batches: Batches, groups: list[list[Watched]], method: str
+    model: nn.Module, batches: Batches, groups: list[list[TargetLayer]], method: str
 ) -> None:
     """Run the whole model for each layer; prune those of a group together."""
     make, prune = METHODS[method]
@@ -190,8 +185,8 @@ def slowly_seen(
 
 
 def groups_of(
-    model: nn.Module, layers: list[Watched], names: list[str]
-) -> list[list[Watched]]:
+    model: nn.Module, layers: list[TargetLayer], names: list[str]
+) -> list[list[TargetLayer]]:
     """Layers by the module in ``names`` that they are in, in that order."""
     found = [[x for x in layers if x.name.startswith(f"{name}.")] for name in names]
     assert sum(map(len, found)) == len(layers)
@@ -221,7 +216,7 @@ def test_it_equals_running_the_whole_model_for_each_block(
     make, prune = METHODS[method]
     layers = watched(fast)
     assert len(layers) >= 4
-    prune_in_order(Work(fast, batches, make, prune), layers)
+    prune_in_order(Calibration(fast, batches, make, prune), layers)
     slowly(slow, batches, groups_of(slow, watched(slow), GROUPS[name]), method)
     state = slow.state_dict()
     for layer in layers:
@@ -236,7 +231,9 @@ def test_what_a_layer_never_sees_is_refused() -> None:
     model = Residual()
     model.idle = nn.Linear(8, 8)
     with pytest.raises(InputError, match="cannot be observed") as caught:
-        prune_in_order(Work(model, images(), InputNorms, by_wanda), watched(model))
+        prune_in_order(
+            Calibration(model, images(), InputNorms, by_wanda), watched(model)
+        )
     assert caught.value.tensor == "idle.weight"
 
 
@@ -244,7 +241,9 @@ def test_activations_that_are_not_finite_are_refused() -> None:
     model, batches = built("residual")
     model.stem.bias.data[0] = torch.inf  # type: ignore[union-attr, index]
     with pytest.raises(NonFiniteError, match="calibration data") as caught:
-        prune_in_order(Work(model, batches, InputNorms, by_wanda), watched(model))
+        prune_in_order(
+            Calibration(model, batches, InputNorms, by_wanda), watched(model)
+        )
     assert caught.value.tensor == "stages.0.one.weight"
 
 
@@ -252,7 +251,8 @@ def test_samples_that_do_not_fit_are_refused() -> None:
     model, _ = built("residual")
     with pytest.raises(InputError, match="does not take the calibration samples"):
         prune_in_order(
-            Work(model, [{"x": torch.ones(1, 3)}], InputNorms, by_wanda), watched(model)
+            Calibration(model, [{"x": torch.ones(1, 3)}], InputNorms, by_wanda),
+            watched(model),
         )
 
 
@@ -260,18 +260,18 @@ def test_blocks_that_feed_each_other_are_run_apart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = []
-    real = sequence._prune_by_parent
+    real = block_by_block._prune_by_parent
 
     def counting(work: Any, layers: Any) -> None:
         calls.append([layer.name for layer in layers])
         real(work, layers)
 
-    monkeypatch.setattr(sequence, "_prune_by_parent", counting)
+    monkeypatch.setattr(block_by_block, "_prune_by_parent", counting)
     model, batches = built("llama")
-    prune_in_order(Work(model, batches, InputNorms, by_wanda), watched(model))
+    prune_in_order(Calibration(model, batches, InputNorms, by_wanda), watched(model))
     assert calls == []
     model, batches = built("residual")
-    prune_in_order(Work(model, batches, InputNorms, by_wanda), watched(model))
+    prune_in_order(Calibration(model, batches, InputNorms, by_wanda), watched(model))
     assert calls == [["stem.weight"], ["head.weight"]]
 
 
@@ -293,8 +293,10 @@ def test_blocks_that_do_not_are_pruned_in_order_all_the_same() -> None:
     fast, slow = Skipping(), Skipping()
     slow.load_state_dict(fast.state_dict())
     batches = [{"x": torch.randn(5, 8)} for _ in range(2)]
-    assert len(find_chains(fast, [f"blocks.{i}" for i in range(3)])) == 1
-    prune_in_order(Work(fast, batches, InputHessians, by_sparsegpt), watched(fast))
+    assert len(find_block_lists(fast, [f"blocks.{i}" for i in range(3)])) == 1
+    prune_in_order(
+        Calibration(fast, batches, InputHessian, by_sparsegpt), watched(fast)
+    )
     # Layers of one parent are pruned together.
     slowly(slow, batches, [watched(slow)], "sparsegpt")
     for name, weight in fast.state_dict().items():
@@ -309,6 +311,6 @@ def test_inputs_that_are_one_tensor_are_counted_once() -> None:
         made.append(InputNorms())
         return made[-1]
 
-    prune_in_order(Work(model, batches, make, by_wanda), watched(model))
+    prune_in_order(Calibration(model, batches, make, by_wanda), watched(model))
     # In each of two blocks: q, k and v; the output; gate and up; down.
     assert len(made) == 2 * 4

@@ -18,39 +18,39 @@ from torch import Tensor, nn
 from step_cli.errors import InputError
 from step_cli.formats.files.spill import Spill
 from step_cli.formats.pytorch.arrays import mapped_tensor, to_array
-from step_cli.oneshot.blocks import NotAChainError, find_chains, record
-from step_cli.oneshot.inputs import S, Watched, gather, hooked
+from step_cli.oneshot.blocks import (
+    NotSequentialError,
+    StopForward,
+    find_block_lists,
+    record_calls,
+)
+from step_cli.oneshot.inputs import S, TargetLayer, collect_statistics, input_hooks
 
 log = logging.getLogger(__name__)
 
 Batch = Mapping[str, Tensor]
 
 
-class _Reached(Exception):
-    """The last layer of a group is about to run: what follows is not needed."""
-
-
 @dataclass(frozen=True)
-class Work(Generic[S]):
-    """What is to be pruned, and how.
+class Calibration(Generic[S]):
+    """A model, the samples it is run on, and how a layer is pruned by its inputs.
 
     Attributes:
         model: In evaluation mode.
         batches: Arguments of its ``forward``; at least one.
-        make: Makes an empty statistic of a layer's inputs.
-        prune: Prunes a layer by that statistic; its module computes with the result
-            from then on.
-        folder: Where activations are put aside; None: where temporary files go.
+        new_statistics: Makes empty statistics of a layer's inputs.
+        prune: Prunes a layer by them; its module computes with the result from then on.
+        folder: Where activations are stored; None: where temporary files go.
     """
 
     model: nn.Module
     batches: Sequence[Batch]
-    make: Callable[[], S]
-    prune: Callable[[Watched, S], None]
+    new_statistics: Callable[[], S]
+    prune: Callable[[TargetLayer, S], None]
     folder: Path | None = None
 
 
-def prune_in_order(work: Work[S], layers: Sequence[Watched]) -> None:
+def prune_in_order(calibration: Calibration[S], layers: Sequence[TargetLayer]) -> None:
     """Prune ``layers``, one block after another.
 
     Raises:
@@ -58,30 +58,34 @@ def prune_in_order(work: Work[S], layers: Sequence[Watched]) -> None:
         NonFiniteError: An activation is NaN or infinite.
     """
     with torch.no_grad():
-        order = _order(work, layers)
+        order = _order(calibration, layers)
         modules = [layer.name.rpartition(".")[0] for layer in order]
-        chains = find_chains(work.model, modules)
+        block_lists = find_block_lists(calibration.model, modules)
         inside = {
             module: number
-            for number, blocks in enumerate(chains)
+            for number, blocks in enumerate(block_lists)
             for block in blocks
             for module in block.modules()
         }
         for number, group in groupby(
-            _chains_together(order, inside), lambda layer: inside.get(layer.module)
+            _block_lists_together(order, inside), lambda layer: inside.get(layer.module)
         ):
             members = list(group)
-            if number is None or not _prune_chain(work, chains[number], members):
-                _prune_by_parent(work, members)
+            if number is None or not _prune_blocks(
+                calibration, block_lists[number], members
+            ):
+                _prune_by_parent(calibration, members)
 
 
-def _order(work: Work[S], layers: Sequence[Watched]) -> list[Watched]:
+def _order(
+    calibration: Calibration[S], layers: Sequence[TargetLayer]
+) -> list[TargetLayer]:
     """The layers in the order in which the model first runs them."""
-    seen: dict[Watched, None] = {}
-    first = {name: value[:1] for name, value in work.batches[0].items()}
+    seen: dict[TargetLayer, None] = {}
+    first = {name: value[:1] for name, value in calibration.batches[0].items()}
     note = {layer: partial(_note, seen, layer) for layer in layers}
-    with hooked(note):
-        run_model(work.model, first)
+    with input_hooks(note):
+        run_model(calibration.model, first)
     missing = [layer for layer in layers if layer not in seen]
     if missing:
         raise InputError(
@@ -92,14 +96,14 @@ def _order(work: Work[S], layers: Sequence[Watched]) -> list[Watched]:
     return list(seen)
 
 
-def _note(seen: dict[Watched, None], layer: Watched, x: Tensor) -> None:
+def _note(seen: dict[TargetLayer, None], layer: TargetLayer, x: Tensor) -> None:
     seen.setdefault(layer)
 
 
-def _chains_together(
-    order: Sequence[Watched], inside: Mapping[nn.Module, int]
-) -> Iterator[Watched]:
-    """The same order, but each chain as a whole where its first layer stands."""
+def _block_lists_together(
+    order: Sequence[TargetLayer], inside: Mapping[nn.Module, int]
+) -> Iterator[TargetLayer]:
+    """The same order, but each list of blocks as a whole at its first layer's place."""
     started: set[int] = set()
     for layer in order:
         number = inside.get(layer.module)
@@ -111,14 +115,14 @@ def _chains_together(
 
 
 def run_model(model: nn.Module, batch: Batch) -> None:
-    """Run a batch and tell in one line what the model raises on it.
+    """Run a batch; what the model raises on it becomes one line.
 
     Raises:
         InputError: It raises.
     """
     try:
         model(**batch)
-    except (_Reached, MemoryError):
+    except (StopForward, MemoryError):
         raise
     except Exception as error:
         said = (str(error).strip().splitlines() or [""])[0]
@@ -128,47 +132,47 @@ def run_model(model: nn.Module, batch: Batch) -> None:
         ) from error
 
 
-def _prune_chain(
-    work: Work[S], blocks: list[nn.Module], layers: Sequence[Watched]
+def _prune_blocks(
+    calibration: Calibration[S], blocks: list[nn.Module], layers: Sequence[TargetLayer]
 ) -> bool:
     """Prune block by block; False if the blocks do not simply feed each other."""
-    mains, calls = _Aside(work.folder), []  # of each batch
-    with mains:
+    inputs, calls = _BlockInputs(calibration.folder), []  # of each batch
+    with inputs:
         try:
-            for batch in work.batches:
-                recorded = record(work.model, blocks, batch)
-                mains.add(recorded.main)
+            for batch in calibration.batches:
+                recorded = record_calls(calibration.model, blocks, batch)
+                inputs.add(recorded.main)
                 calls.append(recorded.calls)
-        except NotAChainError:
+        except NotSequentialError:
             return False
-        mains.turn()
+        inputs.next_block()
         for number, block in enumerate(blocks):
             own = set(block.modules())
             inside = [layer for layer in layers if layer.module in own]
             passes = [
                 partial(of_batch[number].run, block, main)
-                for of_batch, main in zip(calls, mains.ready, strict=True)
+                for of_batch, main in zip(calls, inputs.current, strict=True)
             ]
             if inside:
                 log.info(
                     "block %d of %d: %d layers", number + 1, len(blocks), len(inside)
                 )
-                _prune_group(work, inside, passes)
+                _prune_group(calibration, inside, passes)
             if number + 1 < len(blocks):
                 for run in passes:
-                    mains.add(run())
-                mains.turn()
+                    inputs.add(run())
+                inputs.next_block()
     return True
 
 
-class _Aside:
-    """What enters a block, of each batch, on the disk; and what leaves it."""
+class _BlockInputs:
+    """What enters a block for each batch, on the disk, and what leaves it."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._files = [Spill(folder)]
-        self._coming: list[Tensor] = []
-        self.ready: list[Tensor] = []
+        self._next: list[Tensor] = []
+        self.current: list[Tensor] = []
 
     def __enter__(self) -> None: ...
 
@@ -177,52 +181,55 @@ class _Aside:
             file.close()
 
     def add(self, main: Tensor) -> None:
-        """Put aside what leaves a block."""
-        self._coming.append(mapped_tensor(self._files[-1].add(to_array(main))))
+        """Store what leaves a block."""
+        self._next.append(mapped_tensor(self._files[-1].add(to_array(main))))
 
-    def turn(self) -> None:
-        """What left one block enters the next."""
-        self.ready, self._coming = self._coming, []
+    def next_block(self) -> None:
+        """Take what left one block as the inputs of the next."""
+        self.current, self._next = self._next, []
         for file in self._files[:-1]:
             file.close()
         self._files = [self._files[-1], Spill(self._folder)]
 
 
-def _prune_by_parent(work: Work[S], layers: Sequence[Watched]) -> None:
+def _prune_by_parent(
+    calibration: Calibration[S], layers: Sequence[TargetLayer]
+) -> None:
     """Prune the layers of each module together, by passes of the whole model."""
     parents = groupby(layers, lambda layer: layer.name.split(".")[:-2])
     for _, group in parents:
         members = list(group)
         passes = [
-            partial(_as_far_as, work.model, batch, members) for batch in work.batches
+            partial(_as_far_as, calibration.model, batch, members)
+            for batch in calibration.batches
         ]
-        _prune_group(work, members, passes)
+        _prune_group(calibration, members, passes)
 
 
-def _as_far_as(model: nn.Module, batch: Batch, layers: Sequence[Watched]) -> None:
+def _as_far_as(model: nn.Module, batch: Batch, layers: Sequence[TargetLayer]) -> None:
     """Run a batch until each of ``layers`` was called."""
     waiting = set(layers)
 
-    def reached(layer: Watched, x: Tensor) -> None:
+    def reached(layer: TargetLayer, x: Tensor) -> None:
         waiting.discard(layer)
         if not waiting:
-            raise _Reached
+            raise StopForward
 
     try:
-        with hooked({layer: partial(reached, layer) for layer in layers}):
+        with input_hooks({layer: partial(reached, layer) for layer in layers}):
             run_model(model, batch)
-    except _Reached:
+    except StopForward:
         pass
 
 
 def _prune_group(
-    work: Work[S],
-    layers: Sequence[Watched],
+    calibration: Calibration[S],
+    layers: Sequence[TargetLayer],
     passes: Sequence[Callable[[], object]],
 ) -> None:
-    statistics = gather(layers, work.make, passes)
+    statistics = collect_statistics(layers, calibration.new_statistics, passes)
     for layer in layers:
         found = statistics[layer.name]
         if found.unused:
             log.info("%s: %d inputs were never active", layer.name, found.unused)
-        work.prune(layer, found)
+        calibration.prune(layer, found)

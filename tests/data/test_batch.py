@@ -7,8 +7,12 @@ import torch
 from data.written import write_cifar10, write_sst2, write_tokenizer
 
 from step_cli.config.data import DataSection
-from step_cli.data.batch import Dataset, TensorSplit
-from step_cli.data.identity import LOOKED_AT, identity_of
+from step_cli.data.batch import (
+    FINGERPRINT_SAMPLES,
+    Dataset,
+    TensorSplit,
+    fingerprint_of,
+)
 from step_cli.data.load import load_data
 
 
@@ -19,27 +23,27 @@ def load(path: Path, **more: object) -> Dataset:
 def test_the_same_data_at_another_place_are_the_same(tmp_path: Path) -> None:
     here = write_cifar10(tmp_path / "here")
     shutil.copytree(here, tmp_path / "there")
-    assert identity_of(load(here)) == identity_of(load(tmp_path / "there"))
-    assert identity_of(load(here))["train"]["samples"] == 24
+    assert fingerprint_of(load(here)) == fingerprint_of(load(tmp_path / "there"))
+    assert fingerprint_of(load(here))["train"]["samples"] == 24
 
 
 def test_another_pixel_label_or_sample_is_seen(tmp_path: Path) -> None:
     path = write_cifar10(tmp_path / "cifar")
-    begun = identity_of(load(path))
+    begun = fingerprint_of(load(path))
     raw = bytearray((path / "data_batch_1.bin").read_bytes())
     raw[100] ^= 1
     (path / "data_batch_1.bin").write_bytes(raw)
-    assert identity_of(load(path))["train"] != begun["train"]
-    assert identity_of(load(path))["held_out"] == begun["held_out"]
+    assert fingerprint_of(load(path))["train"] != begun["train"]
+    assert fingerprint_of(load(path))["held_out"] == begun["held_out"]
     (path / "test_batch.bin").write_bytes((path / "test_batch.bin").read_bytes()[:3073])
-    assert identity_of(load(path))["held_out"]["samples"] == 1
+    assert fingerprint_of(load(path))["held_out"]["samples"] == 1
 
 
 def test_another_tokenizer_is_seen(tmp_path: Path) -> None:
     path, tokenizer = write_sst2(tmp_path / "sst2"), write_tokenizer(tmp_path / "t")
-    assert identity_of(load(path)) == identity_of(load(path, tokenizer="bytes"))
+    assert fingerprint_of(load(path)) == fingerprint_of(load(path, tokenizer="bytes"))
     other = load(path, tokenizer=str(tokenizer))
-    assert identity_of(load(path)) != identity_of(other)
+    assert fingerprint_of(load(path)) != fingerprint_of(other)
 
 
 def test_large_splits_are_looked_at_in_a_few_places() -> None:
@@ -51,6 +55,6 @@ def test_large_splits_are_looked_at_in_a_few_places() -> None:
             return super().__getitem__(index)
 
     split = Counted({"x": torch.arange(10_000)}, torch.zeros(10_000))
-    identity = identity_of(Dataset(split, TensorSplit({}, torch.zeros(1))))
+    identity = fingerprint_of(Dataset(split, TensorSplit({}, torch.zeros(1))))
     assert identity["train"]["samples"] == 10_000
-    assert Counted.looked_at == LOOKED_AT
+    assert Counted.looked_at == FINGERPRINT_SAMPLES

@@ -16,7 +16,7 @@ from data.written import (
 )
 
 from step_cli.config.data import DataSection
-from step_cli.data.kind import kind_of
+from step_cli.data.files import kind_of
 from step_cli.data.load import load_data
 from step_cli.errors import InputError, UsageError
 

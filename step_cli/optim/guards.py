@@ -1,0 +1,259 @@
+"""What cannot work is refused in one line: at the start, on loading, in a step."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from step_cli.autoswitch.autoswitch import SwitchRule
+from step_cli.errors import UsageError, nearest
+from step_cli.nm.pattern import NMPattern, NMSpec
+from step_cli.optim.adam import EpsMode
+from step_cli.optim.recipe import Recipe
+from step_cli.optim.weights import Weight, spec_of
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+MODES = {"eps_mode": ("outside", "inside"), "v_correction": ("at_switch", "none")}
+ON_META = "the optimizer was built on the meta device: build it after to_empty()"
+
+Groups = Sequence[dict[str, Any]]
+
+
+# ------------------------------------------------------------------ before state exists
+
+
+def refuse_unknown(**chosen: str) -> None:
+    """Refuse what is no mode of an option, which would pass for another.
+
+    Raises:
+        UsageError: One is none.
+    """
+    for option, mode in chosen.items():
+        if mode not in MODES[option]:
+            raise UsageError(f"no {option} {mode!r}{nearest(mode, MODES[option])}")
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Make the group axis of a sparse group non-negative; refuse what is none.
+
+    Raises:
+        UsageError: Pattern and axis are not both there, or not what they should be; a
+            parameter is complex.
+    """
+    if any(p.is_complex() for p in group["params"]):
+        raise UsageError("complex parameters: give them to an optimizer of their own")
+    pattern, axis = group.get("pattern"), group.get("axis")
+    if pattern is None:
+        return
+    if not all(p.dtype in DTYPES for p in group["params"]):
+        raise UsageError("a param group with a pattern takes fp64, fp32, bf16 or fp16")
+    if not isinstance(pattern, str | NMPattern) or type(axis) is not int:
+        raise UsageError(
+            "a param group with a pattern needs it as text such as '2:4', and an axis "
+            f"as a number; got pattern={pattern!r}, axis={axis!r}"
+        )
+    ranks = {p.dim() for p in group["params"]}
+    if axis < 0 and len(ranks) == 1:
+        group["axis"] = axis % max(1, ranks.pop())
+
+
+def refuse_impossible(
+    base: Optimizer,
+    recipe: Recipe,
+    switch: SwitchRule | None,
+    eps_mode: EpsMode,
+    total_steps: int | None,
+) -> None:
+    """Refuse a base optimizer, recipe and switch that cannot work together.
+
+    Raises:
+        UsageError: They cannot.
+    """
+    name, groups = type(recipe).__name__, base.param_groups
+    adam = isinstance(base, torch.optim.Adam)
+    if isinstance(base, torch.optim.LBFGS):
+        raise UsageError("LBFGS evaluates the loss within its step: use another")
+    if any(group.get("maximize") for group in groups):
+        raise UsageError("maximize: negate the loss instead, as masks minimise")
+    if any(group.get("differentiable") for group in groups):
+        raise UsageError("differentiable: leave it off, as masks have no derivative")
+    frozen = not recipe.after.learn_variance
+    if not adam and (frozen or eps_mode == "inside"):
+        raise UsageError(f"{name} freezes Adam's variance: use Adam or AdamW")
+    if adam and any(group["amsgrad"] for group in groups):
+        raise UsageError("amsgrad keeps a second variance: leave it off")
+    if frozen and any(
+        group["weight_decay"] and not group["decoupled_weight_decay"]
+        for group in groups
+    ):
+        raise UsageError(
+            "Adam's weight decay enters the variance that STEP freezes: use AdamW"
+        )
+    if recipe.switches and switch is None:
+        raise UsageError(f"{name} needs a switch point: give a step or total_steps")
+    if recipe.inner_recipe.needs_total_steps and total_steps is None:
+        raise UsageError(f"{name} follows a schedule: give total_steps")
+    if frozen and switch is not None and switch.first_step < 1:
+        raise UsageError("switch at step 0: the variance has seen no gradient yet")
+    sparse = recipe.before.sparse or recipe.after.sparse
+    if sparse and not any(group.get("pattern") for group in groups):
+        raise UsageError("no parameter carries a pattern: no eligible layer found")
+
+
+# --------------------------------------------------------------------------- on loading
+
+
+def refuse_foreign(mine: Groups, saved: Groups, recipe: Recipe) -> None:
+    """Refuse the groups of a state that was saved by something else.
+
+    Args:
+        mine: Those of the optimizer that is to go on.
+        saved: Those of the state.
+        recipe: The recipe of that optimizer.
+
+    Raises:
+        UsageError: The state is of another optimizer, recipe, model or pattern.
+    """
+    if not saved or "switch_reason" not in saved[0]:
+        raise UsageError(
+            "the state is not of this optimizer: it knows no phase; load the model's "
+            "weights and begin anew, or dense with the recipe 'dense'"
+        )
+    there, here = ([len(group["params"]) for group in each] for each in (saved, mine))
+    if there != here:
+        raise UsageError(
+            f"the state is of groups of {there} parameters, these are of {here}"
+        )
+    theirs, ours = saved[0].get("recipe"), recipe.name
+    if theirs not in (None, ours):
+        raise UsageError(
+            f"the state was saved by {theirs}, this optimizer is for {ours}: load the "
+            "model's weights and begin anew"
+        )
+    for group, other in zip(mine, saved, strict=True):
+        if spec_of(group) != spec_of(other):
+            raise UsageError(
+                f"the state was saved for {_spec_text(other)}, this optimizer is for "
+                f"{_spec_text(group)}"
+            )
+
+
+def _spec_text(group: dict[str, Any]) -> str:
+    spec = spec_of(group)
+    return f"{spec.pattern} along axis {spec.axis}" if spec else "dense weights"
+
+
+def check_saved(
+    own: Mapping[str, Any], saved: Mapping[str, Any], index: object
+) -> None:
+    """Refuse a saved state that lacks something, or is of another shape.
+
+    Raises:
+        UsageError: It does.
+    """
+    for key, value in own.items():
+        if key not in saved:
+            raise UsageError(f"the state lacks {key!r} of parameter {index}")
+        if isinstance(value, Tensor) and value.shape != saved[key].shape:
+            shapes = f"{list(saved[key].shape)}, not {list(value.shape)}"
+            raise UsageError(f"{key!r} of parameter {index} in the state is {shapes}")
+
+
+# ---------------------------------------------------------------------------- in a step
+
+
+def is_exchanged(groups: Groups, state: Mapping[Tensor, Any]) -> bool:
+    """Whether other parameters than those it was built with stand in the groups."""
+    return any(
+        "dense" not in state.get(p, {})
+        for group in groups
+        if group.get("pattern") is not None
+        for p in group["params"]
+    )
+
+
+def check_parameters(groups: Groups, state: Mapping[Tensor, Any]) -> None:
+    """Refuse parameters that the optimizer has no state for, or that have no values.
+
+    Raises:
+        UsageError: There are some.
+    """
+    if any(p.is_meta for group in groups for p in group["params"]):
+        raise UsageError(ON_META)
+    if is_exchanged(groups, state):
+        raise UsageError(
+            "the optimizer's parameters were exchanged, as wrappers do that shard: "
+            "build it after wrapping, or call adopt() before the first step if "
+            "nothing is pruned yet"
+        )
+
+
+def check_moved(w: Weight) -> None:
+    """Refuse a parameter whose dtype has changed, or whose state has no values.
+
+    Raises:
+        UsageError: One of the two.
+    """
+    if w.param.dtype != w.dtype:
+        raise UsageError(
+            f"parameters of {w.dtype} became {w.param.dtype}: build the optimizer "
+            "after changing the model's dtype"
+        )
+    if any(isinstance(v, Tensor) and v.is_meta for v in w.state.values()):
+        raise UsageError(ON_META)
+
+
+def check_weights(
+    weights: Sequence[Weight], groups: Groups, view: Callable[[Weight], Tensor]
+) -> None:
+    """Refuse weights that were changed, and gradients that leave most rows out.
+
+    Args:
+        weights: All of them; where the model was written with what it held, as by a
+            wrapper that broadcasts, the version is taken over.
+        groups: The optimizer's.
+        view: What the model is to hold of a weight.
+
+    Raises:
+        UsageError: There is one.
+    """
+    for w in weights:
+        if w.apart and w.version != w.present_version:
+            if not holds_view(w, view):
+                raise UsageError(
+                    "a weight was changed behind the optimizer's back: build the "
+                    "optimizer after loading and wrapping, or call adopt()"
+                )
+            w.version = w.present_version
+        grad = w.param.grad
+        needs_all_rows = w.spec is not None or "betas" in groups[w.group]
+        if grad is not None and grad.layout is not torch.strided and needs_all_rows:
+            raise UsageError(
+                "a gradient is sparse, as Embedding(sparse=True) gives it: leave that "
+                "off"
+            )
+
+
+@torch.no_grad()
+def holds_view(w: Weight, view: Callable[[Weight], Tensor]) -> bool:
+    """Whether the model holds of a weight what the optimizer has put there."""
+    if w.version == w.present_version:
+        return True
+    return torch.equal(w.shown, view(w).to(w.shown.dtype))
+
+
+def refuse_unwired(
+    inner: Recipe, sparse_parameters: Iterable[tuple[Tensor, NMSpec]]
+) -> None:
+    """Refuse a recipe that changes the backward pass of layers it was not given.
+
+    Raises:
+        UsageError: It does.
+    """
+    if any(inner.backward(spec) is not None for _, spec in sparse_parameters):
+        raise UsageError(
+            f"{type(inner).__name__} changes the backward pass of layers: "
+            "give the module, or call optimizer.rewire(module)"
+        )
