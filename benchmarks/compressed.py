@@ -29,8 +29,7 @@ from step_cli.formats.compressed.codec import (
 )
 from step_cli.formats.compressed.writer import save_compressed
 from step_cli.formats.open import open_checkpoint
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 
 BAR = 0.4  # GB/s for fp16 2:4, from the issue
 SHAPE = (8192, 4096)
@@ -59,7 +58,7 @@ def main() -> None:
 
 
 def measure(dtype: str, pattern: str, axis: int, runs: int) -> dict:
-    layout = Layout(SHAPE, LayerPlan(NMPattern.parse(pattern), axis))
+    layout = Layout(SHAPE, NMSpec(NMPattern.parse(pattern), axis))
     array = sparse(layout).astype(dtype)
     plan = {"w": layout.plan}
     tensors = [NamedTensor("w", dtype, SHAPE, lambda: array)]

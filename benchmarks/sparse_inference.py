@@ -20,8 +20,7 @@ import step_cli
 from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed.writer import save_compressed
 from step_cli.formats.pytorch.arrays import to_array
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 
 LAYERS = {  # [out, in]
     "GPT-2 XL up": (6400, 1600),
@@ -102,7 +101,7 @@ def through_a_file(weight: Tensor, device: torch.device) -> Tensor:
     stored = NamedTensor("weight", array.dtype.name, array.shape, lambda: array)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weight.safetensors"
-        save_compressed(path, [stored], {"weight": LayerPlan(NMPattern(2, 4), 1)})
+        save_compressed(path, [stored], {"weight": NMSpec(NMPattern(2, 4), 1)})
         return step_cli.load_compressed(path, device)["weight"]
 
 

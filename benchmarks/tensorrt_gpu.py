@@ -190,8 +190,7 @@ def save_pruned(folder: Path, model: Any) -> Path:
     from step_cli.formats.plan import KEY, plan_json
     from step_cli.formats.pytorch.arrays import to_array
     from step_cli.formats.safetensors.writer import save_safetensors
-    from step_cli.nm.pattern import NMPattern
-    from step_cli.nm.plan import LayerPlan
+    from step_cli.nm.pattern import NMPattern, NMSpec
     from step_cli.nm.weight_rule import default_axis, weight_skip_reason
     from step_cli.optim.mask import nm_mask
 
@@ -205,7 +204,7 @@ def save_pruned(folder: Path, model: Any) -> Path:
             whole = weight.ndim > 1 and weight.shape[axis] % 4 == 0
             if whole and weight_skip_reason(name, "float32", weight.shape) is None:
                 weight.mul_(nm_mask(weight.abs(), "2:4", axis))
-                plan[name] = LayerPlan(NMPattern(2, 4), axis)
+                plan[name] = NMSpec(NMPattern(2, 4), axis)
     path = folder / "m.safetensors"
     state = {name: to_array(value) for name, value in model.state_dict().items()}
     save_safetensors(path, state, {KEY: plan_json(plan)})

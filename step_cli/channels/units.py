@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from step_cli.channels.axes import Axis, factors, find, leaves
 from step_cli.channels.flow import Flow, Value
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMSpec, Plan
 
 Array = npt.NDArray[Any]
 Index = npt.NDArray[np.int64]
@@ -138,7 +138,7 @@ def find_units(
     return units, why
 
 
-def _may_move(found: Occurrence, promised: LayerPlan) -> bool:
+def _may_move(found: Occurrence, promised: NMSpec) -> bool:
     """Whether an order of the leaf changes what groups hold, and none crosses it."""
     m = promised.pattern.m
     whole = found.leaf.size % m == 0 and not (found.starts % m).any()
@@ -147,7 +147,7 @@ def _may_move(found: Occurrence, promised: LayerPlan) -> bool:
     )
 
 
-def _reason(found: Iterable[Occurrence], promised: LayerPlan) -> str:
+def _reason(found: Iterable[Occurrence], promised: NMSpec) -> str:
     for occurrence in found:
         if occurrence.leaf.fixed is not None:
             return occurrence.leaf.fixed

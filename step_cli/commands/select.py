@@ -7,7 +7,7 @@ from step_cli.config.commands import SelectionConfig
 from step_cli.errors import StepError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.plan import read_plan
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import Plan
 from step_cli.nm.selection import Chosen
 from step_cli.reports import SkippedTensor
 

@@ -20,8 +20,7 @@ from pydantic import (
 )
 
 from step_cli.errors import OutputError
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import NMPattern, Plan
 from step_cli.nm.selection import Selection, parse_axis
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from step_cli.formats.files.mapped_file import MappedFile
 from step_cli.nm.groups import Weights
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import Plan
 
 
 @dataclass(frozen=True)

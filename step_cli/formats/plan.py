@@ -7,8 +7,7 @@ from typing import Any
 
 from step_cli.errors import InputError
 from step_cli.formats.files.json_text import json_object, read_json
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 
 KEY = "step_cli.plan"  # in safetensors metadata and ONNX metadata_props
 FILE = "nm_plan.json"  # in a directory; FILE.nm_plan.json beside a .pt
@@ -79,7 +78,7 @@ def _check_schema(schema: object, file: object) -> None:
         )
 
 
-def _layer(name: str, layer: object, file: object) -> LayerPlan:
+def _layer(name: str, layer: object, file: object) -> NMSpec:
     if not isinstance(layer, dict):
         raise InputError("its plan is not an object", file=file, tensor=name)
     pattern, axis = layer.get("pattern"), layer.get("axis")
@@ -92,6 +91,6 @@ def _layer(name: str, layer: object, file: object) -> LayerPlan:
             tensor=name,
         )
     try:
-        return LayerPlan(NMPattern.parse(pattern), axis)
+        return NMSpec(NMPattern.parse(pattern), axis)
     except ValueError as error:
         raise InputError(f"its plan: {error}", file=file, tensor=name) from None

@@ -33,7 +33,7 @@ from step_cli.formats.pytorch.reader import open_torch, plan_path
 from step_cli.formats.pytorch.rewriter import rewrite_torch
 from step_cli.formats.safetensors.reader import open_safetensors
 from step_cli.formats.safetensors.rewriter import rewrite_safetensors
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import Plan
 
 DIRECTORIES = ("huggingface", "run")
 

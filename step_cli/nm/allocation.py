@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from step_cli.errors import UsageError
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import NMPattern, Plan
 
 
 def allowed(m: int) -> list[int]:

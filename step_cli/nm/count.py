@@ -18,7 +18,7 @@ from step_cli.nm.groups import (
     Weights,
     count_in_groups,
 )
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMSpec
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -64,7 +64,7 @@ class Job:
     """One tensor to count: its data, what it promises, and how strictly."""
 
     weights: Weights
-    plan: LayerPlan
+    plan: NMSpec
     exact: bool = False
 
 

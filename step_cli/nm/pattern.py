@@ -1,4 +1,7 @@
-"""The N:M pattern: at most N of each M consecutive weights are non-zero."""
+"""The N:M pattern: at most N of each M consecutive weights are non-zero.
+
+A plan says which tensor has which pattern along which axis.
+"""
 
 import re
 from dataclasses import dataclass
@@ -66,3 +69,14 @@ class NMPattern:
 
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"
+
+
+@dataclass(frozen=True)
+class NMSpec:
+    """What one weight promises: its pattern, and the axis its groups run along."""
+
+    pattern: NMPattern
+    axis: int
+
+
+Plan = dict[str, NMSpec]  # by tensor name

@@ -16,7 +16,7 @@ from step_cli.nm.groups import Mask, Scratch, Weights, index_of
 from step_cli.nm.magnitude import FLOATS, INTEGERS, float_magnitude, magnitude_sum
 from step_cli.nm.mask import from_planes, keep_planes, to_planes
 from step_cli.nm.mask_words import WORDS, keep_side_by_side
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMSpec
 from step_cli.nm.pruned import Pruned
 from step_cli.nm.threads import in_order, own_scratch
 
@@ -44,7 +44,7 @@ class OneShot:
     def __init__(
         self,
         weights: Weights,
-        plan: LayerPlan,
+        plan: NMSpec,
         *,
         name: str,
         seed: int | None = None,

@@ -11,8 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Generic, TypeVar
 
 from step_cli.errors import InputError, NothingSelectedError, UsageError
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.nm.weight_rule import (
     Described,
     Description,
@@ -53,7 +52,7 @@ class Chosen(Generic[T]):
         warnings: Sentences for the user.
     """
 
-    layers: list[tuple[T, LayerPlan]] = field(default_factory=list)
+    layers: list[tuple[T, NMSpec]] = field(default_factory=list)
     skipped: list[tuple[T, SkipReason]] = field(default_factory=list)
     unchecked: list[T] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -158,14 +157,14 @@ class Selection:
         chosen.skipped.append((tensor, reason))
         chosen.unchecked.append(tensor)
 
-    def _layer_plan(self, tensor: Described) -> LayerPlan:
+    def _layer_plan(self, tensor: Described) -> NMSpec:
         planned = self.plan.get(tensor.name) if self.plan else None
         own = [given for glob, given in self.patterns if matches(tensor.name, glob)]
         pattern = own[0] if own else self.pattern
         pattern = pattern or (planned.pattern if planned else DEFAULT_PATTERN)
-        return LayerPlan(pattern, self._axis(tensor, planned))
+        return NMSpec(pattern, self._axis(tensor, planned))
 
-    def _axis(self, tensor: Described, planned: LayerPlan | None) -> int:
+    def _axis(self, tensor: Described, planned: NMSpec | None) -> int:
         rank = len(tensor.shape)
         given = [axis for glob, axis in self.axes if matches(tensor.name, glob)]
         axis = given[-1] if given else planned.axis if planned else tensor.axis

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from step_cli.nm.count import Job
 from step_cli.nm.diagnosis import holds_pattern
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.nm.weight_rule import Described, default_axis, output_axis
 
 TWO_FOUR = NMPattern(2, 4)
@@ -43,13 +42,13 @@ def tensorrt_view(tensor: Described, job: Job, *, holds: bool) -> View:
     return _view(tensor, axis, is_two_four=found)
 
 
-def planned_view(tensor: Described, plan: LayerPlan) -> View:
+def planned_view(tensor: Described, plan: NMSpec) -> View:
     """Judge one layer by what it promises, without its data."""
     axis = _input_axis(tensor)
     return _view(tensor, axis, is_two_four=planned_two_four(plan, axis))
 
 
-def planned_two_four(plan: LayerPlan, axis: int) -> bool:
+def planned_two_four(plan: NMSpec, axis: int) -> bool:
     """Whether what holds ``plan`` is 2:4 along ``axis``."""
     return plan.axis == axis and implies_two_four(plan.pattern)
 

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from step_cli.errors import NonFiniteError, UsageError
 from step_cli.nm.groups import Mask
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.oneshot.layer_matrix import LayerMatrix
 from step_cli.oneshot.sparsegpt import InputHessian, SingularError, sparsegpt_prune
 from step_cli.oneshot.wanda import input_norms, wanda_scores
@@ -84,7 +83,7 @@ def wanda_keep(
     weight: Tensor,
     view: LayerMatrix,
     seen: InputNorms,
-    plan: LayerPlan,
+    plan: NMSpec,
     choose: Callable[[Tensor], Mask] | None = None,
 ) -> Mask:
     """Which weights Wanda keeps: those with the highest scores, and all that comply.
@@ -110,7 +109,7 @@ def wanda_keep(
 
 
 def sparsegpt_weight(
-    weight: Tensor, view: LayerMatrix, seen: InputHessians, plan: LayerPlan
+    weight: Tensor, view: LayerMatrix, seen: InputHessians, plan: NMSpec
 ) -> Tensor:
     """The pruned and updated weight of a layer, in its own shape and dtype.
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from step_cli.errors import UsageError
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMSpec
 from step_cli.optim.mask import check_groups
 from step_cli.optim.masters import is_master, master_copy
 from step_cli.optim.param_groups import check_group, named, plan_of, refuse_foreign
@@ -92,7 +92,7 @@ class DenseOwner(Optimizer):
     def _clock(self) -> dict[str, Any]:
         return self.param_groups[0]
 
-    def sparse_parameters(self) -> Iterator[tuple[Tensor, LayerPlan]]:
+    def sparse_parameters(self) -> Iterator[tuple[Tensor, NMSpec]]:
         """Each parameter that is to become N:M, with its pattern and axis."""
         for group in self.param_groups:
             plan = plan_of(group)
@@ -111,7 +111,7 @@ class DenseOwner(Optimizer):
         # By rule and not by address: a wrapper may move a parameter's memory.
         return not is_master(p) or (self.rules.sparse and "dense" in self.state[p])
 
-    def _with_own_master(self) -> Iterator[tuple[Tensor, LayerPlan | None]]:
+    def _with_own_master(self) -> Iterator[tuple[Tensor, NMSpec | None]]:
         """Each parameter whose dense weights lie outside it, and its plan."""
         for group in self.param_groups:
             plan = plan_of(group)
@@ -181,7 +181,7 @@ class DenseOwner(Optimizer):
                 self.state[p] = {**in_full(self.state.get(p, {})), **made}
         self._own_keys = {"dense", *self._memory_keys}  # the base never sees them
 
-    def _create_memory(self, p: Tensor, plan: LayerPlan) -> dict[str, Tensor]:
+    def _create_memory(self, p: Tensor, plan: NMSpec) -> dict[str, Tensor]:
         part = local(master_copy(p))
         return {
             key: split_like(value, p) if value.shape == part.shape else value

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from step_cli.errors import UsageError
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMSpec, Plan
 from step_cli.nm.selection import Chosen, Description, Selection
 from step_cli.optim.backward import is_conv1d
 
@@ -63,7 +63,7 @@ def param_groups(model: nn.Module, plan: Plan) -> list[dict[str, object]]:
 
     One group for each pattern and axis, carrying both, and one for the dense rest.
     """
-    groups: dict[LayerPlan | None, list[tuple[str, Tensor]]] = {}
+    groups: dict[NMSpec | None, list[tuple[str, Tensor]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault(plan.get(name), []).append((name, parameter))
@@ -78,7 +78,7 @@ def density(weights: Mapping[str, Tensor], plan: Plan) -> float:
 
 
 def _group(
-    layer: LayerPlan | None, members: list[tuple[str, Tensor]]
+    layer: NMSpec | None, members: list[tuple[str, Tensor]]
 ) -> dict[str, object]:
     if layer is None:
         return {"params": members}

@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from step_cli.autoswitch.autoswitch import SwitchRule, VarianceSample
 from step_cli.errors import NonFiniteError, UsageError
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMSpec
 from step_cli.optim.adam import EpsMode, adam_step
 from step_cli.optim.finite_watch import FiniteWatch, said_if_it_overflows
 from step_cli.optim.mask_watch import MaskWatch
@@ -194,7 +194,7 @@ class SparseOptimizer(SparseView):
         return type(self.base).__module__.startswith("torch.optim.")
 
     def _grad(
-        self, p: Tensor, dense: Tensor, plan: LayerPlan | None, rules: Phase
+        self, p: Tensor, dense: Tensor, plan: NMSpec | None, rules: Phase
     ) -> Tensor | None:
         """The gradient for the dense weights, as the recipe wants it."""
         given = local_grad(p)

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 
 from step_cli.errors import UsageError
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.optim.recipe import Recipe
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -15,11 +14,11 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Groups = Sequence[dict[str, Any]]
 
 
-def plan_of(group: dict[str, Any]) -> LayerPlan | None:
+def plan_of(group: dict[str, Any]) -> NMSpec | None:
     """What a group of parameters promises; None for a dense one."""
     if group.get("pattern") is None:
         return None
-    return LayerPlan(NMPattern.parse(str(group["pattern"])), int(group["axis"]))
+    return NMSpec(NMPattern.parse(str(group["pattern"])), int(group["axis"]))
 
 
 def check_group(group: dict[str, Any]) -> None:

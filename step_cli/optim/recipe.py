@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMSpec, Plan
 from step_cli.optim.backward import Backward
 from step_cli.optim.mask import magnitude_mask, masked
 
@@ -49,7 +49,7 @@ class Layer:
     """
 
     dense: Tensor
-    plan: LayerPlan
+    plan: NMSpec
     age: int = 0
     start: int = 0
     total_steps: int | None = None
@@ -95,7 +95,7 @@ class Recipe:
         """5. Which pattern is each weight to have, seen all together?"""
         return plan
 
-    def memory(self, dense: Tensor, plan: LayerPlan) -> dict[str, Tensor]:
+    def memory(self, dense: Tensor, plan: NMSpec) -> dict[str, Tensor]:
         """6. Which tensors are kept for a weight, and saved with the optimizer?
 
         Of at least one dimension each; made once, before the first step.
@@ -126,7 +126,7 @@ class Recipe:
         """
         return grad
 
-    def backward(self, plan: LayerPlan) -> Backward | None:
+    def backward(self, plan: NMSpec) -> Backward | None:
         """11. How does the layer's own backward pass differ? None: not at all."""
         return None
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from step_cli.errors import UsageError
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMSpec
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -65,7 +65,7 @@ def version(p: Tensor) -> tuple[int, int]:
     return p._version, local(p)._version
 
 
-def check_shards(p: Tensor, plan: LayerPlan) -> None:
+def check_shards(p: Tensor, plan: NMSpec) -> None:
     """Refuse a split that would cut groups; the same answer on every process.
 
     Raises:
@@ -92,7 +92,7 @@ def check_shards(p: Tensor, plan: LayerPlan) -> None:
         )
 
 
-def whole_axis(shape: tuple[int, ...], plan: LayerPlan, processes: int) -> int | None:
+def whole_axis(shape: tuple[int, ...], plan: NMSpec, processes: int) -> int | None:
     """Along which axis FSDP2 can split a weight so that no group is cut.
 
     Returns:

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from step_cli.errors import UsageError
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMSpec
 from step_cli.optim.backward import RewiredForward, rewire
 from step_cli.optim.compiled import can_compile
 from step_cli.optim.compiled_mask import compiled_project
@@ -114,7 +114,7 @@ class SparseView(DenseOwner):
                 local(p).copy_(self._view(p, plan))
             self._versions[p] = version(p)
 
-    def _project_compiled(self, p: Tensor, plan: LayerPlan | None) -> bool:
+    def _project_compiled(self, p: Tensor, plan: NMSpec | None) -> bool:
         """Project plainly by a compiled kernel; False where that is not the rule."""
         learner, shown, dense = type(self.recipe.learner), local(p), self._dense(p)
         plain = learner.project is Recipe.project and learner.keep is Recipe.keep
@@ -132,19 +132,19 @@ class SparseView(DenseOwner):
         kinds = {p.device.type for p, _ in self.sparse_parameters()}
         return wanted and all(map(can_compile, kinds))
 
-    def _view(self, p: Tensor, plan: LayerPlan | None) -> Tensor:
+    def _view(self, p: Tensor, plan: NMSpec | None) -> Tensor:
         """What the model is to hold of ``p`` under the present rules."""
         if plan is None or not self.rules.sparse:
             return self._dense(p)
         return self._projected(p, plan)
 
-    def _projected(self, p: Tensor, plan: LayerPlan) -> Tensor:
+    def _projected(self, p: Tensor, plan: NMSpec) -> Tensor:
         dense = self._dense(p)
         if not dense.numel():
             return dense  # more processes than rows: this one has no shard
         return self.recipe.learner.project(self._layer(p, plan))
 
-    def _twin(self, p: Tensor, plan: LayerPlan) -> Tensor:
+    def _twin(self, p: Tensor, plan: NMSpec) -> Tensor:
         """What the model would hold if the recipe pruned it now, for good."""
         learner, dense = self.recipe.learner, self._dense(p)
         memory = learner.memory(dense, plan)
@@ -156,7 +156,7 @@ class SparseView(DenseOwner):
         return learner.project(replace(layer, age=end))
 
     def _layer(
-        self, p: Tensor, plan: LayerPlan, *, fresh: bool = False, ago: int = 0
+        self, p: Tensor, plan: NMSpec, *, fresh: bool = False, ago: int = 0
     ) -> Layer:
         """What the recipe is told of ``p``, or was ``ago`` steps ago."""
         state, start = self.state[p], int(self._clock["switch_step"])
@@ -186,7 +186,7 @@ class SparseView(DenseOwner):
         self._tell_layers()
 
     @contextmanager
-    def _showing(self, view: Callable[[Tensor, LayerPlan], Tensor]) -> Iterator[None]:
+    def _showing(self, view: Callable[[Tensor, NMSpec], Tensor]) -> Iterator[None]:
         self._refuse_shown_otherwise()
         self._refuse_stale()
         with torch.no_grad():
@@ -231,7 +231,7 @@ class SparseView(DenseOwner):
                 )
             self._versions[p] = version(p)
 
-    def _is_current(self, p: Tensor, plan: LayerPlan | None) -> bool:
+    def _is_current(self, p: Tensor, plan: NMSpec | None) -> bool:
         """Whether the model holds of ``p`` what the optimizer has put there."""
         if self._versions.get(p) == version(p):
             return True

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMSpec
 from step_cli.optim.recipe import DENSE, FINE_TUNE, Layer, Phase, Recipe
 
 
@@ -34,7 +34,7 @@ class ASP(Recipe):
         return 0
 
     @override
-    def memory(self, dense: Tensor, plan: LayerPlan) -> dict[str, Tensor]:
+    def memory(self, dense: Tensor, plan: NMSpec) -> dict[str, Tensor]:
         return {"mask": torch.ones_like(dense, dtype=torch.bool)}
 
     @override

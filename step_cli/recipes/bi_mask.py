@@ -12,7 +12,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMSpec
 from step_cli.optim.backward import Backward
 from step_cli.optim.mask import check_groups
 from step_cli.optim.recipe import Layer
@@ -42,7 +42,7 @@ class BiMask(CheckedRecipe):
     seed: NonNegativeInt = 0
 
     @override
-    def memory(self, dense: Tensor, plan: LayerPlan) -> dict[str, Tensor]:
+    def memory(self, dense: Tensor, plan: NMSpec) -> dict[str, Tensor]:
         axis = output_axis(plan)
         check_groups(tuple(dense.shape), plan.pattern, axis)
         return {"permutation": torch.arange(dense.shape[axis], device=dense.device)}
@@ -59,6 +59,6 @@ class BiMask(CheckedRecipe):
         return masked_decay(grad, sparse, layer.dense, self.decay)
 
     @override
-    def backward(self, plan: LayerPlan) -> Backward | None:
+    def backward(self, plan: NMSpec) -> Backward | None:
         mask = partial(backward_mask, plan=plan)
         return None if plan.pattern.dense else Backward(mask=mask)

@@ -10,18 +10,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMSpec
 from step_cli.optim.mask import magnitude_mask
 
 
-def output_axis(plan: LayerPlan) -> int:
+def output_axis(plan: NMSpec) -> int:
     """The axis of a weight that its outputs run along."""
     return 1 if plan.axis == 0 else 0
 
 
-def backward_mask(
-    sparse: Tensor, memory: Mapping[str, Tensor], plan: LayerPlan
-) -> Tensor:
+def backward_mask(sparse: Tensor, memory: Mapping[str, Tensor], plan: NMSpec) -> Tensor:
     """Mark what the gradient of the input is computed with.
 
     Args:
@@ -41,7 +39,7 @@ def backward_mask(
 
 
 def best_permutation(
-    sparse: Tensor, plan: LayerPlan, candidates: int, seed: int
+    sparse: Tensor, plan: NMSpec, candidates: int, seed: int
 ) -> Tensor:
     """The one of ``candidates`` random orders under which most weights survive.
 

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from step_cli.nm import allocation
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.optim.mask import magnitude_mask, masked, to_groups
 
 VOTES_NEEDED = 0.75  # share of groups
@@ -19,13 +18,13 @@ NEAR_SHARE = 0.01  # a layer this near its ERK share is not pulled
 TOLERANCE = 0.001  # of the sparsity that ends the search
 
 
-def thresholds(weight: Tensor, plan: LayerPlan) -> Tensor:
+def thresholds(weight: Tensor, plan: NMSpec) -> Tensor:
     """T_g: mean of the smaller half of each group's magnitudes, ``[X, 1, B]``."""
     groups = to_groups(weight.abs(), plan.pattern.m, plan.axis)
     return groups.sort(dim=1).values[:, : plan.pattern.m // 2].mean(1, keepdim=True)
 
 
-def vote(weight: Tensor, limits: Tensor, n: int, plan: LayerPlan) -> float:
+def vote(weight: Tensor, limits: Tensor, n: int, plan: NMSpec) -> float:
     """Share of groups of which fewer than ``n`` magnitudes exceed the group's limit."""
     groups = to_groups(weight.abs(), plan.pattern.m, plan.axis)
     return float((groups > limits).sum(1).lt(n).float().mean())
@@ -83,7 +82,7 @@ def allocate(weights: Mapping[str, Tensor], plan: Plan, density: float) -> Plan:
     return allocation.allocate(energies, shapes, plan, density)
 
 
-def _energies(weight: Tensor, layer: LayerPlan) -> dict[int, float]:
+def _energies(weight: Tensor, layer: NMSpec) -> dict[int, float]:
     """Sum of squares that each allowed N keeps."""
     dense = weight.detach().float()
     found = {}

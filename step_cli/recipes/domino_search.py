@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from step_cli.errors import UsageError
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import Plan
 from step_cli.optim.recipe import Layer
 from step_cli.recipes.checked import CheckedRecipe
 from step_cli.recipes.domino_allocation import allocate

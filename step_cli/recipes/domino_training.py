@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from step_cli.errors import UsageError
 from step_cli.nm import allocation
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.optim.mask import magnitude_mask, masked
 from step_cli.recipes import domino_allocation as domino
 
@@ -44,7 +43,7 @@ class _Searched:
     """
 
     weight: Tensor
-    plan: LayerPlan
+    plan: NMSpec
     dense: Tensor = field(init=False)
     limits: Tensor = field(init=False)
     trial: int = field(init=False)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMSpec
 from step_cli.optim.backward import Backward
 from step_cli.optim.recipe import Layer
 from step_cli.recipes.checked import CheckedRecipe
@@ -31,7 +31,7 @@ class SSTE(CheckedRecipe):
     fp8: bool = False
 
     @override
-    def memory(self, dense: Tensor, plan: LayerPlan) -> dict[str, Tensor]:
+    def memory(self, dense: Tensor, plan: NMSpec) -> dict[str, Tensor]:
         return {"scale": dense.new_ones(1)}
 
     @override
@@ -45,6 +45,6 @@ class SSTE(CheckedRecipe):
         return soft_threshold(layer.dense, layer.plan).mul_(layer.memory["scale"])
 
     @override
-    def backward(self, plan: LayerPlan) -> Backward | None:
+    def backward(self, plan: NMSpec) -> Backward | None:
         sample = token_sampler(self.mvue, plan.pattern)
         return Backward(sample=sample, fp8=self.fp8) if sample or self.fp8 else None

@@ -9,11 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMSpec
 from step_cli.optim.mask import keep_mask, to_groups
 
 
-def soft_threshold(weight: Tensor, plan: LayerPlan) -> Tensor:
+def soft_threshold(weight: Tensor, plan: NMSpec) -> Tensor:
     """S(w), shape of ``weight``; fewer than N of a group are left where N tie."""
     magnitude = weight.abs()
     kept = keep_mask(magnitude, plan.pattern, plan.axis)
@@ -24,7 +24,7 @@ def soft_threshold(weight: Tensor, plan: LayerPlan) -> Tensor:
 
 def least_squares_scale(
     weight: Tensor,
-    plan: LayerPlan,
+    plan: NMSpec,
     over_processes: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> Tensor:
     """The beta that minimises |w - beta S(w)|^2, at least 1; shape ``[1]``.

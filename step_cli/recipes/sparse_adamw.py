@@ -9,8 +9,7 @@ from torch.optim import Optimizer
 
 from step_cli.autoswitch.autoswitch import AutoSwitch, Criterion, Fixed, SwitchRule
 from step_cli.errors import NothingSelectedError, UsageError
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.nm.selection import Description, Selection
 from step_cli.optim.adam import EpsMode
 from step_cli.optim.layers import param_groups, plan_for, warn_of
@@ -258,7 +257,7 @@ def _choose_within(
 
 
 def _parts(group: dict[str, Any], plan: Plan) -> Sequence[dict[str, Any]]:
-    parts: dict[LayerPlan | None, dict[str, Any]] = {}
+    parts: dict[NMSpec | None, dict[str, Any]] = {}
     for name, p in zip(group["param_names"], group["params"], strict=True):
         layer = plan.get(name)
         part = parts.setdefault(layer, {**group, "params": [], "param_names": []})

@@ -12,7 +12,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from typing_extensions import override
 
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMSpec
 from step_cli.optim.backward import Backward
 from step_cli.optim.recipe import DENSE, MASK_LEARNING, Layer, Phase
 from step_cli.recipes.checked import CheckedRecipe
@@ -48,7 +48,7 @@ class TSRSTE(CheckedRecipe):
         return 5 / 6 if self.finish == "dense" else None
 
     @override
-    def memory(self, dense: Tensor, plan: LayerPlan) -> dict[str, Tensor]:
+    def memory(self, dense: Tensor, plan: NMSpec) -> dict[str, Tensor]:
         check_blocks(tuple(dense.shape), plan.pattern)
         return {"mask": torch.ones_like(dense, dtype=torch.bool)}
 
@@ -68,6 +68,6 @@ class TSRSTE(CheckedRecipe):
         return masked_decay(grad, sparse, layer.dense, self.decay)
 
     @override
-    def backward(self, plan: LayerPlan) -> Backward | None:
+    def backward(self, plan: NMSpec) -> Backward | None:
         sample = token_sampler(self.mvue, plan.pattern)
         return Backward(sample=sample) if sample else None

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from step_cli.config.train import TrainConfig
 from step_cli.data.batch import Dataset
 from step_cli.data.order import batch_at
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import Plan
 from step_cli.optim.recipe import Recipe
 from step_cli.recipes.domino_search import DominoSearch
 from step_cli.recipes.domino_training import search

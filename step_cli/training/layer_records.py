@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from typing_extensions import override
 
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import Plan
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.training.callback import Follower
 from step_cli.training.run_files import LineRecord

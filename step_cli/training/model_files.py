@@ -25,7 +25,7 @@ from step_cli.formats.plan import plan_json
 from step_cli.formats.pytorch.arrays import to_array
 from step_cli.formats.quiet import quiet
 from step_cli.formats.safetensors.writer import save_safetensors
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import Plan
 
 
 def save_model(

@@ -11,7 +11,7 @@ from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import FILE as PLAN
 from step_cli.formats.plan import plan_json, read_plan
 from step_cli.models.spec import build_model, load_weights
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import Plan
 from step_cli.optim.layers import density, plan_for
 from step_cli.reports import TrainReport
 from step_cli.training.callback import Follower

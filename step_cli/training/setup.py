@@ -17,7 +17,7 @@ from step_cli.data.load import load_data
 from step_cli.errors import NothingSelectedError, UsageError
 from step_cli.formats.plan import read_plan
 from step_cli.models.spec import start_model
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import Plan
 from step_cli.nm.selection import Selection
 from step_cli.optim.layers import param_groups, plan_for
 from step_cli.optim.optimizer import SparseOptimizer

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from step_cli.errors import MissingError, UsageError
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import Plan
 from step_cli.optim.compiled import can_compile
 from step_cli.optim.shards import is_shard, whole_axis
 from step_cli.training.distributed import World

@@ -21,8 +21,7 @@ from step_cli.errors import MissingError
 from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed.writer import save_compressed
 from step_cli.formats.files.mapped_file import map_file
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 
 GOOD = torch.from_numpy(sparse())
 
@@ -174,7 +173,7 @@ def test_R32_what_does_not_fit_into_memory_is_a_lack(tmp_path: Path) -> None:
     # Compressed tensors are the ones that cannot be viewed in the file.
     dense = np.zeros((16384, 16384), ml_dtypes.bfloat16)
     tensor = NamedTensor("fc.weight", "bfloat16", dense.shape, lambda: dense)
-    save_compressed(path, [tensor], {"fc.weight": LayerPlan(NMPattern(1, 16), 1)})
+    save_compressed(path, [tensor], {"fc.weight": NMSpec(NMPattern(1, 16), 1)})
     limited = "import resource as r; r.setrlimit(r.RLIMIT_DATA, (300 << 20, 300 << 20))"
     words = [
         sys.executable,

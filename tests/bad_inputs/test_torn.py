@@ -16,8 +16,7 @@ from step_cli.cli import app as cli
 from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed.writer import save_compressed
 from step_cli.formats.files.digest import digests
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 
 PAGE = 4096
 PLACES = 64
@@ -33,7 +32,7 @@ def write_good(path: Path, kind: str) -> bytes:
     big = sparse(64, 128)
     if kind == "compressed":
         tensor = NamedTensor(NAME, "float32", big.shape, lambda: big)
-        save_compressed(path, [tensor], {NAME: LayerPlan(NMPattern(2, 4), 1)})
+        save_compressed(path, [tensor], {NAME: NMSpec(NMPattern(2, 4), 1)})
     elif kind == "onnx":
         path.write_bytes(linear((128, 64)).SerializeToString())
     elif kind == "torch":

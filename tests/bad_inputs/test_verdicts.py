@@ -17,8 +17,7 @@ from safetensors.numpy import save
 from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed.writer import save_compressed
 from step_cli.formats.safetensors.writer import packed_header
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 
 POSITIONS, VALUES = f"{NAME}.nm_positions", f"{NAME}.nm_values"
 
@@ -190,7 +189,7 @@ def v14(folder: Path) -> Row:
     for name, (array, nm, change, words) in cases.items():
         path = folder / f"{name}.safetensors"
         tensor = NamedTensor(NAME, "float32", array.shape, lambda a=array: a)
-        save_compressed(path, [tensor], {NAME: LayerPlan(NMPattern.parse(nm), 1)})
+        save_compressed(path, [tensor], {NAME: NMSpec(NMPattern.parse(nm), 1)})
         rewrite(path, change)
         wants.append(Want(path, 4, words))
     return Row(wants)

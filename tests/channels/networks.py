@@ -17,8 +17,7 @@ from step_cli.channels.units import Unit, find_units, order_of
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.spill import Spill
 from step_cli.formats.open import open_checkpoint
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.nm.selection import Selection
 
 TWO_FOUR = NMPattern(2, 4)
@@ -73,7 +72,7 @@ def traced(module: nn.Module, **examples: Tensor) -> tuple[list[Unit], dict[str,
     """Units of a module, and why weights are in none; all 2:4 along axis 1."""
     found: Traced = trace(module.eval(), examples)
     plan = {
-        name: LayerPlan(TWO_FOUR, 1)
+        name: NMSpec(TWO_FOUR, 1)
         for name, value in module.state_dict().items()
         if value.dim() > 1
     }

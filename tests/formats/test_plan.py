@@ -5,8 +5,7 @@ import pytest
 
 from step_cli.errors import InputError
 from step_cli.formats.plan import parse_plan, plan_json, read_plan
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 
 
 def document(**changes: object) -> str:
@@ -16,8 +15,8 @@ def document(**changes: object) -> str:
 
 def test_a_plan_reads_back_as_it_was_written() -> None:
     plan = {
-        "z.weight": LayerPlan(NMPattern(2, 4), 1),
-        "a\n\x1b[/x].weight": LayerPlan(NMPattern(4, 4), 0),
+        "z.weight": NMSpec(NMPattern(2, 4), 1),
+        "a\n\x1b[/x].weight": NMSpec(NMPattern(4, 4), 0),
     }
     for indent in (None, 2):
         text = plan_json(plan, indent=indent, files={"m": {"size": 3}})
@@ -27,7 +26,7 @@ def test_a_plan_reads_back_as_it_was_written() -> None:
 
 def test_unknown_fields_of_the_same_major_version_are_ignored() -> None:
     assert parse_plan(document(note="x", files=3), file="m") == {
-        "w": LayerPlan(NMPattern(2, 4), 1)
+        "w": NMSpec(NMPattern(2, 4), 1)
     }
 
 

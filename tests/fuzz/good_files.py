@@ -18,8 +18,7 @@ from safetensors.numpy import save
 
 from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed.writer import save_compressed
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 
 Files = dict[str, bytes]
 
@@ -80,7 +79,7 @@ def _safetensors() -> tuple[list[bytes], bytes]:
     pages = {f"{i}.weight": sparse((64, 256), 1, i).astype("f2") for i in range(3)}
     plain.append(save(pages))
     plain.append(save({**wide, "h.0.attn.c_attn.weight": sparse((8, 8), 0)}))
-    layer = LayerPlan(NMPattern(2, 4), 1)
+    layer = NMSpec(NMPattern(2, 4), 1)
     named = [
         NamedTensor(name, array.dtype.name, array.shape, lambda array=array: array)
         for name, array in arrays.items()

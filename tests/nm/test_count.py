@@ -15,8 +15,7 @@ from step_cli.nm import groups
 from step_cli.nm.count import Job, Tally, tally, tally_all
 from step_cli.nm.dtypes import bits_of
 from step_cli.nm.groups import Weights, index_of
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 
 FLOATS = [
     "float64",
@@ -46,7 +45,7 @@ def as_numbers(array: np.ndarray) -> np.ndarray:
 
 
 def job(array: np.ndarray, pattern: str, axis: int, exact: bool = False) -> Job:
-    plan = LayerPlan(NMPattern.parse(pattern), axis)
+    plan = NMSpec(NMPattern.parse(pattern), axis)
     return Job(Weights(array, array.dtype.name), plan, exact)
 
 
@@ -102,9 +101,7 @@ def test_any_pattern_axis_and_dtype_equals_the_slow_loop(
     case: tuple[np.ndarray, NMPattern, int, bool],
 ) -> None:
     array, pattern, axis, exact = case
-    found = tally(
-        Job(Weights(array, array.dtype.name), LayerPlan(pattern, axis), exact)
-    )
+    found = tally(Job(Weights(array, array.dtype.name), NMSpec(pattern, axis), exact))
     assert found == slow_tally(array, pattern, axis, exact)
 
 
@@ -119,9 +116,7 @@ def test_small_pieces_and_threads_change_nothing(
         patch.setattr(check, "WORTH_A_THREAD", 0)
         patch.setattr(check, "TASK_BYTES", 16)
         patch.setattr(check, "AHEAD_BYTES", 16)
-        jobs = [
-            Job(Weights(array, array.dtype.name), LayerPlan(pattern, axis), exact)
-        ] * 3
+        jobs = [Job(Weights(array, array.dtype.name), NMSpec(pattern, axis), exact)] * 3
         found = list(tally_all(jobs))
     assert found == [slow_tally(array, pattern, axis, exact)] * 3
 
@@ -155,7 +150,7 @@ def test_minus_zero_is_zero_and_the_smallest_subnormal_is_not(dtype: str) -> Non
     array = np.zeros((1, 4), bits.unsigned)
     array[0, :2] = 1  # the smallest subnormal
     array[0, 2] = bits.mask + 1  # the sign bit alone
-    plan = LayerPlan(NMPattern(1, 4), 1)
+    plan = NMSpec(NMPattern(1, 4), 1)
     assert tally(Job(Weights(array, dtype), plan)).violation == (0, 2)
 
 
@@ -171,7 +166,7 @@ def test_nan_and_infinity_are_counted_and_located(dtype: str, place: int) -> Non
 
 def test_the_zero_point_is_zero() -> None:
     codes = np.array([[3, 3, 1, 0], [3, 3, 3, -128]], np.int8)
-    plan = LayerPlan(NMPattern(1, 4), 1)
+    plan = NMSpec(NMPattern(1, 4), 1)
     found = tally(Job(Weights(codes, "int8", zero=np.array(3, np.int8)), plan))
     assert (found.nonzeros, found.violation, found.nonfinite) == (3, (0, 2), 0)
 
@@ -185,7 +180,7 @@ def test_zero_points_may_differ_for_each_slice(zero_axis: int) -> None:
     shape[zero_axis] = -1
     expected = (codes != zero.reshape(shape)).astype(np.float32)
     weights = Weights(codes, "uint8", zero, zero_axis)
-    found = tally(Job(weights, LayerPlan(NMPattern(2, 4), 1)))
+    found = tally(Job(weights, NMSpec(NMPattern(2, 4), 1)))
     assert found == tally(job(expected, "2:4", 1))
 
 
@@ -219,7 +214,7 @@ def test_a_dtype_without_a_zero_is_refused() -> None:
         tally(Job(Weights(np.zeros((4, 4), np.uint8), "float8_e8m0fnu"), PLAN))
 
 
-PLAN = LayerPlan(NMPattern(2, 4), 1)
+PLAN = NMSpec(NMPattern(2, 4), 1)
 
 
 def test_an_error_while_threads_run_ends_them() -> None:

@@ -8,12 +8,11 @@ from step_cli.nm.count import Job
 from step_cli.nm.diagnosis import axis_that_holds, pattern_that_holds
 from step_cli.nm.groups import Weights
 from step_cli.nm.mask_match import Mismatch, mismatch
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 
 
 def job(array: np.ndarray, pattern: str = "2:4", axis: int = 1) -> Job:
-    plan = LayerPlan(NMPattern.parse(pattern), axis)
+    plan = NMSpec(NMPattern.parse(pattern), axis)
     return Job(Weights(array, array.dtype.name), plan)
 
 

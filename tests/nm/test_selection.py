@@ -3,8 +3,7 @@
 import pytest
 
 from step_cli.errors import InputError, NothingSelectedError, UsageError
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.nm.selection import (
     Description,
     Selection,
@@ -141,9 +140,9 @@ def test_every_tensor_is_a_layer_or_skipped_with_a_reason() -> None:
     ]
     chosen = Selection().choose(given)
     assert [(t.name, plan) for t, plan in chosen.layers] == [
-        ("b.weight", LayerPlan(TWO_FOUR, 1)),
-        ("a.weight", LayerPlan(TWO_FOUR, 1)),
-        ("n", LayerPlan(TWO_FOUR, 0)),
+        ("b.weight", NMSpec(TWO_FOUR, 1)),
+        ("a.weight", NMSpec(TWO_FOUR, 1)),
+        ("n", NMSpec(TWO_FOUR, 0)),
     ]
     assert {t.name: reason for t, reason in chosen.skipped} == {
         "odd.weight": "size",
@@ -212,9 +211,9 @@ def test_an_exclude_or_axis_that_matches_nothing_warns() -> None:
 
 
 PLAN = {
-    "embed.weight": LayerPlan(NMPattern(4, 8), 1),
-    "a.weight": LayerPlan(NMPattern(1, 4), 0),
-    "c.weight": LayerPlan(NMPattern(4, 4), 1),
+    "embed.weight": NMSpec(NMPattern(4, 8), 1),
+    "a.weight": NMSpec(NMPattern(1, 4), 0),
+    "c.weight": NMSpec(NMPattern(4, 4), 1),
 }
 PLANNED = [tensor(name) for name in (*PLAN, "b.weight", "a.bias")]
 
@@ -228,7 +227,7 @@ def test_a_plan_selects_its_layers_and_no_others() -> None:
 def test_nm_changes_the_patterns_of_a_plan_not_its_selection() -> None:
     chosen = Selection(plan=PLAN, pattern=TWO_FOUR).choose(PLANNED)
     assert {t.name: layer for t, layer in chosen.layers} == {
-        name: LayerPlan(TWO_FOUR, layer.axis) for name, layer in PLAN.items()
+        name: NMSpec(TWO_FOUR, layer.axis) for name, layer in PLAN.items()
     }
 
 
@@ -248,7 +247,7 @@ def test_the_axis_is_that_of_the_option_then_the_plan_then_the_file() -> None:
     def axis_of(given: Description, selection: Selection) -> int:
         return selection.choose([given]).layers[0][1].axis
 
-    plan = {"a.weight": LayerPlan(TWO_FOUR, 0)}
+    plan = {"a.weight": NMSpec(TWO_FOUR, 0)}
     given = tensor("a.weight", (4, 8, 12), axis=1)
     assert axis_of(given, Selection(axes=[("*", 0), ("a*", -1)], plan=plan)) == 2
     assert axis_of(given, Selection(plan=plan)) == 0
@@ -260,7 +259,7 @@ def test_an_axis_beyond_the_rank_is_refused(axis: int) -> None:
     with pytest.raises(UsageError, match="use 0 to 1"):
         Selection(axes=[("fc*", axis)]).choose([tensor("fc.weight")])
     with pytest.raises(InputError, match="plan"):
-        Selection(plan={"fc.weight": LayerPlan(TWO_FOUR, axis)}).choose(
+        Selection(plan={"fc.weight": NMSpec(TWO_FOUR, axis)}).choose(
             [tensor("fc.weight")]
         )
 

@@ -5,8 +5,7 @@ import pytest
 
 from step_cli.nm.count import Job
 from step_cli.nm.groups import Weights
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.nm.targets import View, implies_two_four, tensorrt_view
 from step_cli.nm.weight_rule import Description
 
@@ -21,7 +20,7 @@ def view(
     for start in (0, 1):
         first[axis] = slice(start, None, 4)
         array[tuple(first)] = 1
-    job = Job(Weights(array, dtype), LayerPlan(NMPattern.parse(nm), axis))
+    job = Job(Weights(array, dtype), NMSpec(NMPattern.parse(nm), axis))
     return tensorrt_view(Description("fc.weight", dtype, shape), job, holds=True)
 
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from step_cli.errors import InputError, NonFiniteError
 from step_cli.formats.huggingface.model import without_cache
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.oneshot import sequence
 from step_cli.oneshot.blocks import find_chains
 from step_cli.oneshot.calibrated import (
@@ -134,8 +133,8 @@ def watched(model: nn.Module, without: str = "lm_head") -> list[Watched]:
     ]
 
 
-def plan_of(module: nn.Module) -> LayerPlan:
-    return LayerPlan(TWO_FOUR, LayerMatrix(module).input_axis)
+def plan_of(module: nn.Module) -> NMSpec:
+    return NMSpec(TWO_FOUR, LayerMatrix(module).input_axis)
 
 
 def by_wanda(layer: Watched, seen: InputNorms) -> None:

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.nm.selection import Selection
 from step_cli.optim.layers import choose_layers, density, param_groups, plan_for
 
@@ -41,7 +40,7 @@ def test_the_zoo_is_sorted_as_the_contract_says() -> None:
             "grouped.weight", "attention.in_proj_weight", "attention.out_proj.weight",
             "recurrent.weight_ih_l0", "recurrent.weight_hh_l0",
         ],
-        LayerPlan(TWO_FOUR, 1),
+        NMSpec(TWO_FOUR, 1),
     )  # fmt: skip
     skipped = {tensor.name: reason for tensor, reason in chosen.skipped}
     assert skipped["odd.weight"] == skipped["depthwise.weight"] == "size"
@@ -60,7 +59,7 @@ def test_embeddings_and_norms_are_known_by_their_class(name: str) -> None:
 def test_conv1d_of_transformers_stores_its_inputs_first() -> None:
     conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
     model = nn.Sequential(conv1d(12, 8))
-    assert plan_for(model, Selection()) == {"0.weight": LayerPlan(TWO_FOUR, 0)}
+    assert plan_for(model, Selection()) == {"0.weight": NMSpec(TWO_FOUR, 0)}
 
 
 def test_tied_weights_are_one_parameter() -> None:
@@ -101,5 +100,5 @@ def test_every_trainable_parameter_is_in_one_group() -> None:
 
 def test_density_counts_planned_weights_only() -> None:
     weights = {"a": torch.tensor([[1.0, 0, 0, 2]]), "b": torch.ones(3)}
-    assert density(weights, {"a": LayerPlan(TWO_FOUR, 1)}) == 0.5
+    assert density(weights, {"a": NMSpec(TWO_FOUR, 1)}) == 0.5
     assert density(weights, {}) == 1.0

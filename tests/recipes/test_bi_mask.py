@@ -6,13 +6,12 @@ from small_training import build, train, weights
 from torch import nn
 
 from step_cli.errors import UsageError
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.recipes.bi_mask import BiMask
 from step_cli.recipes.bi_mask_permutation import backward_mask
 from step_cli.recipes.sparse_adamw import sparse_adamw
 
-PLAN = LayerPlan(NMPattern(2, 4), 1)
+PLAN = NMSpec(NMPattern(2, 4), 1)
 
 
 def test_the_input_gradient_uses_the_second_mask() -> None:

@@ -4,12 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.optim.mask import nm_mask
 from step_cli.recipes.bi_mask_permutation import backward_mask, best_permutation
 
-PLAN = LayerPlan(NMPattern(2, 4), 1)
+PLAN = NMSpec(NMPattern(2, 4), 1)
 
 
 def masked(shape: tuple[int, ...] = (16, 24)) -> Tensor:
@@ -45,7 +44,7 @@ def test_convolutions_have_their_groups_over_outputs() -> None:
 
 def test_conv1d_is_the_transpose_of_linear() -> None:
     sparse, order = masked(), torch.randperm(16)
-    flipped = LayerPlan(NMPattern(2, 4), 0)
+    flipped = NMSpec(NMPattern(2, 4), 0)
     mask = backward_mask(sparse.t().contiguous(), {"permutation": order}, flipped)
     assert torch.equal(mask.t(), mask_under(order, sparse))
 

@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 
 from step_cli.errors import UsageError
 from step_cli.nm import allocation
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.recipes import domino_allocation as domino
 
-PLAN = LayerPlan(NMPattern(2, 4), 1)
+PLAN = NMSpec(NMPattern(2, 4), 1)
 TOY = torch.tensor(
     [[0.1, 0.3, 0.8, 0.9], [0.2, 0.25, 0.5, 0.6], [0.4] * 4, [0.05, 0.5, 0.6, 0.7]]
 )
@@ -45,7 +44,7 @@ def test_the_toy_vote() -> None:
 
 def test_generic_weights_always_vote_at_the_first_check() -> None:
     weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
-    plan = LayerPlan(NMPattern(1, 16), 1)
+    plan = NMSpec(NMPattern(1, 16), 1)
     assert domino.vote(weight, domino.thresholds(weight, plan), 16, plan) == 1
 
 
@@ -84,7 +83,7 @@ def test_allocation_fits_the_budget_and_wastes_little(
         f"layer{i}": torch.randn(8 * size, 16 * size, generator=generator)
         for i, size in enumerate(sizes)
     }
-    plan = dict.fromkeys(weights, LayerPlan(NMPattern(2, 16), 1))
+    plan = dict.fromkeys(weights, NMSpec(NMPattern(2, 16), 1))
     found = domino.allocate(weights, plan, density)
     patterns = {name: layer.pattern for name, layer in found.items()}
     counts = {name: weight.numel() for name, weight in weights.items()}
@@ -101,12 +100,12 @@ def test_allocation_keeps_more_where_the_weights_are() -> None:
     generator = torch.Generator().manual_seed(0)
     weights = {name: torch.randn(32, 32, generator=generator) for name in "ab"}
     weights["b"] *= 10
-    plan = dict.fromkeys("ab", LayerPlan(NMPattern(2, 8), 1))
+    plan = dict.fromkeys("ab", NMSpec(NMPattern(2, 8), 1))
     found = domino.allocate(weights, plan, 0.375)
     assert found["a"].pattern.n < found["b"].pattern.n
 
 
 def test_an_impossible_density_is_refused() -> None:
-    plan = {"a": LayerPlan(NMPattern(2, 4), 1)}
+    plan = {"a": NMSpec(NMPattern(2, 4), 1)}
     with pytest.raises(UsageError, match="one weight of every group"):
         domino.allocate({"a": torch.randn(4, 8)}, plan, 0.1)

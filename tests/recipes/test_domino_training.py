@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from step_cli.errors import UsageError
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.recipes.domino_allocation import overall_sparsity
 from step_cli.recipes.domino_training import count_operations, penalty_at, search
 
@@ -18,7 +17,7 @@ from step_cli.recipes.domino_training import count_operations, penalty_at, searc
 def model_and_plan() -> tuple[nn.Sequential, Plan]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 8))
-    layer = LayerPlan(NMPattern(2, 4), 1)
+    layer = NMSpec(NMPattern(2, 4), 1)
     return model, {"0.weight": layer, "2.weight": layer}
 
 
@@ -71,7 +70,7 @@ def test_the_penalty_comes_every_fifth_step_and_doubles_late() -> None:
 
 def test_operations_count_positions() -> None:
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(32, 4))
-    plan = dict.fromkeys(("0.weight", "2.weight"), LayerPlan(NMPattern(2, 4), 1))
+    plan = dict.fromkeys(("0.weight", "2.weight"), NMSpec(NMPattern(2, 4), 1))
     inputs = torch.randn(2, 4, 4, 4)
     found = count_operations(model, plan, lambda m: m(inputs).sum())
     assert found == {"0.weight": 288 * 2 * 4, "2.weight": 128 * 2}

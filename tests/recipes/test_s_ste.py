@@ -6,14 +6,13 @@ from small_training import build, masters, same, train, weights
 from torch import nn
 
 from step_cli.errors import UsageError
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.recipes.s_ste import SSTE
 from step_cli.recipes.soft_threshold import least_squares_scale, soft_threshold
 from step_cli.recipes.sparse_adamw import sparse_adamw
 from step_cli.recipes.step import Step
 
-PLAN = LayerPlan(NMPattern(2, 4), 1)
+PLAN = NMSpec(NMPattern(2, 4), 1)
 
 
 def test_the_scale_is_that_of_the_first_weights_for_good() -> None:

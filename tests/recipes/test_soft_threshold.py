@@ -6,12 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.optim.mask import nm_mask
 from step_cli.recipes.soft_threshold import least_squares_scale, soft_threshold
 
-PLAN = LayerPlan(NMPattern(2, 4), 1)
+PLAN = NMSpec(NMPattern(2, 4), 1)
 
 
 def soft(*values: float) -> list[float]:
@@ -44,14 +43,14 @@ def test_weights_of_one_magnitude_have_scale_1() -> None:
 )
 def test_the_scale_of_gaussian_weights(pattern: str, expected: float) -> None:
     weight = torch.randn(512, 1024, generator=torch.Generator().manual_seed(0))
-    plan = LayerPlan(NMPattern.parse(pattern), 1)
+    plan = NMSpec(NMPattern.parse(pattern), 1)
     assert float(least_squares_scale(weight, plan)) == pytest.approx(expected, rel=0.01)
 
 
 @st.composite
-def groups(draw: st.DrawFn) -> tuple[Tensor, LayerPlan]:
+def groups(draw: st.DrawFn) -> tuple[Tensor, NMSpec]:
     m = draw(st.integers(1, 8))
-    plan = LayerPlan(NMPattern(draw(st.integers(1, m)), m), 1)
+    plan = NMSpec(NMPattern(draw(st.integers(1, m)), m), 1)
     sizes = st.floats(-4, 4) | st.sampled_from([0.0, 0.5, -0.5, 1.0])
     values = draw(st.lists(sizes, min_size=2 * m, max_size=2 * m))
     return torch.tensor([values], dtype=torch.float64), plan
@@ -60,7 +59,7 @@ def groups(draw: st.DrawFn) -> tuple[Tensor, LayerPlan]:
 @given(groups(), st.integers(0, 1000), st.floats(1e-6, 1))
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_s_moves_at_most_twice_as_far_as_the_weights(
-    case: tuple[Tensor, LayerPlan], seed: int, size: float
+    case: tuple[Tensor, NMSpec], seed: int, size: float
 ) -> None:
     weight, plan = case
     generator = torch.Generator().manual_seed(seed)
@@ -72,7 +71,7 @@ def test_s_moves_at_most_twice_as_far_as_the_weights(
 
 @given(groups())
 @settings(max_examples=100, deadline=None, derandomize=True)
-def test_s_lies_within_the_hard_mask_and_scales(case: tuple[Tensor, LayerPlan]) -> None:
+def test_s_lies_within_the_hard_mask_and_scales(case: tuple[Tensor, NMSpec]) -> None:
     weight, plan = case
     found = soft_threshold(weight, plan)
     assert not found[~nm_mask(weight.abs(), plan.pattern, 1)].any()
@@ -93,12 +92,12 @@ def test_a_swap_of_order_moves_s_little_and_the_hard_mask_much() -> None:
 
 def test_n_equal_to_m_is_the_weight_bit_for_bit() -> None:
     weight = torch.randn(4, 8)
-    plan = LayerPlan(NMPattern(4, 4), 1)
+    plan = NMSpec(NMPattern(4, 4), 1)
     assert torch.equal(soft_threshold(weight, plan), weight)
     assert float(least_squares_scale(weight, plan)) == 1
 
 
 def test_conv1d_groups_run_along_the_first_axis() -> None:
     weight = torch.randn(8, 6)
-    flipped = soft_threshold(weight, LayerPlan(NMPattern(2, 4), 0))
+    flipped = soft_threshold(weight, NMSpec(NMPattern(2, 4), 0))
     assert torch.equal(flipped, soft_threshold(weight.t(), PLAN).t())

@@ -18,8 +18,7 @@ from step_cli.formats.plan import KEY, plan_json  # noqa: E402
 from step_cli.formats.pytorch.arrays import to_array  # noqa: E402
 from step_cli.formats.safetensors.writer import save_safetensors  # noqa: E402
 from step_cli.models.spec import build_model  # noqa: E402
-from step_cli.nm.pattern import NMPattern  # noqa: E402
-from step_cli.nm.plan import LayerPlan  # noqa: E402
+from step_cli.nm.pattern import NMPattern, NMSpec  # noqa: E402
 from step_cli.nm.weight_rule import (  # noqa: E402
     default_axis,
     is_head,
@@ -59,7 +58,7 @@ def save_run(folder: Path, sample: str, *, wrong: bool = False) -> int:
             axis = 1 - axis if wrong else axis
             if weight.shape[axis] % 4 == 0:
                 weight.mul_(nm_mask(weight.abs(), "2:4", axis))
-                plan[name] = LayerPlan(NMPattern(2, 4), axis)
+                plan[name] = NMSpec(NMPattern(2, 4), axis)
     home = folder / "model"
     home.mkdir(parents=True)
     state = {name: to_array(value) for name, value in model.state_dict().items()}

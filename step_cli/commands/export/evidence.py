@@ -12,8 +12,7 @@ from step_cli.formats.tensorrt.gpus import compute_capabilities
 from step_cli.formats.tensorrt.log import BuildLog
 from step_cli.nm.count import Job
 from step_cli.nm.diagnosis import holds_pattern
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.nm.targets import TWO_FOUR, implies_two_four, tensorrt_view
 from step_cli.reports import BackendReport, ExportLayer, ExportReport
 
@@ -30,7 +29,7 @@ def climb(report: ExportReport, onnx_path: Path) -> bool:
         tensor = tensors.get(layer.onnx_name or "")
         if tensor is None or tensor.axis is None:
             continue
-        plan = LayerPlan(NMPattern.parse(layer.pattern), tensor.axis)
+        plan = NMSpec(NMPattern.parse(layer.pattern), tensor.axis)
         job = Job(tensor.weights(), plan)
         holds = layer.pattern_ok is True
         layer.advice = layer.advice or tensorrt_view(tensor, job, holds=holds).advice

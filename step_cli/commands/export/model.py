@@ -16,7 +16,7 @@ from step_cli.formats.huggingface.weights import load_hugging_face
 from step_cli.formats.model_json import ModelSource
 from step_cli.formats.onnx.inputs import GraphInput, parse_input
 from step_cli.models.of_checkpoint import model_source
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import Plan
 
 if TYPE_CHECKING:
     import torch

@@ -22,7 +22,7 @@ from step_cli.formats.onnx.exporter import (
 from step_cli.formats.onnx.nodes import operators_of
 from step_cli.formats.onnx.publish import staged_onnx
 from step_cli.formats.onnx.reader import open_onnx
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMSpec
 from step_cli.reports import BenchReport, ExportBytes, ExportLayer, ExportReport, Parity
 
 NOTHING_VERIFIED = "no layer of the plan is a weight of the graph: nothing to verify"
@@ -168,7 +168,7 @@ def _layers(loaded: LoadedModel, export: OnnxExport, path: Path) -> list[ExportL
     for weight in export.weights:
         places.setdefault(weight.name, set()).add(weight.onnx_name)
     jobs = [
-        (name, (stored[place], LayerPlan(layer.pattern, axis)))
+        (name, (stored[place], NMSpec(layer.pattern, axis)))
         for name, layer in loaded.plan.items()
         for place in sorted(places.get(name, ()))
         if place in stored and (axis := stored[place].axis) is not None

@@ -15,7 +15,7 @@ from step_cli.errors import NonFiniteError, NothingSelectedError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.open import open_checkpoint
 from step_cli.nm.count import Job, tally_all
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMSpec, Plan
 from step_cli.reports import ExportLayer, LayerVerdict, SkippedTensor
 
 
@@ -107,7 +107,7 @@ def open_source(config: ExportConfig) -> Source:
     )
 
 
-def judge(layers: list[tuple[NamedTensor, LayerPlan]]) -> list[Judged]:
+def judge(layers: list[tuple[NamedTensor, NMSpec]]) -> list[Judged]:
     """Count the non-zeros of each layer."""
     tallies = tally_all(Job(tensor.weights(), plan) for tensor, plan in layers)
     return [

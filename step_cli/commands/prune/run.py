@@ -17,7 +17,7 @@ from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.rewrite import Rewriter
 from step_cli.nm.count import Job, tally_all
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMSpec, Plan
 from step_cli.nm.pruned import Pruned
 from step_cli.nm.targets import planned_view
 from step_cli.nm.weight_rule import output_axis
@@ -119,9 +119,9 @@ def _check(
             )
 
 
-def _along_outputs(layer: Layer) -> LayerPlan:
+def _along_outputs(layer: Layer) -> NMSpec:
     axis = output_axis(layer.tensor.shape, layer.plan.axis)
-    return LayerPlan(layer.plan.pattern, axis)
+    return NMSpec(layer.plan.pattern, axis)
 
 
 def _report(

@@ -15,7 +15,7 @@ from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.nm.allocation import allocate
 from step_cli.nm.energies import kept_squares
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMSpec
 from step_cli.nm.prune import PRUNABLE
 from step_cli.nm.pruned import Pruned
 from step_cli.nm.weight_rule import is_head, output_axis
@@ -29,7 +29,7 @@ class Layer:
     """A tensor to prune, what it promises, and what was done to it so far."""
 
     tensor: NamedTensor
-    plan: LayerPlan
+    plan: NMSpec
     done: Pruned = field(default_factory=Pruned)
 
 
@@ -76,7 +76,7 @@ def choose_layers(
     return layers, skipped_tensors(chosen)
 
 
-def _divides(tensor: NamedTensor, plan: LayerPlan) -> bool:
+def _divides(tensor: NamedTensor, plan: NMSpec) -> bool:
     """Whether the outputs divide into groups too, as a transposable mask needs."""
     return tensor.shape[output_axis(tensor.shape, plan.axis)] % plan.pattern.m == 0
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.nm.count import Job, Tally
 from step_cli.nm.groups import index_of
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMSpec
 from step_cli.nm.weight_rule import is_head
 from step_cli.reports import GroupAt, LayerVerdict, MaskDifference, TensorrtView
 
@@ -22,12 +22,12 @@ class Judged:
     """A tensor, what it promised, and the verdict so far."""
 
     tensor: NamedTensor
-    plan: LayerPlan
+    plan: NMSpec
     exact: bool
     verdict: LayerVerdict
 
 
-def verdict_of(tensor: NamedTensor, plan: LayerPlan, tally: Tally) -> LayerVerdict:
+def verdict_of(tensor: NamedTensor, plan: NMSpec, tally: Tally) -> LayerVerdict:
     """The verdict as far as counting goes."""
     first = tally.violation
     wild = tally.nonfinite_at

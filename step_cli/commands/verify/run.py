@@ -18,8 +18,7 @@ from step_cli.formats.files.target import checked_target
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import read_plan
 from step_cli.nm.count import Job, tally_all
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import NMPattern, Plan
 from step_cli.nm.selection import Chosen
 from step_cli.reports import (
     CheckpointVerdict,

@@ -23,11 +23,10 @@ import numpy.typing as npt
 
 from step_cli.errors import InputError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 
 SHAPE, BITMASK, VALUES, OFFSETS = ".shape", ".bitmask", ".compressed", ".row_offsets"
-TWO_FOUR = LayerPlan(NMPattern(2, 4), 1)
+TWO_FOUR = NMSpec(NMPattern(2, 4), 1)
 BLOCK_ROWS = 1024  # unpacked at a time: a bit takes a byte then
 
 

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 
 Array = npt.NDArray[Any]
 
@@ -35,7 +34,7 @@ class Layout:
     """Where the groups of one tensor lie, and what its two parts measure."""
 
     shape: tuple[int, ...]
-    plan: LayerPlan
+    plan: NMSpec
 
     @property
     def size(self) -> int:

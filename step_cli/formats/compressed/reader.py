@@ -32,7 +32,7 @@ from step_cli.formats.plan import parse_plan
 from step_cli.formats.safetensors.header import Entry, Header
 from step_cli.formats.safetensors.reader import COMPRESSED_KEY as KEY
 from step_cli.formats.safetensors.reader import read_entry, tensors_of
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import Plan
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 from step_cli.errors import InputError, MissingError
 from step_cli.formats.open import open_checkpoint
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 
 if TYPE_CHECKING:
     import torch
@@ -54,11 +53,11 @@ def load_compressed(
     return state
 
 
-def _runs_sparse(tensor: "Tensor", layer: LayerPlan | None) -> bool:
+def _runs_sparse(tensor: "Tensor", layer: NMSpec | None) -> bool:
     import torch
 
     return (
-        layer == LayerPlan(TWO_FOUR, 1)
+        layer == NMSpec(TWO_FOUR, 1)
         and tensor.is_cuda
         and tensor.ndim == 2
         and tensor.dtype in (torch.float16, torch.bfloat16)

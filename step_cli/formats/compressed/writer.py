@@ -29,7 +29,7 @@ from step_cli.formats.safetensors.writer import (
     packed_header,
     save_safetensors,
 )
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import Plan
 
 HEADER_KEY = "step_cli.header_sha256"
 SCHEMA = "step-cli/compressed/1"

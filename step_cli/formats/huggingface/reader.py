@@ -19,7 +19,7 @@ from step_cli.formats.huggingface.directory import (
     with_axes,
 )
 from step_cli.formats.one_file import open_file
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import Plan
 
 RUN_FILES = ("config.toml", "metrics.jsonl", "checkpoints")  # written by `train`
 

@@ -13,7 +13,7 @@ from step_cli.formats.huggingface.directory import find_weights, inside
 from step_cli.formats.plan import FILE, plan_json
 from step_cli.formats.pytorch.rewriter import rewrite_torch
 from step_cli.formats.safetensors.rewriter import rewrite_safetensors
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import Plan
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from step_cli.formats.onnx.names import OnnxWeight, name_weights, strip_metadata
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import plan_json
 from step_cli.formats.quiet import quiet
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMSpec, Plan
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -100,7 +100,7 @@ def export_onnx(
     weights = name_weights(graph, model.state_dict())
     strip_metadata(graph)
     plan = {
-        weight.onnx_name: LayerPlan(plan[weight.name].pattern, weight.axis)
+        weight.onnx_name: NMSpec(plan[weight.name].pattern, weight.axis)
         for weight in weights
         if weight.name in plan
     }

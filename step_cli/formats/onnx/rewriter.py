@@ -20,7 +20,7 @@ from step_cli.formats.files.patched_copy import (
 from step_cli.formats.onnx.graph import Graph, Model, ModelReader, Tensor
 from step_cli.formats.onnx.protobuf import Field, encoded_varint
 from step_cli.formats.plan import KEY, plan_json
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import Plan
 
 _PROPERTIES, _EXTERNAL_DATA = 14, 13  # fields of ModelProto and of TensorProto
 

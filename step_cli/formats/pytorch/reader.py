@@ -24,7 +24,7 @@ from step_cli.formats.files.mapped_file import MappedFile, in_units, map_file
 from step_cli.formats.files.scratch import scratch_file
 from step_cli.formats.pytorch.archive import read_members
 from step_cli.nm.dtypes import numpy_dtype
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import Plan
 
 LONGEST_S = 60  # for any file, plus one second for each 20 MB
 MOST_EXPANDED = 64 << 20  # bytes a tensor may have beyond those that are stored

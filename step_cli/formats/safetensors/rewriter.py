@@ -14,7 +14,7 @@ from step_cli.formats.files.patched_copy import (
 from step_cli.formats.plan import KEY, plan_json
 from step_cli.formats.safetensors.header import Header, read_header
 from step_cli.formats.safetensors.writer import packed_header
-from step_cli.nm.plan import Plan
+from step_cli.nm.pattern import Plan
 
 
 def rewrite_safetensors(

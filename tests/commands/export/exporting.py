@@ -5,8 +5,7 @@ from typing import Any
 
 from step_cli.commands.export import run as export
 from step_cli.config.commands import ExportConfig
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.reports import ExportReport
 
 NET = """
@@ -26,8 +25,8 @@ def build():
     return Net()
 """
 PLAN: Plan = {
-    "up.weight": LayerPlan(NMPattern(2, 4), 1),
-    "head.weight": LayerPlan(NMPattern(2, 4), 1),
+    "up.weight": NMSpec(NMPattern(2, 4), 1),
+    "head.weight": NMSpec(NMPattern(2, 4), 1),
 }
 INPUT = ["x:float32:2x4x16"]
 

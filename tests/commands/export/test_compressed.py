@@ -24,12 +24,11 @@ from step_cli.errors import (
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import KEY, plan_json
 from step_cli.formats.safetensors.writer import save_safetensors
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.reports import ExportReport
 
 Array = np.ndarray[Any, Any]
-PLAN: Plan = {"fc.weight": LayerPlan(NMPattern(2, 4), 1)}
+PLAN: Plan = {"fc.weight": NMSpec(NMPattern(2, 4), 1)}
 
 
 def weights() -> dict[str, Array]:

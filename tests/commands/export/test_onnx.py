@@ -37,16 +37,15 @@ from step_cli.formats.plan import KEY, plan_json  # noqa: E402
 from step_cli.formats.pytorch.arrays import to_array  # noqa: E402
 from step_cli.formats.safetensors.writer import save_safetensors  # noqa: E402
 from step_cli.formats.tensorrt import api as trt_api  # noqa: E402
-from step_cli.nm.pattern import NMPattern  # noqa: E402
-from step_cli.nm.plan import LayerPlan  # noqa: E402
+from step_cli.nm.pattern import NMPattern, NMSpec  # noqa: E402
 from step_cli.optim.mask import nm_mask  # noqa: E402
 
 
 def test_the_onnx_file_is_checked_and_holds_its_pattern(exported: Path) -> None:
     opened = open_checkpoint(exported)
     assert opened.plan == {
-        "up.weight": LayerPlan(NMPattern(2, 4), 0),
-        "head.weight": LayerPlan(NMPattern(2, 4), 0),
+        "up.weight": NMSpec(NMPattern(2, 4), 0),
+        "head.weight": NMSpec(NMPattern(2, 4), 0),
     }
     assert str(exported.parent).encode() not in exported.read_bytes()
     command = [sys.executable, "-m", "step_cli", "verify-nm", str(exported)]
@@ -235,7 +234,7 @@ def make_sample_run(run_dir: Path) -> None:
         for name, weight in model.named_parameters():
             if weight.ndim > 1 and weight.shape[1] % 4 == 0:
                 weight.mul_(nm_mask(weight.abs(), "2:4", 1))
-                plan[name] = LayerPlan(NMPattern(2, 4), 1)
+                plan[name] = NMSpec(NMPattern(2, 4), 1)
     (run_dir / "model").mkdir(parents=True)
     state = {name: to_array(value) for name, value in model.state_dict().items()}
     path = run_dir / "model" / "model.safetensors"

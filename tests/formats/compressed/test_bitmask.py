@@ -19,8 +19,7 @@ from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.safetensors.reader import open_safetensors
 from step_cli.formats.safetensors.writer import save_safetensors
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 
 Array = np.ndarray[Any, Any]
 RECORDED = Path(__file__).parent / "recorded"
@@ -76,7 +75,7 @@ def test_recorded_files_read_as_the_dense_weights_they_were_made_from(
 
 
 def test_what_is_stored_as_two_of_four_has_that_plan() -> None:
-    layer = LayerPlan(NMPattern(2, 4), 1)
+    layer = NMSpec(NMPattern(2, 4), 1)
     plan = open_checkpoint(TWO_FOUR).plan
     assert plan == {"model.fc1.weight": layer, "model.fc2.weight": layer}
     assert open_checkpoint(ANY_SPARSITY).plan is None

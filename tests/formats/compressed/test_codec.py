@@ -14,8 +14,7 @@ from step_cli.formats.compressed.codec import (
     packed_positions,
     unpack_bits,
 )
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan
+from step_cli.nm.pattern import NMPattern, NMSpec
 
 DTYPES = [
     np.dtype(kind)
@@ -35,7 +34,7 @@ Array = npt.NDArray[np.generic]
 
 
 def layout_of(shape: tuple[int, ...], pattern: str, axis: int) -> Layout:
-    return Layout(shape, LayerPlan(NMPattern.parse(pattern), axis))
+    return Layout(shape, NMSpec(NMPattern.parse(pattern), axis))
 
 
 def parts_of(array: Array, layout: Layout) -> tuple[Array, npt.NDArray[np.uint8]]:

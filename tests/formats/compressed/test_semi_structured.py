@@ -33,10 +33,9 @@ from step_cli.formats.compressed.codec import (  # noqa: E402
 from step_cli.formats.compressed.writer import save_compressed  # noqa: E402
 from step_cli.formats.pytorch.arrays import to_array, to_tensor  # noqa: E402
 from step_cli.formats.safetensors.writer import save_safetensors  # noqa: E402
-from step_cli.nm.pattern import NMPattern  # noqa: E402
-from step_cli.nm.plan import LayerPlan  # noqa: E402
+from step_cli.nm.pattern import NMPattern, NMSpec  # noqa: E402
 
-PLAN = LayerPlan(NMPattern(2, 4), 1)
+PLAN = NMSpec(NMPattern(2, 4), 1)
 SHAPE = (64, 256)
 
 

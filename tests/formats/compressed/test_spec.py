@@ -18,8 +18,7 @@ from step_cli.commands.export import run as export
 from step_cli.config.commands import ExportConfig
 from step_cli.formats.plan import KEY, plan_json
 from step_cli.formats.safetensors.writer import save_safetensors
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 
 Bits = np.ndarray[Any, Any]  # of tensors, as unsigned integers
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # 1 for all others here
@@ -82,7 +81,7 @@ SIZES = [*range(2, 18), 31, 32, 33, 64, 300]  # of groups
 
 
 @st.composite
-def tensors(draw: st.DrawFn) -> tuple[np.ndarray[Any, Any], LayerPlan]:
+def tensors(draw: st.DrawFn) -> tuple[np.ndarray[Any, Any], NMSpec]:
     """Any dtype, N:M and axis; every bit pattern of a finite number may occur."""
     m = draw(st.sampled_from(SIZES))
     n = draw(st.integers(1, m - 1))
@@ -102,7 +101,7 @@ def tensors(draw: st.DrawFn) -> tuple[np.ndarray[Any, Any], LayerPlan]:
     keep = ranks < rng.integers(0, n + 1, (len(ranks), 1))
     keep = keep.reshape(-1, behind, m).swapaxes(1, 2).reshape(shape)
     zeros = np.zeros((), dtype)
-    return np.where(keep, array, zeros), LayerPlan(NMPattern(n, m), axis)
+    return np.where(keep, array, zeros), NMSpec(NMPattern(n, m), axis)
 
 
 def bits_of(array: np.ndarray[Any, Any]) -> Bits:
@@ -116,7 +115,7 @@ def convert(source: Path, out: Path, to: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(tensors(), min_size=1, max_size=3))
 def test_every_file_reads_by_the_spec_and_comes_back_bit_for_bit(
-    drawn: list[tuple[np.ndarray[Any, Any], LayerPlan]],
+    drawn: list[tuple[np.ndarray[Any, Any], NMSpec]],
 ) -> None:
     plan: Plan = {f"l{i}.weight": layer for i, (_, layer) in enumerate(drawn)}
     arrays = {f"l{i}.weight": array for i, (array, _) in enumerate(drawn)}

@@ -20,12 +20,11 @@ from step_cli.formats.compressed.writer import (
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.safetensors.writer import packed_header
-from step_cli.nm.pattern import NMPattern
-from step_cli.nm.plan import LayerPlan, Plan
+from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 
 PLAN: Plan = {
-    "fc.weight": LayerPlan(NMPattern(2, 4), 1),
-    "conv.weight": LayerPlan(NMPattern(1, 3), 1),
+    "fc.weight": NMSpec(NMPattern(2, 4), 1),
+    "conv.weight": NMSpec(NMPattern(1, 3), 1),
 }
 
 
@@ -77,7 +76,7 @@ def test_round_trip_restores_names_types_and_bits(good: Path) -> None:
 def test_fp16_two_of_four_has_nine_sixteenths_of_the_bytes(tmp_path: Path) -> None:
     array = np.zeros((64, 64), np.float16)
     array[:, ::2] = 1
-    plan = {"w": LayerPlan(NMPattern(2, 4), 1)}
+    plan = {"w": NMSpec(NMPattern(2, 4), 1)}
     written = save_compressed(tmp_path / "c.safetensors", named({"w": array}), plan)
     assert (written.values, written.metadata) == (64 * 64, 64 * 64 // 8)
     assert array.nbytes / (written.values + written.metadata) == 16 / 9
@@ -95,7 +94,7 @@ def test_the_same_weights_give_the_same_bytes(good: Path, tmp_path: Path) -> Non
 def test_dropped_negative_zeros_return_positive_and_are_counted(tmp_path: Path) -> None:
     array = np.array([[1, -0.0, -0.0, 2], [-0.0, 0, 0, 0]], np.float32)
     path = tmp_path / "c.safetensors"
-    plan = {"w": LayerPlan(NMPattern(2, 4), 1)}
+    plan = {"w": NMSpec(NMPattern(2, 4), 1)}
     written = save_compressed(path, named({"w": array}), plan)
     # The second row keeps its -0.0: it fills a slot.
     assert written.negative_zeros == open_checkpoint(path).negative_zeros == 2
@@ -105,7 +104,7 @@ def test_dropped_negative_zeros_return_positive_and_are_counted(tmp_path: Path) 
 
 
 def test_a_dense_pattern_is_stored_as_it_is(tmp_path: Path) -> None:
-    plan = {"fc.weight": LayerPlan(NMPattern(4, 4), 1)}
+    plan = {"fc.weight": NMSpec(NMPattern(4, 4), 1)}
     path = tmp_path / "c.safetensors"
     tensors = {"fc.weight": arrays()["fc.weight"]}
     assert save_compressed(path, named(tensors), plan).values == 0

@@ -33,8 +33,11 @@ from step_cli.formats.onnx.session import (  # noqa: E402
     torch_outputs,
 )
 from step_cli.formats.open import open_checkpoint  # noqa: E402
-from step_cli.nm.pattern import NMPattern  # noqa: E402
-from step_cli.nm.plan import LayerPlan, Plan  # noqa: E402
+from step_cli.nm.pattern import (  # noqa: E402
+    NMPattern,
+    NMSpec,
+    Plan,
+)
 from step_cli.optim.mask import nm_mask  # noqa: E402
 
 TWO_FOUR = NMPattern(2, 4)
@@ -97,7 +100,7 @@ def sparse_model() -> nn.Module:
 
 
 def plan_of(model: nn.Module) -> Plan:
-    return {name: LayerPlan(TWO_FOUR, 1) for name in AXES}
+    return {name: NMSpec(TWO_FOUR, 1) for name in AXES}
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +118,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 def test_every_weight_keeps_its_name_and_tells_its_axis(made: Made) -> None:
     opened = open_checkpoint(made.path)
-    assert opened.plan == {
-        name: LayerPlan(TWO_FOUR, axis) for name, axis in AXES.items()
-    }
+    assert opened.plan == {name: NMSpec(TWO_FOUR, axis) for name, axis in AXES.items()}
     weights = {tensor.name: tensor for tensor in opened.tensors if tensor.is_weight}
     for name, axis in AXES.items():
         assert weights[name].axis == axis, name
