@@ -23,7 +23,7 @@ from step_cli.formats.compressed.codec import (
 )
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import plan_json
-from step_cli.formats.safetensors.reader import COMPRESSED_KEY as KEY
+from step_cli.formats.safetensors.header import COMPRESSED_KEY as KEY
 from step_cli.formats.safetensors.writer import (
     TensorToSave,
     packed_header,
