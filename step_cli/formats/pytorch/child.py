@@ -1,17 +1,17 @@
 """Runs in a child process, under limits: what tensors a torch checkpoint holds.
 
-``python -m step_cli.formats.pytorch.child FILE [DATA]`` prints one JSON document: for
-each tensor where its bytes lie in FILE, or, for files of before torch 1.6, in DATA, to
-which they are written. Only ``weights_only=True`` is used, without a way around it.
+The answer gives for each tensor where its bytes lie in the file, or, for files of
+before torch 1.6, in a data file, to which they are written. Only ``weights_only=True``
+is used, without a way around it.
 """
 
-import json
 import re
-import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from step_cli.formats.child_process import answer
 
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
 
@@ -192,13 +192,16 @@ def in_words(error: BaseException) -> str:
     )
 
 
-if __name__ == "__main__":
+def _work(request: dict[str, Any]) -> dict[str, Any]:
     try:
-        document = main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
+        return main(request["file"], request["data"])
     except FileNotFoundError as error:
         # A library that torch loads found no temporary directory: not the file's fault.
         foreign = error.filename is None
-        document = {"lacks": error.strerror} if foreign else {"error": in_words(error)}
+        return {"lacks": error.strerror} if foreign else {"error": in_words(error)}
     except Exception as error:  # whatever the file provokes, the parent tells
-        document = {"error": in_words(error)}
-    sys.stdout.write(json.dumps(document))
+        return {"error": in_words(error)}
+
+
+if __name__ == "__main__":
+    answer(_work)
