@@ -1,11 +1,11 @@
 """Does a tensor hold its pattern? Counted group by group, none left out, no torch."""
 
-import os
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from itertools import chain, groupby
+from operator import itemgetter
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,15 +19,12 @@ from step_cli.nm.groups import (
     count_in_groups,
 )
 from step_cli.nm.pattern import NMSpec
-
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+from step_cli.nm.threads import in_order, own_scratch
 
 First = TypeVar("First", int, tuple[int, int])
 
 WORTH_A_THREAD = 1 << 24  # weights; below it, starting one costs more than it saves
-TASK_BYTES = 1 << 25
-AHEAD_BYTES = 1 << 27  # of data read ahead of what is being counted
+TASK_BYTES = 1 << 24  # some tasks are ahead of the one whose result is wanted
 
 
 @dataclass(slots=True)
@@ -78,68 +75,45 @@ def tally_all(jobs: Iterable[Job]) -> Iterator[Tally]:
 
     ``jobs`` is advanced only a little ahead, so that its data may be loaded lazily.
     """
-    waiting: deque[tuple[int, list[Callable[[], Tally]]]] = deque()
-    threads = _Threads()
-    try:
-        ahead = 0
-        for job in jobs:
-            size = job.weights.array.nbytes
-            waiting.append((size, threads.start(job)))
-            ahead += size
-            while waiting and ahead > AHEAD_BYTES:
-                done, parts = waiting.popleft()
-                ahead -= done
-                yield _sum(parts)
-        while waiting:
-            yield _sum(waiting.popleft()[1])
-    finally:
-        threads.stop()
+    seen, waiting = 0, iter(jobs)
+    for job in waiting:
+        seen += job.weights.array.size
+        if seen >= WORTH_A_THREAD:
+            break
+        groups = _groups(job)
+        yield _count(groups, groups.whole, job)
+    else:
+        return
+    counted = in_order(_tasks(chain([job], waiting)))
+    for _, parts in groupby(counted, key=itemgetter(0)):
+        yield _sum(part for _, part in parts)
 
 
-class _Threads:
-    """Counts in this thread while there is little to do, then on all cores.
+def _groups(job: Job) -> Groups:
+    return Groups(job.weights, job.plan.pattern.m, job.plan.axis)
 
-    NumPy releases the interpreter lock while it works, so threads are enough.
-    """
 
-    def __init__(self) -> None:
-        self._pool: ThreadPoolExecutor | None = None
-        self._seen = 0
-        self._own = threading.local()
+def _tasks(jobs: Iterable[Job]) -> Iterator[Callable[[], tuple[int, Tally]]]:
+    """The parts of all tensors, each to be counted under the number of its tensor."""
+    for number, job in enumerate(jobs):
+        groups = _groups(job)
+        for part in groups.pieces(TASK_BYTES):
+            yield partial(_numbered, number, groups, part, job)
 
-    def start(self, job: Job) -> list[Callable[[], Tally]]:
-        """Start to count; each function returned waits for one part of the result."""
-        groups = Groups(job.weights, job.plan.pattern.m, job.plan.axis)
-        self._seen += groups.elements
-        if self._seen < WORTH_A_THREAD:
-            counted = self._count(groups, groups.whole, job)
-            return [lambda: counted]
-        if self._pool is None:
-            from concurrent.futures import ThreadPoolExecutor  # takes 10 ms
 
-            self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-        return [
-            self._pool.submit(self._count, groups, task, job).result
-            for task in groups.pieces(TASK_BYTES)
-        ]
+def _numbered(number: int, groups: Groups, part: Piece, job: Job) -> tuple[int, Tally]:
+    return number, _count(groups, part, job)
 
-    def stop(self) -> None:
-        """End the threads; what nobody waits for is dropped."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
 
-    def _count(self, groups: Groups, task: Piece, job: Job) -> Tally:
-        clean = _clean(groups, task, job)
-        if clean is not None:
-            return clean
-        if not hasattr(self._own, "scratch"):
-            self._own.scratch = Scratch()
-        scratch: Scratch = self._own.scratch
-        total = Tally()
-        for piece in groups.pieces(of=task):
-            magnitude = groups.magnitude(piece, scratch)
-            total.add(_count_piece(groups, piece, magnitude, job, scratch))
-        return total
+def _count(groups: Groups, part: Piece, job: Job) -> Tally:
+    clean = _clean(groups, part, job)
+    if clean is not None:
+        return clean
+    scratch, total = own_scratch(), Tally()
+    for piece in groups.pieces(of=part):
+        magnitude = groups.magnitude(piece, scratch)
+        total.add(_count_piece(groups, piece, magnitude, job, scratch))
+    return total
 
 
 def _clean(groups: Groups, piece: Piece, job: Job) -> Tally | None:
@@ -186,10 +160,10 @@ def _count_piece(
     )
 
 
-def _sum(parts: Iterable[Callable[[], Tally]]) -> Tally:
+def _sum(parts: Iterable[Tally]) -> Tally:
     total = Tally()
     for part in parts:
-        total.add(part())
+        total.add(part)
     return total
 
 

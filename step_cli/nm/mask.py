@@ -1,6 +1,6 @@
 """The N:M mask in NumPy, on raw magnitudes: for files, where torch is not needed.
 
-The rule is that of `core.mask`: a weight is kept if fewer than N of its group beat it,
+The rule is that of `optim.mask`: a weight is kept if fewer than N of its group beat it,
 and an equal one beats it from a lower index. Scores are unsigned integers, so that any
 dtype is ranked exactly: the magnitude bits of a float rise as its magnitude does.
 """

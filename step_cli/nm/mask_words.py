@@ -1,4 +1,4 @@
-"""The N:M mask of `mask_numpy` where the groups lie side by side in memory.
+"""The N:M mask of `mask` where the groups lie side by side in memory.
 
 A line of scores compared with itself, shifted by d, compares every weight with the one
 d places behind it. A comparison is a byte, so those of a group of M are one word, and

@@ -115,7 +115,6 @@ def test_small_pieces_and_threads_change_nothing(
         patch.setattr(groups, "PIECE_BYTES", 8)
         patch.setattr(check, "WORTH_A_THREAD", 0)
         patch.setattr(check, "TASK_BYTES", 16)
-        patch.setattr(check, "AHEAD_BYTES", 16)
         jobs = [Job(Weights(array, array.dtype.name), NMSpec(pattern, axis), exact)] * 3
         found = list(tally_all(jobs))
     assert found == [slow_tally(array, pattern, axis, exact)] * 3

@@ -49,11 +49,11 @@ class Builder:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    core = tmp_path / "tree" / "step_cli" / "core"
-    core.mkdir(parents=True)
+    nm = tmp_path / "tree" / "step_cli" / "nm"
+    nm.mkdir(parents=True)
     for name in ("kernels.c", "kernels_by_width.h"):
-        shutil.copy(ROOT / "step_cli" / "core" / name, core)
-    return core
+        shutil.copy(ROOT / "step_cli" / "nm" / name, nm)
+    return nm
 
 
 needs_compiler = pytest.mark.skipif(

@@ -1,9 +1,8 @@
 """A directory as a checkpoint: a run of `train`, or a Hugging Face directory."""
 
-import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from step_cli.formats.huggingface.directory import (
 from step_cli.formats.safetensors.header import COMPRESSED_KEY, read_header
 from step_cli.formats.safetensors.reader import open_safetensors
 from step_cli.nm.pattern import Plan
+from step_cli.nm.threads import in_order
 
 RUN_FILES = ("config.toml", "metrics.jsonl", "checkpoints")  # written by `train`
 
@@ -105,10 +105,8 @@ def _check_digests(
     """Whether there is a digest of every shard, all of which were compared."""
     if "files" not in document:
         return False
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return all(
-            list(pool.map(lambda shard: check_digest(shard, document, plan), shards))
-        )
+    tasks = (partial(check_digest, shard, document, plan) for shard in shards)
+    return all(list(in_order(tasks)))
 
 
 def _plan_document(path: Path) -> dict[str, Any]:
