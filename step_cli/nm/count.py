@@ -15,7 +15,7 @@ from step_cli.nm.groups import (
     Groups,
     Piece,
     Scratch,
-    Weights,
+    TensorData,
     count_in_groups,
 )
 from step_cli.nm.pattern import NMSpec
@@ -28,7 +28,7 @@ TASK_BYTES = 1 << 24  # some tasks are ahead of the one whose result is wanted
 
 
 @dataclass(slots=True)
-class Tally:
+class TensorCounts:
     """What was counted in one tensor, or in a part of it.
 
     Attributes:
@@ -45,7 +45,7 @@ class Tally:
     nonfinite: int = 0
     nonfinite_at: int | None = None
 
-    def add(self, other: "Tally") -> None:
+    def add(self, other: "TensorCounts") -> None:
         """Take in what was counted in another part of the tensor."""
         self.groups += other.groups
         self.violations += other.violations
@@ -57,80 +57,88 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Job:
+class TensorToCheck:
     """One tensor to count: its data, what it promises, and how strictly."""
 
-    weights: Weights
-    plan: NMSpec
+    data: TensorData
+    spec: NMSpec
     exact: bool = False
 
 
-def tally(job: Job) -> Tally:
+def count_tensor(tensor: TensorToCheck) -> TensorCounts:
     """Count one tensor."""
-    return next(iter(tally_all([job])))
+    return next(iter(count_tensors([tensor])))
 
 
-def tally_all(jobs: Iterable[Job]) -> Iterator[Tally]:
+def count_tensors(tensors: Iterable[TensorToCheck]) -> Iterator[TensorCounts]:
     """Count tensors on all cores, and yield the results in the order given.
 
-    ``jobs`` is advanced only a little ahead, so that its data may be loaded lazily.
+    ``tensors`` is advanced only a little ahead, so that its data may be loaded lazily.
     """
-    seen, waiting = 0, iter(jobs)
-    for job in waiting:
-        seen += job.weights.array.size
+    seen, waiting = 0, iter(tensors)
+    for tensor in waiting:
+        seen += tensor.data.array.size
         if seen >= WORTH_A_THREAD:
             break
-        groups = _groups(job)
-        yield _count(groups, groups.whole, job)
+        groups = _groups(tensor)
+        yield _count(groups, groups.whole, tensor)
     else:
         return
-    counted = in_order(_tasks(chain([job], waiting)))
+    counted = in_order(_tasks(chain([tensor], waiting)))
     for _, parts in groupby(counted, key=itemgetter(0)):
         yield _sum(part for _, part in parts)
 
 
-def _groups(job: Job) -> Groups:
-    return Groups(job.weights, job.plan.pattern.m, job.plan.axis)
+def _groups(tensor: TensorToCheck) -> Groups:
+    return Groups(tensor.data, tensor.spec.pattern.m, tensor.spec.axis)
 
 
-def _tasks(jobs: Iterable[Job]) -> Iterator[Callable[[], tuple[int, Tally]]]:
+def _tasks(
+    tensors: Iterable[TensorToCheck],
+) -> Iterator[Callable[[], tuple[int, TensorCounts]]]:
     """The parts of all tensors, each to be counted under the number of its tensor."""
-    for number, job in enumerate(jobs):
-        groups = _groups(job)
+    for number, tensor in enumerate(tensors):
+        groups = _groups(tensor)
         for part in groups.pieces(TASK_BYTES):
-            yield partial(_numbered, number, groups, part, job)
+            yield partial(_numbered, number, groups, part, tensor)
 
 
-def _numbered(number: int, groups: Groups, part: Piece, job: Job) -> tuple[int, Tally]:
-    return number, _count(groups, part, job)
+def _numbered(
+    number: int, groups: Groups, part: Piece, tensor: TensorToCheck
+) -> tuple[int, TensorCounts]:
+    return number, _count(groups, part, tensor)
 
 
-def _count(groups: Groups, part: Piece, job: Job) -> Tally:
-    clean = _clean(groups, part, job)
+def _count(groups: Groups, part: Piece, tensor: TensorToCheck) -> TensorCounts:
+    clean = _clean(groups, part, tensor)
     if clean is not None:
         return clean
-    scratch, total = own_scratch(), Tally()
+    scratch, total = own_scratch(), TensorCounts()
     for piece in groups.pieces(of=part):
         magnitude = groups.magnitude(piece, scratch)
-        total.add(_count_piece(groups, piece, magnitude, job, scratch))
+        total.add(_count_piece(groups, piece, magnitude, tensor, scratch))
     return total
 
 
-def _clean(groups: Groups, piece: Piece, job: Job) -> Tally | None:
+def _clean(groups: Groups, piece: Piece, tensor: TensorToCheck) -> TensorCounts | None:
     """The counts of a piece without a fault; None if it has one, or may have."""
     if not groups.zero_is_zero:
         return None
     codes = groups.codes_of(piece)
-    found = kernels.count(codes, job.plan.pattern.n, groups.bits)
-    if found is None or found.over or found.nonfinite or (job.exact and found.under):
+    found = kernels.count(codes, tensor.spec.pattern.n, groups.bits)
+    if found is None or found.over or found.nonfinite or (tensor.exact and found.under):
         return None
     size = codes.size
-    return Tally(groups=size // groups.m, elements=size, nonzeros=found.nonzeros)
+    return TensorCounts(groups=size // groups.m, elements=size, nonzeros=found.nonzeros)
 
 
 def _count_piece(
-    groups: Groups, piece: Piece, magnitude: Codes, job: Job, scratch: Scratch
-) -> Tally:
+    groups: Groups,
+    piece: Piece,
+    magnitude: Codes,
+    tensor: TensorToCheck,
+    scratch: Scratch,
+) -> TensorCounts:
     nonfinite, nonfinite_at = 0, None
     found = groups.bits.nonfinite(magnitude)
     if found is not None:
@@ -140,7 +148,7 @@ def _count_piece(
     nonzero = scratch.take("nonzero", np.bool_, magnitude.shape)
     np.not_equal(magnitude, 0, out=nonzero)
     counts = count_in_groups(nonzero, scratch)
-    n, exact = job.plan.pattern.n, job.exact
+    n, exact = tensor.spec.pattern.n, tensor.exact
     violations, violation = 0, None
     # Reading the extremes is cheaper than writing a comparison, and mostly enough.
     if counts.most > n or (exact and counts.fewest < n):
@@ -149,7 +157,7 @@ def _count_piece(
         violations = int(np.count_nonzero(bad))
         x, b = divmod(int(bad.argmax()), bad.shape[1])
         violation = (groups.position(piece, x, 0, b), int(each[x, b]))
-    return Tally(
+    return TensorCounts(
         groups=counts.words.size,
         violations=violations,
         elements=nonzero.size,
@@ -160,8 +168,8 @@ def _count_piece(
     )
 
 
-def _sum(parts: Iterable[Tally]) -> Tally:
-    total = Tally()
+def _sum(parts: Iterable[TensorCounts]) -> TensorCounts:
+    total = TensorCounts()
     for part in parts:
         total.add(part)
     return total

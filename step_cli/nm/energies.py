@@ -7,14 +7,14 @@ import numpy as np
 import numpy.typing as npt
 
 from step_cli.nm.allocation import allowed
-from step_cli.nm.groups import Weights
+from step_cli.nm.groups import TensorData
 from step_cli.nm.threads import in_order
 from step_cli.nm.values import row_pieces, values_of
 
 PIECE = 1 << 18  # weights sorted at a time
 
 
-def kept_squares(weights: Weights, m: int, axis: int) -> dict[int, float]:
+def kept_squares(weights: TensorData, m: int, axis: int) -> dict[int, float]:
     """The sum of squares that the N largest of each M keep, for each N allowed.
 
     Args:
@@ -30,7 +30,7 @@ def kept_squares(weights: Weights, m: int, axis: int) -> dict[int, float]:
 
 
 def _squares_by_rank(
-    weights: Weights, rows: slice, m: int, axis: int
+    weights: TensorData, rows: slice, m: int, axis: int
 ) -> npt.NDArray[Any]:
     values = np.moveaxis(values_of(weights, rows), axis, -1)
     groups = np.square(values.reshape(-1, m), dtype=np.float64)

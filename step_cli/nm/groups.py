@@ -22,7 +22,7 @@ PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Weights:
+class TensorData:
     """The data of one tensor.
 
     Attributes:
@@ -38,10 +38,10 @@ class Weights:
     zero: Array | None = None
     zero_axis: int | None = None
 
-    def transposed(self, order: Sequence[int]) -> "Weights":
+    def transposed(self, order: Sequence[int]) -> "TensorData":
         """The same with its axes in another order, as a view."""
         axis = None if self.zero_axis is None else tuple(order).index(self.zero_axis)
-        return Weights(self.array.transpose(order), self.dtype, self.zero, axis)
+        return TensorData(self.array.transpose(order), self.dtype, self.zero, axis)
 
 
 class Piece(NamedTuple):
@@ -56,7 +56,7 @@ class Piece(NamedTuple):
 class Groups:
     """The groups of ``weights`` along ``axis``, whose size is a multiple of ``m``."""
 
-    def __init__(self, weights: Weights, m: int, axis: int) -> None:
+    def __init__(self, weights: TensorData, m: int, axis: int) -> None:
         self.bits: Bits = bits_of(weights.dtype)
         self.shape = weights.array.shape
         self.m = m
@@ -142,7 +142,7 @@ class _ZeroCodes:
     inner: int
 
     @classmethod
-    def of(cls, weights: Weights, bits: Bits) -> "_ZeroCodes | None":
+    def of(cls, weights: TensorData, bits: Bits) -> "_ZeroCodes | None":
         if weights.zero is None:
             return None
         codes = np.ascontiguousarray(weights.zero).view(bits.unsigned).ravel()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from step_cli.nm.groups import Groups, Scratch, Weights, index_of
+from step_cli.nm.groups import Groups, Scratch, TensorData, index_of
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Mismatch:
     index: tuple[int, ...]
 
 
-def mismatch(one: Weights, other: Weights) -> Mismatch | None:
+def mismatch(one: TensorData, other: TensorData) -> Mismatch | None:
     """Compare the masks of two tensors of one shape; None if they are the same."""
     ours, theirs = (
         Groups(one, 1, one.array.ndim - 1),

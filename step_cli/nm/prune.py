@@ -12,7 +12,7 @@ import numpy.typing as npt
 from step_cli.errors import NonFiniteError
 from step_cli.nm import kernels
 from step_cli.nm.dtypes import Codes, bits_of
-from step_cli.nm.groups import Mask, Scratch, Weights, index_of
+from step_cli.nm.groups import Mask, Scratch, TensorData, index_of
 from step_cli.nm.magnitude import FLOATS, INTEGERS, float_magnitude, magnitude_sum
 from step_cli.nm.mask import from_planes, keep_planes, to_planes
 from step_cli.nm.mask_words import WORDS, keep_side_by_side
@@ -43,7 +43,7 @@ class OneShot:
 
     def __init__(
         self,
-        weights: Weights,
+        weights: TensorData,
         plan: NMSpec,
         *,
         name: str,

@@ -7,10 +7,10 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.nm.groups import Weights
+from step_cli.nm.groups import TensorData
 
 
-def values_of(weights: Weights, rows: slice) -> npt.NDArray[Any]:
+def values_of(weights: TensorData, rows: slice) -> npt.NDArray[Any]:
     """Rows of a tensor as numbers, in fp32 or fp64; of codes, the distance from zero.
 
     Args:
@@ -30,7 +30,7 @@ def values_of(weights: Weights, rows: slice) -> npt.NDArray[Any]:
     return (codes.astype(np.int64) - zero).astype(np.float64)
 
 
-def row_pieces(weights: Weights, multiple_of: int, most: int) -> Iterator[slice]:
+def row_pieces(weights: TensorData, multiple_of: int, most: int) -> Iterator[slice]:
     """Cut the first axis into pieces of about ``most`` weights.
 
     Args:

@@ -113,7 +113,7 @@ class Calibrated:
     def prune(self, watched: Watched, seen: Any) -> None:
         """Prune one layer, and have its module compute with the result."""
         layer, view = self.layers[watched.name], LayerMatrix(watched.module)
-        stored = mapped_tensor(layer.tensor.weights().array)
+        stored = mapped_tensor(layer.tensor.data().array)
         try:
             if self.sparsegpt:
                 new = self._updated(layer, stored, view, seen)
@@ -139,7 +139,7 @@ class Calibrated:
     def _masked(
         self, layer: Layer, stored: Tensor, view: LayerMatrix, seen: InputNorms
     ) -> Array:
-        weights = layer.tensor.weights()
+        weights = layer.tensor.data()
 
         def choose(scores: Tensor) -> Mask:
             return transposable_keep(weights, layer.plan, scores.numpy())
@@ -163,7 +163,7 @@ class Calibrated:
         new = wide.to(stored.dtype)
         if not bool(torch.isfinite(new).all()):
             raise NonFiniteError(f"an updated weight overflows {layer.tensor.dtype}")
-        weights, keep = layer.tensor.weights(), (new != 0).numpy()
+        weights, keep = layer.tensor.data(), (new != 0).numpy()
         work = OneShot(weights, layer.plan, name=layer.tensor.name, keep=keep)
         for _ in work.blocks():
             pass

@@ -86,7 +86,7 @@ def _allocated(layers: Sequence[Layer], density: float) -> list[Layer]:
     own = [layer for layer in layers if layer.tensor.tied_to is None]
     energies = {
         layer.tensor.name: kept_squares(
-            layer.tensor.weights(), layer.plan.pattern.m, layer.plan.axis
+            layer.tensor.data(), layer.plan.pattern.m, layer.plan.axis
         )
         for layer in own
     }
