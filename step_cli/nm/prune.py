@@ -12,13 +12,12 @@ import numpy.typing as npt
 from step_cli.errors import NonFiniteError
 from step_cli.nm import kernels
 from step_cli.nm.dtypes import Codes, bits_of
-from step_cli.nm.groups import Mask, Scratch, TensorData, index_of
+from step_cli.nm.groups import Mask, TensorData, index_of
 from step_cli.nm.magnitude import FLOATS, INTEGERS, float_magnitude, magnitude_sum
-from step_cli.nm.mask import from_planes, keep_planes, to_planes
-from step_cli.nm.mask_words import WORDS, keep_side_by_side
+from step_cli.nm.mask import keep_highest
 from step_cli.nm.pattern import NMSpec
 from step_cli.nm.pruned import Pruned
-from step_cli.nm.threads import in_order, own_scratch
+from step_cli.nm.threads import in_order
 
 Array = npt.NDArray[Any]
 
@@ -58,9 +57,6 @@ class OneShot:
         inner = math.prod(codes.shape[plan.axis + 1 :])
         codes = codes.view(self._limits.unsigned) if self._float else codes
         self._codes: Array = codes.reshape(-1, plan.pattern.m, inner)
-        # The usual case, for which there is a shorter way.
-        usual = self._float and self._key is None and plan.pattern.m in WORDS
-        self._side_by_side = usual and inner == 1
         self._keep = None if keep is None else keep.reshape(self._codes.shape)
         self.done = Pruned()
 
@@ -107,73 +103,32 @@ class OneShot:
         return out.reshape(-1), total
 
     def _piece(
-        self, codes: Array, out: Array, wanted: Mask | None, origin: int
+        self, codes: Array, out: Array, given: Mask | None, origin: int
     ) -> Pruned:
         """Prune (x, M, b) into ``out``; ``origin`` is its row-major position."""
-        scratch = own_scratch()
-        if self._side_by_side:
-            return self._piece_side_by_side(codes, out, wanted, origin)
-        magnitude, zero = self._magnitude(codes, origin, scratch)
-        nonzero: Mask = scratch.take("nonzero", np.bool_, magnitude.shape)
-        np.not_equal(magnitude, 0, out=nonzero)
-        if wanted is None:
+        zero = None if self._float else self._zero(codes, origin)
+        magnitude = self._magnitude(codes, zero, origin)
+        nonzero = magnitude != 0
+        if given is None:
             scores = self._scores(magnitude, nonzero, origin)
-            keep = keep_planes(scores, self.plan.pattern.n, scratch)
-        else:
-            keep = to_planes(wanted, scratch, "keep")
-        # What is zero stays as it is, so -0.0 keeps its sign: keep, or not non-zero.
-        np.greater_equal(keep, nonzero, out=keep)
-        mask: Mask = scratch.take("mask", np.bool_, codes.shape)
-        from_planes(keep, mask)
+            given = keep_highest(scores, self.plan.pattern, 1)
+        keep = given | ~nonzero  # what is zero stays as it is: -0.0 keeps its sign
         if zero is None:
-            np.multiply(codes, mask.view(np.uint8), out=out)
+            np.multiply(codes, keep, out=out)
         else:
-            np.copyto(out, np.where(mask, codes, zero.astype(codes.dtype)))
+            np.copyto(out, np.where(keep, codes, zero.astype(codes.dtype)))
         nonzeros = int(np.count_nonzero(nonzero))
         changed = int(keep.size - np.count_nonzero(keep))
-        before = self._sum(magnitude, scratch)
-        np.multiply(magnitude, keep.view(np.uint8), out=magnitude)
-        after = self._sum(magnitude, scratch)
+        before, after = self._sum(magnitude), self._sum(magnitude * keep)
         return Pruned(codes.size, changed, nonzeros - changed, before, after)
 
-    def _piece_side_by_side(
-        self, codes: Array, out: Array, wanted: Mask | None, origin: int
-    ) -> Pruned:
-        """The same where each group lies in one piece."""
-        scratch, flat, pattern = own_scratch(), codes.reshape(-1), self.plan.pattern
-        magnitude = scratch.take("planes", flat.dtype, flat.shape)
-        float_magnitude(flat, out=magnitude)
+    def _magnitude(self, codes: Array, zero: Array | None, origin: int) -> Codes:
+        """Unsigned integers that rise as the magnitude does."""
+        if zero is not None:
+            return np.abs(codes.astype(np.int64) - zero).astype(np.uint32)
+        magnitude = float_magnitude(codes)
         self._check_finite(magnitude, codes, origin)
-        nonzero: Mask = scratch.take("nonzero", np.bool_, flat.shape)
-        np.not_equal(magnitude, 0, out=nonzero)
-        if wanted is None:
-            keep = keep_side_by_side(magnitude, pattern.n, pattern.m, scratch)
-        else:
-            keep = scratch.take("keep", np.bool_, flat.shape)
-            np.copyto(keep, wanted.reshape(-1))
-        np.greater_equal(keep, nonzero, out=keep)  # as above: -0.0 keeps its sign
-        mask = scratch.take("mask", flat.dtype, flat.shape)
-        np.copyto(mask, keep)
-        np.multiply(flat, mask, out=out.reshape(-1))
-        nonzeros = int(np.count_nonzero(nonzero))
-        changed = int(keep.size - np.count_nonzero(keep))
-        before = self._sum(magnitude, scratch)
-        np.multiply(magnitude, mask, out=magnitude)
-        after = self._sum(magnitude, scratch)
-        return Pruned(codes.size, changed, nonzeros - changed, before, after)
-
-    def _magnitude(
-        self, codes: Array, origin: int, scratch: Scratch
-    ) -> tuple[Codes, Array | None]:
-        """Magnitudes as planes, and the codes that mean zero (None: floats)."""
-        if self._float:
-            magnitude = to_planes(codes, scratch)
-            float_magnitude(magnitude, out=magnitude)
-            self._check_finite(magnitude, codes, origin)
-            return magnitude, None
-        zero = self._zero(codes, origin)
-        distance = np.abs(codes.astype(np.int64) - zero)
-        return to_planes(distance.astype(np.uint32), scratch), zero
+        return magnitude
 
     def _scores(self, magnitude: Codes, nonzero: Mask, origin: int) -> Codes:
         if self._key is None:
@@ -181,14 +136,15 @@ class OneShot:
         random = np.random.Generator(
             np.random.Philox(key=self._key, counter=origin << 64)
         )
-        drawn = random.integers(0, 2**31, magnitude.shape, np.uint32)
+        x, m, b = magnitude.shape
+        drawn = random.integers(0, 2**31, (m, x, b), np.uint32).swapaxes(0, 1)
         # Any weight before any zero: then a group that complies loses none.
         first: Codes = drawn | (nonzero.astype(np.uint32) << np.uint32(31))
         return first
 
-    def _sum(self, magnitude: Codes, scratch: Scratch) -> float:
+    def _sum(self, magnitude: Codes) -> float:
         if self._float:
-            return magnitude_sum(magnitude, self.weights.dtype, scratch)
+            return magnitude_sum(magnitude, self.weights.dtype)
         return float(magnitude.sum(dtype=np.int64))
 
     def _check_finite(self, magnitude: Codes, codes: Array, origin: int) -> None:
