@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from step_cli.formats.files.mapped_file import MappedFile
-from step_cli.nm.groups import TensorData
 from step_cli.nm.pattern import Plan
+from step_cli.nm.tensor_data import TensorData
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,9 @@ import numpy as np
 
 from step_cli.nm import kernels
 from step_cli.nm.dtypes import Codes
-from step_cli.nm.groups import (
-    Groups,
-    Piece,
-    Scratch,
-    TensorData,
-    count_in_groups,
-)
+from step_cli.nm.groups import Groups, Piece, Scratch, count_in_groups
 from step_cli.nm.pattern import NMSpec
+from step_cli.nm.tensor_data import TensorData
 from step_cli.nm.threads import in_order, own_scratch
 
 First = TypeVar("First", int, tuple[int, int])

@@ -1,8 +1,17 @@
-"""What a broken pattern looks like: the wrong axis, another pattern, a dense layer."""
+"""What a broken pattern looks like, and where two masks differ.
+
+A pattern looks broken along the wrong axis, where another one was meant, or where a
+layer is dense.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
 
 from step_cli.nm.count import TensorToCheck
-from step_cli.nm.groups import Groups, Scratch, count_in_groups
+from step_cli.nm.groups import Groups, Scratch, count_in_groups, index_of
 from step_cli.nm.pattern import NMPattern
+from step_cli.nm.tensor_data import TensorData
 
 # The patterns that people train; the tightest that holds is the one they meant.
 USUAL = tuple(
@@ -58,3 +67,29 @@ def holds_pattern(
         if count_in_groups(nonzero, scratch).most > pattern.n:
             return False
     return True
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """How many weights one mask keeps and the other drops, and where the first is."""
+
+    count: int
+    index: tuple[int, ...]
+
+
+def mismatch(one: TensorData, other: TensorData) -> Mismatch | None:
+    """Where two tensors of one shape keep other weights; None if nowhere."""
+    ours, theirs = (
+        Groups(one, 1, one.array.ndim - 1),
+        Groups(other, 1, other.array.ndim - 1),
+    )
+    scratches = Scratch(), Scratch()
+    count, first = 0, None
+    for piece in ours.pieces():
+        kept = ours.magnitude(piece, scratches[0]) != 0
+        differs = kept != (theirs.magnitude(piece, scratches[1]) != 0)
+        found = int(np.count_nonzero(differs))
+        if found and first is None:
+            first = ours.position(piece, int(differs.argmax()), 0, 0)
+        count += found
+    return None if first is None else Mismatch(count, index_of(first, ours.shape))

@@ -7,9 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from step_cli.nm.allocation import allowed
-from step_cli.nm.groups import TensorData
+from step_cli.nm.tensor_data import TensorData, row_pieces, values_of
 from step_cli.nm.threads import in_order
-from step_cli.nm.values import row_pieces, values_of
 
 PIECE = 1 << 18  # weights sorted at a time
 

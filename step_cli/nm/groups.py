@@ -5,7 +5,7 @@ after the axis, M the group, X all the rest. Linear and Conv become one formulat
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,35 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from step_cli.nm.dtypes import Bits, Codes, bits_of
+from step_cli.nm.tensor_data import TensorData
 
-Array = npt.NDArray[np.generic]
 Mask = npt.NDArray[np.bool_]
 
 # Fits a core's own cache with its buffers; below it, threads wait for each other.
 PIECE_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class TensorData:
-    """The data of one tensor.
-
-    Attributes:
-        array: Any shape; its bits are those of ``dtype``.
-        dtype: NumPy spelling.
-        zero: Integer codes only: the codes that mean zero, one, or one per slice of
-            ``zero_axis``. None: the code 0.
-        zero_axis: None if ``zero`` holds a single code.
-    """
-
-    array: Array
-    dtype: str
-    zero: Array | None = None
-    zero_axis: int | None = None
-
-    def transposed(self, order: Sequence[int]) -> "TensorData":
-        """The same with its axes in another order, as a view."""
-        axis = None if self.zero_axis is None else tuple(order).index(self.zero_axis)
-        return TensorData(self.array.transpose(order), self.dtype, self.zero, axis)
 
 
 class Piece(NamedTuple):

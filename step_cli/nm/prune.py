@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,11 +13,11 @@ import numpy.typing as npt
 from step_cli.errors import NonFiniteError
 from step_cli.nm import kernels
 from step_cli.nm.dtypes import Codes, bits_of
-from step_cli.nm.groups import Mask, TensorData, index_of
+from step_cli.nm.groups import Mask, index_of
 from step_cli.nm.magnitude import FLOATS, INTEGERS, float_magnitude, magnitude_sum
 from step_cli.nm.mask import keep_highest
 from step_cli.nm.pattern import NMSpec
-from step_cli.nm.pruned import Pruned
+from step_cli.nm.tensor_data import TensorData
 from step_cli.nm.threads import in_order
 
 Array = npt.NDArray[Any]
@@ -25,6 +26,43 @@ BLOCK = 1 << 20  # weights that are pruned, and then written, at a time
 PIECE = 1 << 18  # weights whose work stays in the cache
 WORTH_A_THREAD = 1 << 22  # weights
 PRUNABLE = FLOATS | INTEGERS
+
+
+@dataclass
+class Pruned:
+    """What pruning did.
+
+    Attributes:
+        elements: Weights looked at.
+        changed: Weights set to zero that were not.
+        nonzeros: Non-zero weights left.
+        before: Sum of magnitudes before.
+        after: Sum of magnitudes after.
+    """
+
+    elements: int = 0
+    changed: int = 0
+    nonzeros: int = 0
+    before: float = 0.0
+    after: float = 0.0
+
+    @property
+    def density(self) -> float:
+        """Share of weights that are not zero."""
+        return self.nonzeros / self.elements if self.elements else 0.0
+
+    @property
+    def retained(self) -> float:
+        """Share of magnitude kept; all of nothing is all."""
+        return self.after / self.before if self.before else 1.0
+
+    def add(self, other: "Pruned") -> None:
+        """Count another part in."""
+        self.elements += other.elements
+        self.changed += other.changed
+        self.nonzeros += other.nonzeros
+        self.before += other.before
+        self.after += other.after
 
 
 class OneShot:
@@ -89,9 +127,10 @@ class OneShot:
         out, total = _taken(buffers, codes), Pruned()
         if self._key is None and given is None:
             n, dtype = self.plan.pattern.n, self.weights.dtype
-            done = kernels.prune(codes, out, n, self._limits, dtype)
-            if done is not None:
-                return out.reshape(-1), done
+            sums = kernels.prune(codes, out, n, self._limits, dtype)
+            if sums is not None:
+                done = (sums.changed, sums.nonzeros, sums.before, sums.after)
+                return out.reshape(-1), Pruned(codes.size, *done)
         rows, m, inner = codes.shape
         step, width = max(1, PIECE // (m * inner)), max(1, PIECE // m)
         for x in range(0, rows, step):

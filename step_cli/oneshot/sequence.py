@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from step_cli.errors import InputError
-from step_cli.formats.files.spill import Spill
+from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.pytorch.arrays import mapped_tensor, to_array
 from step_cli.oneshot.blocks import NotAChainError, find_chains, record
 from step_cli.oneshot.inputs import S, Watched, gather, hooked
@@ -166,7 +166,7 @@ class _Aside:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._files = [Spill(folder)]
+        self._files = [ArraysOnDisk(folder)]
         self._coming: list[Tensor] = []
         self.ready: list[Tensor] = []
 
@@ -185,7 +185,7 @@ class _Aside:
         self.ready, self._coming = self._coming, []
         for file in self._files[:-1]:
             file.close()
-        self._files = [self._files[-1], Spill(self._folder)]
+        self._files = [self._files[-1], ArraysOnDisk(self._folder)]
 
 
 def _prune_by_parent(work: Work[S], layers: Sequence[Watched]) -> None:

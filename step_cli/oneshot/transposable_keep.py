@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from step_cli.nm.groups import Mask, TensorData
+from step_cli.nm.groups import Mask
 from step_cli.nm.pattern import NMSpec
-from step_cli.nm.values import row_pieces, values_of
+from step_cli.nm.tensor_data import TensorData, row_pieces, values_of
 from step_cli.nm.weight_rule import output_axis
 from step_cli.recipes.transposable import check_blocks, transposable_mask
 

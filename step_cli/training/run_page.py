@@ -13,8 +13,8 @@ from step_cli.errors import MissingError
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.pytorch.arrays import to_array
 from step_cli.nm.count import TensorToCheck, count_tensors
-from step_cli.nm.groups import TensorData
 from step_cli.nm.pattern import Plan
+from step_cli.nm.tensor_data import TensorData
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.shards import is_shard
 from step_cli.plots.drawing import INKS

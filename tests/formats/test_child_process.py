@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "    return request\n"
         "answer(work)\n"
     )
-    path = f"{tmp_path}:{Path(__file__).parents[2]}"
-    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     return "some_child"
 
 

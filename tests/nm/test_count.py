@@ -14,8 +14,9 @@ from step_cli.nm import count as check
 from step_cli.nm import groups
 from step_cli.nm.count import TensorCounts, TensorToCheck, count_tensor, count_tensors
 from step_cli.nm.dtypes import bits_of
-from step_cli.nm.groups import TensorData, index_of
+from step_cli.nm.groups import index_of
 from step_cli.nm.pattern import NMPattern, NMSpec
+from step_cli.nm.tensor_data import TensorData
 
 FLOATS = [
     "float64",

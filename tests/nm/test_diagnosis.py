@@ -5,10 +5,14 @@ import pytest
 
 from step_cli.nm import groups
 from step_cli.nm.count import TensorToCheck
-from step_cli.nm.diagnosis import axis_that_holds, pattern_that_holds
-from step_cli.nm.groups import TensorData
-from step_cli.nm.mask_match import Mismatch, mismatch
+from step_cli.nm.diagnosis import (
+    Mismatch,
+    axis_that_holds,
+    mismatch,
+    pattern_that_holds,
+)
 from step_cli.nm.pattern import NMPattern, NMSpec
+from step_cli.nm.tensor_data import TensorData
 
 
 def to_check(array: np.ndarray, pattern: str = "2:4", axis: int = 1) -> TensorToCheck:

@@ -5,8 +5,7 @@ import pytest
 from step_cli.nm import energies
 from step_cli.nm.allocation import allowed
 from step_cli.nm.energies import kept_squares
-from step_cli.nm.groups import TensorData
-from step_cli.nm.values import values_of
+from step_cli.nm.tensor_data import TensorData, values_of
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from step_cli.nm.count import TensorToCheck
-from step_cli.nm.groups import TensorData
 from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.nm.targets import View, implies_two_four, tensorrt_view
+from step_cli.nm.tensor_data import TensorData
 from step_cli.nm.weight_rule import Description
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from step_cli.errors import UsageError
-from step_cli.nm.groups import TensorData
 from step_cli.nm.pattern import NMPattern, NMSpec
+from step_cli.nm.tensor_data import TensorData
 from step_cli.oneshot import transposable_keep as module
 from step_cli.oneshot.transposable_keep import transposable_keep
 from step_cli.recipes.transposable import transposable_mask

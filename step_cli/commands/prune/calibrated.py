@@ -14,7 +14,7 @@ from step_cli.commands.prune.tensors import Layer
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NonFiniteError, StepError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.files.spill import Spill
+from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.huggingface.model import is_hugging_face
 from step_cli.formats.pytorch.arrays import mapped_tensor, to_array
 from step_cli.models.checkpoint_model import RunnableModel, open_model
@@ -57,7 +57,9 @@ def calibrated(
         most=config.calibration_samples,
         tokenizer=directory,
     )
-    done = Calibrated(config.method == "sparsegpt", config.transposable, Spill(folder))
+    done = Calibrated(
+        config.method == "sparsegpt", config.transposable, ArraysOnDisk(folder)
+    )
     make: Callable[[], Any] = InputHessians if done.sparsegpt else InputNorms
     work = Work(runnable.model, batches, make, done.prune, folder)
     try:
@@ -82,7 +84,7 @@ class Calibrated:
 
     sparsegpt: bool
     transposable: bool
-    spill: Spill
+    spill: ArraysOnDisk
     results: dict[str, Array] = field(default_factory=dict)
     layers: dict[str, Layer] = field(default_factory=dict)
 

@@ -11,8 +11,9 @@ from step_cli.commands.prune.tensors import Layer
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import UsageError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.nm.groups import Mask, TensorData
+from step_cli.nm.groups import Mask
 from step_cli.nm.prune import OneShot
+from step_cli.nm.tensor_data import TensorData
 
 Array = npt.NDArray[Any]
 

@@ -18,7 +18,7 @@ from step_cli.formats.open import open_checkpoint
 from step_cli.formats.rewrite import Rewriter
 from step_cli.nm.count import TensorToCheck, count_tensors
 from step_cli.nm.pattern import NMSpec, Plan
-from step_cli.nm.pruned import Pruned
+from step_cli.nm.prune import Pruned
 from step_cli.nm.targets import planned_view
 from step_cli.nm.weight_rule import output_axis
 from step_cli.reports import PrunedLayer, PruneReport, PruneTotals, SkippedTensor

@@ -77,7 +77,7 @@ def _difference(item: Judged, other: NamedTensor | None) -> MaskDifference | Non
             first_index=None,
             message=f"the baseline has {found}, which cannot be compared",
         )
-    from step_cli.nm.mask_match import mismatch
+    from step_cli.nm.diagnosis import mismatch
 
     found_at = mismatch(item.tensor.data(), other.data())
     if found_at is None:

@@ -19,7 +19,7 @@ from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.formats.child_process import ChildDiedError, ask
 from step_cli.formats.files.digest import check_digest
 from step_cli.formats.files.mapped_file import MappedFile, in_units, map_file
-from step_cli.formats.files.scratch import scratch_file
+from step_cli.formats.files.temporary import temporary_file
 from step_cli.formats.pytorch.archive import read_members
 from step_cli.nm.dtypes import numpy_dtype
 from step_cli.nm.pattern import Plan
@@ -49,9 +49,9 @@ def open_torch(file: MappedFile) -> Checkpoint:
         document, data = _ask_child(file), file
     else:
         storages = None
-        with scratch_file() as spill:
-            document = _ask_child(file, spill)
-            data = map_file(spill) if spill.stat().st_size else file
+        with temporary_file() as data_path:
+            document = _ask_child(file, data_path)
+            data = map_file(data_path) if data_path.stat().st_size else file
     tensors: list[NamedTensor] = []
     seen: dict[object, str] = {}
     for entry in document["tensors"]:
@@ -84,10 +84,10 @@ def _plan_beside(path: Path) -> tuple[Plan | None, bool]:
     return plans.plan_of(document, file=beside), compared
 
 
-def _ask_child(file: MappedFile, spill: Path | None = None) -> dict[str, Any]:
+def _ask_child(file: MappedFile, data_path: Path | None = None) -> dict[str, Any]:
     request = {
         "file": os.path.abspath(file.path),
-        "data": spill and os.path.abspath(spill),
+        "data": data_path and os.path.abspath(data_path),
     }
     limit_s = LONGEST_S + file.size / 20e6
     try:

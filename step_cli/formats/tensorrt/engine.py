@@ -12,7 +12,7 @@ from typing import Any
 
 from step_cli.errors import InputError
 from step_cli.formats.child_process import ChildDiedError, ask
-from step_cli.formats.files.scratch import scratch_directory
+from step_cli.formats.files.temporary import temporary_directory
 from step_cli.formats.tensorrt.api import TrtRuntime
 from step_cli.formats.tensorrt.failures import crashed, explain
 from step_cli.formats.tensorrt.layers import EngineLayer, parse_layers
@@ -71,7 +71,7 @@ def build_engine(
     Raises:
         StepError: The build failed; the kind of error says whose fault it is.
     """
-    with scratch_directory("build") as desk:
+    with temporary_directory("build") as desk:
         request = _request(runtime, onnx_file, plan_file, options, desk)
         try:
             child = ask(CHILD, request)

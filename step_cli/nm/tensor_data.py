@@ -1,13 +1,38 @@
-"""The numbers behind stored weights, a few rows at a time."""
+"""The data of one tensor: raw bits with a dtype, and the numbers behind them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.nm.groups import TensorData
+from step_cli.nm.dtypes import numpy_dtype
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class TensorData:
+    """The data of one tensor.
+
+    Attributes:
+        array: Any shape; its bits are those of ``dtype``.
+        dtype: NumPy spelling.
+        zero: Integer codes only: the codes that mean zero, one, or one per slice of
+            ``zero_axis``. None: the code 0.
+        zero_axis: None if ``zero`` holds a single code.
+    """
+
+    array: Array
+    dtype: str
+    zero: Array | None = None
+    zero_axis: int | None = None
+
+    def transposed(self, order: Sequence[int]) -> "TensorData":
+        """The same with its axes in another order, as a view."""
+        axis = None if self.zero_axis is None else tuple(order).index(self.zero_axis)
+        return TensorData(self.array.transpose(order), self.dtype, self.zero, axis)
 
 
 def values_of(weights: TensorData, rows: slice) -> npt.NDArray[Any]:
@@ -17,7 +42,7 @@ def values_of(weights: TensorData, rows: slice) -> npt.NDArray[Any]:
         weights: The tensor.
         rows: Of its first axis.
     """
-    kind = np.dtype(getattr(ml_dtypes, weights.dtype, weights.dtype))
+    kind = numpy_dtype(weights.dtype)
     codes = weights.array[rows].view(kind)
     if weights.zero is None:
         return codes.astype(np.float64 if kind.itemsize == 8 else np.float32)
