@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from step_cli.nm import kernels
-from step_cli.nm.dtypes import Codes
+from step_cli.nm.dtypes import RawBits
 from step_cli.nm.groups import Groups, Piece, Scratch, count_in_groups
 from step_cli.nm.pattern import NMSpec
 from step_cli.nm.tensor_data import TensorData
@@ -130,7 +130,7 @@ def _clean(groups: Groups, piece: Piece, tensor: TensorToCheck) -> TensorCounts 
 def _count_piece(
     groups: Groups,
     piece: Piece,
-    magnitude: Codes,
+    magnitude: RawBits,
     tensor: TensorToCheck,
     scratch: Scratch,
 ) -> TensorCounts:

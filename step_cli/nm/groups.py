@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.nm.dtypes import Bits, Codes, bits_of
+from step_cli.nm.dtypes import DTypeInfo, RawBits, dtype_info
 from step_cli.nm.tensor_data import TensorData
 
 Mask = npt.NDArray[np.bool_]
@@ -34,12 +34,12 @@ class Groups:
     """The groups of ``weights`` along ``axis``, whose size is a multiple of ``m``."""
 
     def __init__(self, weights: TensorData, m: int, axis: int) -> None:
-        self.bits: Bits = bits_of(weights.dtype)
+        self.bits: DTypeInfo = dtype_info(weights.dtype)
         self.shape = weights.array.shape
         self.m = m
         self.inner = math.prod(self.shape[axis + 1 :])
         codes = np.ascontiguousarray(weights.array).view(self.bits.unsigned)
-        self.codes: Codes = codes.reshape(-1, m, self.inner)
+        self.codes: RawBits = codes.reshape(-1, m, self.inner)
         self._mask = codes.dtype.type(self.bits.mask)
         self._zero = _ZeroCodes.of(weights, self.bits)
 
@@ -80,14 +80,14 @@ class Groups:
             for left in range(of.left, of.right, width):
                 yield Piece(first, first + 1, left, min(left + width, of.right))
 
-    def codes_of(self, piece: Piece) -> Codes:
+    def codes_of(self, piece: Piece) -> RawBits:
         """The codes of a piece, shape (x, M, b)."""
         return self.codes[piece.first : piece.last, :, piece.left : piece.right]
 
-    def magnitude(self, piece: Piece, scratch: "Scratch") -> Codes:
+    def magnitude(self, piece: Piece, scratch: "Scratch") -> RawBits:
         """The codes of a piece, shape (x, M, b), 0 where the weight is zero."""
         codes = self.codes_of(piece)
-        result: Codes = scratch.take("magnitude", codes.dtype, codes.shape)
+        result: RawBits = scratch.take("magnitude", codes.dtype, codes.shape)
         if self._zero is not None:
             np.bitwise_xor(codes, self._zero.of_elements(self.flat(piece)), out=result)
             codes = result
@@ -115,11 +115,11 @@ def index_of(position: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 class _ZeroCodes:
     """Which code means zero for each weight; ``inner`` weights share a slice."""
 
-    codes: Codes
+    codes: RawBits
     inner: int
 
     @classmethod
-    def of(cls, weights: TensorData, bits: Bits) -> "_ZeroCodes | None":
+    def of(cls, weights: TensorData, bits: DTypeInfo) -> "_ZeroCodes | None":
         if weights.zero is None:
             return None
         codes = np.ascontiguousarray(weights.zero).view(bits.unsigned).ravel()
@@ -127,7 +127,7 @@ class _ZeroCodes:
             return cls(codes[:1], weights.array.size) if codes.any() else None
         return cls(codes, math.prod(weights.array.shape[weights.zero_axis + 1 :]))
 
-    def of_elements(self, positions: npt.NDArray[np.int64]) -> Codes:
+    def of_elements(self, positions: npt.NDArray[np.int64]) -> RawBits:
         if self.codes.size == 1:
             return self.codes[0]  # type: ignore[no-any-return]
         return self.codes[positions // self.inner % self.codes.size]
@@ -166,14 +166,14 @@ class Counts:
     Shifting costs a pass over the words, so it is left to who wants every count.
     """
 
-    def __init__(self, words: Codes, shift: int = 0) -> None:
+    def __init__(self, words: RawBits, shift: int = 0) -> None:
         """Look for the largest and the smallest count, ``most`` and ``fewest``."""
         self.words = words
         self.shift = shift
         self.most = int(words.max()) >> shift
         self.fewest = int(words.min()) >> shift
 
-    def each(self) -> Codes:
+    def each(self) -> RawBits:
         """Every count."""
         return self.words >> self.words.dtype.type(self.shift)
 
@@ -197,7 +197,7 @@ def count_in_groups(nonzero: Mask, scratch: Scratch) -> Counts:
     members = nonzero.view(np.uint8)
     if m > 255:
         return Counts(_count_large_groups(members, scratch))
-    counts: Codes = scratch.take("counts", np.uint8, (groups, inner))
+    counts: RawBits = scratch.take("counts", np.uint8, (groups, inner))
     # NumPy's own loop over members pays where what lies in a row is long.
     if inner >= 256 or (inner == 1 and m > 64):
         np.add.reduce(members, axis=1, dtype=np.uint8, out=counts)
@@ -208,11 +208,11 @@ def count_in_groups(nonzero: Mask, scratch: Scratch) -> Counts:
     return Counts(counts)
 
 
-def _count_large_groups(members: Codes, scratch: Scratch) -> Codes:
+def _count_large_groups(members: RawBits, scratch: Scratch) -> RawBits:
     """Count groups of more than 255, which one byte cannot: 255 members at a time."""
     groups, m, inner = members.shape
-    counts: Codes = scratch.take("counts", np.uint32, (groups, inner))
-    part: Codes = scratch.take("part", np.uint8, (groups, inner))
+    counts: RawBits = scratch.take("counts", np.uint32, (groups, inner))
+    part: RawBits = scratch.take("part", np.uint8, (groups, inner))
     counts[...] = 0
     for first in range(0, m, 255):
         some = members[:, first : first + 255]
@@ -227,7 +227,7 @@ def _count_in_words(nonzero: Mask, scratch: Scratch) -> Counts:
     Multiplying by 0x0101... puts the sum of all bytes of a word into its highest one.
     """
     groups, m = nonzero.shape
-    words: Codes = nonzero.view(f"u{min(m, 8)}")
+    words: RawBits = nonzero.view(f"u{min(m, 8)}")
     total = words[:, :1]
     # In place where it can be, as every byte written costs: the cache is small.
     buffer = total if m <= 8 else scratch.take("counts", words.dtype, (groups, 1))

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from step_cli.nm.dtypes import Bits, Codes
+from step_cli.nm.dtypes import DTypeInfo, RawBits
 
 LIBRARIES = {
     level: Path(__file__).with_name(f"_kernels_{level}.so")
@@ -70,7 +70,7 @@ def instructions() -> str | None:
     return Path(library._name).stem.removeprefix("_kernels_")
 
 
-def count(codes: Codes, n: int, bits: Bits) -> Counted | None:
+def count(codes: RawBits, n: int, bits: DTypeInfo) -> Counted | None:
     """Count non-zeros in groups of M.
 
     Args:
@@ -91,7 +91,7 @@ def count(codes: Codes, n: int, bits: Bits) -> Counted | None:
 
 
 def prune(
-    codes: Codes, out: Codes, n: int, bits: Bits, dtype: str
+    codes: RawBits, out: RawBits, n: int, bits: DTypeInfo, dtype: str
 ) -> PrunedSums | None:
     """Write what magnitude pruning keeps of each group; of equal ones the first.
 
@@ -133,7 +133,7 @@ def prune(
     return found
 
 
-def checksum(data: Codes) -> int | None:
+def checksum(data: RawBits) -> int | None:
     """Fletcher's checksum of contiguous data.
 
     It depends on the processor, so it is never kept.
@@ -145,12 +145,12 @@ def checksum(data: Codes) -> int | None:
     return found
 
 
-def _address(array: Codes) -> int:
+def _address(array: RawBits) -> int:
     address: int = array.__array_interface__["data"][0]
     return address
 
 
-def _stride(codes: Codes) -> int:
+def _stride(codes: RawBits) -> int:
     """From one member of a group to the next, in weights."""
     return codes.strides[1] // codes.itemsize
 

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.nm.dtypes import Codes
+from step_cli.nm.dtypes import RawBits
 
 INTEGERS = {"int8", "uint8", "int16", "uint16", "int32"}  # codes of quantised weights
 FLOATS = {
@@ -27,14 +27,14 @@ FLOATS = {
 ROW = 512  # values summed in fp32
 
 
-def float_magnitude(codes: Codes) -> Codes:
+def float_magnitude(codes: RawBits) -> RawBits:
     """The bits of floats without their sign, which rise as the magnitude does."""
     highest = codes.dtype.type(2 ** (8 * codes.dtype.itemsize - 1) - 1)
-    magnitude: Codes = codes & highest
+    magnitude: RawBits = codes & highest
     return magnitude
 
 
-def magnitude_sum(magnitude: Codes, dtype: str) -> float:
+def magnitude_sum(magnitude: RawBits, dtype: str) -> float:
     """The sum of the values behind the results of `float_magnitude`, to about 1e-8.
 
     A float of 8 or 16 bits, shifted to where a float32 has its exponent, is its value

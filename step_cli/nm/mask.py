@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from step_cli.nm.dtypes import Codes
+from step_cli.nm.dtypes import RawBits
 from step_cli.nm.groups import Mask
 from step_cli.nm.pattern import NMPattern
 
@@ -17,7 +17,7 @@ from step_cli.nm.pattern import NMPattern
 LARGEST_COMPARED = 64
 
 
-def keep_highest(scores: Codes, pattern: NMPattern, axis: int) -> Mask:
+def keep_highest(scores: RawBits, pattern: NMPattern, axis: int) -> Mask:
     """Mark the N highest scores of each group of M along ``axis``.
 
     Args:
@@ -43,7 +43,7 @@ def keep_highest(scores: Codes, pattern: NMPattern, axis: int) -> Mask:
     return keep.swapaxes(0, 1).reshape(scores.shape)
 
 
-def _count_beating(members: Codes) -> Codes:
+def _count_beating(members: RawBits) -> RawBits:
     """How many of its group beat each score; ``members`` is (M, X, B)."""
     beaten = np.zeros(members.shape, np.uint8)
     for low in range(len(members)):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from step_cli.errors import NonFiniteError
 from step_cli.nm import kernels
-from step_cli.nm.dtypes import Codes, bits_of
+from step_cli.nm.dtypes import RawBits, dtype_info
 from step_cli.nm.groups import Mask, index_of
 from step_cli.nm.magnitude import FLOATS, INTEGERS, float_magnitude, magnitude_sum
 from step_cli.nm.mask import keep_highest
@@ -89,7 +89,7 @@ class OneShot:
     ) -> None:
         self.weights, self.plan, self.name = weights, plan, name
         self._key = None if seed is None else _key(seed, name)
-        self._limits = bits_of(weights.dtype)
+        self._limits = dtype_info(weights.dtype)
         self._float = weights.dtype in FLOATS
         codes = np.ascontiguousarray(weights.array)
         inner = math.prod(codes.shape[plan.axis + 1 :])
@@ -161,7 +161,7 @@ class OneShot:
         before, after = self._sum(magnitude), self._sum(magnitude * keep)
         return Pruned(codes.size, changed, nonzeros - changed, before, after)
 
-    def _magnitude(self, codes: Array, zero: Array | None, origin: int) -> Codes:
+    def _magnitude(self, codes: Array, zero: Array | None, origin: int) -> RawBits:
         """Unsigned integers that rise as the magnitude does."""
         if zero is not None:
             return np.abs(codes.astype(np.int64) - zero).astype(np.uint32)
@@ -169,7 +169,7 @@ class OneShot:
         self._check_finite(magnitude, codes, origin)
         return magnitude
 
-    def _scores(self, magnitude: Codes, nonzero: Mask, origin: int) -> Codes:
+    def _scores(self, magnitude: RawBits, nonzero: Mask, origin: int) -> RawBits:
         if self._key is None:
             return magnitude
         random = np.random.Generator(
@@ -178,15 +178,15 @@ class OneShot:
         x, m, b = magnitude.shape
         drawn = random.integers(0, 2**31, (m, x, b), np.uint32).swapaxes(0, 1)
         # Any weight before any zero: then a group that complies loses none.
-        first: Codes = drawn | (nonzero.astype(np.uint32) << np.uint32(31))
+        first: RawBits = drawn | (nonzero.astype(np.uint32) << np.uint32(31))
         return first
 
-    def _sum(self, magnitude: Codes) -> float:
+    def _sum(self, magnitude: RawBits) -> float:
         if self._float:
             return magnitude_sum(magnitude, self.weights.dtype)
         return float(magnitude.sum(dtype=np.int64))
 
-    def _check_finite(self, magnitude: Codes, codes: Array, origin: int) -> None:
+    def _check_finite(self, magnitude: RawBits, codes: Array, origin: int) -> None:
         # Where NaN is a code of its own, the one of -0.0 elsewhere, the sign tells.
         by_code = self._limits.nan is not None
         if self._limits.nonfinite(codes if by_code else magnitude) is None:

@@ -13,7 +13,7 @@ from step_cli.errors import InputError
 from step_cli.nm import count as check
 from step_cli.nm import groups
 from step_cli.nm.count import TensorCounts, TensorToCheck, count_tensor, count_tensors
-from step_cli.nm.dtypes import bits_of
+from step_cli.nm.dtypes import dtype_info
 from step_cli.nm.groups import index_of
 from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.nm.tensor_data import TensorData
@@ -156,7 +156,7 @@ def test_one_weight_too_many_is_found_in_each_dtype(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS[:8])
 def test_minus_zero_is_zero_and_the_smallest_subnormal_is_not(dtype: str) -> None:
-    bits = bits_of(dtype)
+    bits = dtype_info(dtype)
     array = np.zeros((1, 4), bits.unsigned)
     array[0, :2] = 1  # the smallest subnormal
     array[0, 2] = bits.mask + 1  # the sign bit alone
