@@ -142,6 +142,7 @@ def _count_piece(
         nonfinite_at = groups.position(piece, int(x), int(member), int(b))
     nonzero = scratch.take("nonzero", np.bool_, magnitude.shape)
     np.not_equal(magnitude, 0, out=nonzero)
+    nonzeros = int(np.count_nonzero(nonzero))
     counts = count_in_groups(nonzero, scratch)
     n, exact = tensor.spec.pattern.n, tensor.exact
     violations, violation = 0, None
@@ -156,7 +157,7 @@ def _count_piece(
         groups=counts.words.size,
         violations=violations,
         elements=nonzero.size,
-        nonzeros=counts.total(),
+        nonzeros=nonzeros,
         violation=violation,
         nonfinite=nonfinite,
         nonfinite_at=nonfinite_at,

@@ -177,17 +177,6 @@ class Counts:
         """Every count."""
         return self.words >> self.words.dtype.type(self.shift)
 
-    def total(self) -> int:
-        """All of them together."""
-        if self.most == self.fewest:  # as after pruning
-            return self.most * self.words.size
-        each = self.each().reshape(-1)
-        if each.itemsize == 4 and each.size % 2 == 0:
-            # Two counts a word: a piece is too small for one sum to reach the other.
-            both = int(each.view(np.uint64).sum())
-            return (both >> 32) + (both & 0xFFFFFFFF)
-        return int(each.sum(dtype=np.uint64))
-
 
 def count_in_groups(nonzero: Mask, scratch: Scratch) -> Counts:
     """How many are True in each group of a piece of shape (x, M, b), which is lost."""

@@ -66,13 +66,13 @@ class Pruned:
 
 
 class OneShot:
-    """Prunes ``weights`` to ``plan`` by magnitude.
+    """Prunes one tensor to its N:M spec by magnitude.
 
     A group with at most N non-zeros is left as it is, bit for bit.
 
     Args:
-        weights: What to prune.
-        plan: The pattern and its axis.
+        data: What to prune.
+        spec: The pattern and its axis.
         name: Of the tensor.
         seed: Prune at random instead.
         keep: Prune by this mask instead, of the shape of the weights.
@@ -80,21 +80,21 @@ class OneShot:
 
     def __init__(
         self,
-        weights: TensorData,
-        plan: NMSpec,
+        data: TensorData,
+        spec: NMSpec,
         *,
         name: str,
         seed: int | None = None,
         keep: Mask | None = None,
     ) -> None:
-        self.weights, self.plan, self.name = weights, plan, name
+        self.data, self.spec, self.name = data, spec, name
         self._key = None if seed is None else _key(seed, name)
-        self._limits = dtype_info(weights.dtype)
-        self._float = weights.dtype in FLOATS
-        codes = np.ascontiguousarray(weights.array)
-        inner = math.prod(codes.shape[plan.axis + 1 :])
+        self._limits = dtype_info(data.dtype)
+        self._float = data.dtype in FLOATS
+        codes = np.ascontiguousarray(data.array)
+        inner = math.prod(codes.shape[spec.axis + 1 :])
         codes = codes.view(self._limits.unsigned) if self._float else codes
-        self._codes: Array = codes.reshape(-1, plan.pattern.m, inner)
+        self._codes: Array = codes.reshape(-1, spec.pattern.m, inner)
         self._keep = None if keep is None else keep.reshape(self._codes.shape)
         self.done = Pruned()
 
@@ -126,7 +126,7 @@ class OneShot:
         given = None if self._keep is None else self._keep[first:last]
         out, total = _taken(buffers, codes), Pruned()
         if self._key is None and given is None:
-            n, dtype = self.plan.pattern.n, self.weights.dtype
+            n, dtype = self.spec.pattern.n, self.data.dtype
             sums = kernels.prune(codes, out, n, self._limits, dtype)
             if sums is not None:
                 done = (sums.changed, sums.nonzeros, sums.before, sums.after)
@@ -150,7 +150,7 @@ class OneShot:
         nonzero = magnitude != 0
         if given is None:
             scores = self._scores(magnitude, nonzero, origin)
-            given = keep_highest(scores, self.plan.pattern, 1)
+            given = keep_highest(scores, self.spec.pattern, 1)
         keep = given | ~nonzero  # what is zero stays as it is: -0.0 keeps its sign
         if zero is None:
             np.multiply(codes, keep, out=out)
@@ -183,7 +183,7 @@ class OneShot:
 
     def _sum(self, magnitude: RawBits) -> float:
         if self._float:
-            return magnitude_sum(magnitude, self.weights.dtype)
+            return magnitude_sum(magnitude, self.data.dtype)
         return float(magnitude.sum(dtype=np.int64))
 
     def _check_finite(self, magnitude: RawBits, codes: Array, origin: int) -> None:
@@ -196,7 +196,7 @@ class OneShot:
         x, member, b = (int(i[0]) for i in np.nonzero(found))
         _, m, inner = self._codes.shape
         index = index_of(
-            origin + (x * m + member) * inner + b, self.weights.array.shape
+            origin + (x * m + member) * inner + b, self.data.array.shape
         )
         raise NonFiniteError(
             f"NaN or infinity at {list(index)}, which has no rank; "
@@ -206,7 +206,7 @@ class OneShot:
 
     def _zero(self, codes: Array, origin: int) -> Array:
         """Which integer code means zero: one, or one for each weight of a piece."""
-        zero, axis = self.weights.zero, self.weights.zero_axis
+        zero, axis = self.data.zero, self.data.zero_axis
         if zero is None:
             return np.zeros((), np.int64)
         zero = zero.astype(np.int64)
@@ -215,7 +215,7 @@ class OneShot:
         _, m, inner = self._codes.shape
         x, member, b = np.ogrid[: codes.shape[0], : codes.shape[1], : codes.shape[2]]
         position = origin + (x * m + member) * inner + b
-        behind = math.prod(self.weights.array.shape[axis + 1 :])
+        behind = math.prod(self.data.array.shape[axis + 1 :])
         of_each: Array = zero[position // behind % zero.size]
         return of_each
 

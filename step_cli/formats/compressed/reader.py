@@ -163,7 +163,7 @@ def _layer(
     )
     if name in entries:
         raise CompressedFileError(Flaw.PART_TWICE, file=file.path, tensor=name)
-    pattern = layout.plan.pattern
+    pattern = layout.spec.pattern
     if values.shape != (layout.groups, pattern.n):
         raise CompressedFileError(
             Flaw.VALUES_DISAGREE,

@@ -95,7 +95,7 @@ def _parts(
     if layout is None:
         part = TensorToSave(dtype, tensor.shape, lambda: [tensor.read()])
         return {tensor.name: part}
-    pattern = layout.plan.pattern
+    pattern = layout.spec.pattern
     written.values += layout.slots * dtype.itemsize
     values = TensorToSave(
         dtype,
