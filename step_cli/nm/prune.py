@@ -195,9 +195,7 @@ class OneShot:
         assert found is not None
         x, member, b = (int(i[0]) for i in np.nonzero(found))
         _, m, inner = self._codes.shape
-        index = index_of(
-            origin + (x * m + member) * inner + b, self.data.array.shape
-        )
+        index = index_of(origin + (x * m + member) * inner + b, self.data.array.shape)
         raise NonFiniteError(
             f"NaN or infinity at {list(index)}, which has no rank; "
             "find out where training diverged",

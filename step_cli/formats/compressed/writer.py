@@ -1,6 +1,6 @@
 """Compressed checkpoints: kept values and sparse metadata in one safetensors file.
 
-The format is specified in ``docs/format.md``; the packing is `compressed_codec`.
+The format is specified in ``docs/format.md``; the packing is `codec`.
 """
 
 import hashlib
