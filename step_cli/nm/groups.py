@@ -6,7 +6,6 @@ after the axis, M the group, X all the rest. Linear and Conv become one formulat
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,22 +30,20 @@ class Piece(NamedTuple):
 
 
 class Groups:
-    """The groups of ``weights`` along ``axis``, whose size is a multiple of ``m``."""
+    """The groups of a tensor along ``axis``, whose size is a multiple of ``m``."""
 
-    def __init__(self, weights: TensorData, m: int, axis: int) -> None:
-        self.bits: DTypeInfo = dtype_info(weights.dtype)
-        self.shape = weights.array.shape
+    def __init__(self, data: TensorData, m: int, axis: int) -> None:
+        self.bits: DTypeInfo = dtype_info(data.dtype)
+        self.shape = data.array.shape
         self.m = m
         self.inner = math.prod(self.shape[axis + 1 :])
-        codes = np.ascontiguousarray(weights.array).view(self.bits.unsigned)
+        codes = np.ascontiguousarray(data.array).view(self.bits.unsigned)
         self.codes: RawBits = codes.reshape(-1, m, self.inner)
         self._mask = codes.dtype.type(self.bits.mask)
-        self._zero = _ZeroCodes.of(weights, self.bits)
-
-    @property
-    def zero_is_zero(self) -> bool:
-        """Whether no code but 0, or its like with a sign, means zero."""
-        return self._zero is None
+        self._data = data
+        # Whether no code but 0, or its like with a sign, means zero.
+        zero = b"" if data.zero is None else data.zero.tobytes()
+        self.zero_is_zero = not any(zero)
 
     @property
     def elements(self) -> int:
@@ -88,9 +85,9 @@ class Groups:
         """The codes of a piece, shape (x, M, b), 0 where the weight is zero."""
         codes = self.codes_of(piece)
         result: RawBits = scratch.take("magnitude", codes.dtype, codes.shape)
-        if self._zero is not None:
-            np.bitwise_xor(codes, self._zero.of_elements(self.flat(piece)), out=result)
-            codes = result
+        if not self.zero_is_zero:
+            zero = self._data.zero_codes(self.flat(piece)).view(codes.dtype)
+            codes = np.bitwise_xor(codes, zero, out=result)
         np.bitwise_and(codes, self._mask, out=result)
         return result
 
@@ -109,28 +106,6 @@ class Groups:
 def index_of(position: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     """A row-major position as an index of a tensor."""
     return tuple(int(i) for i in np.unravel_index(position, shape))
-
-
-@dataclass(frozen=True)
-class _ZeroCodes:
-    """Which code means zero for each weight; ``inner`` weights share a slice."""
-
-    codes: RawBits
-    inner: int
-
-    @classmethod
-    def of(cls, weights: TensorData, bits: DTypeInfo) -> "_ZeroCodes | None":
-        if weights.zero is None:
-            return None
-        codes = np.ascontiguousarray(weights.zero).view(bits.unsigned).ravel()
-        if weights.zero_axis is None or np.all(codes == codes[:1]):
-            return cls(codes[:1], weights.array.size) if codes.any() else None
-        return cls(codes, math.prod(weights.array.shape[weights.zero_axis + 1 :]))
-
-    def of_elements(self, positions: npt.NDArray[np.int64]) -> RawBits:
-        if self.codes.size == 1:
-            return self.codes[0]  # type: ignore[no-any-return]
-        return self.codes[positions // self.inner % self.codes.size]
 
 
 class Scratch:

@@ -204,18 +204,12 @@ class OneShot:
 
     def _zero(self, codes: Array, origin: int) -> Array:
         """Which integer code means zero: one, or one for each weight of a piece."""
-        zero, axis = self.data.zero, self.data.zero_axis
-        if zero is None:
-            return np.zeros((), np.int64)
-        zero = zero.astype(np.int64)
-        if axis is None or zero.size == 1:
-            return zero.reshape(-1)[:1].reshape(())
+        if self.data.zero is None:
+            return np.zeros(1, np.int64)
         _, m, inner = self._codes.shape
         x, member, b = np.ogrid[: codes.shape[0], : codes.shape[1], : codes.shape[2]]
-        position = origin + (x * m + member) * inner + b
-        behind = math.prod(self.data.array.shape[axis + 1 :])
-        of_each: Array = zero[position // behind % zero.size]
-        return of_each
+        positions = origin + (x * m + member) * inner + b
+        return self.data.zero_codes(positions).astype(np.int64)
 
 
 def _taken(buffers: list[Array], like: Array) -> Array:

@@ -1,5 +1,6 @@
 """The data of one tensor: raw bits with a dtype, and the numbers behind them."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,19 @@ class TensorData:
         axis = None if self.zero_axis is None else tuple(order).index(self.zero_axis)
         return TensorData(self.array.transpose(order), self.dtype, self.zero, axis)
 
+    def zero_codes(self, positions: npt.NDArray[np.int64]) -> Array:
+        """The code that means zero for each weight, or one for all of them.
+
+        Args:
+            positions: Row-major, of the weights.
+        """
+        assert self.zero is not None
+        codes = self.zero.reshape(-1)
+        if self.zero_axis is None or np.all(codes == codes[:1]):
+            return codes[:1]
+        inner = math.prod(self.array.shape[self.zero_axis + 1 :])
+        return codes[positions // inner % codes.size]
+
 
 def values_of(weights: TensorData, rows: slice) -> npt.NDArray[Any]:
     """Rows of a tensor as numbers, in fp32 or fp64; of codes, the distance from zero.
@@ -46,12 +60,9 @@ def values_of(weights: TensorData, rows: slice) -> npt.NDArray[Any]:
     codes = weights.array[rows].view(kind)
     if weights.zero is None:
         return codes.astype(np.float64 if kind.itemsize == 8 else np.float32)
-    zero = weights.zero.astype(np.int64)
-    if weights.zero_axis is not None and zero.size > 1:
-        shape = [1] * weights.array.ndim
-        shape[weights.zero_axis] = -1
-        zero = zero.reshape(shape)
-        zero = np.broadcast_to(zero, weights.array.shape)[rows]
+    first = rows.start * math.prod(codes.shape[1:])
+    positions = np.arange(first, first + codes.size).reshape(codes.shape)
+    zero = weights.zero_codes(positions).astype(np.int64)
     return (codes.astype(np.int64) - zero).astype(np.float64)
 
 
