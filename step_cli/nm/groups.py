@@ -43,7 +43,7 @@ class Groups:
         self._data = data
         # Whether no code but 0, or its like with a sign, means zero.
         zero = b"" if data.zero is None else data.zero.tobytes()
-        self.zero_is_zero = not any(zero)
+        self.zero_is_zero = not zero.strip(b"\0")
 
     @property
     def elements(self) -> int:
