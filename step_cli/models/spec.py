@@ -21,13 +21,13 @@ from step_cli.config.samples import load_module, load_sample
 from step_cli.errors import InputError, StepError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.huggingface.directory import has_weights
+from step_cli.formats.huggingface.load import load_hugging_face
 from step_cli.formats.huggingface.model import (
     build_hugging_face,
     is_hugging_face,
     is_transformers,
     without_cache,
 )
-from step_cli.formats.huggingface.weights import load_hugging_face
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.pytorch.arrays import to_tensor
 

@@ -14,26 +14,12 @@ from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.nm.weight_rule import (
     Described,
-    Description,
     SkipReason,
     default_axis,
     name_reason,
     skip_reason,
     unreadable,
-    weight_skip_reason,
 )
-
-__all__ = [
-    "Chosen",
-    "Described",
-    "Description",
-    "Selection",
-    "SkipReason",
-    "default_axis",
-    "matches",
-    "parse_axis",
-    "weight_skip_reason",
-]
 
 DEFAULT_PATTERN = NMPattern(2, 4)
 

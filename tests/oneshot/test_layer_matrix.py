@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from step_cli.nm.groups import Array
+from step_cli.nm.tensor_data import Array
 from step_cli.oneshot.layer_matrix import LayerMatrix
 
 LAYERS = [

@@ -13,10 +13,9 @@ from step_cli.formats.compressed.codec import differing_bits
 from step_cli.formats.compressed.writer import save_compressed
 from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.files.staged import staged
-from step_cli.formats.open import open_checkpoint
+from step_cli.formats.open import open_any_safetensors, open_checkpoint
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import plan_json
-from step_cli.formats.safetensors.reader import open_safetensors
 from step_cli.formats.safetensors.writer import TensorToSave, save_safetensors
 from step_cli.reports import ExportBytes, ExportReport
 
@@ -89,7 +88,7 @@ def _read_back(path: Path, tensors: list[NamedTensor]) -> int:
     """
     zeros = 0
     try:
-        written = {t.name: t for t in open_safetensors(map_file(path)).tensors}
+        written = {t.name: t for t in open_any_safetensors(map_file(path)).tensors}
         for tensor in tensors:
             lost = differing_bits(tensor.read(), written[tensor.name].read())
             if lost is None:

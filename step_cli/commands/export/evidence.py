@@ -10,7 +10,7 @@ from step_cli.formats.tensorrt.engine import EngineOptions
 from step_cli.formats.tensorrt.evidence import Rungs, rungs, sparse_weights
 from step_cli.formats.tensorrt.gpus import compute_capabilities
 from step_cli.formats.tensorrt.log import BuildLog
-from step_cli.nm.count import Job
+from step_cli.nm.count import TensorToCheck
 from step_cli.nm.diagnosis import holds_pattern
 from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.nm.targets import TWO_FOUR, implies_two_four, tensorrt_view
@@ -30,18 +30,18 @@ def climb(report: ExportReport, onnx_path: Path) -> bool:
         if tensor is None or tensor.axis is None:
             continue
         plan = NMSpec(NMPattern.parse(layer.pattern), tensor.axis)
-        job = Job(tensor.weights(), plan)
+        job = TensorToCheck(tensor.data(), plan)
         holds = layer.pattern_ok is True
         layer.advice = layer.advice or tensorrt_view(tensor, job, holds=holds).advice
         fits = fits or _is_two_four(job, holds=holds)
     return fits
 
 
-def _is_two_four(job: Job, *, holds: bool) -> bool:
-    if holds and implies_two_four(job.plan.pattern):
+def _is_two_four(job: TensorToCheck, *, holds: bool) -> bool:
+    if holds and implies_two_four(job.spec.pattern):
         return True
-    axis = job.plan.axis
-    divisible = job.weights.array.shape[axis] % TWO_FOUR.m == 0
+    axis = job.spec.axis
+    divisible = job.data.array.shape[axis] % TWO_FOUR.m == 0
     return divisible and holds_pattern(job, TWO_FOUR, axis)
 
 

@@ -14,7 +14,7 @@ from step_cli.config.commands import ExportConfig
 from step_cli.errors import NonFiniteError, NothingSelectedError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.open import open_checkpoint
-from step_cli.nm.count import Job, tally_all
+from step_cli.nm.count import TensorToCheck, count_tensors
 from step_cli.nm.pattern import NMSpec, Plan
 from step_cli.reports import ExportLayer, LayerVerdict, SkippedTensor
 
@@ -109,7 +109,9 @@ def open_source(config: ExportConfig) -> Source:
 
 def judge(layers: list[tuple[NamedTensor, NMSpec]]) -> list[Judged]:
     """Count the non-zeros of each layer."""
-    tallies = tally_all(Job(tensor.weights(), plan) for tensor, plan in layers)
+    tallies = count_tensors(
+        TensorToCheck(tensor.data(), plan) for tensor, plan in layers
+    )
     return [
         Judged(tensor, plan, False, verdict_of(tensor, plan, tally))
         for (tensor, plan), tally in zip(layers, tallies, strict=True)

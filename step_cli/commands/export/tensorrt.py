@@ -19,8 +19,8 @@ from step_cli.commands.export.onnx import CheckFailedError, onnx_report, write_o
 from step_cli.commands.export.source import Source
 from step_cli.config.commands import ExportConfig
 from step_cli.errors import MissingError, StepError
-from step_cli.formats.files.scratch import scratch_directory
 from step_cli.formats.files.staged import staged
+from step_cli.formats.files.temporary import temporary_directory
 from step_cli.formats.onnx.example_inputs import example_tensors
 from step_cli.formats.onnx.exporter import need_export_libraries
 from step_cli.formats.onnx.inputs import GraphInput
@@ -74,7 +74,7 @@ def to_tensorrt(
     config: ExportConfig, source: Source, runtime: TrtRuntime
 ) -> ExportReport:
     """Build the engine; nothing is published unless every check passes."""
-    with scratch_directory("onnx") as folder:
+    with temporary_directory("onnx") as folder:
         try:
             made = _onnx_source(config, source, folder)
             if not made.report.ok:

@@ -14,7 +14,7 @@ from step_cli.commands.prune.tensors import Layer
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NonFiniteError, StepError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.files.spill import Spill
+from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.huggingface.model import is_hugging_face
 from step_cli.formats.pytorch.arrays import mapped_tensor, to_array
 from step_cli.models.checkpoint_model import RunnableModel, open_model
@@ -53,7 +53,9 @@ def calibrated(
         most=config.calibration_samples,
         tokenizer=directory,
     )
-    done = Calibrated(config.method == "sparsegpt", config.transposable, Spill(folder))
+    done = Calibrated(
+        config.method == "sparsegpt", config.transposable, ArraysOnDisk(folder)
+    )
     make: Callable[[], Any] = InputHessian if done.sparsegpt else InputNorms
     work = Calibration(runnable.model, batches, make, done.prune, folder)
     try:
@@ -78,7 +80,7 @@ class Calibrated:
 
     sparsegpt: bool
     transposable: bool
-    spill: Spill
+    spill: ArraysOnDisk
     results: dict[str, Array] = field(default_factory=dict)
     layers: dict[str, Layer] = field(default_factory=dict)
 
@@ -109,7 +111,7 @@ class Calibrated:
     def prune(self, watched: TargetLayer, seen: Any) -> None:
         """Prune one layer, and have its module compute with the result."""
         layer, view = self.layers[watched.name], LayerMatrix(watched.module)
-        stored = mapped_tensor(layer.tensor.weights().array)
+        stored = mapped_tensor(layer.tensor.data().array)
         try:
             if self.sparsegpt:
                 new = self._updated(layer, stored, view, seen)
@@ -135,7 +137,7 @@ class Calibrated:
     def _masked(
         self, layer: Layer, stored: Tensor, view: LayerMatrix, seen: InputNorms
     ) -> Array:
-        weights = layer.tensor.weights()
+        weights = layer.tensor.data()
 
         def choose(scores: Tensor) -> Mask:
             return transposable_keep(weights, layer.plan, scores.numpy())
@@ -159,7 +161,7 @@ class Calibrated:
         new = wide.to(stored.dtype)
         if not bool(torch.isfinite(new).all()):
             raise NonFiniteError(f"an updated weight overflows {layer.tensor.dtype}")
-        weights, keep = layer.tensor.weights(), (new != 0).numpy()
+        weights, keep = layer.tensor.data(), (new != 0).numpy()
         work = OneShot(weights, layer.plan, name=layer.tensor.name, keep=keep)
         for _ in work.blocks():
             pass

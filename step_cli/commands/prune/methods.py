@@ -11,8 +11,9 @@ from step_cli.commands.prune.tensors import Layer
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import UsageError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.nm.groups import Mask, Weights
+from step_cli.nm.groups import Mask
 from step_cli.nm.prune import OneShot
+from step_cli.nm.tensor_data import TensorData
 
 Array = npt.NDArray[Any]
 
@@ -99,7 +100,7 @@ class OneByOne:
 
     def blocks(self, layer: Layer) -> Iterator[Array]:
         """See `Method`."""
-        yield from pruned_blocks(layer, layer.tensor.weights(), seed=self.seed)
+        yield from pruned_blocks(layer, layer.tensor.data(), seed=self.seed)
 
     def close(self) -> None:
         """See `Method`."""
@@ -113,7 +114,7 @@ class Transposable:
         """See `Method`."""
         from step_cli.oneshot.transposable import transposable_keep
 
-        weights = layer.tensor.weights()
+        weights = layer.tensor.data()
         keep = transposable_keep(weights, layer.plan)
         yield from pruned_blocks(layer, weights, keep=keep)
 
@@ -123,7 +124,7 @@ class Transposable:
 
 def pruned_blocks(
     layer: Layer,
-    weights: Weights,
+    weights: TensorData,
     *,
     keep: Mask | None = None,
     seed: int | None = None,

@@ -22,7 +22,7 @@ from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.files.patched_copy import Change
-from step_cli.formats.files.spill import Spill
+from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.onnx.session import difference
 from step_cli.models.of_checkpoint import model_source
 
@@ -53,7 +53,7 @@ class Permuted:
     changes: list[Change]
     moved: set[str]
     left: dict[str, str]
-    spill: Spill
+    spill: ArraysOnDisk
 
 
 def permuted(
@@ -82,7 +82,7 @@ def permuted(
             f"--permute: no layer can be permuted, {_most_common(left)}"
         )
     orders = _orders(config, network, units, layers)
-    spill = Spill(folder)
+    spill = ArraysOnDisk(folder)
     try:
         now = reordered(checkpoint, orders, spill)
         if orders:
@@ -174,7 +174,7 @@ def _result(
     layers: Sequence[Layer],
     orders: Mapping[str, Orders],
     left: dict[str, str],
-    spill: Spill,
+    spill: ArraysOnDisk,
 ) -> Permuted:
     tensors = {tensor.name: tensor for tensor in now.tensors}
     planned = {layer.tensor.name for layer in layers}

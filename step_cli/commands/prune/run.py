@@ -16,9 +16,9 @@ from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.rewrite import Rewriter
-from step_cli.nm.count import Job, tally_all
+from step_cli.nm.count import TensorToCheck, count_tensors
 from step_cli.nm.pattern import NMSpec, Plan
-from step_cli.nm.pruned import Pruned
+from step_cli.nm.prune import Pruned
 from step_cli.nm.targets import planned_view
 from step_cli.nm.weight_rule import output_axis
 from step_cli.reports import PrunedLayer, PruneReport, PruneTotals, SkippedTensor
@@ -107,8 +107,8 @@ def _check(
     promised = [(layer, layer.plan) for layer in layers]
     if transposable:
         promised += [(layer, _along_outputs(layer)) for layer in layers]
-    jobs = (Job(tensors[x.tensor.name].weights(), plan) for x, plan in promised)
-    for (layer, _), tally in zip(promised, tally_all(jobs), strict=True):
+    jobs = (TensorToCheck(tensors[x.tensor.name].data(), plan) for x, plan in promised)
+    for (layer, _), tally in zip(promised, count_tensors(jobs), strict=True):
         wrong = tally.violations or tally.nonfinite
         if wrong or (
             not layer.tensor.tied_to and tally.nonzeros != layer.done.nonzeros

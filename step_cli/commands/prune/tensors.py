@@ -16,8 +16,7 @@ from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.nm.allocation import allocate
 from step_cli.nm.energies import kept_squares
 from step_cli.nm.pattern import NMSpec
-from step_cli.nm.prune import PRUNABLE
-from step_cli.nm.pruned import Pruned
+from step_cli.nm.prune import PRUNABLE, Pruned
 from step_cli.nm.weight_rule import is_head, output_axis
 from step_cli.reports import SkippedTensor
 
@@ -86,7 +85,7 @@ def _allocated(layers: Sequence[Layer], density: float) -> list[Layer]:
     own = [layer for layer in layers if layer.tensor.tied_to is None]
     energies = {
         layer.tensor.name: kept_squares(
-            layer.tensor.weights(), layer.plan.pattern.m, layer.plan.axis
+            layer.tensor.data(), layer.plan.pattern.m, layer.plan.axis
         )
         for layer in own
     }

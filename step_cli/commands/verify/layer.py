@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
-from step_cli.nm.count import Job, Tally
+from step_cli.nm.count import TensorCounts, TensorToCheck
 from step_cli.nm.groups import index_of
 from step_cli.nm.pattern import NMSpec
 from step_cli.nm.weight_rule import is_head
@@ -27,7 +27,7 @@ class Judged:
     verdict: LayerVerdict
 
 
-def verdict_of(tensor: NamedTensor, plan: NMSpec, tally: Tally) -> LayerVerdict:
+def verdict_of(tensor: NamedTensor, plan: NMSpec, tally: TensorCounts) -> LayerVerdict:
     """The verdict as far as counting goes."""
     first = tally.violation
     wild = tally.nonfinite_at
@@ -77,9 +77,9 @@ def _difference(item: Judged, other: NamedTensor | None) -> MaskDifference | Non
             first_index=None,
             message=f"the baseline has {found}, which cannot be compared",
         )
-    from step_cli.nm.mask_match import mismatch
+    from step_cli.nm.diagnosis import mismatch
 
-    found_at = mismatch(item.tensor.weights(), other.weights())
+    found_at = mismatch(item.tensor.data(), other.data())
     if found_at is None:
         return None
     index = list(found_at.index)
@@ -113,7 +113,7 @@ def _tensorrt(item: Judged) -> TensorrtView:
     from step_cli.nm.targets import tensorrt_view
 
     tensor = item.tensor
-    job = Job(tensor.weights(), item.plan)
+    job = TensorToCheck(tensor.data(), item.plan)
     view = tensorrt_view(tensor, job, holds=item.verdict.violations == 0)
     return TensorrtView(possible=view.possible, likely=view.likely, advice=view.advice)
 
@@ -153,7 +153,7 @@ def _looks_like(item: Judged, *, planned: bool) -> str | None:
         pattern_that_holds,
     )
 
-    found, job = item.verdict, Job(item.tensor.weights(), item.plan)
+    found, job = item.verdict, TensorToCheck(item.tensor.data(), item.plan)
     if holds_as_fp16(job):
         return "the values too many are zero after a cast to fp16; cast it, then check"
     axis = axis_that_holds(job)

@@ -17,7 +17,7 @@ from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.files.target import checked_target
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import read_plan
-from step_cli.nm.count import Job, tally_all
+from step_cli.nm.count import TensorToCheck, count_tensors
 from step_cli.nm.pattern import NMPattern, Plan
 from step_cli.nm.selection import Chosen
 from step_cli.reports import (
@@ -134,8 +134,11 @@ def _checked(
 
 
 def _judge(chosen: Chosen[NamedTensor], config: VerifyConfig) -> Iterator[Judged]:
-    jobs = (Job(tensor.weights(), plan, config.exact) for tensor, plan in chosen.layers)
-    tallies = tally_all(jobs)
+    jobs = (
+        TensorToCheck(tensor.data(), plan, config.exact)
+        for tensor, plan in chosen.layers
+    )
+    tallies = count_tensors(jobs)
     for (tensor, plan), tally in zip(chosen.layers, tallies, strict=True):
         yield Judged(tensor, plan, config.exact, verdict_of(tensor, plan, tally))
 

@@ -1,6 +1,6 @@
 """Build a Hugging Face model from its ``config.json``: library classes, no remote code.
 
-Weights come through our own readers (`hf_weights`), so that no pickle is loaded.
+Weights come through our own readers (`load`), so that no pickle is loaded.
 """
 
 import inspect
