@@ -1,6 +1,5 @@
 """What an exception means to the user: an exit code and one line."""
 
-import difflib
 from collections.abc import Sequence
 
 import typer
@@ -13,6 +12,7 @@ from step_cli.errors import (
     SET_TMPDIR,
     StepError,
     StoppedError,
+    nearest,
 )
 from step_cli.reports import ErrorDetail
 
@@ -66,13 +66,8 @@ def _usage_message(
     if isinstance(getattr(error, "option_name", None), str) and "No such" in message:
         name = str(error.option_name)  # type: ignore[attr-defined]
         known = getattr(error, "possibilities", None) or []
-        return f"no such option {name}{_did_you_mean(name, known)}; see --help"
+        return f"no such option {name}{nearest(name, known)}; see --help"
     if "No such command" in message:
         name = command_of(argv)
-        return f"no such command {name!r}{_did_you_mean(name, commands)}; see --help"
+        return f"no such command {name!r}{nearest(name, commands)}; see --help"
     return f"{message[:1].lower()}{message[1:] or 'missing command'}; see --help"
-
-
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f", did you mean {close[0]}" if close else ""

@@ -7,7 +7,6 @@ all steps, rounded to the nearest step.
 import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -323,11 +322,9 @@ def _first_complaint(error: ValidationError) -> str:
     detail = (unknown or details)[0]
     # Branches of a union are types, not keys.
     path = [str(part) for part in detail["loc"]]
-    known = _keys(path[:-1])
     if detail["type"] == "extra_forbidden":
-        close = get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}" if close else f"use {', '.join(known)}"
-        return f"unknown key {'.'.join(path)}; {hint}"
+        known = _keys(path[:-1])
+        return f"unknown key {'.'.join(path)}{nearest(path[-1], known)}"
     where = ".".join(part for part in path if part.isidentifier())
     if detail["type"] == "missing" and path[-1].isidentifier():
         return f"{where} is missing"

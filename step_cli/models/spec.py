@@ -9,7 +9,6 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from step_cli.config.samples import load_module, load_sample
-from step_cli.errors import InputError, StepError, UsageError
+from step_cli.errors import InputError, StepError, UsageError, nearest
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.huggingface.directory import has_weights
 from step_cli.formats.huggingface.model import (
@@ -127,9 +126,9 @@ def _function(module: ModuleType, name: str, spec: str) -> Callable[..., Any]:
     if callable(found):
         return found  # type: ignore[no-any-return]
     known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-    close = get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}" if close else ""
-    raise UsageError(f"model source {spec!r}: no function {name!r}{hint}")
+    raise UsageError(
+        f"model source {spec!r}: no function {name!r}{nearest(name, known)}"
+    )
 
 
 def _call(

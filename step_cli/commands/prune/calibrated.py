@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from step_cli.commands.prune.methods import Array
 from step_cli.commands.prune.tensors import Layer
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NonFiniteError, StepError
@@ -32,6 +32,8 @@ from step_cli.oneshot.layer_matrix import LayerMatrix
 from step_cli.oneshot.samples import read_batches
 from step_cli.oneshot.sequence import Work, prune_in_order
 from step_cli.oneshot.transposable_keep import transposable_keep
+
+Array = npt.NDArray[Any]
 
 
 def calibrated(
