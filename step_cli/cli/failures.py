@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import typer
 
-from step_cli.cli.presentation import command_of
+from step_cli.cli.global_options import command_of
 from step_cli.errors import (
     BUG,
     EXTRA_OF,
@@ -49,8 +49,8 @@ def detail_of(
             reason += f"; {SET_TMPDIR}"
         return ErrorDetail(exit=5, message=f"cannot write: {reason}")
     if isinstance(error, MemoryError):
-        wanted = str(error).partition(" with shape")[0]  # Unable to allocate 512. MiB
-        message = "not enough memory on this machine" + (wanted and f": {wanted}")
+        needed = str(error).partition(" with shape")[0]  # Unable to allocate 512. MiB
+        message = "not enough memory on this machine" + (needed and f": {needed}")
         return ErrorDetail(exit=6, message=message)
     return ErrorDetail(
         exit=BUG,

@@ -7,7 +7,7 @@ Names come from models and configurations, so all text is escaped.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from step_cli.render.page import filled, inline
+from step_cli.render.html_page import filled, inline
 
 SPARK_WIDTH, SPARK_HEIGHT, SPARK_POINTS = 96, 20, 48  # of a layer's little curve
 
