@@ -110,6 +110,7 @@ EXTRA_OF = {
     "torch": "train",
     "matplotlib": "train",
     "jinja2": "train",
+    "tomli_w": "train",
     "onnxscript": "export",
     "onnxruntime": "export",
     "transformers": "hf",

@@ -24,7 +24,6 @@ from step_cli.config.commands import Config, Pattern, StepOrFraction, to_step
 from step_cli.config.data import DataSection, is_name_of_data
 from step_cli.config.options import message_of
 from step_cli.config.samples import sample_names
-from step_cli.config.toml_text import toml_of
 from step_cli.errors import InputError, UsageError, nearest
 from step_cli.nm.pattern import NMPattern
 
@@ -352,5 +351,6 @@ def keys_of(config: TrainConfig) -> Iterator[tuple[str, Any]]:
 
 def to_toml(config: TrainConfig) -> str:
     """The resolved configuration as TOML, which alone reproduces the run."""
-    document = config.model_dump(mode="json", exclude_none=True)
-    return toml_of(document)
+    import tomli_w
+
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
