@@ -51,7 +51,7 @@ class GlobalOptions:
 
 
 def command_of(argv: Sequence[str]) -> str:
-    """The command that was asked for, or the name of the program."""
+    """The given command, or the name of the program."""
     return next((word for word in argv if not word.startswith("-")), "step-cli")
 
 

@@ -28,12 +28,12 @@ def prepare(command: str) -> None:
 
 
 def only(app: typer.Typer, argv: Sequence[str]) -> typer.Typer:
-    """The app with the command asked for alone, as Typer builds every one it has."""
-    asked = [info for info in app.registered_commands if [name_of(info)] == argv[:1]]
-    if not asked:
+    """The app with the given command alone, as Typer builds every one it has."""
+    given = [info for info in app.registered_commands if [name_of(info)] == argv[:1]]
+    if not given:
         return app
     alone = copy.copy(app)
-    alone.registered_commands = asked
+    alone.registered_commands = given
     return alone
 
 

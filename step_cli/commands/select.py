@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint a command works on, and what it says of the others."""
+"""Which tensors of a checkpoint a command works on, and why not on the others."""
 
 import logging
 from collections import Counter
@@ -26,7 +26,7 @@ def plan_that_holds(config: SelectionConfig, checkpoint: Checkpoint) -> Plan | N
 def choose(
     config: SelectionConfig, checkpoint: Checkpoint, plan: Plan | None
 ) -> Chosen[NamedTensor]:
-    """Select the tensors, and log what the user should know of the choice.
+    """Select the tensors, and log notes and warnings about the choice.
 
     Args:
         config: The user's options.
@@ -68,7 +68,7 @@ def skipped_tensors(
 
 
 def why_nothing(chosen: Chosen[NamedTensor], to: str) -> str:
-    """Say why there is no tensor ``to`` do something with, and what to do."""
+    """Why there is no tensor ``to`` do something with, and what to do."""
     if all(0 in tensor.shape for tensor, _ in chosen.skipped):
         return "no tensor with elements in it"
     counts = Counter(reason for _, reason in chosen.skipped)

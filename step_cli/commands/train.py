@@ -1,6 +1,6 @@
 """``train``: from a configuration file to a run directory.
 
-The file is checked before torch is imported, so that its mistakes are told at once.
+The file is checked before torch is imported, so that its mistakes are shown at once.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from step_cli.reports import TrainReport
 
 
 def run(command: TrainCommandConfig) -> TrainReport:
-    """Train as the configuration says, or evaluate a checkpoint with ``evaluate``.
+    """Train by the configuration, or evaluate a checkpoint with ``evaluate``.
 
     Raises:
         StepError: Something the user can mend; then no run directory is left.
@@ -39,7 +39,7 @@ def run(command: TrainCommandConfig) -> TrainReport:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Say of every mistake in the configuration which file it is in."""
+    """Add to every mistake in the configuration which file it is in."""
     try:
         yield
     except UsageError as error:

@@ -1,6 +1,6 @@
 """Every option of every command: type, default, bounds and help, declared once.
 
-The configuration file of `train` is a model of its own, in `train_config.py`.
+The configuration file of `train` is a model of its own, in `config/train.py`.
 """
 
 import contextlib
@@ -150,7 +150,7 @@ class TrainCommandConfig(Config):
     evaluate: Path | None = option(
         None, "Print the metrics of this checkpoint; train and write nothing"
     )
-    resume: bool = option(False, "Go on with a run that was stopped, bit for bit")
+    resume: bool = option(False, "Resume a run that was stopped, bit for bit")
     force: bool = option(False, "Replace an existing run directory")
 
 
@@ -165,13 +165,13 @@ class AutoswitchProfileConfig(Config):
     eps: float | None = option(
         None,
         "Threshold of the two AutoSwitch rules of the paper (default: Adam's eps), or "
-        "of autoswitch-relative, if it alone is asked for (default: 1 - beta2)",
+        "of autoswitch-relative, if it is the only criterion (default: 1 - beta2)",
         gt=0,
         allow_inf_nan=False,
     )
     beta2: float | None = option(
         None,
-        "Adam's beta2, where the recording does not say (default: 0.999); another "
+        "Adam's beta2, where the recording has none (default: 0.999); another "
         "than the recorded one, for staleness and fixed only",
         gt=0,
         lt=1,
@@ -216,7 +216,7 @@ class AutoswitchProfileConfig(Config):
 
 
 MODEL_HELP = (
-    "Model of the checkpoint, if it does not say: sample:NAME, a Hugging Face "
+    "Model of the checkpoint, if it names none: sample:NAME, a Hugging Face "
     "directory, file.py:function or package.module:function"
 )
 Method = Literal["magnitude", "wanda", "sparsegpt", "random"]
@@ -273,10 +273,10 @@ class VerifyConfig(SelectionConfig):
         min_length=1,
         description="A file (.safetensors, .onnx, .pt, ...) or a directory",
     )
-    exact: bool = option(False, "Want exactly N non-zeros, not at most N")
+    exact: bool = option(False, "Require exactly N non-zeros, not at most N")
     strict: bool = option(False, "Fail if a selected tensor cannot be checked")
-    baseline: Path | None = option(None, "Want the same masks as this checkpoint")
-    tensorrt: bool = option(False, "Say whether TensorRT could run each layer sparse")
+    baseline: Path | None = option(None, "Require the masks of this checkpoint")
+    tensorrt: bool = option(False, "Show whether TensorRT could run each layer sparse")
     format: Format | None = option(None, "How to show the result (default: table)")
     output: OutputFile | None = option(
         None, "File to write the result to; the table still shows"

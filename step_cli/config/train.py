@@ -1,6 +1,6 @@
 """The configuration of `train`: a TOML file, then ``--set``, checked as one model.
 
-Where a number of steps is asked for, an integer is a step and a float a fraction of
+Where a number of steps is expected, an integer is a step and a float a fraction of
 all steps, rounded to the nearest step.
 """
 
@@ -331,7 +331,7 @@ def _first_complaint(error: ValidationError) -> str:
 
 
 def _keys(path: Sequence[str]) -> list[str]:
-    """The keys that the section at ``path`` knows."""
+    """The keys of the section at ``path``."""
     model: Any = TrainConfig
     for part in path:
         if part.isdecimal():

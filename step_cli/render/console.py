@@ -50,7 +50,7 @@ class PlainConsole:
         self.line(text)
 
     def verdict(self, ok: bool, text: str) -> None:
-        """One line that says whether the checks passed."""
+        """One line on whether the checks passed."""
         self.line(f"{'ok' if ok else 'FAILED'}  {text}")
 
     def table(

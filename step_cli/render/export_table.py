@@ -8,7 +8,7 @@ from step_cli.reports import ExportLayer, ExportReport
 if TYPE_CHECKING:
     from step_cli.render.console import AnyConsole
 
-SHOWN = 20  # layers, unless asked for more
+SHOWN = 20  # layers, without -v
 
 MEANING = {
     "used": "sparse kernels were chosen",

@@ -30,7 +30,7 @@ def _section(checkpoint: CheckpointVerdict, most: int | None) -> str:
         lines += [f"- {escaped(checkpoint.error.message)}"]
     found = [(layer.name, layer.message or "") for layer in failing(checkpoint)]
     found += [(tensor.name, why_unchecked(tensor)) for tensor in unchecked(checkpoint)]
-    lines += [f"- {escaped(name)}: {escaped(said)}" for name, said in found[:most]]
+    lines += [f"- {escaped(name)}: {escaped(text)}" for name, text in found[:most]]
     lines += [""] if lines[-1] else []
     return "\n".join(lines + _table(checkpoint, most)) + "\n"
 

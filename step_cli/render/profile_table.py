@@ -14,7 +14,7 @@ from step_cli.reports import (
 if TYPE_CHECKING:
     from step_cli.render.console import AnyConsole
 
-LAYERS_SHOWN = 3  # the last to be ready, unless asked for more
+LAYERS_SHOWN = 3  # the last to be ready, without -v
 Cell = Callable[[CriterionReport], str]
 
 

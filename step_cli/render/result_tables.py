@@ -113,13 +113,13 @@ def _skipped(skipped: Sequence[SkippedTensor], console: "AnyConsole") -> None:
 
 def _order_of(layers: list[PrunedLayer]) -> list[str]:
     """How many layers got another order, and why the others could not."""
-    asked = [layer for layer in layers if layer.permuted is not None]
-    if not asked:
+    known = [layer for layer in layers if layer.permuted is not None]
+    if not known:
         return []
-    moved = sum(bool(layer.permuted) for layer in asked)
-    left = [layer for layer in asked if layer.not_permuted]
+    moved = sum(bool(layer.permuted) for layer in known)
+    left = [layer for layer in known if layer.not_permuted]
     return [
-        f"{moved} of {len(asked)} layers permuted",
+        f"{moved} of {len(known)} layers permuted",
         *(f"  {one_line(x.name)}: {one_line(x.not_permuted or '')}" for x in left),
     ]
 

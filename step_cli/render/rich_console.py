@@ -37,7 +37,7 @@ class RichConsole:
         self._console.print(Text(text))
 
     def verdict(self, ok: bool, text: str) -> None:
-        """One line that says whether the checks passed."""
+        """One line on whether the checks passed."""
         word = Text("ok  " if ok else "FAILED  ", "green" if ok else "red")
         self._console.print(word + text, soft_wrap=True)
 

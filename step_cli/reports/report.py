@@ -52,7 +52,7 @@ class Report(BaseModel):
     def document(self) -> str:
         """The JSON document, its schema first; non-finite numbers are null."""
         body = _finite(self.body())
-        # ASCII, as names from files may hold what UTF-8 cannot say.
+        # ASCII, as names from files may hold what UTF-8 cannot.
         return json.dumps({"schema": self.schema_id, **body}, indent=2, allow_nan=False)
 
     def body(self) -> dict[str, Any]:

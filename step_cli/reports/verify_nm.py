@@ -80,7 +80,7 @@ class CheckpointVerdict(Part):
     totals: VerifyTotals | None = None
     hints: list[str] = Field([])
     integrity: str | None = Field(
-        None, description="What told damage: sha256, crc32, or unchecked"
+        None, description="How damage was looked for: sha256, crc32, or unchecked"
     )
     error: ErrorDetail | None = None
 

@@ -58,9 +58,9 @@ def load_model(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> Load
     """Build the model of a checkpoint, load its weights, set its precision.
 
     Raises:
-        UsageError: Nothing says which model it is, or what it takes.
+        UsageError: Neither model nor inputs are known.
         InputError: The weights do not fit the model.
-        NonFiniteError: A weight overflows in the precision asked for.
+        NonFiniteError: A weight overflows in the chosen precision.
     """
     source = model_source(config.model, checkpoint)
     if is_hugging_face(Path(source.spec)):
@@ -73,7 +73,7 @@ def load_model(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> Load
     if not loaded.inputs:
         first = next(iter(inspect.signature(loaded.model.forward).parameters), "x")
         raise UsageError(
-            f"--input: say what the model takes, such as --input {first}:"
+            f"--input: name what the model takes, such as --input {first}:"
             "float32:1x3x224x224"
         )
     precision = precision_of(config, checkpoint, plan)
@@ -86,7 +86,7 @@ def load_model(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> Load
 
 
 def precision_of(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> Precision:
-    """The precision asked for, else the checkpoint's; engines default to 16 bits."""
+    """The precision of the options, else the checkpoint's; engines default to 16 bits."""
     if config.precision is not None:
         return config.precision
     dtypes = [tensor.dtype for tensor in checkpoint.tensors if tensor.name in plan]

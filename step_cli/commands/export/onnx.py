@@ -41,7 +41,7 @@ class WrittenOnnx:
         layers: Whether each layer of the plan holds its pattern in the graph.
         parity: The comparison with PyTorch, or None without one.
         parity_precision: The precision it was made in, or None.
-        bench: Its time in ONNX Runtime, if asked for.
+        bench: Its time in ONNX Runtime, with ``--bench``.
         size_bytes: Of the model file, and of its data file if there is one.
     """
 

@@ -21,7 +21,7 @@ def trtexec(config: ExportConfig, profiles: Sequence[Profile] = ()) -> str:
 
     Args:
         config: The options.
-        profiles: Of the dynamic inputs; without them, what the options say.
+        profiles: Of the dynamic inputs; without them, by the options.
     """
     if not profiles:
         given = parse_shapes({o: getattr(config, o) for o in ("min", "opt", "max")})

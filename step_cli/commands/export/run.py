@@ -102,16 +102,16 @@ def _need_sparse_cores() -> None:
 
 def _check_options(config: ExportConfig) -> None:
     if config.to is None:
-        raise UsageError("--to: say what to write: compressed, dense, onnx, tensorrt")
+        raise UsageError("--to: name what to write: compressed, dense, onnx, tensorrt")
     for option in _given(config, set(ExportConfig.model_fields) - OPTIONS[config.to]):
         raise UsageError(f"{option} has no meaning with --to {config.to}")
     names = [parse_input(text).name for text in config.input]
     if len(set(names)) < len(names):
         raise UsageError("--input: an input is given twice")
     suffix = {"compressed": ".safetensors", "dense": ".safetensors", "onnx": ".onnx"}
-    wanted = suffix.get(config.to)
-    if wanted is not None and config.out.suffix.lower() != wanted:
-        raise UsageError(f"OUT: expected a name that ends in {wanted}", file=config.out)
+    ending = suffix.get(config.to)
+    if ending is not None and config.out.suffix.lower() != ending:
+        raise UsageError(f"OUT: expected a name that ends in {ending}", file=config.out)
 
 
 def _given(config: ExportConfig, names: set[str]) -> list[str]:

@@ -85,11 +85,11 @@ class Engine:
 
 
 def find_backend(config: ExportConfig) -> TrtRuntime:
-    """The library to build with, asked before any work.
+    """The library to build with, looked for before any work.
 
     Raises:
         MissingError: There is none, or it cannot do what is required of it.
-        UsageError: It does not know a compute capability.
+        UsageError: It does not build for a compute capability.
     """
     commands = commands_to_build(config)
     try:
@@ -98,8 +98,8 @@ def find_backend(config: ExportConfig) -> TrtRuntime:
         raise MissingError(
             f"{error.message}; or, on a GPU machine: {commands}"
         ) from None
-    asked = config.backend != "auto"
-    check_targets(runtime, config.compute_capability, asked=asked)
+    named = config.backend != "auto"
+    check_targets(runtime, config.compute_capability, asked=named)
     if config.require_sparse and not runtime.honours_sparsity:
         raise MissingError(
             f"--require-sparse: {runtime.kind} {runtime.version} ignores sparse "
@@ -206,7 +206,7 @@ def _build(
     try:
         build = build_engine(runtime, graph.path, plan_path, options)
     except StepError as error:
-        if error.file == str(graph.path):  # ours; the user knows the checkpoint
+        if error.file == str(graph.path):  # ours; the user gave the checkpoint
             error.file = str(config.checkpoint)
         raise
     seen = parse_log(build.log)

@@ -38,13 +38,13 @@ def run(config: VerifyConfig) -> VerifyReport:
         inputs = [*config.checkpoint, *(path for path in named if path is not None)]
         checked_target(config.output, force=True, inputs=inputs)
     try:
-        asked = config.plan
-        plan = None if asked is None else read_plan(asked)
-        asked = config.baseline
-        baseline = None if asked is None else open_checkpoint(asked)
+        given = config.plan
+        plan = None if given is None else read_plan(given)
+        given = config.baseline
+        baseline = None if given is None else open_checkpoint(given)
     except StepError as error:
-        assert asked is not None
-        return VerifyReport.of_refused(str(asked), _detail(error, asked))
+        assert given is not None
+        return VerifyReport.of_refused(str(given), _detail(error, given))
     verdicts = [_verdict(path, config, plan, baseline) for path in config.checkpoint]
     errors = [verdict.error for verdict in verdicts if verdict.error is not None]
     worst = gravest(error.exit for error in errors) if errors else 0

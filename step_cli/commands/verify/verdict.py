@@ -100,7 +100,7 @@ def _message(
         layer: A layer that fails.
         planned: Whether its pattern comes from a plan.
         explain: Whether to read it again, to see which mistake it looks like.
-        advise: Whether to say what to do where it looks like none.
+        advise: Whether to add what to do where it looks like none.
     """
     parts = []
     first = _first_violation(layer)
@@ -172,5 +172,5 @@ def _dense_heads(names: Sequence[str]) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """An argument as the shell wants it, in quotes."""
+    """An argument of a shell command, in quotes."""
     return "'" + text.replace("'", "'\"'\"'") + "'"
