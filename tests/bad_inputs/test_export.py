@@ -45,7 +45,7 @@ ELSEWHERE = {
 @pytest.mark.parametrize("row", ELSEWHERE)
 def test_rows_tested_elsewhere_are_there(row: str) -> None:
     folders = [HERE.parents[1] / name for name in ("commands", "formats")]
-    texts = [path.read_text() for folder in folders for path in folder.glob("*.py")]
+    texts = [path.read_text() for folder in folders for path in folder.rglob("*.py")]
     for name in ELSEWHERE[row]:
         assert any(f"def {name}(" in text for text in texts), name
 

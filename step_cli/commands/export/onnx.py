@@ -21,7 +21,7 @@ from step_cli.formats.onnx.exporter import (
     need_export_libraries,
 )
 from step_cli.formats.onnx.nodes import operators_of
-from step_cli.formats.onnx.publish import staged_onnx
+from step_cli.formats.onnx.publish import OnnxPlace, staged_onnx
 from step_cli.formats.onnx.reader import open_onnx
 from step_cli.nm.plan import LayerPlan
 from step_cli.reports import BenchReport, ExportLayer, Parity
@@ -75,7 +75,7 @@ def to_onnx(config: ExportConfig, source: Source) -> WrittenOnnx:
         suppress(CheckFailedError),
         staged_onnx(target, force=config.force, inputs=inputs) as place,
     ):
-        written = write_onnx(config, loaded, place.path, place.data_name)
+        written = write_onnx(config, loaded, place)
         if not written.ok:
             raise CheckFailedError
     return written
@@ -84,17 +84,15 @@ def to_onnx(config: ExportConfig, source: Source) -> WrittenOnnx:
 def write_onnx(
     config: ExportConfig,
     loaded: LoadedModel,
-    path: Path,
-    data_name: str,
+    place: OnnxPlace,
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> WrittenOnnx:
-    """Write the ONNX file of a model to ``path``, and check it.
+    """Write the ONNX file of a model, and check it.
 
     Args:
         config: The options.
         loaded: The model.
-        path: The file to write.
-        data_name: Name beside it for weights that are too large for it.
+        place: The file to write, and one for weights that are too large for it.
         shapes: Sizes of the example inputs, where their dimensions have names.
 
     Raises:
@@ -104,7 +102,7 @@ def write_onnx(
     examples = examples_for(loaded, shapes)
     # Before the tracer, whose messages on a faulty model are hard to read.
     expected = None if config.no_check else reference(loaded, examples)
-    opset = config.opset or DEFAULT_OPSET
+    opset, path = config.opset or DEFAULT_OPSET, place.path
     export = export_onnx(
         loaded.model,
         loaded.inputs,
@@ -112,18 +110,16 @@ def write_onnx(
         loaded.plan,
         path,
         opset=opset,
-        data_name=data_name,
+        data_name=place.data_name,
     )
     _check_model(path)
     layers = _layers(loaded, export, path)
     parity, compared_in = None, None
     if expected is not None:
         parity, compared_in = compare(config, loaded, examples, path, expected)
-    files = [path, path.with_name(data_name)]
-    size = sum(file.stat().st_size for file in files if file.exists())
-    bench = None
-    if config.bench and not times_engine(config):
-        bench = time_against_dense(path, examples)
+    timed = config.bench and not times_engine(config)
+    bench = time_against_dense(path, examples) if timed else None
+    size = place.size_bytes()
     return WrittenOnnx(
         loaded.precision, opset, layers, parity, compared_in, bench, size
     )

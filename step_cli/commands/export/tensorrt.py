@@ -30,6 +30,7 @@ from step_cli.formats.onnx.example_inputs import example_tensors
 from step_cli.formats.onnx.exporter import need_export_libraries
 from step_cli.formats.onnx.inputs import GraphInput
 from step_cli.formats.onnx.nodes import inputs_of_onnx
+from step_cli.formats.onnx.publish import OnnxPlace
 from step_cli.formats.tensorrt.api import TrtRuntime, check_targets, find_runtime
 from step_cli.formats.tensorrt.engine import EngineBuild, EngineOptions, build_engine
 from step_cli.formats.tensorrt.log import BuildLog, parse_log
@@ -139,11 +140,9 @@ def _graph(config: ExportConfig, source: Source, folder: Path) -> Graph:
     # Wrong shapes are refused before the model is traced.
     profiles = make_profiles(loaded.inputs, _shapes(config))
     optima = {profile.name: profile.shapes[1] for profile in profiles}
-    path = folder / "model.onnx"
-    written = write_onnx(
-        config, loaded, path, "model.onnx.data", _fixed(optima, loaded.inputs)
-    )
-    return Graph(path, written.layers, written)
+    place = OnnxPlace(folder / "model.onnx", "model.onnx.data")
+    written = write_onnx(config, loaded, place, _fixed(optima, loaded.inputs))
+    return Graph(place.path, written.layers, written)
 
 
 def _bench_onnx(
