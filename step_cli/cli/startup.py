@@ -7,17 +7,20 @@ import copy
 import gc
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import typer
-from typer.models import CommandInfo
+if TYPE_CHECKING:
+    from typer import Typer
+    from typer.models import CommandInfo
+
+
+def begin() -> None:
+    """Collect no garbage while modules are imported, as nothing becomes garbage."""
+    gc.disable()
 
 
 def prepare(command: str) -> None:
-    """Leave out what a process this short has no use for.
-
-    Garbage is not collected until here, as nothing becomes garbage while modules are
-    imported (`step_cli.__main__`); for a check, which is short, it never is.
-    """
+    """Leave out what a process as short as a check has no use for."""
     if command != "verify-nm":
         gc.enable()
         return
@@ -27,7 +30,7 @@ def prepare(command: str) -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
-def only(app: typer.Typer, argv: Sequence[str]) -> typer.Typer:
+def only(app: "Typer", argv: Sequence[str]) -> "Typer":
     """The app with the given command alone, as Typer builds every one it has."""
     given = [info for info in app.registered_commands if [name_of(info)] == argv[:1]]
     if not given:
@@ -37,7 +40,7 @@ def only(app: typer.Typer, argv: Sequence[str]) -> typer.Typer:
     return alone
 
 
-def name_of(command: CommandInfo) -> str:
+def name_of(command: "CommandInfo") -> str:
     """A command as a user types it."""
     assert command.callback is not None
     return command.callback.__name__.replace("_", "-")

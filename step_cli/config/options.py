@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
-from step_cli.config.commands import Config
+from step_cli.config.types import Config
 from step_cli.errors import UsageError
 from step_cli.nm.pattern import NMPattern
 

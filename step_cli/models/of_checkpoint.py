@@ -1,6 +1,6 @@
 """Which model a checkpoint is of; without torch, as an ONNX file needs no model."""
 
-from step_cli.config.train import absolute_spec
+from step_cli.config.document import absolute_spec
 from step_cli.errors import UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.huggingface.model import is_hugging_face

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_cli.config.commands import to_step
 from step_cli.config.data import KEYS_OF, DataSection
 from step_cli.config.samples import sample_directory
 from step_cli.config.train import RECIPE_NAMES, load_config, to_toml
+from step_cli.config.types import to_step
 from step_cli.errors import InputError, UsageError
 
 VALUES: dict[str, Any] = {
