@@ -125,7 +125,7 @@ def _notes(config: ExportConfig, engine: "Engine") -> list[str]:
     notes = list(engine.build.warnings)
     if engine.seen.out_of_memory:
         notes.append("the builder ran out of memory for some kernels")
-    if engine.ignores_sparsity:
+    if engine.backend.sparse_weights == "ignored":
         precision = engine.written.precision if engine.written else "fp16"
         commands = commands_to_build(config, engine.options.profiles, precision)
         notes += [

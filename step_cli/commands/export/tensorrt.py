@@ -65,7 +65,6 @@ class Engine:
         seen: The evidence in the build log, and of the engine inspector.
         layers: What the build showed of each.
         backend: The library.
-        ignores_sparsity: Whether the library ignores sparse weights.
         written: What the checks of its ONNX file found; None where that was the input.
         onnx_sha256: Of that file.
     """
@@ -75,7 +74,6 @@ class Engine:
     seen: BuildLog
     layers: list[ExportLayer]
     backend: BackendReport
-    ignores_sparsity: bool
     written: WrittenOnnx | None
     onnx_sha256: str
 
@@ -217,7 +215,6 @@ def _build(
         seen,
         after_build(layers, runtime, seen, graph.path),
         backend_report(runtime, seen, options),
-        not runtime.honours_sparsity,
         graph.written,
         _sha256(graph.path),
     )
