@@ -1,6 +1,7 @@
 """Errors a user can cause or mend, each with the exit code of the command."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -22,6 +23,23 @@ class StepError(Exception):
         self.message = message
         self.file = None if file is None else str(file)
         self.tensor = tensor
+
+
+@contextmanager
+def naming(
+    *,
+    file: object = None,
+    tensor: str | None = None,
+    kind: type[StepError] = StepError,
+) -> Iterator[None]:
+    """Give errors of a kind that are raised inside a file or tensor, if they lack it."""
+    try:
+        yield
+    except kind as error:
+        if error.file is None and file is not None:
+            error.file = str(file)
+        error.tensor = error.tensor or tensor
+        raise
 
 
 class UsageError(StepError):

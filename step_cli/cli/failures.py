@@ -28,12 +28,7 @@ def detail_of(
         commands: Those there are.
     """
     if isinstance(error, StepError):
-        return ErrorDetail(
-            exit=error.exit_code,
-            file=error.file,
-            tensor=error.tensor,
-            message=error.message,
-        )
+        return ErrorDetail.of(error)
     if isinstance(error, StoppedError):
         return ErrorDetail(exit=error.exit_code, message=str(error))
     if isinstance(error, KeyboardInterrupt | typer.Abort):

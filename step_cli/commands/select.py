@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 
 from step_cli.config.commands import SelectionConfig
-from step_cli.errors import StepError
+from step_cli.errors import naming
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.plan import read_plan
 from step_cli.nm.plan import Plan
@@ -38,11 +38,8 @@ def choose(
     """
     for note in checkpoint.notes:
         log.info("%s: %s", checkpoint.path, note)
-    try:
+    with naming(file=checkpoint.path):
         chosen = config.selection(plan).choose(checkpoint.tensors)
-    except StepError as error:
-        error.file = error.file or str(checkpoint.path)
-        raise
     for warning in chosen.warnings:
         log.warning("%s: %s", checkpoint.path, warning)
     return chosen

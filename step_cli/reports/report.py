@@ -2,9 +2,11 @@
 
 import json
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
+
+from step_cli.errors import StepError
 
 
 class Part(BaseModel):
@@ -20,6 +22,18 @@ class ErrorDetail(Part):
     file: str | None = None
     tensor: str | None = None
     message: str
+
+    @classmethod
+    def of(cls, error: StepError, file: object = None) -> Self:
+        """The detail of an error; ``file`` where it names none."""
+        if error.file is not None:
+            file = error.file
+        return cls(
+            exit=error.exit_code,
+            file=None if file is None else str(file),
+            tensor=error.tensor,
+            message=error.message,
+        )
 
 
 class SkippedTensor(Part):

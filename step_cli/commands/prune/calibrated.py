@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from step_cli.commands.prune.tensors import LayerToPrune
 from step_cli.config.commands import PruneConfig
-from step_cli.errors import InputError, NonFiniteError, StepError
+from step_cli.errors import InputError, NonFiniteError, naming
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.spill import Spill
 from step_cli.formats.huggingface.model import is_hugging_face
@@ -121,14 +121,11 @@ class Calibrated:
         """Prune one layer, and have its module compute with the result."""
         layer, view = self.layers[watched.name], LayerMatrix(watched.module)
         stored = mapped_tensor(layer.tensor.weights().array)
-        try:
+        with naming(tensor=layer.tensor.name):
             if self.sparsegpt:
                 new = self._updated(layer, stored, view, seen)
             else:
                 new = self._masked(layer, stored, view, seen)
-        except StepError as error:
-            error.tensor = error.tensor or layer.tensor.name
-            raise
         self.results[layer.tensor.name] = aside = self.spill.add(new)
         parameter = nn.Parameter(mapped_tensor(aside), requires_grad=False)
         watched.module.weight = parameter

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from step_cli.commands.prune.methods import Method, check_method, method_of
 from step_cli.commands.prune.tensors import LayerToPrune, choose_layers, place_of
 from step_cli.config.commands import PruneConfig
-from step_cli.errors import OutputError, StepError
+from step_cli.errors import OutputError, naming
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.open import open_checkpoint
@@ -44,28 +44,24 @@ def run(config: PruneConfig) -> PruneReport:
     extra = tuple(path for path in given if path is not None)
     rewriter = Rewriter(checkpoint, config.out, config.force, extra)
     rewriter.check()
-    try:
+    with naming(file=config.checkpoint), ExitStack() as stack:
         layers, skipped = choose_layers(checkpoint, config)
         folder = None if config.dry_run else _parent(config)
-        with ExitStack() as stack:
-            moved = _permuted(config, checkpoint, layers, folder)
-            if moved is not None:
-                stack.callback(moved.spill.close)
-                checkpoint, layers = moved.checkpoint, moved.layers
-            own = [layer for layer in layers if layer.tensor.tied_to is None]
-            method = method_of(config, checkpoint, own, folder)
-            stack.callback(method.close)
-            if config.dry_run:
-                for layer in own:
-                    for _ in method.blocks(layer):
-                        pass
-            else:
-                changes = [_change(layer, method) for layer in own]
-                changes += moved.changes if moved else []
-                _write(config, rewriter, layers, changes, method.done)
-    except StepError as error:
-        error.file = error.file or str(config.checkpoint)
-        raise
+        moved = _permuted(config, checkpoint, layers, folder)
+        if moved is not None:
+            stack.callback(moved.spill.close)
+            checkpoint, layers = moved.checkpoint, moved.layers
+        own = [layer for layer in layers if layer.tensor.tied_to is None]
+        method = method_of(config, checkpoint, own, folder)
+        stack.callback(method.close)
+        if config.dry_run:
+            for layer in own:
+                for _ in method.blocks(layer):
+                    pass
+        else:
+            changes = [_change(layer, method) for layer in own]
+            changes += moved.changes if moved else []
+            _write(config, rewriter, layers, changes, method.done)
     return _report(config, rewriter, layers, skipped, method.done, moved)
 
 

@@ -7,7 +7,13 @@ from step_cli.commands.select import choose, skipped_tensors, why_nothing
 from step_cli.commands.verify.counted import count_layers
 from step_cli.commands.verify.verdict import verdicts_on
 from step_cli.config.commands import VerifyConfig
-from step_cli.errors import NonFiniteError, NothingSelectedError, StepError, UsageError
+from step_cli.errors import (
+    NonFiniteError,
+    NothingSelectedError,
+    StepError,
+    UsageError,
+    naming,
+)
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.target import checked_target
 from step_cli.formats.open import open_checkpoint
@@ -44,7 +50,7 @@ def run(config: VerifyConfig) -> VerifyReport:
         baseline = None if given is None else open_checkpoint(given)
     except StepError as error:
         assert given is not None
-        return VerifyReport.of_refused(str(given), _detail(error, given))
+        return VerifyReport.of_refused(str(given), ErrorDetail.of(error, given))
     verdicts = [_verdict(path, config, plan, baseline) for path in config.checkpoint]
     errors = [verdict.error for verdict in verdicts if verdict.error is not None]
     worst = gravest(error.exit for error in errors) if errors else 0
@@ -78,17 +84,17 @@ def _verdict(
 ) -> CheckpointVerdict:
     checkpoint = None
     try:
-        checkpoint = open_checkpoint(path)
-        return _checked(checkpoint, config, plan, baseline)
-    except UsageError as error:
-        error.file = error.file or str(path)
+        with naming(file=path):
+            checkpoint = open_checkpoint(path)
+            return _checked(checkpoint, config, plan, baseline)
+    except UsageError:
         raise
     except StepError as error:
         return CheckpointVerdict(
             path=str(path),
             format=None if checkpoint is None else checkpoint.format,
             ok=False,
-            error=_detail(error, path),
+            error=ErrorDetail.of(error, path),
         )
 
 
@@ -117,7 +123,7 @@ def _checked(
         totals=_totals(layers, len(skipped)),
         hints=hints,
         integrity=checkpoint.integrity,
-        error=None if error is None else _detail(error, checkpoint.path),
+        error=None if error is None else ErrorDetail.of(error, checkpoint.path),
     )
 
 
@@ -148,13 +154,4 @@ def _nonfinite(layers: list[LayerVerdict]) -> StepError | None:
         f"{first.nonfinite} NaN or infinity, the first at {first.first_nonfinite}"
         f"{others}; find out where training diverged",
         tensor=first.name,
-    )
-
-
-def _detail(error: StepError, path: Path) -> ErrorDetail:
-    return ErrorDetail(
-        exit=error.exit_code,
-        file=error.file or str(path),
-        tensor=error.tensor,
-        message=error.message,
     )
