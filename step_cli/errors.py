@@ -32,7 +32,7 @@ def naming(
     tensor: str | None = None,
     kind: type[StepError] = StepError,
 ) -> Iterator[None]:
-    """Give errors of a kind that are raised inside a file or tensor, if they lack it."""
+    """Name the file and tensor in errors of a kind that are raised inside without."""
     try:
         yield
     except kind as error:
