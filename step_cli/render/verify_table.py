@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, TextIO
 from step_cli.render.console import PlainConsole, console_for
 from step_cli.render.text import one_line
 from step_cli.render.verify_words import (
-    failing,
+    COLUMNS,
+    NUMBERS,
+    cells,
+    messages,
     summary,
-    unchecked,
-    why_unchecked,
     worst_first,
 )
 from step_cli.reports import (
@@ -67,31 +68,22 @@ def _layers(
 ) -> None:
     layers = worst_first(checkpoint.layers)
     hidden = [] if verbose else layers[MOST_ROWS:]
-    columns = ["layer", "pattern", "axis", "groups", "bad", "density", "verdict"]
-    right = ("axis", "groups", "bad", "density")
     with_view = any(layer.tensorrt for layer in layers)
     rows = [
-        [
-            one_line(layer.name),
-            layer.pattern,
-            str(layer.axis),
-            str(layer.groups),
-            str(layer.violations),
-            f"{layer.density:.4f}",
-            _word(layer),
-            *([_view_word(layer.tensorrt)] if with_view else []),
-        ]
+        [*_row(layer), *([_view_word(layer.tensorrt)] if with_view else [])]
         for layer in layers[: len(layers) - len(hidden)]
     ]
     if hidden:
         bad = sum(not layer.ok for layer in hidden)
         rows.append([f"and {len(hidden)} more, {bad} failed; -v shows all"])
-    console.table([*columns, *(["TensorRT"] if with_view else [])], rows, right)
+    console.table([*COLUMNS, *(["TensorRT"] if with_view else [])], rows, NUMBERS)
 
 
-def _word(layer: LayerVerdict) -> str:
-    tied = [f"tied to {one_line(layer.tied_to, 60)}"] if layer.tied_to else []
-    return ", ".join(["ok" if layer.ok else "FAILED", *layer.notes, *tied])
+def _row(layer: LayerVerdict) -> list[str]:
+    name, *others = cells(layer)
+    if layer.tied_to:
+        others[-1] += f", tied to {one_line(layer.tied_to, 60)}"
+    return [one_line(name), *others]
 
 
 def _view_word(view: TensorrtView | None) -> str:
@@ -112,8 +104,7 @@ def _tensorrt(checkpoint: CheckpointVerdict, console: "AnyConsole") -> None:
 def _messages(
     checkpoint: CheckpointVerdict, console: "AnyConsole", *, verbose: bool
 ) -> None:
-    found = [(layer.name, layer.message or "") for layer in failing(checkpoint)]
-    found += [(tensor.name, why_unchecked(tensor)) for tensor in unchecked(checkpoint)]
+    found = messages(checkpoint)
     lines = [f"{one_line(name, 120)}: {one_line(text)}" for name, text in found]
     most = len(lines) if verbose else MOST_MESSAGES
     for line in lines[:most]:
