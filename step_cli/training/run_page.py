@@ -41,7 +41,7 @@ def show_run(
         report: The results; None if the run was stopped.
 
     Raises:
-        MissingError: matplotlib or jinja2 is not installed.
+        MissingError: matplotlib, jinja2 or tomli-w is not installed.
         OutputError: A file cannot be written.
     """
     optimizer = setup.optimizer
@@ -174,11 +174,11 @@ def check_libraries() -> None:
     """Refuse at the start what would fail at the end.
 
     Raises:
-        MissingError: matplotlib or jinja2 is not installed.
+        MissingError: matplotlib, jinja2 or tomli-w is not installed.
     """
     from importlib.util import find_spec
 
-    for name in ("matplotlib", "jinja2"):
+    for name in ("matplotlib", "jinja2", "tomli_w"):
         if find_spec(name) is None:
             raise MissingError(
                 f"{name} is not installed: pip install 'step-cli[train]'"

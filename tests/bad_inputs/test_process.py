@@ -105,7 +105,7 @@ def test_W12_json_is_one_document_while_libraries_print(tmp_path: Path) -> None:
     path = put(tmp_path / "m.safetensors", broken() * np.float32(np.nan))
     code = (
         "import os, sys, warnings\n"
-        "from step_cli.commands import verify_nm\n"
+        "from step_cli.commands.verify import run as verify_nm\n"
         "real = verify_nm.open_checkpoint\n"
         "def noisy(path):\n"
         "    print('printed'); os.write(1, b'written\\n'); warnings.warn('warned')\n"
@@ -123,7 +123,7 @@ def test_W12_json_is_one_document_while_libraries_print(tmp_path: Path) -> None:
 def test_W13_a_bug_is_exit_70_without_local_values(tmp_path: Path) -> None:
     path = put(tmp_path / "m.safetensors")
     code = (
-        "from step_cli.commands import verify_nm\n"
+        "from step_cli.commands.verify import run as verify_nm\n"
         "def broken(*arguments):\n"
         "    secret = 'hunter2'; raise RuntimeError('boom')\n"
         "verify_nm.open_checkpoint = broken\n"
@@ -146,7 +146,7 @@ def test_W13_a_bug_is_exit_70_without_local_values(tmp_path: Path) -> None:
     [
         (["verify-nm", "--no-such"], "no such option --no-such"),
         (["verify-nm", "x", "--basline", "y"], "did you mean --baseline"),
-        (["verify-mn"], "no such command 'verify-mn', did you mean verify-nm"),
+        (["verify-mn"], "no such command 'verify-mn'; did you mean verify-nm"),
         (["verify-nm"], "checkpoint"),
         (["verify-nm", "x", "--format", "yaml"], "--format"),
         ([], "missing command"),

@@ -17,7 +17,7 @@ from step_cli.channels.reordered import Orders, reordered
 from step_cli.channels.search import Layer as SearchedLayer
 from step_cli.channels.search import search_unit
 from step_cli.channels.units import Index, Unit, find_units, order_of
-from step_cli.commands.prune.tensors import Layer, place_of
+from step_cli.commands.prune.tensors import LayerToPrune, place_of
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
@@ -48,7 +48,7 @@ class Permuted:
         spill: Where the moved tensors are.
     """
 
-    layers: list[Layer]
+    layers: list[LayerToPrune]
     checkpoint: Checkpoint
     changes: list[Change]
     moved: set[str]
@@ -59,7 +59,7 @@ class Permuted:
 def permuted(
     config: PruneConfig,
     checkpoint: Checkpoint,
-    layers: Sequence[Layer],
+    layers: Sequence[LayerToPrune],
     folder: Path | None,
 ) -> Permuted:
     """Find orders that keep more, and see that the network computes what it did.
@@ -123,7 +123,7 @@ def _orders(
     config: PruneConfig,
     network: Network,
     units: Sequence[Unit],
-    layers: Sequence[Layer],
+    layers: Sequence[LayerToPrune],
 ) -> dict[str, Orders]:
     """The order of each axis of each tensor that moves."""
     by_name = {layer.tensor.name: layer for layer in layers}
@@ -171,7 +171,7 @@ def _compare(before: Sequence[Array], after: Sequence[Array]) -> None:
 
 def _result(
     now: Checkpoint,
-    layers: Sequence[Layer],
+    layers: Sequence[LayerToPrune],
     orders: Mapping[str, Orders],
     left: dict[str, str],
     spill: ArraysOnDisk,
