@@ -13,7 +13,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-CORE = Path("step_cli/nm")
+FOLDER = Path("step_cli/nm")
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-Wno-psabi")
 LEVELS = {
     "avx512": ("-DVECTOR=64", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
@@ -27,24 +27,24 @@ class KernelsHook(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, for an editable install into the tree itself."""
-        core = Path(self.root, CORE)
+        folder = Path(self.root, FOLDER)
         self._folder = tempfile.TemporaryDirectory()
         editable = version == "editable"
-        for old in core.glob("_kernels*.so") if editable else ():
+        for old in folder.glob("_kernels*.so") if editable else ():
             old.unlink()
         try:
-            made = compile_kernels(core / "kernels.c", Path(self._folder.name))
+            made = compile_kernels(folder / "kernels.c", Path(self._folder.name))
             for library in made if editable else ():
-                beside = core / f"{library.stem}.new.so"
+                beside = folder / f"{library.stem}.new.so"
                 shutil.copyfile(library, beside)
-                os.replace(beside, core / library.name)
+                os.replace(beside, folder / library.name)
         except (OSError, ValueError, subprocess.CalledProcessError) as error:
             said = (getattr(error, "stderr", None) or str(error)).strip()
             self.app.display_warning(f"the kernels are not compiled: {said[:500]}")
             return
         if made and not editable:
             for library in made:
-                inside = CORE / library.name
+                inside = FOLDER / library.name
                 build_data["force_include"][str(library)] = str(inside)
             tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
             build_data["pure_python"] = False

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 import transformers
+from sizes import sparse_bytes, values_bytes
 
 from step_cli.commands.export import run as export
 from step_cli.config.commands import ExportConfig
 from step_cli.nm.pattern import NMPattern
-from step_cli.nm.sizes import sparse_bytes, values_bytes
 from step_cli.nm.weight_rule import default_axis, weight_skip_reason
 from step_cli.optim.mask import magnitude_mask
 

@@ -1,7 +1,7 @@
 """Errors a user can cause or mend, each with the exit code of the command."""
 
-from collections.abc import Iterable
-from difflib import get_close_matches
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -23,6 +23,23 @@ class StepError(Exception):
         self.message = message
         self.file = None if file is None else str(file)
         self.tensor = tensor
+
+
+@contextmanager
+def naming(
+    *,
+    file: object = None,
+    tensor: str | None = None,
+    kind: type[StepError] = StepError,
+) -> Iterator[None]:
+    """Name the file and tensor in errors of a kind that are raised inside without."""
+    try:
+        yield
+    except kind as error:
+        if error.file is None and file is not None:
+            error.file = str(file)
+        error.tensor = error.tensor or tensor
+        raise
 
 
 class UsageError(StepError):
@@ -79,13 +96,28 @@ STOPPED = 75  # exit code after SIGTERM
 INTERRUPTED = 130  # exit code after Ctrl-C
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message on an unknown name: the nearest known one, or all."""
-    names = list(known)
-    close = get_close_matches(name, names, n=1, cutoff=0.5)
+LISTED = 30  # known names at most that a message lists where none is near
+
+
+def nearest(name: str, known: Iterable[str], most: int = 1) -> str:
+    """The end of a message on an unknown name: what may have been meant.
+
+    Args:
+        name: The unknown name.
+        known: The names there are.
+        most: 1 for the nearest name, else all if they are few. More for that many of
+            the nearest, however far they are: for patterns over names from files.
+    """
+    from difflib import get_close_matches
+
+    # Comparing is quadratic in the length: hostile files have long names, and many.
+    names = [one for one in known if len(one) <= 200][:2000]
+    close = get_close_matches(name[:200], names, most, 0.5 if most == 1 else 0.0)
+    if most > 1:
+        return f"; nearest: {', '.join(close)}" if close else ""
     if close:
-        return f"; did you mean {close[0]!r}"
-    return f"; use {', '.join(map(repr, names))}"
+        return f"; did you mean {close[0]}"
+    return f"; use {', '.join(names)}" if 0 < len(names) <= LISTED else ""
 
 
 # What to do where there is no temporary directory.
@@ -96,6 +128,7 @@ EXTRA_OF = {
     "torch": "train",
     "matplotlib": "train",
     "jinja2": "train",
+    "tomli_w": "train",
     "onnxscript": "export",
     "onnxruntime": "export",
     "transformers": "hf",

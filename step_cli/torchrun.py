@@ -1,9 +1,9 @@
-"""Which process of a run this is, as `torchrun` says, and which of them speaks.
+"""Which process of a run this is, by `torchrun`, and which of them prints.
 
-All processes of a run mostly write to one terminal. Results are told by the first of
+All processes of a run mostly write to one terminal. Results are printed by the first of
 them, rank 0. Where one fails the others fail after it, as their partner is gone, and
-what they would say of that helps nobody: only the first to fail tells. Who that was is
-decided in the store that `torchrun` keeps, which outlives every process.
+their messages would help nobody: only the first to fail prints one. Which one that was
+is decided in the store that `torchrun` keeps, which outlives every process.
 """
 
 import os
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 NEEDED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-PATIENCE = timedelta(seconds=10)  # for the store; without it each process tells
+PATIENCE = timedelta(
+    seconds=10
+)  # for the store; without it each process prints its error
 
 
 def launched() -> bool:
@@ -38,13 +40,13 @@ def count() -> int:
 
 
 def failed_before(code: int) -> int | None:
-    """Tell the others that this process fails.
+    """Record for the other processes that this one fails.
 
     Args:
         code: Its exit code.
 
     Returns:
-        The exit code of the process that failed first and has told it; None if it is
+        The exit code of the process that failed first and printed why; None if it is
         this one.
     """
     if count() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
-from step_cli.formats.files.spill import Spill
+from step_cli.formats.files.temporary import ArraysOnDisk
 
 Array = npt.NDArray[Any]
 Orders = Mapping[int, npt.NDArray[np.int64]]  # by axis
 
 
 def reordered(
-    checkpoint: Checkpoint, orders: Mapping[str, Orders], spill: Spill
+    checkpoint: Checkpoint, orders: Mapping[str, Orders], spill: ArraysOnDisk
 ) -> Checkpoint:
     """The same checkpoint, some tensors taken in other orders.
 

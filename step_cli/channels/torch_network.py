@@ -20,7 +20,7 @@ from step_cli.formats.onnx.example_inputs import (
 )
 from step_cli.formats.onnx.inputs import parse_input
 from step_cli.formats.onnx.session import torch_outputs
-from step_cli.models.checkpoint_model import RunnableModel, open_model
+from step_cli.models.runnable import RunnableModel, open_model
 
 
 def torch_network(

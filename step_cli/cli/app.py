@@ -1,24 +1,21 @@
 """The command line: five functions of a config, and one place that meets errors."""
 
 import contextlib
-import copy
-import gc
 import logging
-import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, NoReturn, TextIO
 
 import typer
-from typer.models import CommandInfo
 
-from step_cli import render
-from step_cli import torchrun as processes
-from step_cli.cli import signals
+from step_cli import render, torchrun
+from step_cli.cli import signals, startup
 from step_cli.cli.failures import detail_of
+from step_cli.cli.global_options import GlobalOptions, command_of
 from step_cli.cli.logs import log_to_stderr
-from step_cli.cli.presentation import Presentation, command_of
-from step_cli.cli.streams import ClosedStdout, results_only_on_stdout
+from step_cli.cli.stdout import ClosedStdout, results_only_on_stdout
 from step_cli.config.commands import (
     AutoswitchProfileConfig,
     ExportConfig,
@@ -26,7 +23,7 @@ from step_cli.config.commands import (
     TrainCommandConfig,
     VerifyConfig,
 )
-from step_cli.config.options import options_from
+from step_cli.config.options import DEBUG, QUIET, VERBOSE, options_from
 from step_cli.errors import INTERRUPTED, OutputError
 from step_cli.reports import ErrorDetail, Report
 
@@ -46,9 +43,24 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        verbose = Presentation.of(sys.argv[1:]).verbose
+@dataclass(frozen=True)
+class Result:
+    """What a command has found, and how it is to be shown.
+
+    Attributes:
+        report: The outcome.
+        format: The value of ``--format``, or None.
+        file: The file that ``--output`` names, or None.
+    """
+
+    report: Report
+    format: str | None = None
+    file: Path | None = None
+
+
+def _print_version(given: bool) -> None:
+    if given:
+        verbose = GlobalOptions.of(sys.argv[1:]).verbose
         typer.echo(render.version(verbose=verbose))
         raise typer.Exit
 
@@ -61,11 +73,9 @@ def _everywhere(
             "--version", callback=_print_version, is_eager=True, help="Show the version"
         ),
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more")] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Say errors only")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks")] = False,
+    verbose: Annotated[bool, VERBOSE] = False,
+    quiet: Annotated[bool, QUIET] = False,
+    debug: Annotated[bool, DEBUG] = False,
 ) -> None:
     """Take a model to N:M structured sparsity with STEP, and prove it."""
 
@@ -82,11 +92,11 @@ def _examples(*lines: str) -> str:
     )
 )
 @options_from(VerifyConfig)
-def verify_nm(config: VerifyConfig) -> Report:
+def verify_nm(config: VerifyConfig) -> Result:
     """Check that checkpoints hold their N:M pattern."""
     from step_cli.commands.verify import run as verify_nm
 
-    return verify_nm.run(config)
+    return Result(verify_nm.run(config), config.format, config.output)
 
 
 @app.command(
@@ -96,11 +106,11 @@ def verify_nm(config: VerifyConfig) -> Report:
     )
 )
 @options_from(PruneConfig)
-def prune(config: PruneConfig) -> Report:
+def prune(config: PruneConfig) -> Result:
     """Prune a checkpoint to an N:M pattern in one shot."""
     from step_cli.commands.prune import run as prune
 
-    return prune.run(config)
+    return Result(prune.run(config))
 
 
 @app.command(
@@ -110,11 +120,11 @@ def prune(config: PruneConfig) -> Report:
     )
 )
 @options_from(TrainCommandConfig)
-def train(config: TrainCommandConfig) -> Report:
+def train(config: TrainCommandConfig) -> Result:
     """Train to an N:M pattern, by STEP or a baseline."""
     from step_cli.commands import train
 
-    return train.run(config)
+    return Result(train.run(config))
 
 
 @app.command(
@@ -124,11 +134,11 @@ def train(config: TrainCommandConfig) -> Report:
     )
 )
 @options_from(AutoswitchProfileConfig)
-def autoswitch_profile(config: AutoswitchProfileConfig) -> Report:
+def autoswitch_profile(config: AutoswitchProfileConfig) -> Result:
     """Find and explain the switch point of a run."""
     from step_cli.commands.profile import run as autoswitch_profile
 
-    return autoswitch_profile.run(config)
+    return Result(autoswitch_profile.run(config))
 
 
 @app.command(
@@ -138,35 +148,24 @@ def autoswitch_profile(config: AutoswitchProfileConfig) -> Report:
     )
 )
 @options_from(ExportConfig)
-def export(config: ExportConfig) -> Report:
+def export(config: ExportConfig) -> Result:
     """Write a compressed file, ONNX or an engine."""
     from step_cli.commands.export import run as export
 
-    return export.run(config)
+    return Result(export.run(config))
 
 
 def main() -> NoReturn:
     """Run the command line of this process and exit with its code."""
     signals.note()
-    if command_of(sys.argv[1:]) == "verify-nm":
-        _start_fast()
-    else:
-        gc.enable()
+    startup.prepare(command_of(sys.argv[1:]))
     with results_only_on_stdout() as out:
         code = run(sys.argv[1:], out)
         signals.let_end()
     if code:
         signals.let_finish()
-    gc.freeze()  # or Python looks at everything for garbage before it ends: 20 ms
+    startup.end()
     sys.exit(code)
-
-
-def _start_fast() -> None:
-    """Start as a linter does: leave out what a process this short has no use for."""
-    # Threads for matrix products, a search for plugins, collecting garbage: 80 ms.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    gc.disable()
 
 
 def run(argv: Sequence[str], out: TextIO) -> int:
@@ -175,64 +174,57 @@ def run(argv: Sequence[str], out: TextIO) -> int:
     Returns:
         The exit code.
     """
-    shown, command = Presentation.of(argv), command_of(argv)
-    together = command == "train"  # the only one that may run as many processes
-    speaks = not together or processes.rank() == 0
-    log_to_stderr(quiet=shown.quiet or not speaks, verbose=shown.verbose)
+    options, command = GlobalOptions.of(argv), command_of(argv)
+    several = command == "train"  # the only one that may run as many processes
+    shows = not several or torchrun.rank() == 0
+    log_to_stderr(quiet=options.quiet or not shows, verbose=options.verbose)
     try:
         signals.let_raise()
-        shown.refuse_two_formats()
+        options.refuse_two_formats()
         _refuse_closed(out, argv)
-        report = _only(argv)(list(argv), prog_name="step-cli", standalone_mode=False)
-        if report == INTERRUPTED:  # how Typer answers Ctrl-C
+        selected = startup.only(app, argv)
+        result = selected(list(argv), prog_name="step-cli", standalone_mode=False)
+        if result == INTERRUPTED:  # how Typer answers Ctrl-C
             raise KeyboardInterrupt
-        if not isinstance(report, Report):  # --help, --version
+        if not isinstance(result, Result):  # --help, --version
             out.flush()
-            return int(report or 0)
-        if speaks:
-            _tell(report.problems)
-            _show(report, out, shown)
-        return report.exit_code
+            return int(result or 0)
+        if shows:
+            _print_errors(result.report.problems)
+            _show(result, out, options)
+        return result.report.exit_code
     except BaseException as ended:
         signals.let_end()
         error = signals.raised() or ended
-        if shown.debug and not isinstance(error, KeyboardInterrupt):
+        if options.debug and not isinstance(error, KeyboardInterrupt):
             logging.getLogger(__name__).error("", exc_info=error)
         detail = detail_of(error, argv, command_names())
-        told = processes.failed_before(detail.exit) if together else None
-        if told is not None:
-            return told
-        _tell([detail])
-        if shown.json:
+        first = torchrun.failed_before(detail.exit) if several else None
+        if first is not None:
+            return first
+        _print_errors([detail])
+        if options.json:
             with contextlib.suppress(OSError):
                 render.failure(detail, command, out)
         return detail.exit
 
 
-def _only(argv: Sequence[str]) -> typer.Typer:
-    """The app with the command asked for alone, as Typer builds every one it has."""
-    asked = [info for info in app.registered_commands if [_name_of(info)] == argv[:1]]
-    if not asked:
-        return app
-    alone = copy.copy(app)
-    alone.registered_commands = asked
-    return alone
-
-
-def _name_of(command: CommandInfo) -> str:
-    assert command.callback is not None
-    return command.callback.__name__.replace("_", "-")
-
-
-def _show(report: Report, out: TextIO, shown: Presentation) -> None:
+def _show(result: Result, out: TextIO, options: GlobalOptions) -> None:
     try:
-        render.show(report, out, as_json=shown.json, verbose=shown.verbose)
+        render.show(
+            result.report,
+            out,
+            format=result.format,
+            file=result.file,
+            as_json=options.json,
+            verbose=options.verbose,
+        )
         out.flush()
     except BrokenPipeError:
         pass  # the reader has seen enough; the verdict stands
     except OSError as error:
-        reason = (error.strerror or "").lower()
-        complete = f"; {report.written} is complete" if report.written else ""
+        reason, written = (error.strerror or "").lower(), result.report.written
+        complete = f"; {written} is complete" if written else ""
         raise OutputError(f"cannot write to stdout: {reason}{complete}") from None
 
 
@@ -242,12 +234,12 @@ def _refuse_closed(out: TextIO, argv: Sequence[str]) -> None:
         raise OutputError("stdout is closed; send it to a file or to /dev/null")
 
 
-def _tell(problems: Sequence[ErrorDetail]) -> None:
-    with contextlib.suppress(OSError):  # the exit code still tells
+def _print_errors(problems: Sequence[ErrorDetail]) -> None:
+    with contextlib.suppress(OSError):  # the exit code still stands
         for problem in problems:
             print(render.error_line(problem), file=sys.stderr)
 
 
 def command_names() -> list[str]:
     """The commands, as a user types them."""
-    return [_name_of(command) for command in app.registered_commands]
+    return [startup.name_of(command) for command in app.registered_commands]

@@ -1,11 +1,10 @@
 """What an exception means to the user: an exit code and one line."""
 
-import difflib
 from collections.abc import Sequence
 
 import typer
 
-from step_cli.cli.presentation import command_of
+from step_cli.cli.global_options import command_of
 from step_cli.errors import (
     BUG,
     EXTRA_OF,
@@ -13,6 +12,7 @@ from step_cli.errors import (
     SET_TMPDIR,
     StepError,
     StoppedError,
+    nearest,
 )
 from step_cli.reports import ErrorDetail
 
@@ -28,12 +28,7 @@ def detail_of(
         commands: Those there are.
     """
     if isinstance(error, StepError):
-        return ErrorDetail(
-            exit=error.exit_code,
-            file=error.file,
-            tensor=error.tensor,
-            message=error.message,
-        )
+        return ErrorDetail.of(error)
     if isinstance(error, StoppedError):
         return ErrorDetail(exit=error.exit_code, message=str(error))
     if isinstance(error, KeyboardInterrupt | typer.Abort):
@@ -49,8 +44,8 @@ def detail_of(
             reason += f"; {SET_TMPDIR}"
         return ErrorDetail(exit=5, message=f"cannot write: {reason}")
     if isinstance(error, MemoryError):
-        wanted = str(error).partition(" with shape")[0]  # Unable to allocate 512. MiB
-        message = "not enough memory on this machine" + (wanted and f": {wanted}")
+        needed = str(error).partition(" with shape")[0]  # Unable to allocate 512. MiB
+        message = "not enough memory on this machine" + (needed and f": {needed}")
         return ErrorDetail(exit=6, message=message)
     return ErrorDetail(
         exit=BUG,
@@ -66,13 +61,8 @@ def _usage_message(
     if isinstance(getattr(error, "option_name", None), str) and "No such" in message:
         name = str(error.option_name)  # type: ignore[attr-defined]
         known = getattr(error, "possibilities", None) or []
-        return f"no such option {name}{_did_you_mean(name, known)}; see --help"
+        return f"no such option {name}{nearest(name, known)}; see --help"
     if "No such command" in message:
         name = command_of(argv)
-        return f"no such command {name!r}{_did_you_mean(name, commands)}; see --help"
+        return f"no such command {name!r}{nearest(name, commands)}; see --help"
     return f"{message[:1].lower()}{message[1:] or 'missing command'}; see --help"
-
-
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f", did you mean {close[0]}" if close else ""

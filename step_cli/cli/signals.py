@@ -1,8 +1,8 @@
 """Ctrl-C and SIGTERM, from the first moment of a process to its last.
 
 While modules are imported a signal is only noted: an exception there comes out as
-something else. Then it raises; and once it has, or the result is told, a signal ends
-the process at once and without a word.
+something else. Then it raises; and once it has, or the result is shown, a signal ends
+the process at once and prints nothing.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 from step_cli.errors import INTERRUPTED, STOPPED, StoppedError
 
 CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: STOPPED}
-if hasattr(signal, "SIGUSR1"):  # how batch systems say that time is up
+if hasattr(signal, "SIGUSR1"):  # sent by batch systems when time is up
     CODES[signal.SIGUSR1] = STOPPED
 _noted: list[int] | None = None  # None: the process is not ours, but a caller's
 _raised: BaseException | None = None
@@ -50,7 +50,7 @@ def raised() -> BaseException | None:
 
 
 def let_end() -> None:
-    """Let a signal end the process from now on; nothing is left to be told."""
+    """Let a signal end the process from now on; nothing is left to be shown."""
     if _noted is not None:
         _handle(lambda number, frame: os._exit(CODES[signal.Signals(number)]))
 

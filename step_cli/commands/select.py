@@ -1,10 +1,10 @@
-"""Which tensors of a checkpoint a command works on, and what it says of the others."""
+"""Which tensors of a checkpoint a command works on, and why not on the others."""
 
 import logging
 from collections import Counter
 
 from step_cli.config.commands import SelectionConfig
-from step_cli.errors import StepError
+from step_cli.errors import naming
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.plan import read_plan
 from step_cli.nm.pattern import Plan
@@ -26,7 +26,7 @@ def plan_that_holds(config: SelectionConfig, checkpoint: Checkpoint) -> Plan | N
 def choose(
     config: SelectionConfig, checkpoint: Checkpoint, plan: Plan | None
 ) -> Chosen[NamedTensor]:
-    """Select the tensors, and log what the user should know of the choice.
+    """Select the tensors, and log notes and warnings about the choice.
 
     Args:
         config: The user's options.
@@ -38,11 +38,8 @@ def choose(
     """
     for note in checkpoint.notes:
         log.info("%s: %s", checkpoint.path, note)
-    try:
+    with naming(file=checkpoint.path):
         chosen = config.selection(plan).choose(checkpoint.tensors)
-    except StepError as error:
-        error.file = error.file or str(checkpoint.path)
-        raise
     for warning in chosen.warnings:
         log.warning("%s: %s", checkpoint.path, warning)
     return chosen
@@ -68,7 +65,7 @@ def skipped_tensors(
 
 
 def why_nothing(chosen: Chosen[NamedTensor], to: str) -> str:
-    """Say why there is no tensor ``to`` do something with, and what to do."""
+    """Why there is no tensor ``to`` do something with, and what to do."""
     if all(0 in tensor.shape for tensor, _ in chosen.skipped):
         return "no tensor with elements in it"
     counts = Counter(reason for _, reason in chosen.skipped)

@@ -1,113 +1,25 @@
 """Every option of every command: type, default, bounds and help, declared once.
 
-The configuration file of `train` is a model of its own, in `train_config.py`.
+The configuration file of `train` is a model of its own, in `config/train.py`.
 """
 
-import contextlib
-import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    model_validator,
+from pydantic import Field, model_validator
+
+from step_cli.config.types import (
+    AxisOfGlob,
+    Config,
+    OutputFile,
+    SparsePattern,
+    StepOrFraction,
+    option,
+    refuse_directory,
 )
-
-from step_cli.errors import OutputError
-from step_cli.nm.pattern import NMPattern, Plan
-from step_cli.nm.selection import Selection, parse_axis
-
-
-def _read_pattern(value: object) -> object:
-    if isinstance(value, NMPattern):
-        return value
-    if not isinstance(value, str):
-        raise ValueError(f"expected N:M such as 2:4, got {value!r:.80}")
-    return NMPattern.parse(value)
-
-
-Pattern = Annotated[NMPattern, BeforeValidator(_read_pattern), PlainSerializer(str)]
-
-
-def _refuse_dense(pattern: NMPattern) -> NMPattern:
-    if pattern.dense:
-        raise ValueError(f"expected N:M such as 2:4 with N < M, got '{pattern}'")
-    return pattern
-
-
-SparsePattern = Annotated[Pattern, AfterValidator(_refuse_dense)]
-
-
-def _refuse_directory(value: object) -> object:
-    """Refuse a name that ends like a directory's, which a path would forget."""
-    if isinstance(value, str) and value.endswith(("/", os.sep)):
-        raise OutputError("names a directory, and a file is to be written", file=value)
-    return value
-
-
-OutputFile = Annotated[Path, BeforeValidator(_refuse_directory)]
-
-
-def _read_axis(value: object) -> object:
-    return parse_axis(value) if isinstance(value, str) else value
-
-
-AxisOfGlob = Annotated[tuple[str, int], BeforeValidator(_read_axis)]
-
-
-def _read_step(value: object) -> object:
-    """Read ``300`` as a step and ``0.25`` as a fraction, from TOML or the shell."""
-    number = value
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            number = json.loads(value)
-    is_step = isinstance(number, int) and not isinstance(number, bool) and number >= 0
-    if is_step or (isinstance(number, float) and 0 <= number <= 1):
-        return number
-    raise ValueError(
-        f"expected a step such as 300, or a fraction from 0.0 to 1.0, got {value!r}"
-    )
-
-
-StepOrFraction = Annotated[int | float, BeforeValidator(_read_step)]
-
-
-def to_step(value: int | float, steps: int) -> int:
-    """A step from a step or a fraction of ``steps``, rounded to the nearest."""
-    return value if isinstance(value, int) else round(value * steps)
-
-
-class Config(BaseModel):
-    """A set of options; unknown ones are errors, values never change."""
-
-    # Built when first used: a command line needs one config of many.
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
-
-
-def _nothing() -> list[Any]:
-    # `list` itself would do, but pydantic takes 6 ms to look at its signature.
-    return []
-
-
-def option(
-    default: Any, description: str, *, metavar: str | None = None, **bounds: Any
-) -> Any:
-    """An optional field: ``--its-name`` on the command line."""
-    extra: Any = {"metavar": metavar} if metavar else None
-    if default is list:
-        return Field(
-            default_factory=_nothing,
-            description=description,
-            json_schema_extra=extra,
-            **bounds,
-        )
-    return Field(default, description=description, json_schema_extra=extra, **bounds)
+from step_cli.nm.pattern import Plan
+from step_cli.nm.selection import Selection
 
 
 class SelectionConfig(Config):
@@ -149,7 +61,7 @@ class TrainCommandConfig(Config):
     evaluate: Path | None = option(
         None, "Print the metrics of this checkpoint; train and write nothing"
     )
-    resume: bool = option(False, "Go on with a run that was stopped, bit for bit")
+    resume: bool = option(False, "Resume a run that was stopped, bit for bit")
     force: bool = option(False, "Replace an existing run directory")
 
 
@@ -164,13 +76,13 @@ class AutoswitchProfileConfig(Config):
     eps: float | None = option(
         None,
         "Threshold of the two AutoSwitch rules of the paper (default: Adam's eps), or "
-        "of autoswitch-relative, if it alone is asked for (default: 1 - beta2)",
+        "of autoswitch-relative, if it is the only criterion (default: 1 - beta2)",
         gt=0,
         allow_inf_nan=False,
     )
     beta2: float | None = option(
         None,
-        "Adam's beta2, where the recording does not say (default: 0.999); another "
+        "Adam's beta2, where the recording has none (default: 0.999); another "
         "than the recorded one, for staleness and fixed only",
         gt=0,
         lt=1,
@@ -215,7 +127,7 @@ class AutoswitchProfileConfig(Config):
 
 
 MODEL_HELP = (
-    "Model of the checkpoint, if it does not say: sample:NAME, a Hugging Face "
+    "Model of the checkpoint, if it names none: sample:NAME, a Hugging Face "
     "directory, file.py:function or package.module:function"
 )
 Method = Literal["magnitude", "wanda", "sparsegpt", "random"]
@@ -258,7 +170,7 @@ class PruneConfig(SelectionConfig):
     @classmethod
     def _out_is_like_checkpoint(cls, given: Any) -> Any:
         if isinstance(given, dict) and os.path.isfile(given.get("checkpoint") or ""):
-            _refuse_directory(given.get("out"))
+            refuse_directory(given.get("out"))
         return given
 
 
@@ -272,10 +184,10 @@ class VerifyConfig(SelectionConfig):
         min_length=1,
         description="A file (.safetensors, .onnx, .pt, ...) or a directory",
     )
-    exact: bool = option(False, "Want exactly N non-zeros, not at most N")
+    exact: bool = option(False, "Require exactly N non-zeros, not at most N")
     strict: bool = option(False, "Fail if a selected tensor cannot be checked")
-    baseline: Path | None = option(None, "Want the same masks as this checkpoint")
-    tensorrt: bool = option(False, "Say whether TensorRT could run each layer sparse")
+    baseline: Path | None = option(None, "Require the masks of this checkpoint")
+    tensorrt: bool = option(False, "Show whether TensorRT could run each layer sparse")
     format: Format | None = option(None, "How to show the result (default: table)")
     output: OutputFile | None = option(
         None, "File to write the result to; the table still shows"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from step_cli.config.commands import Config
+from step_cli.config.types import Config
 from step_cli.errors import nearest
 
 Kind = Literal["cifar10", "cifar100", "images", "table", "text", "parallel"]

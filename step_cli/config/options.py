@@ -13,23 +13,22 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
-from step_cli.config.commands import Config
+from step_cli.config.types import Config
 from step_cli.errors import UsageError
 from step_cli.nm.pattern import NMPattern
 
 C = TypeVar("C", bound=Config)
 R = TypeVar("R")
 
-# Shown in every --help; `cli.py` reads them from the arguments itself, so that a
-# usage error is reported the way the user asked for.
-PRESENTATION = {
-    "json_": (typer.Option("--json", help="Print one JSON document"), bool),
-    "verbose": (typer.Option("--verbose", "-v", help="Say more"), bool),
-    "quiet": (typer.Option("--quiet", "-q", help="Say errors only"), bool),
-    "debug": (typer.Option("--debug", help="Show tracebacks"), bool),
-}
+# Shown in every --help; `cli.global_options` reads them from the arguments themselves,
+# so that a usage error too is shown as they require.
+JSON = typer.Option("--json", help="Print one JSON document")
+VERBOSE = typer.Option("--verbose", "-v", help="Verbose output")
+QUIET = typer.Option("--quiet", "-q", help="Print errors only")
+DEBUG = typer.Option("--debug", help="Show tracebacks")
+GLOBAL_OPTIONS = {"json_": JSON, "verbose": VERBOSE, "quiet": QUIET, "debug": DEBUG}
 
-# What is expected instead, where pydantic would speak of Python's types and of ours.
+# What is expected instead, where pydantic's messages name types of Python and of ours.
 EXPECTED = {
     "model_type": "a section",
     "dict_type": "a table",
@@ -63,7 +62,7 @@ def options_from(
     def decorate(function: Callable[[C], R]) -> Callable[..., R]:
         @functools.wraps(function)
         def command(**given: Any) -> R:
-            for name in PRESENTATION:
+            for name in GLOBAL_OPTIONS:
                 given.pop(name)
             return function(_validated(model, given))
 
@@ -73,9 +72,9 @@ def options_from(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=False,
-                annotation=typing.Annotated[kind, declared],
+                annotation=typing.Annotated[bool, declared],
             )
-            for name, (declared, kind) in PRESENTATION.items()
+            for name, declared in GLOBAL_OPTIONS.items()
         ]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         del command.__wrapped__
@@ -100,12 +99,12 @@ def _validated(model: type[C], given: dict[str, Any]) -> C:
 
 
 def message_of(detail: ErrorDetails) -> str:
-    """Say in one sentence what pydantic found; our own messages stay as they are."""
+    """One sentence on what pydantic found; our own messages stay as they are."""
     kind = detail["type"]
     if kind == "value_error":
         return str(detail["ctx"]["error"])
-    wanted = EXPECTED.get(kind, detail["msg"].removeprefix("Input should be "))
-    return f"expected {wanted}, got {detail['input']!r:.80}"
+    expected = EXPECTED.get(kind, detail["msg"].removeprefix("Input should be "))
+    return f"expected {expected}, got {detail['input']!r:.80}"
 
 
 def _flag(name: str) -> str:

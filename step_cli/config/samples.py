@@ -15,7 +15,7 @@ PLACES = (
 
 
 def sample_names() -> list[str]:
-    """The names that ``sample:NAME`` knows."""
+    """The names that ``sample:NAME`` may have."""
     return sorted(
         {path.parent.name for place in PLACES for path in place.glob("*/model.py")}
     )

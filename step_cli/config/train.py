@@ -1,13 +1,11 @@
 """The configuration of `train`: a TOML file, then ``--set``, checked as one model.
 
-Where a number of steps is asked for, an integer is a step and a float a fraction of
+Where a number of steps is expected, an integer is a step and a float a fraction of
 all steps, rounded to the nearest step.
 """
 
 import math
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -21,12 +19,12 @@ from pydantic import (
     model_validator,
 )
 
-from step_cli.config.commands import Config, Pattern, StepOrFraction, to_step
-from step_cli.config.data import DataSection, is_name_of_data
+from step_cli.config.data import DataSection
+from step_cli.config.document import read_document
 from step_cli.config.options import message_of
 from step_cli.config.samples import sample_names
-from step_cli.config.toml_text import toml_of
-from step_cli.errors import InputError, UsageError, nearest
+from step_cli.config.types import Config, Pattern, StepOrFraction, to_step
+from step_cli.errors import UsageError, nearest
 from step_cli.nm.pattern import NMPattern
 
 CriterionName = Literal[
@@ -233,88 +231,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         InputError: The file cannot be read.
         UsageError: It is not TOML, or a key or value is wrong.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or (
-            "not UTF-8 text"
-            if isinstance(error, UnicodeDecodeError)
-            else "no such file or directory"
-        )
-        raise InputError(f"{reason.lower()}; give a TOML file", file=path) from None
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"not TOML: {error}", file=path) from None
-    except RecursionError:
-        raise UsageError("nested too deeply", file=path) from None
-    _anchor(document, path.parent.resolve())
-    for override in overrides:
-        _apply(document, override)
-    _anchor(document, Path.cwd())
+    document = read_document(path, overrides)
     try:
         return TrainConfig.model_validate(document)
     except ValidationError as error:
         raise UsageError(_first_complaint(error), file=path) from None
-
-
-def _anchor(document: dict[str, Any], base: Path) -> None:
-    """Make relative paths absolute, so that the resolved configuration can move.
-
-    Paths of the file are relative to it, paths typed in the shell to the directory
-    they were typed in.
-    """
-    for section, key in (
-        ("model", "source"),
-        ("model", "weights"),
-        ("sparsity", "plan"),
-        ("data", "source"),
-        ("data", "held_out"),
-        ("data", "tokenizer"),
-    ):
-        table = document.get(section)
-        if not isinstance(table, dict) or not isinstance(table.get(key), str):
-            continue
-        value = table[key]
-        if not value or (section == "data" and is_name_of_data(key, value, base)):
-            continue
-        is_spec = (section, key) == ("model", "source")
-        table[key] = absolute_spec(value, base) if is_spec else str(base / value)
-
-
-def absolute_spec(spec: str, base: Path | None = None) -> str:
-    """The SPEC of a model that does not depend on the working directory.
-
-    Args:
-        spec: As in ``[model] source``.
-        base: What a path is relative to; the working directory by default.
-    """
-    # sample:NAME and module:function are no paths, and nothing else has a colon.
-    place, colon, _ = spec.rpartition(":")
-    if colon and not place.endswith(".py"):
-        return spec
-    return str((base or Path.cwd()) / spec)
-
-
-def _apply(document: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    sections = key.strip().split(".")
-    if not equals or not all(sections):
-        raise UsageError(f"--set: expected section.key=value, got '{override}'")
-    place = document
-    for section in sections[:-1]:
-        place = place.setdefault(section, {})
-        if not isinstance(place, dict):
-            raise UsageError(f"--set: {section} in '{override}' is not a section")
-    place[sections[-1]] = _toml_value(value.strip())
-
-
-def _toml_value(text: str) -> Any:
-    """Read a TOML value; what is none is taken as text, so quotes can be left out."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
-        return text
 
 
 def _first_complaint(error: ValidationError) -> str:
@@ -323,11 +244,9 @@ def _first_complaint(error: ValidationError) -> str:
     detail = (unknown or details)[0]
     # Branches of a union are types, not keys.
     path = [str(part) for part in detail["loc"]]
-    known = _keys(path[:-1])
     if detail["type"] == "extra_forbidden":
-        close = get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}" if close else f"use {', '.join(known)}"
-        return f"unknown key {'.'.join(path)}; {hint}"
+        known = _keys(path[:-1])
+        return f"unknown key {'.'.join(path)}{nearest(path[-1], known)}"
     where = ".".join(part for part in path if part.isidentifier())
     if detail["type"] == "missing" and path[-1].isidentifier():
         return f"{where} is missing"
@@ -335,7 +254,7 @@ def _first_complaint(error: ValidationError) -> str:
 
 
 def _keys(path: Sequence[str]) -> list[str]:
-    """The keys that the section at ``path`` knows."""
+    """The keys of the section at ``path``."""
     model: Any = TrainConfig
     for part in path:
         if part.isdecimal():
@@ -355,5 +274,6 @@ def keys_of(config: TrainConfig) -> Iterator[tuple[str, Any]]:
 
 def to_toml(config: TrainConfig) -> str:
     """The resolved configuration as TOML, which alone reproduces the run."""
-    document = config.model_dump(mode="json", exclude_none=True)
-    return toml_of(document)
+    import tomli_w
+
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))

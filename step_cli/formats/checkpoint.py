@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from step_cli.formats.files.mapped_file import MappedFile
-from step_cli.nm.groups import Weights
 from step_cli.nm.pattern import Plan
+from step_cli.nm.tensor_data import TensorData
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class NamedTensor:
     place: Place | None = None
     among: Place | None = None
 
-    def weights(self) -> Weights:
+    def data(self) -> TensorData:
         """The data, and the codes that mean zero."""
         if self.zero_point is None:
-            return Weights(self.read(), self.dtype)
-        return Weights(
+            return TensorData(self.read(), self.dtype)
+        return TensorData(
             self.read(), self.dtype, self.zero_point.codes, self.zero_point.axis
         )
 

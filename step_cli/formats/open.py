@@ -3,14 +3,16 @@
 `verify-nm`, `prune` and `export` loop over ``open_checkpoint(path).tensors`` and do
 not know which format they read. Reading runs no code from the file, checks every size
 before it is used, and maps the data instead of loading it.
+
+A reader is imported where it is needed: a check has no time for the others.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.files.mapped_file import is_directory
-from step_cli.formats.one_file import open_file
+from step_cli.formats.files.content import format_of
+from step_cli.formats.files.mapped_file import MappedFile, is_directory, map_file
 from step_cli.nm.weight_rule import default_axis
 
 
@@ -21,7 +23,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
         InputError: It is missing, corrupt, unsafe, over a limit, or not a checkpoint.
         MissingError: Reading it needs a library that is not installed.
     """
-    # A reader is imported where it is needed: a check has no time for the others.
     if is_directory(path):
         from step_cli.formats.huggingface.reader import open_directory
 
@@ -41,3 +42,41 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
         opened = replace(opened, tensors=with_axes(path.parent, opened.tensors))
     return opened
+
+
+def open_file(path: Path) -> Checkpoint:
+    """Open one file, by its suffix, which must agree with its first bytes.
+
+    Raises:
+        InputError: It is missing, corrupt, unsafe, over a limit, or not a checkpoint.
+        MissingError: Reading it needs a library that is not installed.
+    """
+    file = map_file(path)
+    kind = format_of(file)
+    if kind == "onnx":
+        from step_cli.formats.onnx.reader import open_onnx
+
+        return open_onnx(file)
+    if kind == "torch":
+        from step_cli.formats.pytorch.reader import open_torch
+
+        return open_torch(file)
+    return open_any_safetensors(file)
+
+
+def open_any_safetensors(file: MappedFile) -> Checkpoint:
+    """The checkpoint in a safetensors file, plain or compressed.
+
+    Raises:
+        InputError: The header does not hold, or what it says of the tensors.
+    """
+    from step_cli.formats.safetensors.header import COMPRESSED_KEY, read_header
+
+    header = read_header(file)
+    if COMPRESSED_KEY in header.metadata:
+        from step_cli.formats.compressed.reader import open_compressed
+
+        return open_compressed(file, header)
+    from step_cli.formats.safetensors.reader import open_safetensors
+
+    return open_safetensors(file, header)

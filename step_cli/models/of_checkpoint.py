@@ -1,6 +1,6 @@
-"""Which model a checkpoint is of."""
+"""Which model a checkpoint is of; without torch, as an ONNX file needs no model."""
 
-from step_cli.config.train import absolute_spec
+from step_cli.config.document import absolute_spec
 from step_cli.errors import UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.huggingface.model import is_hugging_face
@@ -8,14 +8,14 @@ from step_cli.formats.model_json import ModelSource, read_source
 
 
 def model_source(spec: str | None, checkpoint: Checkpoint) -> ModelSource:
-    """What builds the model of a checkpoint: as the user says, else as it says itself.
+    """What builds the model of a checkpoint: the user's, else what is recorded in it.
 
     Args:
         spec: The user's --model, if given.
-        checkpoint: Of which the model is wanted.
+        checkpoint: Whose model is to be built.
 
     Raises:
-        UsageError: Neither says, or the checkpoint names code of the user.
+        UsageError: There is neither, or the checkpoint names code of the user.
     """
     home = checkpoint.path / "model" if checkpoint.format == "run" else checkpoint.path
     recorded = read_source(home)

@@ -1,15 +1,14 @@
 """From a SPEC to a model: ``sample:NAME``, a Hugging Face directory, or Python code.
 
 Python runs only when the user names it here; nothing is imported because a checkpoint
-says so, and nothing is downloaded.
+names it, and nothing is downloaded.
 """
 
 import importlib
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,16 +17,17 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from step_cli.config.samples import load_module, load_sample
-from step_cli.errors import InputError, StepError, UsageError
+from step_cli.errors import InputError, StepError, UsageError, nearest
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.huggingface.directory import has_weights
+from step_cli.formats.huggingface.load import load_hugging_face
 from step_cli.formats.huggingface.model import (
     build_hugging_face,
     is_hugging_face,
     is_transformers,
     without_cache,
 )
-from step_cli.formats.huggingface.weights import load_hugging_face
+from step_cli.formats.onnx.inputs import GraphInput
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.pytorch.arrays import to_tensor
 
@@ -36,10 +36,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A model, and inputs of its ``forward`` by name where its source gives some."""
+    """A model, and what is known of the inputs of its ``forward``.
+
+    Attributes:
+        model: The module.
+        example_inputs: By name, where its source gives some.
+        inputs: Their names, types and shapes, where its configuration has them.
+        vocabulary: Integer inputs stay below it.
+    """
 
     model: nn.Module
     example_inputs: dict[str, Tensor] | None
+    inputs: Sequence[GraphInput] = ()
+    vocabulary: int = 2
 
 
 def build_model(spec: str, options: Mapping[str, Any] | None = None) -> BuiltModel:
@@ -58,7 +67,8 @@ def build_model(spec: str, options: Mapping[str, Any] | None = None) -> BuiltMod
     """
     options = options or {}
     if is_hugging_face(Path(spec)):
-        return BuiltModel(build_hugging_face(Path(spec), options).model, None)
+        built = build_hugging_face(Path(spec), options)
+        return BuiltModel(built.model, None, built.inputs, built.vocabulary)
     if spec.startswith("sample:"):
         module, name = load_sample(spec.removeprefix("sample:"), "model"), "build"
     else:
@@ -119,7 +129,9 @@ def _module_of(spec: str) -> ModuleType:
     except ImportError as error:
         raise UsageError(f"model source {spec!r} cannot be imported: {error}") from None
     except (Exception, SystemExit) as error:
-        raise InputError(f"model source {spec!r} raised {_said(error)}") from error
+        raise InputError(
+            f"model source {spec!r} raised {_first_line(error)}"
+        ) from error
 
 
 def _function(module: ModuleType, name: str, spec: str) -> Callable[..., Any]:
@@ -127,9 +139,9 @@ def _function(module: ModuleType, name: str, spec: str) -> Callable[..., Any]:
     if callable(found):
         return found  # type: ignore[no-any-return]
     known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-    close = get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}" if close else ""
-    raise UsageError(f"model source {spec!r}: no function {name!r}{hint}")
+    raise UsageError(
+        f"model source {spec!r}: no function {name!r}{nearest(name, known)}"
+    )
 
 
 def _call(
@@ -144,14 +156,16 @@ def _call(
     except StepError:
         raise
     except (Exception, SystemExit) as error:
-        raise InputError(f"model source {spec!r} raised {_said(error)}") from error
+        raise InputError(
+            f"model source {spec!r} raised {_first_line(error)}"
+        ) from error
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise InputError(f"model source {spec!r} returned {kind}, not a torch module")
     return without_cache(model) if is_transformers(model) else model
 
 
-def _said(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     first = str(error).strip().splitlines()
     return f"{type(error).__name__}: {first[0]}" if first else type(error).__name__
 
@@ -174,18 +188,25 @@ def load_weights(
     """
     if is_transformers(model):
         return load_hugging_face(model, checkpoint, new_head=new_head)
+    _refuse_other_model(model.state_dict(), checkpoint)
+    state = {tensor.name: to_tensor(tensor.read()) for tensor in checkpoint.tensors}
+    model.load_state_dict(state, strict=False)
+    return {name: name for name in state}
+
+
+def _refuse_other_model(own: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+    """Raise InputError where a name or a shape of the checkpoint is not the model's."""
     given = {tensor.name: tensor for tensor in checkpoint.tensors}
-    wanted = model.state_dict()
     # Counters such as BatchNorm's may be left out by tools that keep weights only.
-    needed = {name for name, value in wanted.items() if value.is_floating_point()}
+    needed = {name for name, value in own.items() if value.is_floating_point()}
     for found, what in (
         (sorted(needed - given.keys()), "the checkpoint lacks"),
-        (sorted(given.keys() - wanted.keys()), "the model does not know"),
+        (sorted(given.keys() - own.keys()), "the model does not know"),
         (
             [
-                f"{name} {list(given[name].shape)} for {list(wanted[name].shape)}"
-                for name in sorted(given.keys() & wanted.keys())
-                if given[name].shape != tuple(wanted[name].shape)
+                f"{name} {list(given[name].shape)} for {list(own[name].shape)}"
+                for name in sorted(given.keys() & own.keys())
+                if given[name].shape != tuple(own[name].shape)
             ],
             "shapes differ:",
         ),
@@ -196,6 +217,3 @@ def load_weights(
                 f"{what} {', '.join(found[:3])}{more}; it is not of this model",
                 file=checkpoint.path,
             )
-    state = {name: to_tensor(tensor.read()) for name, tensor in given.items()}
-    model.load_state_dict(state, strict=False)
-    return {name: name for name in given}

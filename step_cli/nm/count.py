@@ -1,37 +1,29 @@
 """Does a tensor hold its pattern? Counted group by group, none left out, no torch."""
 
-import os
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from itertools import chain, groupby
+from operator import itemgetter
+from typing import TypeVar
 
 import numpy as np
 
 from step_cli.nm import kernels
-from step_cli.nm.dtypes import Codes
-from step_cli.nm.groups import (
-    Groups,
-    Piece,
-    Scratch,
-    Weights,
-    count_in_groups,
-)
+from step_cli.nm.dtypes import RawBits
+from step_cli.nm.groups import Groups, Piece, Scratch, count_in_groups
 from step_cli.nm.pattern import NMSpec
-
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+from step_cli.nm.tensor_data import TensorData
+from step_cli.nm.threads import in_order, own_scratch
 
 First = TypeVar("First", int, tuple[int, int])
 
 WORTH_A_THREAD = 1 << 24  # weights; below it, starting one costs more than it saves
-TASK_BYTES = 1 << 25
-AHEAD_BYTES = 1 << 27  # of data read ahead of what is being counted
+TASK_BYTES = 1 << 24  # some tasks are ahead of the one whose result is wanted
 
 
 @dataclass(slots=True)
-class Tally:
+class TensorCounts:
     """What was counted in one tensor, or in a part of it.
 
     Attributes:
@@ -48,7 +40,7 @@ class Tally:
     nonfinite: int = 0
     nonfinite_at: int | None = None
 
-    def add(self, other: "Tally") -> None:
+    def add(self, other: "TensorCounts") -> None:
         """Take in what was counted in another part of the tensor."""
         self.groups += other.groups
         self.violations += other.violations
@@ -60,103 +52,88 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Job:
+class TensorToCheck:
     """One tensor to count: its data, what it promises, and how strictly."""
 
-    weights: Weights
-    plan: NMSpec
+    data: TensorData
+    spec: NMSpec
     exact: bool = False
 
 
-def tally(job: Job) -> Tally:
+def count_tensor(tensor: TensorToCheck) -> TensorCounts:
     """Count one tensor."""
-    return next(iter(tally_all([job])))
+    return next(iter(count_tensors([tensor])))
 
 
-def tally_all(jobs: Iterable[Job]) -> Iterator[Tally]:
+def count_tensors(tensors: Iterable[TensorToCheck]) -> Iterator[TensorCounts]:
     """Count tensors on all cores, and yield the results in the order given.
 
-    ``jobs`` is advanced only a little ahead, so that its data may be loaded lazily.
+    ``tensors`` is advanced only a little ahead, so that its data may be loaded lazily.
     """
-    waiting: deque[tuple[int, list[Callable[[], Tally]]]] = deque()
-    threads = _Threads()
-    try:
-        ahead = 0
-        for job in jobs:
-            size = job.weights.array.nbytes
-            waiting.append((size, threads.start(job)))
-            ahead += size
-            while waiting and ahead > AHEAD_BYTES:
-                done, parts = waiting.popleft()
-                ahead -= done
-                yield _sum(parts)
-        while waiting:
-            yield _sum(waiting.popleft()[1])
-    finally:
-        threads.stop()
+    seen, waiting = 0, iter(tensors)
+    for tensor in waiting:
+        seen += tensor.data.array.size
+        if seen >= WORTH_A_THREAD:
+            break
+        groups = _groups(tensor)
+        yield _count(groups, groups.whole, tensor)
+    else:
+        return
+    counted = in_order(_tasks(chain([tensor], waiting)))
+    for _, parts in groupby(counted, key=itemgetter(0)):
+        yield _sum(part for _, part in parts)
 
 
-class _Threads:
-    """Counts in this thread while there is little to do, then on all cores.
-
-    NumPy releases the interpreter lock while it works, so threads are enough.
-    """
-
-    def __init__(self) -> None:
-        self._pool: ThreadPoolExecutor | None = None
-        self._seen = 0
-        self._own = threading.local()
-
-    def start(self, job: Job) -> list[Callable[[], Tally]]:
-        """Start to count; each function returned waits for one part of the result."""
-        groups = Groups(job.weights, job.plan.pattern.m, job.plan.axis)
-        self._seen += groups.elements
-        if self._seen < WORTH_A_THREAD:
-            counted = self._count(groups, groups.whole, job)
-            return [lambda: counted]
-        if self._pool is None:
-            from concurrent.futures import ThreadPoolExecutor  # takes 10 ms
-
-            self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-        return [
-            self._pool.submit(self._count, groups, task, job).result
-            for task in groups.pieces(TASK_BYTES)
-        ]
-
-    def stop(self) -> None:
-        """End the threads; what nobody waits for is dropped."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def _count(self, groups: Groups, task: Piece, job: Job) -> Tally:
-        clean = _clean(groups, task, job)
-        if clean is not None:
-            return clean
-        if not hasattr(self._own, "scratch"):
-            self._own.scratch = Scratch()
-        scratch: Scratch = self._own.scratch
-        total = Tally()
-        for piece in groups.pieces(of=task):
-            magnitude = groups.magnitude(piece, scratch)
-            total.add(_count_piece(groups, piece, magnitude, job, scratch))
-        return total
+def _groups(tensor: TensorToCheck) -> Groups:
+    return Groups(tensor.data, tensor.spec.pattern.m, tensor.spec.axis)
 
 
-def _clean(groups: Groups, piece: Piece, job: Job) -> Tally | None:
+def _tasks(
+    tensors: Iterable[TensorToCheck],
+) -> Iterator[Callable[[], tuple[int, TensorCounts]]]:
+    """The parts of all tensors, each to be counted under the number of its tensor."""
+    for number, tensor in enumerate(tensors):
+        groups = _groups(tensor)
+        for part in groups.pieces(TASK_BYTES):
+            yield partial(_numbered, number, groups, part, tensor)
+
+
+def _numbered(
+    number: int, groups: Groups, part: Piece, tensor: TensorToCheck
+) -> tuple[int, TensorCounts]:
+    return number, _count(groups, part, tensor)
+
+
+def _count(groups: Groups, part: Piece, tensor: TensorToCheck) -> TensorCounts:
+    clean = _clean(groups, part, tensor)
+    if clean is not None:
+        return clean
+    scratch, total = own_scratch(), TensorCounts()
+    for piece in groups.pieces(of=part):
+        magnitude = groups.magnitude(piece, scratch)
+        total.add(_count_piece(groups, piece, magnitude, tensor, scratch))
+    return total
+
+
+def _clean(groups: Groups, piece: Piece, tensor: TensorToCheck) -> TensorCounts | None:
     """The counts of a piece without a fault; None if it has one, or may have."""
     if not groups.zero_is_zero:
         return None
     codes = groups.codes_of(piece)
-    found = kernels.count(codes, job.plan.pattern.n, groups.bits)
-    if found is None or found.over or found.nonfinite or (job.exact and found.under):
+    found = kernels.count(codes, tensor.spec.pattern.n, groups.bits)
+    if found is None or found.over or found.nonfinite or (tensor.exact and found.under):
         return None
     size = codes.size
-    return Tally(groups=size // groups.m, elements=size, nonzeros=found.nonzeros)
+    return TensorCounts(groups=size // groups.m, elements=size, nonzeros=found.nonzeros)
 
 
 def _count_piece(
-    groups: Groups, piece: Piece, magnitude: Codes, job: Job, scratch: Scratch
-) -> Tally:
+    groups: Groups,
+    piece: Piece,
+    magnitude: RawBits,
+    tensor: TensorToCheck,
+    scratch: Scratch,
+) -> TensorCounts:
     nonfinite, nonfinite_at = 0, None
     found = groups.bits.nonfinite(magnitude)
     if found is not None:
@@ -165,8 +142,9 @@ def _count_piece(
         nonfinite_at = groups.position(piece, int(x), int(member), int(b))
     nonzero = scratch.take("nonzero", np.bool_, magnitude.shape)
     np.not_equal(magnitude, 0, out=nonzero)
+    nonzeros = int(np.count_nonzero(nonzero))
     counts = count_in_groups(nonzero, scratch)
-    n, exact = job.plan.pattern.n, job.exact
+    n, exact = tensor.spec.pattern.n, tensor.exact
     violations, violation = 0, None
     # Reading the extremes is cheaper than writing a comparison, and mostly enough.
     if counts.most > n or (exact and counts.fewest < n):
@@ -175,21 +153,21 @@ def _count_piece(
         violations = int(np.count_nonzero(bad))
         x, b = divmod(int(bad.argmax()), bad.shape[1])
         violation = (groups.position(piece, x, 0, b), int(each[x, b]))
-    return Tally(
+    return TensorCounts(
         groups=counts.words.size,
         violations=violations,
         elements=nonzero.size,
-        nonzeros=counts.total(),
+        nonzeros=nonzeros,
         violation=violation,
         nonfinite=nonfinite,
         nonfinite_at=nonfinite_at,
     )
 
 
-def _sum(parts: Iterable[Callable[[], Tally]]) -> Tally:
-    total = Tally()
+def _sum(parts: Iterable[TensorCounts]) -> TensorCounts:
+    total = TensorCounts()
     for part in parts:
-        total.add(part())
+        total.add(part)
     return total
 
 

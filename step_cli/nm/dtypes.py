@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from step_cli.errors import InputError
 
-Codes = npt.NDArray[np.unsignedinteger]
+RawBits = npt.NDArray[np.unsignedinteger]
 
 
 @dataclass(frozen=True)
-class Bits:
+class DTypeInfo:
     """One dtype, read as unsigned integers of ``size_bytes``.
 
     A value is zero if ``code & mask`` is 0, so a mask without the sign bit makes -0.0
@@ -33,7 +33,7 @@ class Bits:
         """The unsigned dtype of the same size."""
         return np.dtype(f"u{self.size_bytes}")
 
-    def nonfinite(self, magnitude: Codes) -> npt.NDArray[np.bool_] | None:
+    def nonfinite(self, magnitude: RawBits) -> npt.NDArray[np.bool_] | None:
         """Where NaN or infinity stands; None where there is none, the usual case."""
         if self.nan is not None:
             found = magnitude == self.nan
@@ -44,25 +44,25 @@ class Bits:
         return magnitude >= self.limit
 
 
-_FNUZ = Bits(1, 0xFF, nan=0x80)  # has no -0.0: that code is its one NaN
+_FNUZ = DTypeInfo(1, 0xFF, nan=0x80)  # has no -0.0: that code is its one NaN
 
-_BITS = {
-    "float64": Bits(8, 2**63 - 1, limit=0x7FF << 52),
-    "float32": Bits(4, 2**31 - 1, limit=0xFF << 23),
-    "float16": Bits(2, 0x7FFF, limit=0x7C00),
-    "bfloat16": Bits(2, 0x7FFF, limit=0x7F80),
-    "float8_e5m2": Bits(1, 0x7F, limit=0x7C),
-    "float8_e4m3": Bits(1, 0x7F, limit=0x78),
-    "float8_e3m4": Bits(1, 0x7F, limit=0x70),
-    "float8_e4m3fn": Bits(1, 0x7F, limit=0x7F),
+_KNOWN = {
+    "float64": DTypeInfo(8, 2**63 - 1, limit=0x7FF << 52),
+    "float32": DTypeInfo(4, 2**31 - 1, limit=0xFF << 23),
+    "float16": DTypeInfo(2, 0x7FFF, limit=0x7C00),
+    "bfloat16": DTypeInfo(2, 0x7FFF, limit=0x7F80),
+    "float8_e5m2": DTypeInfo(1, 0x7F, limit=0x7C),
+    "float8_e4m3": DTypeInfo(1, 0x7F, limit=0x78),
+    "float8_e3m4": DTypeInfo(1, 0x7F, limit=0x70),
+    "float8_e4m3fn": DTypeInfo(1, 0x7F, limit=0x7F),
     "float8_e4m3fnuz": _FNUZ,
     "float8_e5m2fnuz": _FNUZ,
     "float8_e4m3b11fnuz": _FNUZ,
-    "float4_e2m1fn": Bits(1, 0x07),
-    "int4": Bits(1, 0x0F),  # one code a byte, as ml_dtypes stores it
-    "uint4": Bits(1, 0x0F),
+    "float4_e2m1fn": DTypeInfo(1, 0x07),
+    "int4": DTypeInfo(1, 0x0F),  # one code a byte, as ml_dtypes stores it
+    "uint4": DTypeInfo(1, 0x0F),
 } | {
-    f"{kind}int{8 * size}": Bits(size, 2 ** (8 * size) - 1)
+    f"{kind}int{8 * size}": DTypeInfo(size, 2 ** (8 * size) - 1)
     for size in (1, 2, 4, 8)
     for kind in ("", "u")
 }
@@ -82,14 +82,14 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
         return np.dtype(getattr(ml_dtypes, name, name))
 
 
-def bits_of(dtype: str) -> Bits:
-    """The bits of a dtype, by its NumPy spelling.
+def dtype_info(dtype: str) -> DTypeInfo:
+    """How a dtype, by its NumPy spelling, writes what matters here.
 
     Raises:
         InputError: There is no zero to look for in this dtype.
     """
     try:
-        return _BITS[dtype]
+        return _KNOWN[dtype]
     except KeyError:
         raise InputError(
             f"dtype {dtype} cannot be checked; exclude this tensor or convert it"

@@ -7,14 +7,13 @@ import numpy as np
 import numpy.typing as npt
 
 from step_cli.nm.allocation import allowed
-from step_cli.nm.groups import Weights
+from step_cli.nm.tensor_data import TensorData, row_pieces, values_of
 from step_cli.nm.threads import in_order
-from step_cli.nm.values import row_pieces, values_of
 
 PIECE = 1 << 18  # weights sorted at a time
 
 
-def kept_squares(weights: Weights, m: int, axis: int) -> dict[int, float]:
+def kept_squares(weights: TensorData, m: int, axis: int) -> dict[int, float]:
     """The sum of squares that the N largest of each M keep, for each N allowed.
 
     Args:
@@ -23,17 +22,17 @@ def kept_squares(weights: Weights, m: int, axis: int) -> dict[int, float]:
         axis: The group axis.
     """
     pieces = row_pieces(weights, m if axis == 0 else 1, PIECE)
-    tasks = (partial(_squares_by_rank, weights, rows, m, axis) for rows in pieces)
-    # Of the largest of each group, of the next, and so on.
-    ranks = sum(in_order(tasks), start=np.zeros(m))
-    return {n: float(ranks[:n].sum()) for n in allowed(m)}
+    tasks = (partial(_sorted_squares, weights, rows, m, axis) for rows in pieces)
+    squares = sum(in_order(tasks), start=np.zeros(m))
+    return {n: float(squares[:n].sum()) for n in allowed(m)}
 
 
-def _squares_by_rank(
-    weights: Weights, rows: slice, m: int, axis: int
+def _sorted_squares(
+    weights: TensorData, rows: slice, m: int, axis: int
 ) -> npt.NDArray[Any]:
+    """The sum over groups of the largest of each, of the next largest, and so on."""
     values = np.moveaxis(values_of(weights, rows), axis, -1)
     groups = np.square(values.reshape(-1, m), dtype=np.float64)
     groups.sort(axis=1)
-    ranks: npt.NDArray[Any] = groups.sum(axis=0)[::-1]
-    return ranks
+    total: npt.NDArray[Any] = groups.sum(axis=0)[::-1]
+    return total

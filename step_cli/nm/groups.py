@@ -5,43 +5,19 @@ after the axis, M the group, X all the rest. Linear and Conv become one formulat
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.nm.dtypes import Bits, Codes, bits_of
+from step_cli.nm.dtypes import DTypeInfo, RawBits, dtype_info
+from step_cli.nm.tensor_data import TensorData
 
-Array = npt.NDArray[np.generic]
 Mask = npt.NDArray[np.bool_]
 
 # Fits a core's own cache with its buffers; below it, threads wait for each other.
 PIECE_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The data of one tensor.
-
-    Attributes:
-        array: Any shape; its bits are those of ``dtype``.
-        dtype: NumPy spelling.
-        zero: Integer codes only: the codes that mean zero, one, or one per slice of
-            ``zero_axis``. None: the code 0.
-        zero_axis: None if ``zero`` holds a single code.
-    """
-
-    array: Array
-    dtype: str
-    zero: Array | None = None
-    zero_axis: int | None = None
-
-    def transposed(self, order: Sequence[int]) -> "Weights":
-        """The same with its axes in another order, as a view."""
-        axis = None if self.zero_axis is None else tuple(order).index(self.zero_axis)
-        return Weights(self.array.transpose(order), self.dtype, self.zero, axis)
 
 
 class Piece(NamedTuple):
@@ -54,22 +30,20 @@ class Piece(NamedTuple):
 
 
 class Groups:
-    """The groups of ``weights`` along ``axis``, whose size is a multiple of ``m``."""
+    """The groups of a tensor along ``axis``, whose size is a multiple of ``m``."""
 
-    def __init__(self, weights: Weights, m: int, axis: int) -> None:
-        self.bits: Bits = bits_of(weights.dtype)
-        self.shape = weights.array.shape
+    def __init__(self, data: TensorData, m: int, axis: int) -> None:
+        self.bits: DTypeInfo = dtype_info(data.dtype)
+        self.shape = data.array.shape
         self.m = m
         self.inner = math.prod(self.shape[axis + 1 :])
-        codes = np.ascontiguousarray(weights.array).view(self.bits.unsigned)
-        self.codes: Codes = codes.reshape(-1, m, self.inner)
+        codes = np.ascontiguousarray(data.array).view(self.bits.unsigned)
+        self.codes: RawBits = codes.reshape(-1, m, self.inner)
         self._mask = codes.dtype.type(self.bits.mask)
-        self._zero = _ZeroCodes.of(weights, self.bits)
-
-    @property
-    def zero_is_zero(self) -> bool:
-        """Whether no code but 0, or its like with a sign, means zero."""
-        return self._zero is None
+        self._data = data
+        # Whether no code but 0, or its like with a sign, means zero.
+        zero = b"" if data.zero is None else data.zero.tobytes()
+        self.zero_is_zero = not zero.strip(b"\0")
 
     @property
     def elements(self) -> int:
@@ -103,17 +77,17 @@ class Groups:
             for left in range(of.left, of.right, width):
                 yield Piece(first, first + 1, left, min(left + width, of.right))
 
-    def codes_of(self, piece: Piece) -> Codes:
+    def codes_of(self, piece: Piece) -> RawBits:
         """The codes of a piece, shape (x, M, b)."""
         return self.codes[piece.first : piece.last, :, piece.left : piece.right]
 
-    def magnitude(self, piece: Piece, scratch: "Scratch") -> Codes:
+    def magnitude(self, piece: Piece, scratch: "Scratch") -> RawBits:
         """The codes of a piece, shape (x, M, b), 0 where the weight is zero."""
         codes = self.codes_of(piece)
-        result: Codes = scratch.take("magnitude", codes.dtype, codes.shape)
-        if self._zero is not None:
-            np.bitwise_xor(codes, self._zero.of_elements(self.flat(piece)), out=result)
-            codes = result
+        result: RawBits = scratch.take("magnitude", codes.dtype, codes.shape)
+        if not self.zero_is_zero:
+            zero = self._data.zero_codes(self.flat(piece)).view(codes.dtype)
+            codes = np.bitwise_xor(codes, zero, out=result)
         np.bitwise_and(codes, self._mask, out=result)
         return result
 
@@ -132,28 +106,6 @@ class Groups:
 def index_of(position: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     """A row-major position as an index of a tensor."""
     return tuple(int(i) for i in np.unravel_index(position, shape))
-
-
-@dataclass(frozen=True)
-class _ZeroCodes:
-    """Which code means zero for each weight; ``inner`` weights share a slice."""
-
-    codes: Codes
-    inner: int
-
-    @classmethod
-    def of(cls, weights: Weights, bits: Bits) -> "_ZeroCodes | None":
-        if weights.zero is None:
-            return None
-        codes = np.ascontiguousarray(weights.zero).view(bits.unsigned).ravel()
-        if weights.zero_axis is None or np.all(codes == codes[:1]):
-            return cls(codes[:1], weights.array.size) if codes.any() else None
-        return cls(codes, math.prod(weights.array.shape[weights.zero_axis + 1 :]))
-
-    def of_elements(self, positions: npt.NDArray[np.int64]) -> Codes:
-        if self.codes.size == 1:
-            return self.codes[0]  # type: ignore[no-any-return]
-        return self.codes[positions // self.inner % self.codes.size]
 
 
 class Scratch:
@@ -189,27 +141,16 @@ class Counts:
     Shifting costs a pass over the words, so it is left to who wants every count.
     """
 
-    def __init__(self, words: Codes, shift: int = 0) -> None:
+    def __init__(self, words: RawBits, shift: int = 0) -> None:
         """Look for the largest and the smallest count, ``most`` and ``fewest``."""
         self.words = words
         self.shift = shift
         self.most = int(words.max()) >> shift
         self.fewest = int(words.min()) >> shift
 
-    def each(self) -> Codes:
+    def each(self) -> RawBits:
         """Every count."""
         return self.words >> self.words.dtype.type(self.shift)
-
-    def total(self) -> int:
-        """All of them together."""
-        if self.most == self.fewest:  # as after pruning
-            return self.most * self.words.size
-        each = self.each().reshape(-1)
-        if each.itemsize == 4 and each.size % 2 == 0:
-            # Two counts a word: a piece is too small for one sum to reach the other.
-            both = int(each.view(np.uint64).sum())
-            return (both >> 32) + (both & 0xFFFFFFFF)
-        return int(each.sum(dtype=np.uint64))
 
 
 def count_in_groups(nonzero: Mask, scratch: Scratch) -> Counts:
@@ -220,7 +161,7 @@ def count_in_groups(nonzero: Mask, scratch: Scratch) -> Counts:
     members = nonzero.view(np.uint8)
     if m > 255:
         return Counts(_count_large_groups(members, scratch))
-    counts: Codes = scratch.take("counts", np.uint8, (groups, inner))
+    counts: RawBits = scratch.take("counts", np.uint8, (groups, inner))
     # NumPy's own loop over members pays where what lies in a row is long.
     if inner >= 256 or (inner == 1 and m > 64):
         np.add.reduce(members, axis=1, dtype=np.uint8, out=counts)
@@ -231,11 +172,11 @@ def count_in_groups(nonzero: Mask, scratch: Scratch) -> Counts:
     return Counts(counts)
 
 
-def _count_large_groups(members: Codes, scratch: Scratch) -> Codes:
+def _count_large_groups(members: RawBits, scratch: Scratch) -> RawBits:
     """Count groups of more than 255, which one byte cannot: 255 members at a time."""
     groups, m, inner = members.shape
-    counts: Codes = scratch.take("counts", np.uint32, (groups, inner))
-    part: Codes = scratch.take("part", np.uint8, (groups, inner))
+    counts: RawBits = scratch.take("counts", np.uint32, (groups, inner))
+    part: RawBits = scratch.take("part", np.uint8, (groups, inner))
     counts[...] = 0
     for first in range(0, m, 255):
         some = members[:, first : first + 255]
@@ -250,7 +191,7 @@ def _count_in_words(nonzero: Mask, scratch: Scratch) -> Counts:
     Multiplying by 0x0101... puts the sum of all bytes of a word into its highest one.
     """
     groups, m = nonzero.shape
-    words: Codes = nonzero.view(f"u{min(m, 8)}")
+    words: RawBits = nonzero.view(f"u{min(m, 8)}")
     total = words[:, :1]
     # In place where it can be, as every byte written costs: the cache is small.
     buffer = total if m <= 8 else scratch.take("counts", words.dtype, (groups, 1))

@@ -10,8 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from step_cli.nm.dtypes import Bits, Codes
-from step_cli.nm.pruned import Pruned
+from step_cli.nm.dtypes import DTypeInfo, RawBits
 
 LIBRARIES = {
     level: Path(__file__).with_name(f"_kernels_{level}.so")
@@ -45,7 +44,15 @@ class Counted(ctypes.Structure):
     )
 
 
-class _Pruned(ctypes.Structure):
+class PrunedSums(ctypes.Structure):
+    """What pruning did to a piece, as `Pruned` has it."""
+
+    nonzeros: int
+    changed: int
+    nonfinite: int
+    before: float
+    after: float
+
     _fields_ = (
         ("nonzeros", ctypes.c_int64),
         ("changed", ctypes.c_int64),
@@ -63,7 +70,7 @@ def instructions() -> str | None:
     return Path(library._name).stem.removeprefix("_kernels_")
 
 
-def count(codes: Codes, n: int, bits: Bits) -> Counted | None:
+def count(codes: RawBits, n: int, bits: DTypeInfo) -> Counted | None:
     """Count non-zeros in groups of M.
 
     Args:
@@ -83,7 +90,9 @@ def count(codes: Codes, n: int, bits: Bits) -> Counted | None:
     return found
 
 
-def prune(codes: Codes, out: Codes, n: int, bits: Bits, dtype: str) -> Pruned | None:
+def prune(
+    codes: RawBits, out: RawBits, n: int, bits: DTypeInfo, dtype: str
+) -> PrunedSums | None:
     """Write what magnitude pruning keeps of each group; of equal ones the first.
 
     Sums of magnitudes are right to about 1e-7.
@@ -104,7 +113,7 @@ def prune(codes: Codes, out: Codes, n: int, bits: Bits, dtype: str) -> Pruned | 
     if library is None or m > LARGEST_M or dtype not in _FLOATS:
         return None
     shift, scale = _FLOATS[dtype]
-    found = _Pruned()
+    found = PrunedSums()
     function = getattr(library, f"step_prune_{8 * bits.size_bytes}")
     function(
         _address(codes),
@@ -120,11 +129,11 @@ def prune(codes: Codes, out: Codes, n: int, bits: Bits, dtype: str) -> Pruned | 
     )
     if found.nonfinite or not math.isfinite(found.before):
         return None
-    before, after = found.before * scale, found.after * scale
-    return Pruned(codes.size, found.changed, found.nonzeros, before, after)
+    found.before, found.after = found.before * scale, found.after * scale
+    return found
 
 
-def checksum(data: Codes) -> int | None:
+def checksum(data: RawBits) -> int | None:
     """Fletcher's checksum of contiguous data.
 
     It depends on the processor, so it is never kept.
@@ -136,12 +145,12 @@ def checksum(data: Codes) -> int | None:
     return found
 
 
-def _address(array: Codes) -> int:
+def _address(array: RawBits) -> int:
     address: int = array.__array_interface__["data"][0]
     return address
 
 
-def _stride(codes: Codes) -> int:
+def _stride(codes: RawBits) -> int:
     """From one member of a group to the next, in weights."""
     return codes.strides[1] // codes.itemsize
 
@@ -172,6 +181,6 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         prune = getattr(library, f"step_prune_{8 * size_bytes}")
         of_prune: list[Any] = [pointer, pointer, *[size] * 4, ctypes.c_int]
         limit = _UNSIGNED[size_bytes]
-        prune.argtypes = [*of_prune, limit, ctypes.c_int, ctypes.POINTER(_Pruned)]
+        prune.argtypes = [*of_prune, limit, ctypes.c_int, ctypes.POINTER(PrunedSums)]
         prune.restype = None
     return library

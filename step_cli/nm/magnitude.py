@@ -7,8 +7,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.nm.dtypes import Codes
-from step_cli.nm.groups import Scratch
+from step_cli.nm.dtypes import RawBits
 
 INTEGERS = {"int8", "uint8", "int16", "uint16", "int32"}  # codes of quantised weights
 FLOATS = {
@@ -28,13 +27,14 @@ FLOATS = {
 ROW = 512  # values summed in fp32
 
 
-def float_magnitude(codes: Codes, out: Codes | None = None) -> Codes:
+def float_magnitude(codes: RawBits) -> RawBits:
     """The bits of floats without their sign, which rise as the magnitude does."""
     highest = codes.dtype.type(2 ** (8 * codes.dtype.itemsize - 1) - 1)
-    return np.bitwise_and(codes, highest, out=out)
+    magnitude: RawBits = codes & highest
+    return magnitude
 
 
-def magnitude_sum(magnitude: Codes, dtype: str, scratch: Scratch) -> float:
+def magnitude_sum(magnitude: RawBits, dtype: str) -> float:
     """The sum of the values behind the results of `float_magnitude`, to about 1e-8.
 
     A float of 8 or 16 bits, shifted to where a float32 has its exponent, is its value
@@ -46,22 +46,8 @@ def magnitude_sum(magnitude: Codes, dtype: str, scratch: Scratch) -> float:
     if dtype == "float32":
         return float(magnitude.view(np.float32).sum(dtype=np.float64))
     shift, scale = _to_float32(dtype)
-    if magnitude.dtype.itemsize == 2 and magnitude.size % 2 == 0:
-        return _sum_of_pairs(magnitude.reshape(-1), shift, scratch) * scale
-    shifted = scratch.take("shifted", np.uint32, magnitude.shape)
-    np.left_shift(magnitude, shift, out=shifted, dtype=np.uint32)
+    shifted = np.left_shift(magnitude, shift, dtype=np.uint32)
     return _sum_of(shifted.view(np.float32).reshape(-1)) * scale
-
-
-def _sum_of_pairs(magnitude: Codes, shift: int, scratch: Scratch) -> float:
-    """Two values of 16 bits are a word: shifting words takes no conversion."""
-    words = magnitude.view(np.uint32)
-    shifted = scratch.take("shifted", np.uint32, words.shape)
-    back = np.uint32(16 - shift)
-    np.left_shift(words, np.uint32(16), out=shifted)
-    total = _sum_of(np.right_shift(shifted, back, out=shifted).view(np.float32))
-    np.bitwise_and(words, np.uint32(0xFFFF0000), out=shifted)
-    return total + _sum_of(np.right_shift(shifted, back, out=shifted).view(np.float32))
 
 
 def _sum_of(values: npt.NDArray[np.float32]) -> float:

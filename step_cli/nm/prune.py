@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,14 +12,13 @@ import numpy.typing as npt
 
 from step_cli.errors import NonFiniteError
 from step_cli.nm import kernels
-from step_cli.nm.dtypes import Codes, bits_of
-from step_cli.nm.groups import Mask, Scratch, Weights, index_of
+from step_cli.nm.dtypes import RawBits, dtype_info
+from step_cli.nm.groups import Mask, index_of
 from step_cli.nm.magnitude import FLOATS, INTEGERS, float_magnitude, magnitude_sum
-from step_cli.nm.mask import from_planes, keep_planes, to_planes
-from step_cli.nm.mask_words import WORDS, keep_side_by_side
+from step_cli.nm.mask import keep_highest
 from step_cli.nm.pattern import NMSpec
-from step_cli.nm.pruned import Pruned
-from step_cli.nm.threads import in_order, own_scratch
+from step_cli.nm.tensor_data import TensorData
+from step_cli.nm.threads import in_order
 
 Array = npt.NDArray[Any]
 
@@ -28,14 +28,51 @@ WORTH_A_THREAD = 1 << 22  # weights
 PRUNABLE = FLOATS | INTEGERS
 
 
+@dataclass
+class Pruned:
+    """What pruning did.
+
+    Attributes:
+        elements: Weights looked at.
+        changed: Weights set to zero that were not.
+        nonzeros: Non-zero weights left.
+        before: Sum of magnitudes before.
+        after: Sum of magnitudes after.
+    """
+
+    elements: int = 0
+    changed: int = 0
+    nonzeros: int = 0
+    before: float = 0.0
+    after: float = 0.0
+
+    @property
+    def density(self) -> float:
+        """Share of weights that are not zero."""
+        return self.nonzeros / self.elements if self.elements else 0.0
+
+    @property
+    def retained(self) -> float:
+        """Share of magnitude kept; all of nothing is all."""
+        return self.after / self.before if self.before else 1.0
+
+    def add(self, other: "Pruned") -> None:
+        """Count another part in."""
+        self.elements += other.elements
+        self.changed += other.changed
+        self.nonzeros += other.nonzeros
+        self.before += other.before
+        self.after += other.after
+
+
 class OneShot:
-    """Prunes ``weights`` to ``plan`` by magnitude.
+    """Prunes one tensor to its N:M spec by magnitude.
 
     A group with at most N non-zeros is left as it is, bit for bit.
 
     Args:
-        weights: What to prune.
-        plan: The pattern and its axis.
+        data: What to prune.
+        spec: The pattern and its axis.
         name: Of the tensor.
         seed: Prune at random instead.
         keep: Prune by this mask instead, of the shape of the weights.
@@ -43,24 +80,21 @@ class OneShot:
 
     def __init__(
         self,
-        weights: Weights,
-        plan: NMSpec,
+        data: TensorData,
+        spec: NMSpec,
         *,
         name: str,
         seed: int | None = None,
         keep: Mask | None = None,
     ) -> None:
-        self.weights, self.plan, self.name = weights, plan, name
+        self.data, self.spec, self.name = data, spec, name
         self._key = None if seed is None else _key(seed, name)
-        self._limits = bits_of(weights.dtype)
-        self._float = weights.dtype in FLOATS
-        codes = np.ascontiguousarray(weights.array)
-        inner = math.prod(codes.shape[plan.axis + 1 :])
+        self._limits = dtype_info(data.dtype)
+        self._float = data.dtype in FLOATS
+        codes = np.ascontiguousarray(data.array)
+        inner = math.prod(codes.shape[spec.axis + 1 :])
         codes = codes.view(self._limits.unsigned) if self._float else codes
-        self._codes: Array = codes.reshape(-1, plan.pattern.m, inner)
-        # The usual case, for which there is a shorter way.
-        usual = self._float and self._key is None and plan.pattern.m in WORDS
-        self._side_by_side = usual and inner == 1
+        self._codes: Array = codes.reshape(-1, spec.pattern.m, inner)
         self._keep = None if keep is None else keep.reshape(self._codes.shape)
         self.done = Pruned()
 
@@ -92,10 +126,11 @@ class OneShot:
         given = None if self._keep is None else self._keep[first:last]
         out, total = _taken(buffers, codes), Pruned()
         if self._key is None and given is None:
-            n, dtype = self.plan.pattern.n, self.weights.dtype
-            done = kernels.prune(codes, out, n, self._limits, dtype)
-            if done is not None:
-                return out.reshape(-1), done
+            n, dtype = self.spec.pattern.n, self.data.dtype
+            sums = kernels.prune(codes, out, n, self._limits, dtype)
+            if sums is not None:
+                done = (sums.changed, sums.nonzeros, sums.before, sums.after)
+                return out.reshape(-1), Pruned(codes.size, *done)
         rows, m, inner = codes.shape
         step, width = max(1, PIECE // (m * inner)), max(1, PIECE // m)
         for x in range(0, rows, step):
@@ -107,91 +142,51 @@ class OneShot:
         return out.reshape(-1), total
 
     def _piece(
-        self, codes: Array, out: Array, wanted: Mask | None, origin: int
+        self, codes: Array, out: Array, given: Mask | None, origin: int
     ) -> Pruned:
         """Prune (x, M, b) into ``out``; ``origin`` is its row-major position."""
-        scratch = own_scratch()
-        if self._side_by_side:
-            return self._piece_side_by_side(codes, out, wanted, origin)
-        magnitude, zero = self._magnitude(codes, origin, scratch)
-        nonzero: Mask = scratch.take("nonzero", np.bool_, magnitude.shape)
-        np.not_equal(magnitude, 0, out=nonzero)
-        if wanted is None:
+        zero = None if self._float else self._zero(codes, origin)
+        magnitude = self._magnitude(codes, zero, origin)
+        nonzero = magnitude != 0
+        if given is None:
             scores = self._scores(magnitude, nonzero, origin)
-            keep = keep_planes(scores, self.plan.pattern.n, scratch)
-        else:
-            keep = to_planes(wanted, scratch, "keep")
-        # What is zero stays as it is, so -0.0 keeps its sign: keep, or not non-zero.
-        np.greater_equal(keep, nonzero, out=keep)
-        mask: Mask = scratch.take("mask", np.bool_, codes.shape)
-        from_planes(keep, mask)
+            given = keep_highest(scores, self.spec.pattern, 1)
+        keep = given | ~nonzero  # what is zero stays as it is: -0.0 keeps its sign
         if zero is None:
-            np.multiply(codes, mask.view(np.uint8), out=out)
+            np.multiply(codes, keep, out=out)
         else:
-            np.copyto(out, np.where(mask, codes, zero.astype(codes.dtype)))
+            np.copyto(out, np.where(keep, codes, zero.astype(codes.dtype)))
         nonzeros = int(np.count_nonzero(nonzero))
         changed = int(keep.size - np.count_nonzero(keep))
-        before = self._sum(magnitude, scratch)
-        np.multiply(magnitude, keep.view(np.uint8), out=magnitude)
-        after = self._sum(magnitude, scratch)
+        before, after = self._sum(magnitude), self._sum(magnitude * keep)
         return Pruned(codes.size, changed, nonzeros - changed, before, after)
 
-    def _piece_side_by_side(
-        self, codes: Array, out: Array, wanted: Mask | None, origin: int
-    ) -> Pruned:
-        """The same where each group lies in one piece."""
-        scratch, flat, pattern = own_scratch(), codes.reshape(-1), self.plan.pattern
-        magnitude = scratch.take("planes", flat.dtype, flat.shape)
-        float_magnitude(flat, out=magnitude)
+    def _magnitude(self, codes: Array, zero: Array | None, origin: int) -> RawBits:
+        """Unsigned integers that rise as the magnitude does."""
+        if zero is not None:
+            return np.abs(codes.astype(np.int64) - zero).astype(np.uint32)
+        magnitude = float_magnitude(codes)
         self._check_finite(magnitude, codes, origin)
-        nonzero: Mask = scratch.take("nonzero", np.bool_, flat.shape)
-        np.not_equal(magnitude, 0, out=nonzero)
-        if wanted is None:
-            keep = keep_side_by_side(magnitude, pattern.n, pattern.m, scratch)
-        else:
-            keep = scratch.take("keep", np.bool_, flat.shape)
-            np.copyto(keep, wanted.reshape(-1))
-        np.greater_equal(keep, nonzero, out=keep)  # as above: -0.0 keeps its sign
-        mask = scratch.take("mask", flat.dtype, flat.shape)
-        np.copyto(mask, keep)
-        np.multiply(flat, mask, out=out.reshape(-1))
-        nonzeros = int(np.count_nonzero(nonzero))
-        changed = int(keep.size - np.count_nonzero(keep))
-        before = self._sum(magnitude, scratch)
-        np.multiply(magnitude, mask, out=magnitude)
-        after = self._sum(magnitude, scratch)
-        return Pruned(codes.size, changed, nonzeros - changed, before, after)
+        return magnitude
 
-    def _magnitude(
-        self, codes: Array, origin: int, scratch: Scratch
-    ) -> tuple[Codes, Array | None]:
-        """Magnitudes as planes, and the codes that mean zero (None: floats)."""
-        if self._float:
-            magnitude = to_planes(codes, scratch)
-            float_magnitude(magnitude, out=magnitude)
-            self._check_finite(magnitude, codes, origin)
-            return magnitude, None
-        zero = self._zero(codes, origin)
-        distance = np.abs(codes.astype(np.int64) - zero)
-        return to_planes(distance.astype(np.uint32), scratch), zero
-
-    def _scores(self, magnitude: Codes, nonzero: Mask, origin: int) -> Codes:
+    def _scores(self, magnitude: RawBits, nonzero: Mask, origin: int) -> RawBits:
         if self._key is None:
             return magnitude
         random = np.random.Generator(
             np.random.Philox(key=self._key, counter=origin << 64)
         )
-        drawn = random.integers(0, 2**31, magnitude.shape, np.uint32)
+        x, m, b = magnitude.shape
+        drawn = random.integers(0, 2**31, (m, x, b), np.uint32).swapaxes(0, 1)
         # Any weight before any zero: then a group that complies loses none.
-        first: Codes = drawn | (nonzero.astype(np.uint32) << np.uint32(31))
+        first: RawBits = drawn | (nonzero.astype(np.uint32) << np.uint32(31))
         return first
 
-    def _sum(self, magnitude: Codes, scratch: Scratch) -> float:
+    def _sum(self, magnitude: RawBits) -> float:
         if self._float:
-            return magnitude_sum(magnitude, self.weights.dtype, scratch)
+            return magnitude_sum(magnitude, self.data.dtype)
         return float(magnitude.sum(dtype=np.int64))
 
-    def _check_finite(self, magnitude: Codes, codes: Array, origin: int) -> None:
+    def _check_finite(self, magnitude: RawBits, codes: Array, origin: int) -> None:
         # Where NaN is a code of its own, the one of -0.0 elsewhere, the sign tells.
         by_code = self._limits.nan is not None
         if self._limits.nonfinite(codes if by_code else magnitude) is None:
@@ -200,9 +195,7 @@ class OneShot:
         assert found is not None
         x, member, b = (int(i[0]) for i in np.nonzero(found))
         _, m, inner = self._codes.shape
-        index = index_of(
-            origin + (x * m + member) * inner + b, self.weights.array.shape
-        )
+        index = index_of(origin + (x * m + member) * inner + b, self.data.array.shape)
         raise NonFiniteError(
             f"NaN or infinity at {list(index)}, which has no rank; "
             "find out where training diverged",
@@ -211,18 +204,12 @@ class OneShot:
 
     def _zero(self, codes: Array, origin: int) -> Array:
         """Which integer code means zero: one, or one for each weight of a piece."""
-        zero, axis = self.weights.zero, self.weights.zero_axis
-        if zero is None:
-            return np.zeros((), np.int64)
-        zero = zero.astype(np.int64)
-        if axis is None or zero.size == 1:
-            return zero.reshape(-1)[:1].reshape(())
+        if self.data.zero is None:
+            return np.zeros(1, np.int64)
         _, m, inner = self._codes.shape
         x, member, b = np.ogrid[: codes.shape[0], : codes.shape[1], : codes.shape[2]]
-        position = origin + (x * m + member) * inner + b
-        behind = math.prod(self.weights.array.shape[axis + 1 :])
-        of_each: Array = zero[position // behind % zero.size]
-        return of_each
+        positions = origin + (x * m + member) * inner + b
+        return self.data.zero_codes(positions).astype(np.int64)
 
 
 def _taken(buffers: list[Array], like: Array) -> Array:

@@ -4,36 +4,21 @@ The same for files and for modules, as it works on descriptions alone.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Generic, TypeVar
 
-from step_cli.errors import InputError, NothingSelectedError, UsageError
+from step_cli.errors import InputError, NothingSelectedError, UsageError, nearest
 from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.nm.weight_rule import (
     Described,
-    Description,
     SkipReason,
     default_axis,
     name_reason,
     skip_reason,
     unreadable,
-    weight_skip_reason,
 )
-
-__all__ = [
-    "Chosen",
-    "Described",
-    "Description",
-    "Selection",
-    "SkipReason",
-    "default_axis",
-    "matches",
-    "parse_axis",
-    "weight_skip_reason",
-]
 
 DEFAULT_PATTERN = NMPattern(2, 4)
 
@@ -115,14 +100,15 @@ class Selection:
             if not any(matches(name, glob) for name in names):
                 raise NothingSelectedError(
                     f"{self.prefix}include {glob!r} matches no tensor"
-                    f"{_nearest(glob, names)}"
+                    f"{nearest(glob, names, most=5)}"
                 )
 
     def _warnings(self, names: Sequence[str]) -> list[str]:
         given = [("exclude", glob) for glob in self.exclude]
         given += [("axis", glob) for glob, _ in self.axes]
         return [
-            f"{self.prefix}{option} {glob!r} matches no tensor{_nearest(glob, names)}"
+            f"{self.prefix}{option} {glob!r} matches no tensor"
+            f"{nearest(glob, names, most=5)}"
             for option, glob in given
             if not any(matches(name, glob) for name in names)
         ]
@@ -199,11 +185,3 @@ def parse_axis(text: str) -> tuple[str, int]:
     if not glob or not re.fullmatch(r"-?[0-9]{1,3}", axis.strip()):
         raise ValueError(f"expected GLOB=AXIS such as 'fc*=0', got '{text}'")
     return glob, int(axis)
-
-
-def _nearest(glob: str, names: Iterable[str]) -> str:
-    """``; nearest: ...`` with up to five names."""
-    # Comparing is quadratic in the length: hostile files have long names, and many.
-    short = [name for name in names if len(name) <= 200][:2000]
-    close = get_close_matches(glob[:200], short, n=5, cutoff=0.0)
-    return f"; nearest: {', '.join(close)}" if close else ""

@@ -7,7 +7,7 @@ engineers report (TensorRT issues 3849 and 4065). Only a build decides.
 
 from dataclasses import dataclass
 
-from step_cli.nm.count import Job
+from step_cli.nm.count import TensorToCheck
 from step_cli.nm.diagnosis import holds_pattern
 from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.nm.weight_rule import Described, default_axis, output_axis
@@ -27,18 +27,18 @@ class View:
     advice: str | None
 
 
-def tensorrt_view(tensor: Described, job: Job, *, holds: bool) -> View:
+def tensorrt_view(tensor: Described, given: TensorToCheck, *, holds: bool) -> View:
     """Judge one layer.
 
     Args:
         tensor: Its description.
-        job: Its data and what it promises.
+        given: Its data and what it promises.
         holds: Whether it holds what it promises.
     """
     axis = _input_axis(tensor)
-    if holds and planned_two_four(job.plan, axis):
+    if holds and planned_two_four(given.spec, axis):
         return _view(tensor, axis, is_two_four=True)
-    found = tensor.shape[axis] % 4 == 0 and holds_pattern(job, TWO_FOUR, axis)
+    found = tensor.shape[axis] % 4 == 0 and holds_pattern(given, TWO_FOUR, axis)
     return _view(tensor, axis, is_two_four=found)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from step_cli.errors import InputError
-from step_cli.formats.files.spill import Spill
+from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.pytorch.arrays import mapped_tensor, to_array
 from step_cli.oneshot.blocks import (
     NotSequentialError,
@@ -170,7 +170,7 @@ class _BlockInputs:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._files = [Spill(folder)]
+        self._files = [ArraysOnDisk(folder)]
         self._next: list[Tensor] = []
         self.current: list[Tensor] = []
 
@@ -189,7 +189,7 @@ class _BlockInputs:
         self.current, self._next = self._next, []
         for file in self._files[:-1]:
             file.close()
-        self._files = [self._files[-1], Spill(self._folder)]
+        self._files = [self._files[-1], ArraysOnDisk(self._folder)]
 
 
 def _prune_by_parent(

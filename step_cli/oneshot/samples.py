@@ -17,7 +17,7 @@ from step_cli.data.rows import lines_of, rows_of
 from step_cli.data.tokens import Tokenizer, make_tokenizer
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.files.mapped_file import in_units, map_file, reason_of
-from step_cli.models.checkpoint_model import RunnableModel
+from step_cli.models.runnable import RunnableModel
 
 Sample = dict[str, npt.NDArray[Any]]  # one input of the model, without a batch
 

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from step_cli.nm.groups import Mask, Weights
+from step_cli.nm.groups import Mask
 from step_cli.nm.pattern import NMSpec
-from step_cli.nm.values import row_pieces, values_of
+from step_cli.nm.tensor_data import TensorData, row_pieces, values_of
 from step_cli.nm.weight_rule import output_axis
 from step_cli.recipes.transposable import check_blocks, transposable_mask
 
@@ -16,7 +16,7 @@ PIECE = 1 << 22  # weights looked at together
 
 
 def transposable_keep(
-    weights: Weights, plan: NMSpec, scores: npt.NDArray[Any] | None = None
+    weights: TensorData, plan: NMSpec, scores: npt.NDArray[Any] | None = None
 ) -> Mask:
     """Mark what to keep so that N of M hold along the input and the output axis.
 

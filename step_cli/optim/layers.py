@@ -13,7 +13,8 @@ from torch.nn.parameter import is_lazy
 
 from step_cli.errors import UsageError
 from step_cli.nm.pattern import NMSpec, Plan
-from step_cli.nm.selection import Chosen, Description, Selection
+from step_cli.nm.selection import Chosen, Selection
+from step_cli.nm.weight_rule import Description
 from step_cli.optim.backward import is_conv1d
 
 logger = logging.getLogger(__name__)

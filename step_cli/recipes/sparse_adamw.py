@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 from step_cli.autoswitch.autoswitch import AutoSwitch, Criterion, Fixed, SwitchRule
 from step_cli.errors import NothingSelectedError, UsageError
 from step_cli.nm.pattern import NMPattern, NMSpec, Plan
-from step_cli.nm.selection import Description, Selection
+from step_cli.nm.selection import Selection
+from step_cli.nm.weight_rule import Description
 from step_cli.optim.adam import EpsMode
 from step_cli.optim.layers import param_groups, plan_for, warn_of
 from step_cli.optim.optimizer import SparseOptimizer, VarianceCorrection

@@ -1,37 +1,64 @@
 """The one place that prints results: a report as a table for people, or as JSON.
 
-Tables are drawn by `render.tables`, one function for each kind of report.
+`render.formats` chooses what writes each kind of report in each format.
 """
 
 import json
+from pathlib import Path
 from typing import TextIO
 
 from step_cli.render.text import one_line
 from step_cli.reports import ErrorDetail, Report
 
+INSTALLED = (
+    "torch",
+    "numpy",
+    "safetensors",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "transformers",
+)
 
-def show(report: Report, out: TextIO, *, as_json: bool, verbose: bool) -> None:
-    """Write ``report`` to its file, if it has one, and to ``out``.
 
-    The file has the format asked for; what is shown beside it is the table.
+def show(
+    report: Report,
+    out: TextIO,
+    *,
+    format: str | None = None,
+    file: Path | None = None,
+    as_json: bool = False,
+    verbose: bool = False,
+) -> None:
+    """Write ``report`` to ``out``, and to a file where one is named.
+
+    Args:
+        report: What to show.
+        out: Gets the report in ``format``; with a file, the table.
+        format: That of ``--format``, or None: a table.
+        file: Replaced as a whole, or left as it was.
+        as_json: Whether both are to be JSON.
+        verbose: Whether to list everything.
 
     Raises:
         OutputError: The file cannot be written.
     """
-    asked = "json" if as_json else report.asked_format
-    if report.asked_file is not None:
-        from step_cli.render import files
+    shown = "json" if as_json else format
+    if file is not None:
+        from step_cli.formats.files.staged import staged
 
-        files.replace(
-            report.asked_file, text(report, asked or "table", verbose=verbose)
-        )
-        asked = "json" if as_json else "table"
-    if asked in (None, "table"):
-        from step_cli.render.draw import draw
+        body = text(report, shown or "table", verbose=verbose)
+        with staged(file, force=True) as path:
+            path.write_text(body, encoding="utf-8", errors="backslashreplace")
+        shown = "json" if as_json else "table"
+    if shown in (None, "table"):
+        from step_cli.render.formats import draw
 
-        draw(report, out, verbose=verbose, forge=asked is None)
+        draw(report, out, verbose=verbose, annotate=shown is None)
     else:
-        out.write(text(report, asked, verbose=verbose))
+        out.write(text(report, shown, verbose=verbose))
 
 
 def text(report: Report, format: str, *, verbose: bool) -> str:
@@ -75,16 +102,3 @@ def version(*, verbose: bool) -> str:
             except metadata.PackageNotFoundError:
                 lines.append(f"{name} not installed")
     return "\n".join(lines)
-
-
-INSTALLED = (
-    "torch",
-    "numpy",
-    "safetensors",
-    "onnx",
-    "onnxruntime",
-    "onnxscript",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
-    "transformers",
-)

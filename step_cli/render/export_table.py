@@ -1,13 +1,14 @@
 """The report of `export` for people: layers, sizes, parity, backend, what it means."""
 
-from rich.console import Console
-from rich.text import Text
+from typing import TYPE_CHECKING
 
-from step_cli.render.tables import name, new_table, verdict
 from step_cli.render.text import one_line
 from step_cli.reports import ExportLayer, ExportReport
 
-SHOWN = 20  # layers, unless asked for more
+if TYPE_CHECKING:
+    from step_cli.render.console import AnyConsole
+
+SHOWN = 20  # layers, without -v
 
 MEANING = {
     "used": "sparse kernels were chosen",
@@ -16,33 +17,31 @@ MEANING = {
 }
 
 
-def draw(report: ExportReport, console: Console, *, verbose: bool) -> None:
+def draw(report: ExportReport, console: "AnyConsole", *, verbose: bool) -> None:
     """Draw the report; ``verbose`` lists every layer."""
     layers = report.layers if verbose else report.layers[:SHOWN]
     if layers:
         _layers(layers, console, engine=report.backend is not None)
     if len(layers) < len(report.layers):
-        console.print(f"and {len(report.layers) - len(layers)} more; -v lists them")
+        console.line(f"and {len(report.layers) - len(layers)} more; -v lists them")
     for line in _facts(report):
-        # Unwrapped, as commands in it are there to be copied.
-        console.print(Text(one_line(line, longest=10_000)), soft_wrap=True)
-    verdict(console, report.ok, _summary(report))
+        console.line(one_line(line, longest=10_000))
+    console.verdict(report.ok, _summary(report))
 
 
-def _layers(layers: list[ExportLayer], console: Console, *, engine: bool) -> None:
-    rungs = ("eligible", "chosen") if engine else ()
-    table = new_table("layer", "pattern", "holds", *rungs, "advice")
-    for layer in layers:
-        cells = [_mark(layer.eligible), _mark(layer.chosen)] if engine else []
-        advice = one_line(layer.advice or layer.tactic or "")
-        table.add_row(
-            name(layer.name),
+def _layers(layers: list[ExportLayer], console: "AnyConsole", *, engine: bool) -> None:
+    evidence = ("eligible", "chosen") if engine else ()
+    rows = [
+        [
+            one_line(layer.name),
             layer.pattern,
             _mark(layer.pattern_ok),
-            *cells,
-            Text(advice),
-        )
-    console.print(table)
+            *([_mark(layer.eligible), _mark(layer.chosen)] if engine else []),
+            one_line(layer.advice or layer.tactic or ""),
+        ]
+        for layer in layers
+    ]
+    console.table(("layer", "pattern", "holds", *evidence, "advice"), rows)
 
 
 def _mark(claim: bool | None) -> str:

@@ -1,16 +1,23 @@
-"""`--format github`: annotations of a workflow run.
+"""`--format github`: annotations of a workflow run, and the summary page of a job.
 
 Source: GitHub, "Workflow commands for GitHub Actions". A step shows ten annotations of
-each level.
+each level, and a summary that is larger than 1 MiB is dropped.
 """
 
+import logging
+import os
 from collections.abc import Iterator
 
+from step_cli.render import markdown
 from step_cli.render.text import one_line
 from step_cli.render.verify_words import failing, unchecked, why_unchecked
 from step_cli.reports import CheckpointVerdict, VerifyReport
 
+log = logging.getLogger(__name__)
+
 MOST = 10  # annotations of one level
+LARGEST_SUMMARY = 1 << 20  # bytes
+SHORTENED = "\n\nshortened: see the log of the job\n"
 
 
 def text(report: VerifyReport) -> str:
@@ -56,3 +63,25 @@ def in_property(text: str) -> str:
     """The value of a property, which ends at a colon or comma."""
     escaped = in_data(one_line(text))
     return escaped.replace(":", "%3A").replace(",", "%2C")
+
+
+def append_summary(report: VerifyReport) -> None:
+    """Add the report to the file that the runner names; a failure is a warning."""
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not path:
+        return
+    try:
+        with open(path, "ab") as file:
+            room = LARGEST_SUMMARY - 1 - file.tell()
+            text = markdown.text(report, verbose=False) + "\n"
+            file.write(_within(text.encode(), room))
+    except OSError as error:
+        log.warning("cannot write the summary to %s: %s", path, error.strerror)
+
+
+def _within(text: bytes, room: int) -> bytes:
+    """Cut at the end of a line, so no character is cut in two."""
+    if len(text) <= room:
+        return text
+    kept = text[: max(0, room - len(SHORTENED))]
+    return kept[: kept.rfind(b"\n") + 1] + SHORTENED.encode()[: max(0, room)]

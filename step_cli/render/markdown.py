@@ -4,16 +4,15 @@ import re
 
 from step_cli.render.text import one_line
 from step_cli.render.verify_words import (
-    failing,
+    COLUMNS,
+    cells,
+    messages,
     summary,
-    unchecked,
-    why_unchecked,
     worst_first,
 )
 from step_cli.reports import CheckpointVerdict, VerifyReport
 
 MOST_ROWS = 50
-COLUMNS = ("layer", "pattern", "axis", "groups", "bad", "density", "verdict")
 
 
 def text(report: VerifyReport, *, verbose: bool) -> str:
@@ -28,9 +27,8 @@ def _section(checkpoint: CheckpointVerdict, most: int | None) -> str:
     lines += [escaped(summary(checkpoint)), ""]
     if checkpoint.error is not None:
         lines += [f"- {escaped(checkpoint.error.message)}"]
-    found = [(layer.name, layer.message or "") for layer in failing(checkpoint)]
-    found += [(tensor.name, why_unchecked(tensor)) for tensor in unchecked(checkpoint)]
-    lines += [f"- {escaped(name)}: {escaped(said)}" for name, said in found[:most]]
+    found = messages(checkpoint)[:most]
+    lines += [f"- {escaped(name)}: {escaped(text)}" for name, text in found]
     lines += [""] if lines[-1] else []
     return "\n".join(lines + _table(checkpoint, most)) + "\n"
 
@@ -40,17 +38,8 @@ def _table(checkpoint: CheckpointVerdict, most: int | None) -> list[str]:
         return []
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---|--:|--:|--:|--:|---|"]
     for layer in worst_first(checkpoint.layers)[:most]:
-        verdict = ", ".join(["ok" if layer.ok else "FAILED", *layer.notes])
-        cells = [
-            escaped(layer.name),
-            layer.pattern,
-            str(layer.axis),
-            str(layer.groups),
-            str(layer.violations),
-            f"{layer.density:.4f}",
-            verdict,
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+        name, *others = cells(layer)
+        lines.append("| " + " | ".join([escaped(name), *others]) + " |")
     hidden = len(checkpoint.layers) - len(lines) + 2
     return lines + (["", f"and {hidden} more layers"] if hidden else [])
 

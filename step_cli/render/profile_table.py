@@ -1,11 +1,8 @@
 """The report of `autoswitch-profile` for people: criteria, why, layers, the block."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.text import Text
-
-from step_cli.render.tables import name, new_table
 from step_cli.render.text import one_line
 from step_cli.reports import (
     AutoswitchProfileReport,
@@ -14,22 +11,30 @@ from step_cli.reports import (
     Spread,
 )
 
-LAYERS_SHOWN = 3  # the last to be ready, unless asked for more
+if TYPE_CHECKING:
+    from step_cli.render.console import AnyConsole
+
+LAYERS_SHOWN = 3  # the last to be ready, without -v
 Cell = Callable[[CriterionReport], str]
 
 
-def draw(report: AutoswitchProfileReport, console: Console, *, verbose: bool) -> None:
+def draw(
+    report: AutoswitchProfileReport, console: "AnyConsole", *, verbose: bool
+) -> None:
     """Draw the report; ``verbose`` lists every layer."""
-    console.print(_settings(report))
+    console.paragraph(_settings(report))
     columns = _columns(report)
-    table = new_table("criterion", *columns, right=tuple(set(columns) - {"decided by"}))
-    table.columns[0].no_wrap = True  # the other columns give way
-    for row in report.criteria:
-        table.add_row(row.name, *(cell(row) for cell in columns.values()))
-    console.print(table)
-    _say(console, f"recommended: {report.recommendation}")
-    for line in report.advice:
-        _say(console, line)
+    rows = [
+        [row.name, *(cell(row) for cell in columns.values())] for row in report.criteria
+    ]
+    console.table(
+        ("criterion", *columns),
+        rows,
+        right=tuple(set(columns) - {"decided by"}),
+        whole=("criterion",),
+    )
+    for text in (f"recommended: {report.recommendation}", *report.advice):
+        console.paragraph(one_line(text, longest=2000))
     if report.layers:
         _layers(report.layers, console, verbose=verbose)
     for title, toml in (
@@ -37,9 +42,8 @@ def draw(report: AutoswitchProfileReport, console: Console, *, verbose: bool) ->
         ("or, without clipping:", report.raw_toml if verbose else None),
     ):
         if toml is not None:
-            console.print(f"\n{title}" if title else "")
-            # Unwrapped, as it is there to be copied.
-            console.print(Text(toml.rstrip()), soft_wrap=True)
+            console.line(f"\n{title}" if title else "")
+            console.line(toml)
 
 
 def _settings(report: AutoswitchProfileReport) -> str:
@@ -82,27 +86,24 @@ def _spread(spread: Spread | None, seeds: int) -> str:
     return f"{spread.mean:.4g}{std}{some}"
 
 
-def _layers(layers: list[LayerReport], console: Console, *, verbose: bool) -> None:
+def _layers(layers: list[LayerReport], console: "AnyConsole", *, verbose: bool) -> None:
     columns = ("weights", "ready", "relative to v", "change there")
-    table = new_table("last layers to be ready", *columns, right=columns)
     shown = layers if verbose else layers[:LAYERS_SHOWN]
-    for layer in shown:
-        table.add_row(
-            name(layer.name),
+    rows = [
+        [
+            one_line(layer.name),
             str(layer.d),
             _ready(layer.ready_step),
             _ready(layer.relative_ready_step),
             _number(layer.change, ".3g"),
-        )
-    console.print()
-    console.print(table)
+        ]
+        for layer in shown
+    ]
+    console.line("")
+    console.table(("last layers to be ready", *columns), rows, right=columns)
     if len(shown) < len(layers):
-        console.print(f"and {len(layers) - len(shown)} more; -v lists them")
+        console.line(f"and {len(layers) - len(shown)} more; -v lists them")
 
 
 def _ready(step: int | None) -> str:
     return "never" if step is None else str(step)
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(Text(one_line(line, longest=2000)))

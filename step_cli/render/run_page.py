@@ -1,4 +1,4 @@
-"""``report.html``: one page that tells a training run, and needs nothing else.
+"""``report.html``: one page on a training run, which needs nothing else.
 
 No script and no address of another place is in it, so it can be mailed or archived.
 Names come from models and configurations, so all text is escaped.
@@ -7,7 +7,7 @@ Names come from models and configurations, so all text is escaped.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from step_cli.render.page import filled, inline
+from step_cli.render.html_page import filled, inline
 
 SPARK_WIDTH, SPARK_HEIGHT, SPARK_POINTS = 96, 20, 48  # of a layer's little curve
 
@@ -69,7 +69,7 @@ class RunPage:
     Attributes:
         name: Of the run.
         state: In a few words how the run stands.
-        ok: Whether it did what was asked; None while it is not finished.
+        ok: Whether it reached its aim; None while it is not finished.
         facts: Labels and values of the summary.
         advice: What to do where it did not.
         metrics: Of held-out samples.

@@ -54,7 +54,7 @@ def text(report: VerifyReport) -> str:
 
 def _driver() -> Json:
     rules = [
-        {"id": rule, "shortDescription": {"text": said}} for rule, said in RULES.items()
+        {"id": rule, "shortDescription": {"text": text}} for rule, text in RULES.items()
     ]
     return {
         "name": "step-cli",
@@ -88,25 +88,25 @@ def _result(
     tensor: str | None,
     layer: LayerVerdict | None = None,
 ) -> Json:
-    # Forges want a region, so the file is said to have a first line.
+    # Forges require a region, so one is given: the first line.
     location: Json = {
         "physicalLocation": {
             "artifactLocation": {"uri": uri_of(checkpoint.path)},
             "region": {"startLine": 1},
         }
     }
-    said = message
+    text = message
     if tensor is not None:
         shown = one_line(tensor)
         location["logicalLocations"] = [{"fullyQualifiedName": shown}]
-        said = f"{shown}: {message}"
+        text = f"{shown}: {message}"
     identity = [rule, tensor or "", layer.pattern if layer else ""]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     return {
         "ruleId": rule,
         "ruleIndex": list(RULES).index(rule),
         "level": level,
-        "message": {"text": _plain(said)},
+        "message": {"text": _plain(text)},
         "locations": [location],
         "partialFingerprints": {"tensorPattern/v1": digest[:32]},
     }

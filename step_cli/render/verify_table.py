@@ -5,13 +5,14 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, TextIO
 
-from step_cli.render.plain_page import PlainPage
+from step_cli.render.console import PlainConsole, console_for
 from step_cli.render.text import one_line
 from step_cli.render.verify_words import (
-    failing,
+    COLUMNS,
+    NUMBERS,
+    cells,
+    messages,
     summary,
-    unchecked,
-    why_unchecked,
     worst_first,
 )
 from step_cli.reports import (
@@ -22,86 +23,67 @@ from step_cli.reports import (
 )
 
 if TYPE_CHECKING:
-    from step_cli.render.terminal_page import TerminalPage
+    from step_cli.render.console import AnyConsole
 
 MOST_ROWS = 20
 MOST_MESSAGES = 10
 
 
-def draw(report: VerifyReport, out: TextIO, *, verbose: bool, forge: bool) -> None:
+def draw(report: VerifyReport, out: TextIO, *, verbose: bool, annotate: bool) -> None:
     """Write the tables; on GitHub's runner no name in them can act as a command."""
     if os.environ.get("GITHUB_ACTIONS") != "true":
-        _draw(report, _page(out), verbose=verbose)
+        _draw(report, console_for(out), verbose=verbose)
         return
     import hashlib
 
     buffer = io.StringIO()
-    _draw(report, PlainPage(buffer), verbose=verbose)
+    _draw(report, PlainConsole(buffer), verbose=verbose)
     # Any line may start with any text. No text can hold a digest of itself, so none
     # can end the stop.
     token = hashlib.sha256(buffer.getvalue().encode()).hexdigest()
     out.write(f"::stop-commands::{token}\n{buffer.getvalue()}::{token}::\n")
-    if forge:
-        from step_cli.render import github, step_summary
+    if annotate:
+        from step_cli.render import github
 
         out.write(github.text(report))
-        step_summary.append(report)
+        github.append_summary(report)
 
 
-def _page(out: TextIO) -> "PlainPage | TerminalPage":
-    if not out.isatty():
-        return PlainPage(out)
-    from step_cli.render.terminal_page import TerminalPage  # rich takes 20 ms
-
-    return TerminalPage(out)
-
-
-def _draw(
-    report: VerifyReport, page: "PlainPage | TerminalPage", *, verbose: bool
-) -> None:
+def _draw(report: VerifyReport, console: "AnyConsole", *, verbose: bool) -> None:
     for checkpoint in report.shown:
         if checkpoint.layers:
-            _layers(checkpoint, page, verbose=verbose)
-            _tensorrt(checkpoint, page)
-        _messages(checkpoint, page, verbose=verbose)
+            _layers(checkpoint, console, verbose=verbose)
+            _tensorrt(checkpoint, console)
+        _messages(checkpoint, console, verbose=verbose)
         if verbose and checkpoint.skipped:
-            _skipped(checkpoint, page)
+            _skipped(checkpoint, console)
         if verbose and checkpoint.integrity is not None:
-            page.line(f"integrity: {checkpoint.integrity}")
+            console.line(f"integrity: {checkpoint.integrity}")
         shown = one_line(checkpoint.path)
-        page.verdict(checkpoint.ok, f"{shown}: {summary(checkpoint)}")
+        console.verdict(checkpoint.ok, f"{shown}: {summary(checkpoint)}")
 
 
 def _layers(
-    checkpoint: CheckpointVerdict, page: "PlainPage | TerminalPage", *, verbose: bool
+    checkpoint: CheckpointVerdict, console: "AnyConsole", *, verbose: bool
 ) -> None:
     layers = worst_first(checkpoint.layers)
     hidden = [] if verbose else layers[MOST_ROWS:]
-    columns = ["layer", "pattern", "axis", "groups", "bad", "density", "verdict"]
-    right = ("axis", "groups", "bad", "density")
     with_view = any(layer.tensorrt for layer in layers)
     rows = [
-        [
-            one_line(layer.name),
-            layer.pattern,
-            str(layer.axis),
-            str(layer.groups),
-            str(layer.violations),
-            f"{layer.density:.4f}",
-            _word(layer),
-            *([_view_word(layer.tensorrt)] if with_view else []),
-        ]
+        [*_row(layer), *([_view_word(layer.tensorrt)] if with_view else [])]
         for layer in layers[: len(layers) - len(hidden)]
     ]
     if hidden:
         bad = sum(not layer.ok for layer in hidden)
         rows.append([f"and {len(hidden)} more, {bad} failed; -v shows all"])
-    page.table([*columns, *(["TensorRT"] if with_view else [])], rows, right)
+    console.table([*COLUMNS, *(["TensorRT"] if with_view else [])], rows, NUMBERS)
 
 
-def _word(layer: LayerVerdict) -> str:
-    tied = [f"tied to {one_line(layer.tied_to, 60)}"] if layer.tied_to else []
-    return ", ".join(["ok" if layer.ok else "FAILED", *layer.notes, *tied])
+def _row(layer: LayerVerdict) -> list[str]:
+    name, *others = cells(layer)
+    if layer.tied_to:
+        others[-1] += f", tied to {one_line(layer.tied_to, 60)}"
+    return [one_line(name), *others]
 
 
 def _view_word(view: TensorrtView | None) -> str:
@@ -110,31 +92,30 @@ def _view_word(view: TensorrtView | None) -> str:
     return "likely" if view.likely else "possible" if view.possible else "no"
 
 
-def _tensorrt(checkpoint: CheckpointVerdict, page: "PlainPage | TerminalPage") -> None:
+def _tensorrt(checkpoint: CheckpointVerdict, console: "AnyConsole") -> None:
     """Why TensorRT may not run layers sparse: a line for each reason, not for each."""
     views = [layer.tensorrt for layer in checkpoint.layers if layer.tensorrt]
     reasons = Counter((_view_word(view), view.advice) for view in views if view.advice)
     for (word, advice), count in reasons.most_common():
         plural = "" if count == 1 else "s"
-        page.line(f"TensorRT: {word} for {count} layer{plural}: {one_line(advice)}")
+        console.line(f"TensorRT: {word} for {count} layer{plural}: {one_line(advice)}")
 
 
 def _messages(
-    checkpoint: CheckpointVerdict, page: "PlainPage | TerminalPage", *, verbose: bool
+    checkpoint: CheckpointVerdict, console: "AnyConsole", *, verbose: bool
 ) -> None:
-    found = [(layer.name, layer.message or "") for layer in failing(checkpoint)]
-    found += [(tensor.name, why_unchecked(tensor)) for tensor in unchecked(checkpoint)]
+    found = messages(checkpoint)
     lines = [f"{one_line(name, 120)}: {one_line(text)}" for name, text in found]
     most = len(lines) if verbose else MOST_MESSAGES
     for line in lines[:most]:
-        page.line(line)
+        console.line(line)
     if lines[most:]:
-        page.line(f"and {len(lines) - most} more; -v shows all")
+        console.line(f"and {len(lines) - most} more; -v shows all")
 
 
-def _skipped(checkpoint: CheckpointVerdict, page: "PlainPage | TerminalPage") -> None:
+def _skipped(checkpoint: CheckpointVerdict, console: "AnyConsole") -> None:
     rows = [
         [one_line(tensor.name), str(tensor.shape), tensor.dtype, tensor.reason]
         for tensor in checkpoint.skipped
     ]
-    page.table(["skipped", "shape", "dtype", "reason"], rows)
+    console.table(["skipped", "shape", "dtype", "reason"], rows)

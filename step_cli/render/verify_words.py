@@ -1,9 +1,25 @@
-"""The sentences about a verdict that several formats share."""
+"""What several formats show of a verdict: columns, cells and sentences."""
 
 from collections import Counter
 from collections.abc import Sequence
 
 from step_cli.reports import CheckpointVerdict, LayerVerdict, SkippedTensor
+
+COLUMNS = ("layer", "pattern", "axis", "groups", "bad", "density", "verdict")
+NUMBERS = COLUMNS[2:6]
+
+
+def cells(layer: LayerVerdict) -> list[str]:
+    """The cells of ``COLUMNS``; the name is as it is stored."""
+    return [
+        layer.name,
+        layer.pattern,
+        str(layer.axis),
+        str(layer.groups),
+        str(layer.violations),
+        f"{layer.density:.4f}",
+        ", ".join(["ok" if layer.ok else "FAILED", *layer.notes]),
+    ]
 
 
 def worst_first(layers: Sequence[LayerVerdict]) -> list[LayerVerdict]:
@@ -31,6 +47,12 @@ def why_unchecked(tensor: SkippedTensor) -> str:
         "kind": "this kind of tensor is not supported",
     }
     return f"cannot be checked, {causes.get(tensor.reason, tensor.reason)}: {shape}"
+
+
+def messages(checkpoint: CheckpointVerdict) -> list[tuple[str, str]]:
+    """Each tensor that fails or could not be checked, and why."""
+    found = [(layer.name, layer.message or "") for layer in failing(checkpoint)]
+    return found + [(one.name, why_unchecked(one)) for one in unchecked(checkpoint)]
 
 
 def skipped_counts(checkpoint: CheckpointVerdict) -> str:

@@ -58,7 +58,7 @@ class CriterionReport(Part):
 
 
 class LayerReport(Part):
-    """When the variance of one layer was ready, as AutoSwitch asks it of all.
+    """When the variance of one layer was ready, as AutoSwitch judges it for all.
 
     Attributes:
         ready_step: By the change per coordinate against eps.

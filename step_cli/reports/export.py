@@ -28,7 +28,7 @@ class Parity(Part):
 
 
 class ExportLayer(Part):
-    """How far one layer got: each rung true, false, or null where nothing was seen."""
+    """The evidence on one layer: true, false, or null where nothing was observed."""
 
     name: str
     onnx_name: str | None = None
@@ -42,7 +42,7 @@ class ExportLayer(Part):
 
 
 class SparsityCounts(Part):
-    """What one pass of the builder said of sparse layers."""
+    """How many layers one pass of the builder found to be sparse."""
 
     eligible: int | None
     chosen: int | None

@@ -2,16 +2,17 @@
 
 import json
 import math
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr
+from pydantic import BaseModel, ConfigDict
+
+from step_cli.errors import StepError
 
 
 class Part(BaseModel):
     """A part of a report; its validator is built when first used, to start fast."""
 
-    model_config = ConfigDict(defer_build=True)
+    model_config = ConfigDict(defer_build=True, frozen=True)
 
 
 class ErrorDetail(Part):
@@ -21,6 +22,18 @@ class ErrorDetail(Part):
     file: str | None = None
     tensor: str | None = None
     message: str
+
+    @classmethod
+    def of(cls, error: StepError, file: object = None) -> Self:
+        """The detail of an error; ``file`` where it names none."""
+        if error.file is not None:
+            file = error.file
+        return cls(
+            exit=error.exit_code,
+            file=None if file is None else str(file),
+            tensor=error.tensor,
+            message=error.message,
+        )
 
 
 class SkippedTensor(Part):
@@ -41,34 +54,19 @@ class Report(BaseModel):
     """The outcome of a command; a subclass names its schema, ``step-cli/NAME/1``."""
 
     model_config = ConfigDict(
-        ser_json_inf_nan="null", protected_namespaces=(), defer_build=True
+        ser_json_inf_nan="null",
+        protected_namespaces=(),
+        defer_build=True,
+        frozen=True,
     )
     schema_id: ClassVar[str]
 
     ok: bool
 
-    _format: str | None = PrivateAttr(None)
-    _file: Path | None = PrivateAttr(None)
-
-    def asked_for(self, format: str | None, file: Path | None) -> Self:
-        """Remember how the user wants it shown: `render` obeys."""
-        self._format, self._file = format, file
-        return self
-
-    @property
-    def asked_format(self) -> str | None:
-        """The output format that was asked for, or None: a table."""
-        return self._format
-
-    @property
-    def asked_file(self) -> Path | None:
-        """The file to write the report to, beside showing the table."""
-        return self._file
-
     def document(self) -> str:
         """The JSON document, its schema first; non-finite numbers are null."""
         body = _finite(self.body())
-        # ASCII, as names from files may hold what UTF-8 cannot say.
+        # ASCII, as names from files may hold what UTF-8 cannot.
         return json.dumps({"schema": self.schema_id, **body}, indent=2, allow_nan=False)
 
     def body(self) -> dict[str, Any]:

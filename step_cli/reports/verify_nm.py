@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from typing_extensions import override
 
 from step_cli.reports.report import ErrorDetail, Part, Report, SkippedTensor
@@ -80,7 +80,7 @@ class CheckpointVerdict(Part):
     totals: VerifyTotals | None = None
     hints: list[str] = Field([])
     integrity: str | None = Field(
-        None, description="What told damage: sha256, crc32, or unchecked"
+        None, description="How damage was looked for: sha256, crc32, or unchecked"
     )
     error: ErrorDetail | None = None
 
@@ -100,26 +100,23 @@ class VerifyReport(Report):
     checkpoints: list[CheckpointVerdict]
     error: ErrorDetail | None = Field(None, description="The gravest of the errors")
 
-    _refused: CheckpointVerdict | None = PrivateAttr(None)
+    refused: CheckpointVerdict | None = Field(None, exclude=True)
 
     @classmethod
     def of_refused(cls, path: str, error: ErrorDetail) -> Self:
         """The report where a plan file or baseline is refused: nothing was checked."""
-        report = cls(ok=False, checkpoints=[], error=error)
-        report._refused = CheckpointVerdict(
-            path=path, format=None, ok=False, error=error
-        )
-        return report
+        refused = CheckpointVerdict(path=path, format=None, ok=False, error=error)
+        return cls(ok=False, checkpoints=[], error=error, refused=refused)
 
     @property
     def shown(self) -> list[CheckpointVerdict]:
         """The checkpoints; or, in their place, what they could not be checked by."""
-        return self.checkpoints if self._refused is None else [self._refused]
+        return self.checkpoints if self.refused is None else [self.refused]
 
     @override
     def body(self) -> dict[str, Any]:
         body = super().body()
-        if self._refused is not None:
+        if self.refused is not None:
             del body["checkpoints"]  # none was looked at, which is not: there are none
         return body
 

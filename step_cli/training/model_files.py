@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from step_cli.errors import OutputError
 from step_cli.formats.files.digest import digests
 from step_cli.formats.files.staged import staged
+from step_cli.formats.huggingface.directory import copy_tokenizer
+from step_cli.formats.huggingface.load import places_of
 from step_cli.formats.huggingface.model import is_transformers
-from step_cli.formats.huggingface.tokenizer import copy_tokenizer
-from step_cli.formats.huggingface.weights import places_of
 from step_cli.formats.model_json import ModelSource, write_source
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import FILE as PLAN_FILE

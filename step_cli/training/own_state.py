@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from step_cli.formats.files.staged import flush
-from step_cli.formats.one_file import open_file
+from step_cli.formats.open import open_file
 from step_cli.formats.pytorch.arrays import to_array, to_tensor
 from step_cli.formats.safetensors.writer import save_safetensors
 from step_cli.optim.optimizer import SparseOptimizer

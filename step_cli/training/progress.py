@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from step_cli.autoswitch.autoswitch import Fixed, SwitchRule
 from step_cli.optim.optimizer import SparseOptimizer
-from step_cli.render import live
+from step_cli.render import live_display
 from step_cli.training.callback import Follower
 
 logger = logging.getLogger(__name__)
@@ -147,8 +147,10 @@ class Lines(Follower):
 def shown_progress(optimizer: SparseOptimizer, steps: int) -> Iterator[list[Follower]]:
     """Tell how far the run is while the block runs, as stderr allows."""
     progress = Progress(optimizer, steps)
-    on_display = live.wanted()
-    display = live.live(progress.draw) if on_display else contextlib.nullcontext()
+    on_display = live_display.is_possible()
+    display = (
+        live_display.showing(progress.draw) if on_display else contextlib.nullcontext()
+    )
     with display:
         yield [progress, Lines(progress, often=not on_display)]
 

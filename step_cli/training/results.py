@@ -35,7 +35,8 @@ def finish(trainer: Trainer, path: Path, run_dir: Path) -> TrainReport:
     with shared_buffers(setup.model, setup.world):
         state = whole_state(setup.model, setup.world)
         if setup.world.first:
-            report.density = density(state, setup.plan)
+            kept = density(state, setup.plan)
+            report = report.model_copy(update={"density": kept})
             _write(trainer, state, report, path)
     setup.world.wait()
     return report

@@ -12,9 +12,9 @@ from step_cli.config.train import TrainConfig, to_toml
 from step_cli.errors import MissingError
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.pytorch.arrays import to_array
-from step_cli.nm.count import Job, tally_all
-from step_cli.nm.groups import Weights
+from step_cli.nm.count import TensorToCheck, count_tensors
 from step_cli.nm.pattern import Plan
+from step_cli.nm.tensor_data import TensorData
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.shards import is_shard
 from step_cli.plots.drawing import INKS
@@ -41,7 +41,7 @@ def show_run(
         report: The results; None if the run was stopped.
 
     Raises:
-        MissingError: matplotlib or jinja2 is not installed.
+        MissingError: matplotlib, jinja2 or tomli-w is not installed.
         OutputError: A file cannot be written.
     """
     optimizer = setup.optimizer
@@ -128,7 +128,7 @@ def _layers(run_dir: Path, setup: Setup) -> Iterator[LayerRow]:
     recorded = read_layers(run_dir)
     sparse = setup.optimizer.current_phase.sparse
     weights = _weights(run_dir, setup)
-    counted = dict(zip(weights, tally_all(_jobs(weights, setup.plan)), strict=True))
+    counted = dict(zip(weights, count_tensors(_jobs(weights, setup.plan)), strict=True))
     for number, layer in enumerate(recorded.layers):
         count = counted.get(layer.name)
         yield LayerRow(
@@ -142,21 +142,21 @@ def _layers(run_dir: Path, setup: Setup) -> Iterator[LayerRow]:
         )
 
 
-def _weights(run_dir: Path, setup: Setup) -> dict[str, Weights]:
+def _weights(run_dir: Path, setup: Setup) -> dict[str, TensorData]:
     if (run_dir / "model").is_dir():
         stored = open_checkpoint(run_dir / "model").tensors
-        return {t.name: t.weights() for t in stored if t.name in setup.plan}
+        return {t.name: t.data() for t in stored if t.name in setup.plan}
     held = setup.model.state_dict()
     whole = {name: held[name] for name in setup.plan if name in held}
     return {
-        name: Weights(array := to_array(value), str(array.dtype))
+        name: TensorData(array := to_array(value), str(array.dtype))
         for name, value in whole.items()
         if not is_shard(value)
     }
 
 
-def _jobs(weights: Mapping[str, Weights], plan: Plan) -> Iterator[Job]:
-    return (Job(data, plan[name]) for name, data in weights.items())
+def _jobs(weights: Mapping[str, TensorData], plan: Plan) -> Iterator[TensorToCheck]:
+    return (TensorToCheck(data, plan[name]) for name, data in weights.items())
 
 
 def _versions(setup: Setup) -> Iterator[tuple[str, str]]:
@@ -174,11 +174,11 @@ def check_libraries() -> None:
     """Refuse at the start what would fail at the end.
 
     Raises:
-        MissingError: matplotlib or jinja2 is not installed.
+        MissingError: matplotlib, jinja2 or tomli-w is not installed.
     """
     from importlib.util import find_spec
 
-    for name in ("matplotlib", "jinja2"):
+    for name in ("matplotlib", "jinja2", "tomli_w"):
         if find_spec(name) is None:
             raise MissingError(
                 f"{name} is not installed: pip install 'step-cli[train]'"

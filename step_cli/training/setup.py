@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from step_cli.autoswitch.autoswitch import Criterion, Fixed, SwitchRule, make_criterion
-from step_cli.config.commands import to_step
 from step_cli.config.train import TrainConfig
+from step_cli.config.types import to_step
 from step_cli.data.batch import Dataset
 from step_cli.data.load import load_data
 from step_cli.errors import NothingSelectedError, UsageError

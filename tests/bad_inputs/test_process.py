@@ -147,7 +147,7 @@ def test_W13_a_bug_is_exit_70_without_local_values(tmp_path: Path) -> None:
     [
         (["verify-nm", "--no-such"], "no such option --no-such"),
         (["verify-nm", "x", "--basline", "y"], "did you mean --baseline"),
-        (["verify-mn"], "no such command 'verify-mn', did you mean verify-nm"),
+        (["verify-mn"], "no such command 'verify-mn'; did you mean verify-nm"),
         (["verify-nm"], "checkpoint"),
         (["verify-nm", "x", "--format", "yaml"], "--format"),
         ([], "missing command"),

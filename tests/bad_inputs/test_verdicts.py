@@ -104,7 +104,7 @@ def v06(folder: Path) -> Row:
 
 def v06_exact(folder: Path) -> Row:
     return Row(
-        [Want(v06(folder).wants[0].path, 1, "--exact wants exactly N")], ["--exact"]
+        [Want(v06(folder).wants[0].path, 1, "--exact requires exactly N")], ["--exact"]
     )
 
 

@@ -15,7 +15,7 @@ from step_cli.channels.reordered import reordered
 from step_cli.channels.torch_graph import Traced, trace
 from step_cli.channels.units import Unit, find_units, order_of
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.files.spill import Spill
+from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.open import open_checkpoint
 from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.nm.selection import Selection
@@ -53,7 +53,7 @@ def shuffled(
     for name, value in network.tensors.items():
         axes = {place: order_of(axis, found) for place, axis in enumerate(value)}
         orders[name] = {k: order for k, order in axes.items() if order is not None}
-    with closing(Spill()) as spill:
+    with closing(ArraysOnDisk()) as spill:
         return units, reordered(checkpoint, orders, spill)
 
 

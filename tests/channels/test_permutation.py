@@ -9,9 +9,9 @@ from step_cli.channels import stripe_splits
 from step_cli.channels.permutation import kept_magnitude, search_permutation
 from step_cli.channels.stripe_splits import kept_of_splits, splits_of
 from step_cli.errors import NonFiniteError, UsageError
-from step_cli.nm.groups import Array
 from step_cli.nm.mask import keep_highest
 from step_cli.nm.pattern import NMPattern
+from step_cli.nm.tensor_data import Array
 
 ROW = np.array([[4.0, 3, 2, 1, 0, 0, 0, 0]])
 

@@ -214,8 +214,8 @@ def test_a_loss_that_explodes_is_exit_7_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("override", "code", "words"),
     [
-        ("sparsity.recipe=stepp", 2, "did you mean 'step'"),
-        ("model.source=sample:digit-resnet", 2, "did you mean 'digits-resnet'"),
+        ("sparsity.recipe=stepp", 2, "did you mean step"),
+        ("model.source=sample:digit-resnet", 2, "did you mean digits-resnet"),
         ("model.source=nothing", 2, "names no model"),
         ("data.source=digit", 2, "no such data"),
         ("sparsity.pattern=2:5", 3, "can hold 2:5"),
@@ -277,7 +277,7 @@ def large():
     ("function", "code", "words"),
     [
         ("build", 0, ""),
-        ("biuld", 2, "did you mean 'build'"),
+        ("biuld", 2, "did you mean build"),
         ("number", 4, "returned int, not a torch module"),
         ("broken", 4, "RuntimeError: no such luck"),
         ("narrow", 4, "is none of its 8 classes, 0 to 7"),

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_cli.config.commands import to_step
 from step_cli.config.data import KEYS_OF, DataSection
 from step_cli.config.samples import sample_directory
 from step_cli.config.train import RECIPE_NAMES, load_config, to_toml
+from step_cli.config.types import to_step
 from step_cli.errors import InputError, UsageError
 
 VALUES: dict[str, Any] = {
@@ -58,10 +58,10 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults() -> None:
         ("switch.t_min=1.5", "a fraction from 0.0 to 1.0, got 1.5"),
         ("switch.criterion=fixed", "needs step"),
         ("train", "expected section.key=value"),
-        ("sparsity.recipe=stepp", "no such recipe 'stepp'; did you mean 'step'"),
+        ("sparsity.recipe=stepp", "no such recipe 'stepp'; did you mean step"),
         ("sparsity.recipe=none", "no such recipe 'none'; "),
-        ("model.source=sample:digit-resnet", "did you mean 'digits-resnet'"),
-        ("data.source=digit", "no such data 'digit'; did you mean 'digits'"),
+        ("model.source=sample:digit-resnet", "did you mean digits-resnet"),
+        ("data.source=digit", "no such data 'digit'; did you mean digits"),
         ("data.length=8", "length does not apply to the built-in 'digits'"),
         ("data.kind=text", "kind is for paths, and 'digits' is built in"),
         ("data.kind=txt", "data.kind: expected 'auto', 'cifar10', "),

@@ -4,12 +4,11 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-from collections.abc import Sequence
 from typing import Any
 
 from fuzz import clock
 
+from step_cli.formats import child_process
 from step_cli.formats.pytorch import child as torch_child
 from step_cli.formats.pytorch import reader as torch_file
 
@@ -19,18 +18,17 @@ def instead_of_processes() -> None:
     import torch
 
     torch.set_num_threads(1)
-    real, turn = subprocess.run, itertools.count(1)
+    real, turn = child_process.ask, itertools.count(1)
 
-    def run(command: Sequence[str], **options: Any) -> Any:
-        if "step_cli.formats.pytorch.child" not in command or next(turn) % 200 == 0:
-            return real(command, **options)
-        at = command.index("step_cli.formats.pytorch.child")
-        return _forked(list(command[at + 1 :]), options["timeout"])
+    def ask(module: str, request: dict[str, Any], *, limit_s: float) -> Any:
+        if next(turn) % 200 == 0:
+            return real(module, request, limit_s=limit_s)
+        return _forked(request, limit_s)
 
-    torch_file.subprocess.run = run  # type: ignore[attr-defined]
+    torch_file.ask = ask  # type: ignore[attr-defined]
 
 
-def _forked(arguments: list[str], limit_s: float) -> Any:
+def _forked(request: dict[str, Any], limit_s: float) -> child_process.Answer:
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -38,9 +36,8 @@ def _forked(arguments: list[str], limit_s: float) -> Any:
             for number in (signal.SIGPROF, signal.SIGALRM):
                 signal.signal(number, signal.SIG_DFL)
             clock.set_timers(min(limit_s, clock.HANG_S), clock.STUCK_S)
-            path, data = arguments[0], (arguments[1:] or [None])[0]
             try:
-                document = torch_child.main(path, data)
+                document = torch_child.main(request["file"], request["data"])
             except Exception as error:
                 document = {"error": torch_child.in_words(error)}
             with open(writing, "w") as out:
@@ -54,4 +51,6 @@ def _forked(arguments: list[str], limit_s: float) -> Any:
     code = os.waitstatus_to_exitcode(status)
     if code in (-signal.SIGPROF, -signal.SIGALRM):
         raise clock.HangError
-    return subprocess.CompletedProcess(arguments, code, text, b"")
+    if not text:
+        raise child_process.ChildDiedError(code, "")
+    return child_process.Answer(json.loads(text), "")

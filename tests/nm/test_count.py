@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from step_cli.errors import InputError
 from step_cli.nm import count as check
 from step_cli.nm import groups
-from step_cli.nm.count import Job, Tally, tally, tally_all
-from step_cli.nm.dtypes import bits_of
-from step_cli.nm.groups import Weights, index_of
+from step_cli.nm.count import TensorCounts, TensorToCheck, count_tensor, count_tensors
+from step_cli.nm.dtypes import dtype_info
+from step_cli.nm.groups import index_of
 from step_cli.nm.pattern import NMPattern, NMSpec
+from step_cli.nm.tensor_data import TensorData
 
 FLOATS = [
     "float64",
@@ -44,12 +45,16 @@ def as_numbers(array: np.ndarray) -> np.ndarray:
         return array.astype(np.float64)
 
 
-def job(array: np.ndarray, pattern: str, axis: int, exact: bool = False) -> Job:
+def to_check(
+    array: np.ndarray, pattern: str, axis: int, exact: bool = False
+) -> TensorToCheck:
     plan = NMSpec(NMPattern.parse(pattern), axis)
-    return Job(Weights(array, array.dtype.name), plan, exact)
+    return TensorToCheck(TensorData(array, array.dtype.name), plan, exact)
 
 
-def slow_tally(array: np.ndarray, pattern: NMPattern, axis: int, exact: bool) -> Tally:
+def slow_tally(
+    array: np.ndarray, pattern: NMPattern, axis: int, exact: bool
+) -> TensorCounts:
     """The contract, read aloud: one group and one weight after the other."""
     total, bad = 0, []
     nonzeros = 0
@@ -67,7 +72,7 @@ def slow_tally(array: np.ndarray, pattern: NMPattern, axis: int, exact: bool) ->
         if kept > pattern.n or (exact and kept != pattern.n):
             bad.append((int(np.ravel_multi_index(index, array.shape)), kept))
     wild = [i for i, v in enumerate(as_numbers(array).flat) if not np.isfinite(v)]
-    return Tally(
+    return TensorCounts(
         groups=total,
         violations=len(bad),
         elements=array.size,
@@ -101,7 +106,9 @@ def test_any_pattern_axis_and_dtype_equals_the_slow_loop(
     case: tuple[np.ndarray, NMPattern, int, bool],
 ) -> None:
     array, pattern, axis, exact = case
-    found = tally(Job(Weights(array, array.dtype.name), NMSpec(pattern, axis), exact))
+    found = count_tensor(
+        TensorToCheck(TensorData(array, array.dtype.name), NMSpec(pattern, axis), exact)
+    )
     assert found == slow_tally(array, pattern, axis, exact)
 
 
@@ -115,9 +122,12 @@ def test_small_pieces_and_threads_change_nothing(
         patch.setattr(groups, "PIECE_BYTES", 8)
         patch.setattr(check, "WORTH_A_THREAD", 0)
         patch.setattr(check, "TASK_BYTES", 16)
-        patch.setattr(check, "AHEAD_BYTES", 16)
-        jobs = [Job(Weights(array, array.dtype.name), NMSpec(pattern, axis), exact)] * 3
-        found = list(tally_all(jobs))
+        tensors = [
+            TensorToCheck(
+                TensorData(array, array.dtype.name), NMSpec(pattern, axis), exact
+            )
+        ] * 3
+        found = list(count_tensors(tensors))
     assert found == [slow_tally(array, pattern, axis, exact)] * 3
 
 
@@ -127,7 +137,7 @@ def test_large_groups_are_counted_exactly(m: int, inner: int) -> None:
     rng = np.random.default_rng(m)
     array = (rng.random((2, m, inner)) < 0.9).astype(np.float32)
     array[0] = 1  # a byte cannot hold the count of a full group of 256
-    found = tally(job(array, f"{m // 2}:{m}", 1))
+    found = count_tensor(to_check(array, f"{m // 2}:{m}", 1))
     kept = (array != 0).sum(1)
     assert found.nonzeros == kept.sum()
     assert found.violations == (kept > m // 2).sum()
@@ -138,36 +148,41 @@ def test_large_groups_are_counted_exactly(m: int, inner: int) -> None:
 def test_one_weight_too_many_is_found_in_each_dtype(dtype: str) -> None:
     array = np.zeros((64, 16), numpy_dtype(dtype))
     array[:, ::2] = 1
-    assert tally(job(array, "2:4", 1)).violations == 0
+    assert count_tensor(to_check(array, "2:4", 1)).violations == 0
     array[63, 15] = 0.5
-    found = tally(job(array, "2:4", 1))
+    found = count_tensor(to_check(array, "2:4", 1))
     assert (found.violations, found.violation) == (1, (63 * 16 + 12, 3))
 
 
 @pytest.mark.parametrize("dtype", FLOATS[:8])
 def test_minus_zero_is_zero_and_the_smallest_subnormal_is_not(dtype: str) -> None:
-    bits = bits_of(dtype)
+    bits = dtype_info(dtype)
     array = np.zeros((1, 4), bits.unsigned)
     array[0, :2] = 1  # the smallest subnormal
     array[0, 2] = bits.mask + 1  # the sign bit alone
     plan = NMSpec(NMPattern(1, 4), 1)
-    assert tally(Job(Weights(array, dtype), plan)).violation == (0, 2)
+    assert count_tensor(TensorToCheck(TensorData(array, dtype), plan)).violation == (
+        0,
+        2,
+    )
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("place", [0, 37, 127])
 def test_nan_and_infinity_are_counted_and_located(dtype: str, place: int) -> None:
     array = np.ones(128, numpy_dtype(dtype))
-    assert tally(job(array.reshape(8, 16), "4:4", 1)).nonfinite == 0
+    assert count_tensor(to_check(array.reshape(8, 16), "4:4", 1)).nonfinite == 0
     array[place] = np.nan if "fn" in dtype else -np.inf
-    found = tally(job(array.reshape(8, 16), "4:4", 1))
+    found = count_tensor(to_check(array.reshape(8, 16), "4:4", 1))
     assert (found.nonfinite, found.nonfinite_at) == (1, place)
 
 
 def test_the_zero_point_is_zero() -> None:
     codes = np.array([[3, 3, 1, 0], [3, 3, 3, -128]], np.int8)
     plan = NMSpec(NMPattern(1, 4), 1)
-    found = tally(Job(Weights(codes, "int8", zero=np.array(3, np.int8)), plan))
+    found = count_tensor(
+        TensorToCheck(TensorData(codes, "int8", zero=np.array(3, np.int8)), plan)
+    )
     assert (found.nonzeros, found.violation, found.nonfinite) == (3, (0, 2), 0)
 
 
@@ -179,30 +194,30 @@ def test_zero_points_may_differ_for_each_slice(zero_axis: int) -> None:
     shape = [1, 1, 1]
     shape[zero_axis] = -1
     expected = (codes != zero.reshape(shape)).astype(np.float32)
-    weights = Weights(codes, "uint8", zero, zero_axis)
-    found = tally(Job(weights, NMSpec(NMPattern(2, 4), 1)))
-    assert found == tally(job(expected, "2:4", 1))
+    weights = TensorData(codes, "uint8", zero, zero_axis)
+    found = count_tensor(TensorToCheck(weights, NMSpec(NMPattern(2, 4), 1)))
+    assert found == count_tensor(to_check(expected, "2:4", 1))
 
 
 def test_exact_wants_n_and_no_fewer() -> None:
     array = np.zeros((2, 4), np.float32)
     array[0, :2] = array[1, 0] = 1
-    assert tally(job(array, "2:4", 1)).violations == 0
-    assert tally(job(array, "2:4", 1, exact=True)).violation == (4, 1)
+    assert count_tensor(to_check(array, "2:4", 1)).violations == 0
+    assert count_tensor(to_check(array, "2:4", 1, exact=True)).violation == (4, 1)
 
 
 def test_a_group_of_more_than_255_is_counted_in_full() -> None:
     array = np.ones((2, 512), np.float16)
-    assert tally(job(array, "511:512", 1)).violation == (0, 512)
-    assert tally(job(array, "512:512", 1)).violations == 0
+    assert count_tensor(to_check(array, "511:512", 1)).violation == (0, 512)
+    assert count_tensor(to_check(array, "512:512", 1)).violations == 0
 
 
 def test_data_that_is_not_contiguous_is_read_in_its_own_coordinates() -> None:
     array = np.zeros((16, 8), np.float32)
     array[::2] = 1
-    assert tally(job(array.T, "2:4", 1)).violations == 0
+    assert count_tensor(to_check(array.T, "2:4", 1)).violations == 0
     array[15, 7] = 1
-    assert tally(job(array.T, "2:4", 1)).violation == (7 * 16 + 12, 3)
+    assert count_tensor(to_check(array.T, "2:4", 1)).violation == (7 * 16 + 12, 3)
 
 
 def test_a_position_becomes_an_index_of_the_tensor() -> None:
@@ -211,7 +226,11 @@ def test_a_position_becomes_an_index_of_the_tensor() -> None:
 
 def test_a_dtype_without_a_zero_is_refused() -> None:
     with pytest.raises(InputError, match="float8_e8m0fnu"):
-        tally(Job(Weights(np.zeros((4, 4), np.uint8), "float8_e8m0fnu"), PLAN))
+        count_tensor(
+            TensorToCheck(
+                TensorData(np.zeros((4, 4), np.uint8), "float8_e8m0fnu"), PLAN
+            )
+        )
 
 
 PLAN = NMSpec(NMPattern(2, 4), 1)
@@ -219,8 +238,10 @@ PLAN = NMSpec(NMPattern(2, 4), 1)
 
 def test_an_error_while_threads_run_ends_them() -> None:
     def broken_after_one() -> object:
-        yield Job(Weights(np.ones((2048, 2048), np.float32), "float32"), PLAN)
+        yield TensorToCheck(
+            TensorData(np.ones((2048, 2048), np.float32), "float32"), PLAN
+        )
         raise InputError("the file ended")
 
     with pytest.raises(InputError, match="the file ended"):
-        list(tally_all(broken_after_one()))  # type: ignore[arg-type]
+        list(count_tensors(broken_after_one()))  # type: ignore[arg-type]

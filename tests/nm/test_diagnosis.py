@@ -4,16 +4,20 @@ import numpy as np
 import pytest
 
 from step_cli.nm import groups
-from step_cli.nm.count import Job
-from step_cli.nm.diagnosis import axis_that_holds, pattern_that_holds
-from step_cli.nm.groups import Weights
-from step_cli.nm.mask_match import Mismatch, mismatch
+from step_cli.nm.count import TensorToCheck
+from step_cli.nm.diagnosis import (
+    Mismatch,
+    axis_that_holds,
+    mismatch,
+    pattern_that_holds,
+)
 from step_cli.nm.pattern import NMPattern, NMSpec
+from step_cli.nm.tensor_data import TensorData
 
 
-def job(array: np.ndarray, pattern: str = "2:4", axis: int = 1) -> Job:
+def to_check(array: np.ndarray, pattern: str = "2:4", axis: int = 1) -> TensorToCheck:
     plan = NMSpec(NMPattern.parse(pattern), axis)
-    return Job(Weights(array, array.dtype.name), plan)
+    return TensorToCheck(TensorData(array, array.dtype.name), plan)
 
 
 def sparse(n: int, m: int, axis: int, seed: int = 0) -> np.ndarray:
@@ -24,25 +28,25 @@ def sparse(n: int, m: int, axis: int, seed: int = 0) -> np.ndarray:
 
 
 def test_the_axis_along_which_it_holds_is_found() -> None:
-    assert axis_that_holds(job(sparse(2, 4, axis=0))) == 0
-    assert axis_that_holds(job(sparse(2, 4, axis=1), axis=0)) == 1
-    assert axis_that_holds(job(np.ones((8, 8), np.float32))) is None
+    assert axis_that_holds(to_check(sparse(2, 4, axis=0))) == 0
+    assert axis_that_holds(to_check(sparse(2, 4, axis=1), axis=0)) == 1
+    assert axis_that_holds(to_check(np.ones((8, 8), np.float32))) is None
 
 
 @pytest.mark.parametrize("nm", ["2:4", "4:8", "2:8", "1:16", "8:16"])
 def test_the_pattern_that_holds_is_found(nm: str) -> None:
     n, m = (int(part) for part in nm.split(":"))
-    assert str(pattern_that_holds(job(sparse(n, m, axis=1), "1:32"))) == nm
+    assert str(pattern_that_holds(to_check(sparse(n, m, axis=1), "1:32"))) == nm
 
 
 def test_a_dense_layer_looks_like_no_pattern() -> None:
-    assert pattern_that_holds(job(np.ones((8, 64), np.float32))) is None
+    assert pattern_that_holds(to_check(np.ones((8, 64), np.float32))) is None
 
 
 def test_the_same_mask_in_another_dtype_and_with_other_values() -> None:
     ours = sparse(2, 4, axis=1)
     theirs = -3 * ours.astype(np.float64)
-    assert mismatch(Weights(ours, "float32"), Weights(theirs, "float64")) is None
+    assert mismatch(TensorData(ours, "float32"), TensorData(theirs, "float64")) is None
 
 
 def test_the_first_difference_of_two_masks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,5 +55,5 @@ def test_the_first_difference_of_two_masks(monkeypatch: pytest.MonkeyPatch) -> N
     theirs = ours.copy()
     theirs[5, 7] = 1 - theirs[5, 7]
     theirs[9, 0] = 1 - theirs[9, 0]
-    found = mismatch(Weights(ours, "float32"), Weights(theirs, "float32"))
+    found = mismatch(TensorData(ours, "float32"), TensorData(theirs, "float32"))
     assert found == Mismatch(2, (5, 7))

@@ -5,8 +5,7 @@ import pytest
 from step_cli.nm import energies
 from step_cli.nm.allocation import allowed
 from step_cli.nm.energies import kept_squares
-from step_cli.nm.groups import Weights
-from step_cli.nm.values import values_of
+from step_cli.nm.tensor_data import TensorData, values_of
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
@@ -24,7 +23,7 @@ def test_it_is_what_a_loop_over_groups_finds(
     monkeypatch.setattr(energies, "PIECE", 16)
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     array = np.random.default_rng(0).standard_normal(shape).astype(kind)
-    found = kept_squares(Weights(array, dtype), m, axis)
+    found = kept_squares(TensorData(array, dtype), m, axis)
     groups = np.moveaxis(array.astype(np.float64), axis, -1).reshape(-1, m)
     assert list(found) == allowed(m)
     for n, energy in found.items():
@@ -38,7 +37,7 @@ def test_codes_count_from_their_zero_point(zero_axis: int | None) -> None:
     zero = np.array(7, np.uint8)
     if zero_axis is not None:
         zero = np.arange(codes.shape[zero_axis], dtype=np.uint8)
-    weights = Weights(codes, "uint8", zero, zero_axis)
+    weights = TensorData(codes, "uint8", zero, zero_axis)
     shape = [1, 1]
     if zero_axis is not None:
         shape[zero_axis] = -1

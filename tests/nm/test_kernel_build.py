@@ -12,7 +12,7 @@ import pytest
 
 import step_cli
 from step_cli.nm import kernels
-from step_cli.nm.dtypes import bits_of
+from step_cli.nm.dtypes import dtype_info
 
 ROOT = Path(step_cli.__file__).parent.parent
 HOOK = ROOT / "hatch_build.py"
@@ -49,11 +49,11 @@ class Builder:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    core = tmp_path / "tree" / "step_cli" / "core"
-    core.mkdir(parents=True)
+    nm = tmp_path / "tree" / "step_cli" / "nm"
+    nm.mkdir(parents=True)
     for name in ("kernels.c", "kernels_by_width.h"):
-        shutil.copy(ROOT / "step_cli" / "core" / name, core)
-    return core
+        shutil.copy(ROOT / "step_cli" / "nm" / name, nm)
+    return nm
 
 
 needs_compiler = pytest.mark.skipif(
@@ -112,7 +112,7 @@ def unloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_without_the_library_nothing_is_found(unloaded: Path) -> None:
-    codes, bits = np.zeros((1, 4, 1), np.uint16), bits_of("float16")
+    codes, bits = np.zeros((1, 4, 1), np.uint16), dtype_info("float16")
     for left in (None, b"", b"not a library"):
         if left is not None:
             unloaded.write_bytes(left)

@@ -4,8 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_cli.nm.groups import Scratch
-from step_cli.nm.mask import LARGEST_COMPARED, keep_highest, keep_planes
+from step_cli.nm.mask import LARGEST_COMPARED, keep_highest
 from step_cli.nm.pattern import NMPattern
 from step_cli.optim.mask import nm_mask
 
@@ -73,4 +72,4 @@ def test_equal_scores_keep_the_lower_indices() -> None:
 
 
 def test_a_dense_pattern_keeps_all() -> None:
-    assert keep_planes(np.zeros((4, 3), np.uint8), 4, Scratch()).all()
+    assert keep_highest(np.zeros((3, 4), np.uint8), NMPattern(4, 4), 1).all()

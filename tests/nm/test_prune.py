@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 
 from step_cli.errors import NonFiniteError
 from step_cli.nm import prune as module
-from step_cli.nm.groups import Weights
 from step_cli.nm.magnitude import FLOATS
 from step_cli.nm.pattern import NMPattern, NMSpec
-from step_cli.nm.prune import OneShot
-from step_cli.nm.pruned import Pruned
+from step_cli.nm.prune import OneShot, Pruned
+from step_cli.nm.tensor_data import TensorData
 
 CASES = [
     ((6, 8), 2, 4, 1),
@@ -42,7 +41,7 @@ def pruned(
     array: np.ndarray, n: int, m: int, axis: int, seed: int | None = None
 ) -> tuple[np.ndarray, Pruned]:
     plan = NMSpec(NMPattern(n, m), axis)
-    work = OneShot(Weights(array, array.dtype.name), plan, name="w", seed=seed)
+    work = OneShot(TensorData(array, array.dtype.name), plan, name="w", seed=seed)
     out = (
         np.concatenate([b.copy() for b in work.blocks()])
         .view(array.dtype)
@@ -114,7 +113,7 @@ def test_random_differs_by_seed_and_name_and_repeats() -> None:
     one, again, other = (pruned(array, 2, 4, 1, seed=seed)[0] for seed in (1, 1, 2))
     assert one.tobytes() == again.tobytes() != other.tobytes()
     plan = NMSpec(NMPattern(2, 4), 1)
-    named = OneShot(Weights(array, "float32"), plan, name="v", seed=1)
+    named = OneShot(TensorData(array, "float32"), plan, name="v", seed=1)
     assert np.concatenate([b.copy() for b in named.blocks()]).tobytes() != one.tobytes()
     assert 0.4 < np.mean(one[:, 0] != 0) < 0.6  # no place is favoured
 
@@ -163,7 +162,7 @@ def test_codes_are_pruned_to_their_zero_point(
     codes = rng.integers(0, 100, (8, 8)).astype(dtype)
     zero = np.arange(8, dtype=dtype) * 3 if per_slice else np.array(7, dtype)
     zero_axis = 1 - axis if per_slice else None
-    weights = Weights(codes, dtype, zero, zero_axis)
+    weights = TensorData(codes, dtype, zero, zero_axis)
     work = OneShot(weights, NMSpec(NMPattern(2, 4), axis), name="w")
     out = np.concatenate([b.copy() for b in work.blocks()]).view(dtype).reshape(8, 8)
     points = np.broadcast_to(
@@ -196,6 +195,6 @@ def test_a_block_is_overwritten_only_when_the_next_is_asked_for(
     monkeypatch.setattr(module, "WORTH_A_THREAD", 0)
     plan = NMSpec(NMPattern(2, 4), 1)
     written = bytearray()
-    for block in OneShot(Weights(array, "float16"), plan, name="w").blocks():
+    for block in OneShot(TensorData(array, "float16"), plan, name="w").blocks():
         written += block.tobytes()
     assert bytes(written) == whole.tobytes()

@@ -5,13 +5,15 @@ import pytest
 from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.nm.selection import (
-    Description,
     Selection,
-    default_axis,
     parse_axis,
+)
+from step_cli.nm.weight_rule import (
+    Description,
+    default_axis,
+    is_head,
     weight_skip_reason,
 )
-from step_cli.nm.weight_rule import is_head
 
 TWO_FOUR = NMPattern(2, 4)
 

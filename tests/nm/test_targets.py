@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from step_cli.nm.count import Job
-from step_cli.nm.groups import Weights
+from step_cli.nm.count import TensorToCheck
 from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.nm.targets import View, implies_two_four, tensorrt_view
+from step_cli.nm.tensor_data import TensorData
 from step_cli.nm.weight_rule import Description
 
 
@@ -20,8 +20,8 @@ def view(
     for start in (0, 1):
         first[axis] = slice(start, None, 4)
         array[tuple(first)] = 1
-    job = Job(Weights(array, dtype), NMSpec(NMPattern.parse(nm), axis))
-    return tensorrt_view(Description("fc.weight", dtype, shape), job, holds=True)
+    given = TensorToCheck(TensorData(array, dtype), NMSpec(NMPattern.parse(nm), axis))
+    return tensorrt_view(Description("fc.weight", dtype, shape), given, holds=True)
 
 
 def test_a_large_layer_in_half_precision_is_likely() -> None:

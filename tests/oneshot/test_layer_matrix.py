@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from step_cli.nm.groups import Array
+from step_cli.nm.tensor_data import Array
 from step_cli.oneshot.layer_matrix import LayerMatrix
 
 Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from step_cli.errors import InputError, UsageError
-from step_cli.models.checkpoint_model import RunnableModel
+from step_cli.models.runnable import RunnableModel
 from step_cli.oneshot.samples import read_batches
 
 

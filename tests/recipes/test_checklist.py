@@ -125,10 +125,10 @@ CHECKLIST = {
         "channels/test_permutation.py::test_the_published_sums_of_a_random_matrix",
     ],
     "memory: the figures of Table 5": [
-        "nm/test_sizes.py::"
+        "test_benchmark_sizes.py::"
         "test_dense_rows_of_table_5_are_token_embedding_and_sparse_layers",
-        "nm/test_sizes.py::test_sparse_rows_of_table_5_are_values_only",
-        "nm/test_sizes.py::test_two_ratios_of_table_5_are_mis_rounded",
+        "test_benchmark_sizes.py::test_sparse_rows_of_table_5_are_values_only",
+        "test_benchmark_sizes.py::test_two_ratios_of_table_5_are_mis_rounded",
     ],
     "export: values and metadata round-trip; sparse and masked forward agree": [
         "formats/compressed/test_codec.py::"

@@ -11,7 +11,7 @@ import pytest
 from sarif_schema import check_sarif
 
 from step_cli import render
-from step_cli.render import step_summary
+from step_cli.render import github
 from step_cli.render.github import in_data, in_property
 from step_cli.render.markdown import escaped
 from step_cli.render.sarif import uri_of
@@ -337,8 +337,8 @@ def test_a_summary_stays_below_what_github_takes(
 ) -> None:
     file = tmp_path / "summary.md"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(file))
-    monkeypatch.setattr(step_summary, "LARGEST", 2000)
+    monkeypatch.setattr(github, "LARGEST_SUMMARY", 2000)
     for _ in range(3):
-        step_summary.append(many(40))
+        github.append_summary(many(40))
         assert file.stat().st_size < 2000
     assert "shortened: see the log of the job" in file.read_text()

@@ -13,7 +13,7 @@ from torch import nn  # noqa: E402
 
 from step_cli import verify  # noqa: E402
 from step_cli.errors import InputError  # noqa: E402
-from step_cli.formats.huggingface.weights import load_hugging_face  # noqa: E402
+from step_cli.formats.huggingface.load import load_hugging_face  # noqa: E402
 from step_cli.formats.model_json import ModelSource, read_source  # noqa: E402
 from step_cli.formats.open import open_checkpoint  # noqa: E402
 from step_cli.nm.pattern import NMPattern, Plan  # noqa: E402

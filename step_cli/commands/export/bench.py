@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from step_cli.config.commands import ExportConfig
-from step_cli.formats.files.scratch import scratch_directory
+from step_cli.formats.files.temporary import temporary_directory
 from step_cli.formats.onnx.session import OrtSession, feeds_of
 from step_cli.formats.tensorrt.api import TrtRuntime
 from step_cli.formats.tensorrt.engine import EngineBuild, EngineOptions, build_engine
@@ -30,7 +30,7 @@ def time_against_dense(path: Path, examples: Examples) -> BenchReport:
     from step_cli.formats.onnx.dense_twin import save_dense_twin
 
     feeds = feeds_of(examples)
-    with scratch_directory("bench") as folder:
+    with temporary_directory("bench") as folder:
         twin = folder / "dense.onnx"
         save_dense_twin(path, twin)
         sparse_ms = OrtSession(path).median_ms(feeds)
@@ -49,7 +49,7 @@ def time_engines(
 ) -> BenchReport:
     """Time the engine beside one of the same graph that may not use sparse weights."""
     shapes = {profile.name: profile.shapes[1] for profile in options.profiles}
-    with scratch_directory("bench") as folder:
+    with temporary_directory("bench") as folder:
         twin = folder / "dense.plan"
         dense = build_engine(runtime, onnx_path, twin, replace(options, sparse=False))
         dense_ms = engine_ms(runtime, twin, dense.sha256, shapes)

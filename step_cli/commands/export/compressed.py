@@ -1,5 +1,6 @@
 """`export --to compressed` and back with `--to dense`, both without torch."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  (NumPy learns bfloat16 and fp8 from it)
@@ -13,39 +14,47 @@ from step_cli.formats.compressed.codec import differing_bits
 from step_cli.formats.compressed.writer import save_compressed
 from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.files.staged import staged
-from step_cli.formats.open import open_checkpoint
+from step_cli.formats.open import open_any_safetensors, open_checkpoint
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import plan_json
-from step_cli.formats.safetensors.reader import open_safetensors
 from step_cli.formats.safetensors.writer import TensorToSave, save_safetensors
-from step_cli.reports import ExportBytes, ExportReport
 
 
-def to_compressed(config: ExportConfig, source: Source) -> ExportReport:
+@dataclass(frozen=True)
+class Compressed:
+    """What was written: sizes in bytes, and how many -0.0 will return as +0.0."""
+
+    size_bytes: int
+    values_bytes: int
+    metadata_bytes: int
+    negative_zeros: int
+
+
+@dataclass(frozen=True)
+class Decompressed:
+    """What was written: sizes in bytes, and how many -0.0 were +0.0 in the input."""
+
+    size_bytes: int
+    dense_bytes: int
+    negative_zeros: int | None
+
+
+def to_compressed(config: ExportConfig, source: Source) -> Compressed:
     """Write kept values and sparse metadata; read back before it is published."""
     tensors = source.checkpoint.tensors
-    size = source.dense_bytes
     with staged(
-        config.out, force=config.force, inputs=source.inputs, size_bytes=size
+        config.out,
+        force=config.force,
+        inputs=source.inputs,
+        size_bytes=source.dense_bytes,
     ) as path:
         written = save_compressed(path, tensors, source.plan)
         zeros = _read_back(path, tensors)
         output = path.stat().st_size
-    return ExportReport(
-        ok=True,
-        to="compressed",
-        output=str(config.out),
-        bytes=ExportBytes(
-            dense=size, output=output, values=written.values, metadata=written.metadata
-        ),
-        ratio=size / output,
-        layers=source.layers(),
-        skipped=source.skipped,
-        negative_zeros=zeros,
-    )
+    return Compressed(output, written.values, written.metadata, zeros)
 
 
-def to_dense(config: ExportConfig) -> ExportReport:
+def to_dense(config: ExportConfig) -> Decompressed:
     """Write a compressed checkpoint back as plain safetensors.
 
     Raises:
@@ -61,20 +70,12 @@ def to_dense(config: ExportConfig) -> ExportReport:
     inputs = [config.checkpoint, *checkpoint.files]
     with staged(config.out, force=config.force, inputs=inputs, size_bytes=size) as path:
         tensors = {tensor.name: _to_save(tensor) for tensor in checkpoint.tensors}
-        # Other tools want to know who may read the file: transformers asks for "pt".
+        # transformers refuses a file without "pt" in its metadata.
         metadata = {PLAN_KEY: plan_json(checkpoint.plan or {}), "format": "pt"}
         save_safetensors(path, tensors, metadata)
         _read_back(path, checkpoint.tensors)
         output = path.stat().st_size
-    return ExportReport(
-        ok=True,
-        to="dense",
-        output=str(config.out),
-        bytes=ExportBytes(dense=size, output=output),
-        ratio=size / output,
-        layers=[],
-        negative_zeros=checkpoint.negative_zeros,
-    )
+    return Decompressed(output, size, checkpoint.negative_zeros)
 
 
 def _to_save(tensor: NamedTensor) -> TensorToSave:
@@ -89,7 +90,7 @@ def _read_back(path: Path, tensors: list[NamedTensor]) -> int:
     """
     zeros = 0
     try:
-        written = {t.name: t for t in open_safetensors(map_file(path)).tensors}
+        written = {t.name: t for t in open_any_safetensors(map_file(path)).tensors}
         for tensor in tensors:
             lost = differing_bits(tensor.read(), written[tensor.name].read())
             if lost is None:

@@ -1,5 +1,6 @@
-"""The ladder of each layer: pattern, size advice, eligible, chosen, sparse tactic."""
+"""The evidence on each layer: size advice, eligible, chosen, sparse tactic."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from step_cli.formats.files.mapped_file import map_file
@@ -10,85 +11,101 @@ from step_cli.formats.tensorrt.engine import EngineOptions
 from step_cli.formats.tensorrt.evidence import Rungs, rungs, sparse_weights
 from step_cli.formats.tensorrt.gpus import compute_capabilities
 from step_cli.formats.tensorrt.log import BuildLog
-from step_cli.nm.count import Job
+from step_cli.nm.count import TensorToCheck
 from step_cli.nm.diagnosis import holds_pattern
 from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.nm.targets import TWO_FOUR, implies_two_four, tensorrt_view
-from step_cli.reports import BackendReport, ExportLayer, ExportReport
+from step_cli.reports import BackendReport, ExportLayer
+
+NOT_ELIGIBLE = (
+    "not eligible: look for an operation between the weight and its product, "
+    "such as a reshape, a multiplication, or a concatenation"
+)
+NOT_CHOSEN = "a dense kernel was faster at this shape; try a larger --opt batch"
 
 
-def climb(report: ExportReport, onnx_path: Path) -> bool:
-    """Add to each layer what TensorRT would say of it before any build.
+def before_build(
+    layers: Sequence[ExportLayer], onnx_path: Path
+) -> tuple[list[ExportLayer], bool]:
+    """Judge each layer of a graph by what is known before any build.
 
     Returns:
-        Whether any layer holds 2:4 in the graph: reason to permit sparse weights.
+        The layers with TensorRT's advice on each, and whether any layer holds 2:4 in
+        the graph: reason to permit sparse weights.
     """
     tensors = {tensor.name: tensor for tensor in open_onnx(map_file(onnx_path)).tensors}
-    fits = False
-    for layer in report.layers:
+    advised, any_two_four = [], False
+    for layer in layers:
         tensor = tensors.get(layer.onnx_name or "")
-        if tensor is None or tensor.axis is None:
-            continue
-        plan = NMSpec(NMPattern.parse(layer.pattern), tensor.axis)
-        job = Job(tensor.weights(), plan)
-        holds = layer.pattern_ok is True
-        layer.advice = layer.advice or tensorrt_view(tensor, job, holds=holds).advice
-        fits = fits or _is_two_four(job, holds=holds)
-    return fits
+        if tensor is not None and tensor.axis is not None:
+            plan = NMSpec(NMPattern.parse(layer.pattern), tensor.axis)
+            job = TensorToCheck(tensor.data(), plan)
+            holds = layer.pattern_ok is True
+            advice = layer.advice or tensorrt_view(tensor, job, holds=holds).advice
+            layer = layer.model_copy(update={"advice": advice})
+            any_two_four = any_two_four or _is_two_four(job, holds=holds)
+        advised.append(layer)
+    return advised, any_two_four
 
 
-def _is_two_four(job: Job, *, holds: bool) -> bool:
-    if holds and implies_two_four(job.plan.pattern):
+def _is_two_four(job: TensorToCheck, *, holds: bool) -> bool:
+    if holds and implies_two_four(job.spec.pattern):
         return True
-    axis = job.plan.axis
-    divisible = job.weights.array.shape[axis] % TWO_FOUR.m == 0
+    axis = job.spec.axis
+    divisible = job.data.array.shape[axis] % TWO_FOUR.m == 0
     return divisible and holds_pattern(job, TWO_FOUR, axis)
 
 
-def backend_report(
-    report: ExportReport,
+def after_build(
+    layers: Sequence[ExportLayer],
     runtime: TrtRuntime,
     seen: BuildLog,
-    options: EngineOptions,
     onnx_path: Path,
-) -> None:
-    """Add backend and rungs to the report; without evidence they stay null."""
+) -> list[ExportLayer]:
+    """Judge each layer by what the build showed; what was not observed stays null."""
+    if not runtime.honours_sparsity:
+        # Kernels are made on the user's GPU: names here are no evidence.
+        return list(layers)
+    nodes = nodes_of_weights(onnx_path)
+    judged = []
+    for layer in layers:
+        if layer.onnx_name is not None and layer.onnx_name not in nodes:
+            # Of another operator, such as ConvTranspose.
+            judged.append(layer.model_copy(update={"eligible": False}))
+        else:
+            judged.append(_judged(layer, seen, nodes.get(layer.onnx_name or "", [])))
+    return judged
+
+
+def _judged(layer: ExportLayer, seen: BuildLog, nodes: list[str]) -> ExportLayer:
+    """By the node with the most evidence, where several share a weight."""
+    found = [rungs(seen, node) for node in nodes]
+    found.sort(key=lambda one: (one.chosen is not True, one.eligible is not True))
+    best = found[0] if found else Rungs()
+    advice = layer.advice
+    if best.chosen is True:
+        advice = None
+    elif best.eligible is False:
+        advice = advice or NOT_ELIGIBLE
+    elif best.eligible is True and best.chosen is False:
+        advice = advice or NOT_CHOSEN
+    observed = {"eligible": best.eligible, "chosen": best.chosen, "tactic": best.tactic}
+    return layer.model_copy(update={**observed, "advice": advice})
+
+
+def backend_report(
+    runtime: TrtRuntime, seen: BuildLog, options: EngineOptions
+) -> BackendReport:
+    """The library that built the engine, and what became of sparse weights."""
     targets = list(options.compute_capabilities)
     if not targets and runtime.kind == "tensorrt":
         targets = compute_capabilities()[:1]
     honoured = runtime.honours_sparsity
     became = sparse_weights(seen, honoured=honoured)
-    report.backend = BackendReport(
+    return BackendReport(
         name=runtime.kind,
         version=runtime.version,
         compute_capabilities=targets,
         # Where they are honoured and no layer fits, there was nothing to permit.
         sparse_weights=became if options.sparse or not honoured else None,
     )
-    if not honoured:
-        return  # kernels are made on the user's GPU: names here are no evidence
-    nodes = nodes_of_weights(onnx_path)
-    for layer in report.layers:
-        if layer.onnx_name is not None and layer.onnx_name not in nodes:
-            layer.eligible = False  # of another operator, such as ConvTranspose
-        else:
-            _add_rungs(layer, seen, nodes.get(layer.onnx_name or "", []))
-
-
-def _add_rungs(layer: ExportLayer, seen: BuildLog, nodes: list[str]) -> None:
-    """The rungs of the node that got furthest, where several share a weight."""
-    found = [rungs(seen, node) for node in nodes]
-    found.sort(key=lambda one: (one.chosen is not True, one.eligible is not True))
-    best = found[0] if found else Rungs()
-    layer.eligible, layer.chosen, layer.tactic = best.eligible, best.chosen, best.tactic
-    if best.chosen is True:
-        layer.advice = None
-    elif best.eligible is False and layer.advice is None:
-        layer.advice = (
-            "not eligible: look for an operation between the weight and its product, "
-            "such as a reshape, a multiplication, or a concatenation"
-        )
-    elif best.eligible is True and best.chosen is False and layer.advice is None:
-        layer.advice = (
-            "a dense kernel was faster at this shape; try a larger --opt batch"
-        )

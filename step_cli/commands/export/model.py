@@ -11,8 +11,6 @@ from step_cli.commands.export.bench import times_engine
 from step_cli.config.commands import ExportConfig, Precision
 from step_cli.errors import InputError, NonFiniteError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.huggingface.model import build_hugging_face, is_hugging_face
-from step_cli.formats.huggingface.weights import load_hugging_face
 from step_cli.formats.model_json import ModelSource
 from step_cli.formats.onnx.inputs import GraphInput, parse_input
 from step_cli.models.of_checkpoint import model_source
@@ -58,22 +56,18 @@ def load_model(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> Load
     """Build the model of a checkpoint, load its weights, set its precision.
 
     Raises:
-        UsageError: Nothing says which model it is, or what it takes.
+        UsageError: Neither model nor inputs are known.
         InputError: The weights do not fit the model.
-        NonFiniteError: A weight overflows in the precision asked for.
+        NonFiniteError: A weight overflows in the chosen precision.
     """
-    source = model_source(config.model, checkpoint)
-    if is_hugging_face(Path(source.spec)):
-        loaded = _hugging_face(Path(source.spec), checkpoint, plan)
-    else:
-        loaded = _built(source, checkpoint, plan)
+    loaded = _built(model_source(config.model, checkpoint), checkpoint, plan)
     if config.input:
         inputs = [parse_input(text) for text in config.input]
         loaded = replace(loaded, inputs=inputs, examples=None)
     if not loaded.inputs:
         first = next(iter(inspect.signature(loaded.model.forward).parameters), "x")
         raise UsageError(
-            f"--input: say what the model takes, such as --input {first}:"
+            f"--input: name what the model takes, such as --input {first}:"
             "float32:1x3x224x224"
         )
     precision = precision_of(config, checkpoint, plan)
@@ -86,7 +80,7 @@ def load_model(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> Load
 
 
 def precision_of(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> Precision:
-    """The precision asked for, else the checkpoint's; engines default to 16 bits."""
+    """That of the options, else the checkpoint's; engines default to 16 bits."""
     if config.precision is not None:
         return config.precision
     dtypes = [tensor.dtype for tensor in checkpoint.tensors if tensor.name in plan]
@@ -138,18 +132,10 @@ def _built(source: ModelSource, checkpoint: Checkpoint, plan: Plan) -> LoadedMod
     places = load_weights(built.model, checkpoint)
     names = _names_in(checkpoint, plan, places)
     examples = built.example_inputs
-    inputs = inputs_of_examples(examples) if examples else []
-    renamed = {name: plan[stored] for name, stored in names.items()}
-    return LoadedModel(built.model, renamed, names, inputs, 2, examples, "fp32")
-
-
-def _hugging_face(directory: Path, checkpoint: Checkpoint, plan: Plan) -> LoadedModel:
-    built = build_hugging_face(directory)
-    places = load_hugging_face(built.model, checkpoint)
-    names = _names_in(checkpoint, plan, places)
+    inputs = inputs_of_examples(examples) if examples else list(built.inputs)
     renamed = {name: plan[stored] for name, stored in names.items()}
     return LoadedModel(
-        built.model, renamed, names, built.inputs, built.vocabulary, None, "fp32"
+        built.model, renamed, names, inputs, built.vocabulary, examples, "fp32"
     )
 
 

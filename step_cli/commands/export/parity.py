@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from step_cli.commands.export.model import LoadedModel, in_precision
 from step_cli.config.commands import ExportConfig
-from step_cli.formats.files.scratch import scratch_directory
+from step_cli.formats.files.temporary import temporary_directory
 from step_cli.formats.onnx.exporter import DEFAULT_OPSET, export_onnx
 from step_cli.formats.onnx.session import (
     TOLERANCE,
@@ -55,7 +55,7 @@ def compare(
     tolerance = config.tolerance or TOLERANCE[loaded.precision]
     if loaded.precision != "bf16":
         return _parity(path, examples, expected, tolerance), loaded.precision
-    with scratch_directory("parity") as folder:
+    with temporary_directory("parity") as folder:
         twin, opset = folder / "fp32.onnx", config.opset or DEFAULT_OPSET
         wide, examples = _widened(loaded, examples)
         export_onnx(wide.model, wide.inputs, examples, {}, twin, opset=opset)

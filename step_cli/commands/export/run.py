@@ -3,12 +3,18 @@
 import logging
 from pathlib import Path
 
+from step_cli.commands.export.report import (
+    broken_report,
+    compressed_report,
+    dense_report,
+    onnx_report,
+)
 from step_cli.commands.export.source import Source, open_source
 from step_cli.config.commands import ExportConfig
 from step_cli.errors import MissingError, UsageError
 from step_cli.formats.files.target import checked_target
 from step_cli.formats.onnx.inputs import parse_input
-from step_cli.reports import ExportBytes, ExportReport
+from step_cli.reports import ExportReport
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +52,7 @@ def run(config: ExportConfig) -> ExportReport:
     if config.to == "dense":
         from step_cli.commands.export.compressed import to_dense
 
-        return to_dense(config)
+        return dense_report(config, to_dense(config))
     if config.to == "tensorrt":
         return _tensorrt(config)
     if config.to == "onnx":
@@ -55,14 +61,14 @@ def run(config: ExportConfig) -> ExportReport:
         need_export_libraries()
     source = _source(config)
     if not source.holds:
-        return broken(config, source)
+        return broken_report(config, source)
     if config.to == "compressed":
         from step_cli.commands.export.compressed import to_compressed
 
-        return to_compressed(config, source)
+        return compressed_report(config, source, to_compressed(config, source))
     from step_cli.commands.export.onnx import to_onnx
 
-    return to_onnx(config, source)
+    return onnx_report(config, source, to_onnx(config, source))
 
 
 def _inputs(config: ExportConfig) -> list[Path]:
@@ -80,7 +86,7 @@ def _tensorrt(config: ExportConfig) -> ExportReport:
         _need_sparse_cores()
     source = _source(config)
     if not source.holds:
-        return broken(config, source)
+        return broken_report(config, source)
     return to_tensorrt(config, source, runtime)
 
 
@@ -96,16 +102,16 @@ def _need_sparse_cores() -> None:
 
 def _check_options(config: ExportConfig) -> None:
     if config.to is None:
-        raise UsageError("--to: say what to write: compressed, dense, onnx, tensorrt")
+        raise UsageError("--to: name what to write: compressed, dense, onnx, tensorrt")
     for option in _given(config, set(ExportConfig.model_fields) - OPTIONS[config.to]):
         raise UsageError(f"{option} has no meaning with --to {config.to}")
     names = [parse_input(text).name for text in config.input]
     if len(set(names)) < len(names):
         raise UsageError("--input: an input is given twice")
     suffix = {"compressed": ".safetensors", "dense": ".safetensors", "onnx": ".onnx"}
-    wanted = suffix.get(config.to)
-    if wanted is not None and config.out.suffix.lower() != wanted:
-        raise UsageError(f"OUT: expected a name that ends in {wanted}", file=config.out)
+    ending = suffix.get(config.to)
+    if ending is not None and config.out.suffix.lower() != ending:
+        raise UsageError(f"OUT: expected a name that ends in {ending}", file=config.out)
 
 
 def _given(config: ExportConfig, names: set[str]) -> list[str]:
@@ -129,16 +135,3 @@ def _source(config: ExportConfig) -> Source:
         for option in _given(config, _GRAPH - {"bench"}):
             raise UsageError(f"{option} has no meaning for a file that is ONNX already")
     return source
-
-
-def broken(config: ExportConfig, source: Source) -> ExportReport:
-    """The report of a checkpoint that breaks its pattern; nothing was written."""
-    return ExportReport(
-        ok=False,
-        to=str(config.to),
-        output=None,
-        bytes=ExportBytes(dense=source.dense_bytes),
-        layers=source.layers(),
-        skipped=source.skipped,
-        notes=["weights break their pattern, so nothing was written", *source.advice],
-    )

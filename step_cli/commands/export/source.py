@@ -1,5 +1,6 @@
 """What `export` starts from: the checkpoint, its plan, and whether it holds it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +10,13 @@ from step_cli.commands.select import (
     skipped_tensors,
     why_nothing,
 )
-from step_cli.commands.verify.layer import Judged, add_advice, verdict_of
+from step_cli.commands.verify.counted import Counted, count_layers
+from step_cli.commands.verify.verdict import verdicts_on
 from step_cli.config.commands import ExportConfig
 from step_cli.errors import NonFiniteError, NothingSelectedError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.open import open_checkpoint
-from step_cli.nm.count import Job, tally_all
-from step_cli.nm.pattern import NMSpec, Plan
+from step_cli.nm.pattern import Plan
 from step_cli.reports import ExportLayer, LayerVerdict, SkippedTensor
 
 
@@ -94,35 +95,26 @@ def open_source(config: ExportConfig) -> Source:
         raise NothingSelectedError(
             why_nothing(chosen, "export"), file=config.checkpoint
         )
-    judged = judge(chosen.layers)
-    refuse_nonfinite(judged, config.checkpoint)
+    counted = count_layers(chosen.layers)
+    refuse_nonfinite(counted, config.checkpoint)
     planned = plan is not None and config.nm is None
-    advice = add_advice(judged, planned=planned, tensorrt=False)
+    verdicts, advice = verdicts_on(counted, planned=planned)
     return Source(
         checkpoint,
         {tensor.name: layer for tensor, layer in chosen.layers},
-        sorted((item.verdict for item in judged), key=lambda verdict: verdict.name),
+        verdicts,
         skipped_tensors(chosen),
         advice,
     )
 
 
-def judge(layers: list[tuple[NamedTensor, NMSpec]]) -> list[Judged]:
-    """Count the non-zeros of each layer."""
-    tallies = tally_all(Job(tensor.weights(), plan) for tensor, plan in layers)
-    return [
-        Judged(tensor, plan, False, verdict_of(tensor, plan, tally))
-        for (tensor, plan), tally in zip(layers, tallies, strict=True)
-    ]
-
-
-def refuse_nonfinite(judged: list[Judged], file: Path) -> None:
+def refuse_nonfinite(counted: Sequence[Counted], file: Path) -> None:
     """Raise NonFiniteError for the first layer with NaN or infinity."""
-    for item in judged:
-        if item.verdict.nonfinite:
+    for layer in counted:
+        if layer.tally.nonfinite:
             raise NonFiniteError(
-                f"{item.verdict.nonfinite} NaN or infinity, the first at "
-                f"{item.verdict.first_nonfinite}; fix the training run first",
+                f"{layer.tally.nonfinite} NaN or infinity, the first at "
+                f"{layer.first_nonfinite}; fix the training run first",
                 file=file,
-                tensor=item.tensor.name,
+                tensor=layer.tensor.name,
             )

@@ -1,9 +1,9 @@
-"""`export --to tensorrt`: an engine, its report and log, and the truth about layers."""
+"""`export --to tensorrt`: an engine, its report and log, and evidence on each layer."""
 
 import hashlib
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,54 +12,93 @@ from step_cli.commands.export.bench import (
     time_engines,
     times_engine,
 )
-from step_cli.commands.export.elsewhere import elsewhere, trtexec
-from step_cli.commands.export.evidence import backend_report, climb
+from step_cli.commands.export.evidence import (
+    after_build,
+    backend_report,
+    before_build,
+)
 from step_cli.commands.export.model import load_model
-from step_cli.commands.export.onnx import CheckFailedError, onnx_report, write_onnx
+from step_cli.commands.export.onnx import CheckFailedError, WrittenOnnx, write_onnx
+from step_cli.commands.export.other_machine import commands_to_build
+from step_cli.commands.export.report import engine_report, onnx_report
 from step_cli.commands.export.source import Source
 from step_cli.config.commands import ExportConfig
 from step_cli.errors import MissingError, StepError
-from step_cli.formats.files.scratch import scratch_directory
 from step_cli.formats.files.staged import staged
+from step_cli.formats.files.temporary import temporary_directory
 from step_cli.formats.onnx.example_inputs import example_tensors
 from step_cli.formats.onnx.exporter import need_export_libraries
 from step_cli.formats.onnx.inputs import GraphInput
 from step_cli.formats.onnx.nodes import inputs_of_onnx
+from step_cli.formats.onnx.publish import OnnxPlace
 from step_cli.formats.tensorrt.api import TrtRuntime, check_targets, find_runtime
 from step_cli.formats.tensorrt.engine import EngineBuild, EngineOptions, build_engine
-from step_cli.formats.tensorrt.log import parse_log
+from step_cli.formats.tensorrt.log import BuildLog, parse_log
 from step_cli.formats.tensorrt.profiles import Profile, make_profiles
-from step_cli.reports import BenchReport, ExportBytes, ExportReport, SparsityCounts
+from step_cli.reports import BackendReport, BenchReport, ExportLayer, ExportReport
 
 log = logging.getLogger(__name__)
 
-IGNORED = "this backend ignores sparse weights: the engine is real, and runs dense"
+
+@dataclass(frozen=True)
+class Graph:
+    """The ONNX file that an engine is built from.
+
+    Attributes:
+        path: The file.
+        layers: Whether each holds its pattern in it.
+        written: What its checks found; None where it is the checkpoint itself.
+    """
+
+    path: Path
+    layers: list[ExportLayer]
+    written: WrittenOnnx | None
 
 
 @dataclass(frozen=True)
-class OnnxSource:
-    """The ONNX file that an engine is built from, and its report so far."""
+class Engine:
+    """An engine that was built, and what is known of it.
 
-    path: Path
-    report: ExportReport
+    Attributes:
+        build: As it was built.
+        options: What it was built with.
+        seen: The evidence in the build log, and of the engine inspector.
+        layers: What the build showed of each.
+        backend: The library.
+        written: What the checks of its ONNX file found; None where that was the input.
+        onnx_sha256: Of that file.
+    """
+
+    build: EngineBuild
+    options: EngineOptions
+    seen: BuildLog
+    layers: list[ExportLayer]
+    backend: BackendReport
+    written: WrittenOnnx | None
+    onnx_sha256: str
+
+    @property
+    def used(self) -> bool:
+        """Whether a sparse tactic was chosen."""
+        return self.backend.sparse_weights == "used"
 
 
 def find_backend(config: ExportConfig) -> TrtRuntime:
-    """The library to build with, asked before any work.
+    """The library to build with, looked for before any work.
 
     Raises:
         MissingError: There is none, or it cannot do what is required of it.
-        UsageError: It does not know a compute capability.
+        UsageError: It does not build for a compute capability.
     """
-    commands = elsewhere(config, trtexec(config))
+    commands = commands_to_build(config)
     try:
         runtime = find_runtime(config.backend)
     except MissingError as error:
         raise MissingError(
             f"{error.message}; or, on a GPU machine: {commands}"
         ) from None
-    asked = config.backend != "auto"
-    check_targets(runtime, config.compute_capability, asked=asked)
+    named = config.backend != "auto"
+    check_targets(runtime, config.compute_capability, asked=named)
     if config.require_sparse and not runtime.honours_sparsity:
         raise MissingError(
             f"--require-sparse: {runtime.kind} {runtime.version} ignores sparse "
@@ -74,34 +113,34 @@ def to_tensorrt(
     config: ExportConfig, source: Source, runtime: TrtRuntime
 ) -> ExportReport:
     """Build the engine; nothing is published unless every check passes."""
-    with scratch_directory("onnx") as folder:
-        try:
-            made = _onnx_source(config, source, folder)
-            if not made.report.ok:
-                return made.report
-            inputs = inputs_of_onnx(made.path)
-            profiles = make_profiles(inputs, _shapes(config))
-            if config.bench and made.path == config.checkpoint:
-                made.report.bench = _bench_onnx(config, inputs, profiles)
-            return _build(config, source, runtime, made, profiles)
-        except CheckFailedError as failed:
-            return failed.report
+    with temporary_directory("onnx") as folder:
+        graph = _graph(config, source, folder)
+        if graph.written is not None and not graph.written.ok:
+            return onnx_report(config, source, graph.written)
+        inputs = inputs_of_onnx(graph.path)
+        profiles = make_profiles(inputs, _shapes(config))
+        bench = graph.written.bench if graph.written else None
+        if config.bench and graph.written is None:
+            bench = _bench_onnx(config, inputs, profiles)
+        return _publish(config, source, runtime, graph, profiles, bench)
 
 
-def _onnx_source(config: ExportConfig, source: Source, folder: Path) -> OnnxSource:
+def _graph(config: ExportConfig, source: Source, folder: Path) -> Graph:
     """The checkpoint itself if it is ONNX, else its model, exported for the purpose."""
     if source.checkpoint.format == "onnx":
-        return OnnxSource(config.checkpoint, _report_of_onnx(config, source))
+        layers = [
+            layer.model_copy(update={"onnx_name": layer.name})
+            for layer in source.layers()
+        ]
+        return Graph(config.checkpoint, layers, None)
     need_export_libraries()
     loaded = load_model(config, source.checkpoint, source.plan)
     # Wrong shapes are refused before the model is traced.
     profiles = make_profiles(loaded.inputs, _shapes(config))
     optima = {profile.name: profile.shapes[1] for profile in profiles}
-    path = folder / "model.onnx"
-    written = write_onnx(
-        config, loaded, path, "model.onnx.data", _fixed(optima, loaded.inputs)
-    )
-    return OnnxSource(path, onnx_report(config, source, written))
+    place = OnnxPlace(folder / "model.onnx", "model.onnx.data")
+    written = write_onnx(config, loaded, place, _fixed(optima, loaded.inputs))
+    return Graph(place.path, written.layers, written)
 
 
 def _bench_onnx(
@@ -116,106 +155,69 @@ def _bench_onnx(
     return time_against_dense(config.checkpoint, examples)
 
 
-def _report_of_onnx(config: ExportConfig, source: Source) -> ExportReport:
-    report = ExportReport(
-        ok=True,
-        to="tensorrt",
-        output=str(config.out),
-        bytes=ExportBytes(dense=source.dense_bytes),
-        layers=source.layers(),
-        skipped=source.skipped,
-    )
-    for layer in report.layers:
-        layer.onnx_name = layer.name
+def _publish(
+    config: ExportConfig,
+    source: Source,
+    runtime: TrtRuntime,
+    graph: Graph,
+    profiles: list[Profile],
+    bench: BenchReport | None,
+) -> ExportReport:
+    """Build and publish the engine with its log and report."""
+    with (
+        suppress(CheckFailedError),
+        _outputs(config, source) as (plan_path, log_path, report_path),
+    ):
+        engine = _build(config, runtime, graph, plan_path, profiles)
+        required = engine.used or not config.require_sparse
+        if required and config.bench and times_engine(config):
+            build, options = engine.build, engine.options
+            bench = time_engines(runtime, graph.path, plan_path, build, options)
+        report = engine_report(config, source, engine, bench)
+        if not report.ok:
+            raise CheckFailedError
+        log_path.write_text(engine.build.log, encoding="utf-8")
+        report_path.write_text(report.document() + "\n", encoding="utf-8")
+    if report.ok:
+        _keep_timings(config, engine.build)
     return report
 
 
 def _build(
     config: ExportConfig,
-    source: Source,
     runtime: TrtRuntime,
-    made: OnnxSource,
+    graph: Graph,
+    plan_path: Path,
     profiles: list[Profile],
-) -> ExportReport:
-    report = made.report
+) -> Engine:
+    layers, any_two_four = before_build(graph.layers, graph.path)
+    if not any_two_four:
+        log.warning("no layer is 2:4 in the graph: sparse weights are not permitted")
     options = EngineOptions(
-        sparse=climb(report, made.path),
+        sparse=any_two_four,
         profiles=profiles,
         compute_capabilities=config.compute_capability,
         workspace_mib=config.workspace,
         timing_cache=config.timing_cache,
     )
-    if not options.sparse:
-        log.warning("no layer is 2:4 in the graph: sparse weights are not permitted")
-    with _outputs(config, source) as (plan_path, log_path, report_path):
-        build = _built(config, runtime, made.path, plan_path, options)
-        _complete(config, report, runtime, build, options, made.path)
-        if config.require_sparse and not _used(report):
-            report.ok, report.output, report.build_log = False, None, None
-            raise CheckFailedError(report)
-        if config.bench and times_engine(config):
-            report.bench = time_engines(runtime, made.path, plan_path, build, options)
-        log_path.write_text(build.log, encoding="utf-8")
-        report_path.write_text(report.document() + "\n", encoding="utf-8")
-    _keep_timings(config, build)
-    return report
-
-
-def _built(
-    config: ExportConfig,
-    runtime: TrtRuntime,
-    onnx_path: Path,
-    plan_path: Path,
-    options: EngineOptions,
-) -> EngineBuild:
-    """Build, and speak of the user's file where it fails, never of our own."""
     try:
-        return build_engine(runtime, onnx_path, plan_path, options)
+        build = build_engine(runtime, graph.path, plan_path, options)
     except StepError as error:
-        if error.file == str(onnx_path):
+        if error.file == str(graph.path):  # ours; the user gave the checkpoint
             error.file = str(config.checkpoint)
         raise
-
-
-def _used(report: ExportReport) -> bool:
-    return report.backend is not None and report.backend.sparse_weights == "used"
-
-
-def _complete(
-    config: ExportConfig,
-    report: ExportReport,
-    runtime: TrtRuntime,
-    build: EngineBuild,
-    options: EngineOptions,
-    onnx_path: Path,
-) -> None:
-    """Add to the report what the build showed."""
     seen = parse_log(build.log)
     if build.layers:
         seen = replace(seen, layers=build.layers)
-    backend_report(report, runtime, seen, options, onnx_path)
-    report.output = str(config.out)
-    report.bytes.output = build.size_bytes
-    report.ratio = (report.bytes.dense or 0) / build.size_bytes
-    report.sha256 = {"onnx": _sha256(onnx_path), "plan": build.sha256}
-    report.sparsity = [
-        SparsityCounts(
-            eligible=pair.eligible.count if pair.eligible else None,
-            chosen=pair.chosen.count if pair.chosen else None,
-        )
-        for pair in seen.pairs
-    ]
-    report.build_log = f"{config.out}.build.log"
-    report.trtexec = trtexec(config, options.profiles)
-    report.notes += build.warnings
-    if seen.out_of_memory:
-        report.notes.append("the builder ran out of memory for some kernels")
-    if not runtime.honours_sparsity:
-        commands = elsewhere(config, report.trtexec, report.precision or "fp16")
-        report.notes += [
-            IGNORED,
-            f"for sparse kernels, on a machine with the GPU: {commands}",
-        ]
+    return Engine(
+        build,
+        options,
+        seen,
+        after_build(layers, runtime, seen, graph.path),
+        backend_report(runtime, seen, options),
+        graph.written,
+        _sha256(graph.path),
+    )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from step_cli.commands.profile.settings import Settings, settings_of
 from step_cli.config.commands import AutoswitchProfileConfig
 from step_cli.config.train import SEEDS, TrainConfig, load_config
 from step_cli.errors import OutputError, UsageError
-from step_cli.formats.files.scratch import scratch_directory
+from step_cli.formats.files.temporary import temporary_directory
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def run_folder(options: AutoswitchProfileConfig) -> Iterator[Path]:
         OutputError: The system refuses.
     """
     if options.out is None:
-        with scratch_directory("profile") as path:
+        with temporary_directory("profile") as path:
             yield path
         return
     from step_cli.training.run_directory import run_directory

@@ -1,7 +1,6 @@
 """``autoswitch-profile``: where each criterion would switch, on a dense run."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from step_cli.commands.profile.recorded import recorded_runs, replay_recordings
 from step_cli.commands.profile.replay import Profile
 from step_cli.commands.profile.report import report_on
 from step_cli.config.commands import AutoswitchProfileConfig
-from step_cli.errors import MissingError, UsageError
+from step_cli.errors import MissingError, UsageError, nearest
 from step_cli.formats.files.target import checked_target
 from step_cli.reports import AutoswitchProfileReport
 
@@ -106,7 +105,6 @@ def _draw(
 def _criteria(asked: Sequence[str]) -> Sequence[str]:
     for name in asked:
         if name not in CRITERION_NAMES:
-            close = get_close_matches(name, CRITERION_NAMES, n=1)
-            hint = f"did you mean {close[0]}" if close else ", ".join(CRITERION_NAMES)
-            raise UsageError(f"--criterion: no such criterion {name!r}; {hint}")
+            hint = nearest(name, CRITERION_NAMES)
+            raise UsageError(f"--criterion: no such criterion {name!r}{hint}")
     return list(dict.fromkeys(asked)) or CRITERION_NAMES

@@ -16,8 +16,9 @@ from step_cli.autoswitch.autoswitch import (
 )
 from step_cli.autoswitch.replay import Replay
 from step_cli.autoswitch.variance_log import VarianceHeader
-from step_cli.config.commands import AutoswitchProfileConfig, to_step
+from step_cli.config.commands import AutoswitchProfileConfig
 from step_cli.config.train import SwitchSection
+from step_cli.config.types import to_step
 from step_cli.errors import UsageError
 
 FIXED_FRACTION = 0.25  # of the training, where nothing says at which step

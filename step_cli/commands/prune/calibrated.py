@@ -1,26 +1,26 @@
 """Wanda and SparseGPT in `prune`: all layers first, in the order of the model."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from step_cli.commands.prune.methods import Array
-from step_cli.commands.prune.tensors import Layer
+from step_cli.commands.prune.tensors import LayerToPrune
 from step_cli.config.commands import PruneConfig
-from step_cli.errors import InputError, NonFiniteError, StepError
+from step_cli.errors import InputError, NonFiniteError, naming
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.files.spill import Spill
+from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.huggingface.model import is_hugging_face
 from step_cli.formats.pytorch.arrays import mapped_tensor, to_array
-from step_cli.models.checkpoint_model import RunnableModel, open_model
 from step_cli.models.of_checkpoint import model_source
+from step_cli.models.runnable import RunnableModel, open_model
 from step_cli.nm.groups import Mask
-from step_cli.nm.prune import OneShot
+from step_cli.nm.prune import OneShot, Pruned
 from step_cli.oneshot.block_by_block import Calibration, prune_in_order
 from step_cli.oneshot.inputs import TargetLayer
 from step_cli.oneshot.layer_matrix import LayerMatrix
@@ -29,17 +29,19 @@ from step_cli.oneshot.sparsegpt import InputHessian, sparsegpt_weight
 from step_cli.oneshot.transposable import transposable_keep
 from step_cli.oneshot.wanda import InputNorms, wanda_keep
 
+Array = npt.NDArray[Any]
+
 
 def calibrated(
     config: PruneConfig,
     checkpoint: Checkpoint,
-    layers: list[Layer],
+    layers: list[LayerToPrune],
     folder: Path | None,
 ) -> "Calibrated":
     """Run the samples through the model and prune every layer by what it sees.
 
     Raises:
-        UsageError: Nothing says which model it is.
+        UsageError: It is not known which model it is.
         InputError: Model, weights or samples do not fit each other.
         NonFiniteError: A weight or an activation is NaN or infinite.
     """
@@ -53,7 +55,9 @@ def calibrated(
         most=config.calibration_samples,
         tokenizer=directory,
     )
-    done = Calibrated(config.method == "sparsegpt", config.transposable, Spill(folder))
+    done = Calibrated(
+        config.method == "sparsegpt", config.transposable, ArraysOnDisk(folder)
+    )
     make: Callable[[], Any] = InputHessian if done.sparsegpt else InputNorms
     work = Calibration(runnable.model, batches, make, done.prune, folder)
     try:
@@ -74,15 +78,19 @@ class Calibrated:
         spill: Where the new weights are.
         results: The new weight of each tensor, by name.
         layers: By the name of the weight in the model.
+        done: What was done to each tensor, by name.
     """
 
     sparsegpt: bool
     transposable: bool
-    spill: Spill
+    spill: ArraysOnDisk
     results: dict[str, Array] = field(default_factory=dict)
-    layers: dict[str, Layer] = field(default_factory=dict)
+    layers: dict[str, LayerToPrune] = field(default_factory=dict)
+    done: dict[str, Pruned] = field(default_factory=dict)
 
-    def watch(self, runnable: RunnableModel, layers: list[Layer]) -> list[TargetLayer]:
+    def watch(
+        self, runnable: RunnableModel, layers: list[LayerToPrune]
+    ) -> list[TargetLayer]:
         """The module of each layer.
 
         Raises:
@@ -109,20 +117,17 @@ class Calibrated:
     def prune(self, watched: TargetLayer, seen: Any) -> None:
         """Prune one layer, and have its module compute with the result."""
         layer, view = self.layers[watched.name], LayerMatrix(watched.module)
-        stored = mapped_tensor(layer.tensor.weights().array)
-        try:
+        stored = mapped_tensor(layer.tensor.data().array)
+        with naming(tensor=layer.tensor.name):
             if self.sparsegpt:
                 new = self._updated(layer, stored, view, seen)
             else:
                 new = self._masked(layer, stored, view, seen)
-        except StepError as error:
-            error.tensor = error.tensor or layer.tensor.name
-            raise
         self.results[layer.tensor.name] = aside = self.spill.add(new)
         parameter = nn.Parameter(mapped_tensor(aside), requires_grad=False)
         watched.module.weight = parameter
 
-    def blocks(self, layer: Layer) -> Iterator[Array]:
+    def blocks(self, layer: LayerToPrune) -> Iterator[Array]:
         """See `Method`."""
         new = self.results[layer.tensor.name]
         order = layer.tensor.place.order if layer.tensor.place else None
@@ -133,9 +138,9 @@ class Calibrated:
         self.spill.close()
 
     def _masked(
-        self, layer: Layer, stored: Tensor, view: LayerMatrix, seen: InputNorms
+        self, layer: LayerToPrune, stored: Tensor, view: LayerMatrix, seen: InputNorms
     ) -> Array:
-        weights = layer.tensor.weights()
+        weights = layer.tensor.data()
 
         def choose(scores: Tensor) -> Mask:
             return transposable_keep(weights, layer.plan, scores.numpy())
@@ -149,19 +154,23 @@ class Calibrated:
         )
         work = OneShot(weights, layer.plan, name=layer.tensor.name, keep=keep)
         new = np.concatenate([block.copy() for block in work.blocks()])
-        vars(layer.done).update(vars(work.done))
+        self.done[layer.tensor.name] = work.done
         return new.view(weights.array.dtype).reshape(weights.array.shape)
 
     def _updated(
-        self, layer: Layer, stored: Tensor, view: LayerMatrix, seen: InputHessian
+        self,
+        layer: LayerToPrune,
+        stored: Tensor,
+        view: LayerMatrix,
+        seen: InputHessian,
     ) -> Array:
         wide = sparsegpt_weight(stored.float(), view, seen, layer.plan)
         new = wide.to(stored.dtype)
         if not bool(torch.isfinite(new).all()):
             raise NonFiniteError(f"an updated weight overflows {layer.tensor.dtype}")
-        weights, keep = layer.tensor.weights(), (new != 0).numpy()
+        weights, keep = layer.tensor.data(), (new != 0).numpy()
         work = OneShot(weights, layer.plan, name=layer.tensor.name, keep=keep)
         for _ in work.blocks():
             pass
-        vars(layer.done).update(vars(work.done) | {"nonzeros": int(keep.sum())})
+        self.done[layer.tensor.name] = replace(work.done, nonzeros=int(keep.sum()))
         return to_array(new)

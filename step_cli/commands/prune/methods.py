@@ -1,18 +1,19 @@
 """How `prune` decides: by scores of one tensor at a time, or by what layers see."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from step_cli.commands.prune.tensors import Layer
+from step_cli.commands.prune.tensors import LayerToPrune
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import UsageError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.nm.groups import Mask, Weights
-from step_cli.nm.prune import OneShot
+from step_cli.nm.groups import Mask
+from step_cli.nm.prune import OneShot, Pruned
+from step_cli.nm.tensor_data import TensorData
 
 Array = npt.NDArray[Any]
 
@@ -20,12 +21,18 @@ CALIBRATED = ("wanda", "sparsegpt")
 
 
 class Method(Protocol):
-    """Prunes layers one by one."""
+    """Prunes layers one by one.
 
-    def blocks(self, layer: Layer) -> Iterator[Array]:
-        """The new data in the order of the file; what was done goes to ``done``.
+    Attributes:
+        done: What was done to each layer so far, by the name of its tensor.
+    """
 
-        A block is overwritten once the next one is asked for.
+    done: dict[str, Pruned]
+
+    def blocks(self, layer: LayerToPrune) -> Iterator[Array]:
+        """The new data in the order of the file; ``done`` has the counts after it.
+
+        A block is overwritten once the next one is taken.
         """
         ...
 
@@ -67,10 +74,10 @@ def check_method(config: PruneConfig) -> None:
 def method_of(
     config: PruneConfig,
     checkpoint: Checkpoint,
-    layers: list[Layer],
+    layers: list[LayerToPrune],
     folder: Path | None,
 ) -> Method:
-    """The method that the options ask for, ready to prune.
+    """The method that the options name, ready to prune.
 
     Args:
         config: The options.
@@ -91,44 +98,49 @@ def method_of(
     return OneByOne(config.seed if config.method == "random" else None)
 
 
-@dataclass(frozen=True)
+@dataclass
 class OneByOne:
     """By magnitude, or at random with a ``seed``."""
 
     seed: int | None = None
+    done: dict[str, Pruned] = field(default_factory=dict)
 
-    def blocks(self, layer: Layer) -> Iterator[Array]:
+    def blocks(self, layer: LayerToPrune) -> Iterator[Array]:
         """See `Method`."""
-        yield from pruned_blocks(layer, layer.tensor.weights(), seed=self.seed)
+        weights = layer.tensor.data()
+        yield from pruned_blocks(layer, weights, self.done, seed=self.seed)
 
     def close(self) -> None:
         """See `Method`."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Transposable:
     """By magnitude, so that the pattern holds along the outputs as well."""
 
-    def blocks(self, layer: Layer) -> Iterator[Array]:
+    done: dict[str, Pruned] = field(default_factory=dict)
+
+    def blocks(self, layer: LayerToPrune) -> Iterator[Array]:
         """See `Method`."""
         from step_cli.oneshot.transposable import transposable_keep
 
-        weights = layer.tensor.weights()
+        weights = layer.tensor.data()
         keep = transposable_keep(weights, layer.plan)
-        yield from pruned_blocks(layer, weights, keep=keep)
+        yield from pruned_blocks(layer, weights, self.done, keep=keep)
 
     def close(self) -> None:
         """See `Method`."""
 
 
 def pruned_blocks(
-    layer: Layer,
-    weights: Weights,
+    layer: LayerToPrune,
+    weights: TensorData,
+    done: dict[str, Pruned],
     *,
     keep: Mask | None = None,
     seed: int | None = None,
 ) -> Iterator[Array]:
-    """Prune ``weights`` of a layer in the order of its file."""
+    """Prune ``weights`` of a layer in the order of its file; counts go to ``done``."""
     plan, name = layer.plan, layer.tensor.name
     order = layer.tensor.place.order if layer.tensor.place else None
     if order is not None:  # in the file, its axes stand in another order
@@ -137,5 +149,4 @@ def pruned_blocks(
         keep = None if keep is None else keep.transpose(order)
     one_shot = OneShot(weights, plan, name=name, seed=seed, keep=keep)
     yield from one_shot.blocks()
-    # Set, not added: the data may be asked for twice.
-    vars(layer.done).update(vars(one_shot.done))
+    done[name] = one_shot.done

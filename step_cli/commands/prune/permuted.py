@@ -17,12 +17,12 @@ from step_cli.channels.reordered import Orders, reordered
 from step_cli.channels.search import Layer as SearchedLayer
 from step_cli.channels.search import search_unit
 from step_cli.channels.units import Index, Unit, find_units, order_of
-from step_cli.commands.prune.tensors import Layer, place_of
+from step_cli.commands.prune.tensors import LayerToPrune, place_of
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.files.patched_copy import Change
-from step_cli.formats.files.spill import Spill
+from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.onnx.session import difference
 from step_cli.models.of_checkpoint import model_source
 
@@ -48,18 +48,18 @@ class Permuted:
         spill: Where the moved tensors are.
     """
 
-    layers: list[Layer]
+    layers: list[LayerToPrune]
     checkpoint: Checkpoint
     changes: list[Change]
     moved: set[str]
     left: dict[str, str]
-    spill: Spill
+    spill: ArraysOnDisk
 
 
 def permuted(
     config: PruneConfig,
     checkpoint: Checkpoint,
-    layers: Sequence[Layer],
+    layers: Sequence[LayerToPrune],
     folder: Path | None,
 ) -> Permuted:
     """Find orders that keep more, and see that the network computes what it did.
@@ -82,7 +82,7 @@ def permuted(
             f"--permute: no layer can be permuted, {_most_common(left)}"
         )
     orders = _orders(config, network, units, layers)
-    spill = Spill(folder)
+    spill = ArraysOnDisk(folder)
     try:
         now = reordered(checkpoint, orders, spill)
         if orders:
@@ -123,7 +123,7 @@ def _orders(
     config: PruneConfig,
     network: Network,
     units: Sequence[Unit],
-    layers: Sequence[Layer],
+    layers: Sequence[LayerToPrune],
 ) -> dict[str, Orders]:
     """The order of each axis of each tensor that moves."""
     by_name = {layer.tensor.name: layer for layer in layers}
@@ -171,10 +171,10 @@ def _compare(before: Sequence[Array], after: Sequence[Array]) -> None:
 
 def _result(
     now: Checkpoint,
-    layers: Sequence[Layer],
+    layers: Sequence[LayerToPrune],
     orders: Mapping[str, Orders],
     left: dict[str, str],
-    spill: Spill,
+    spill: ArraysOnDisk,
 ) -> Permuted:
     tensors = {tensor.name: tensor for tensor in now.tensors}
     planned = {layer.tensor.name for layer in layers}

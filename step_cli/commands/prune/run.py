@@ -2,23 +2,23 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from step_cli.commands.prune.methods import Method, check_method, method_of
-from step_cli.commands.prune.tensors import Layer, choose_layers, place_of
+from step_cli.commands.prune.tensors import LayerToPrune, choose_layers, place_of
 from step_cli.config.commands import PruneConfig
-from step_cli.errors import OutputError, StepError
+from step_cli.errors import OutputError, naming
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.rewrite import Rewriter
-from step_cli.nm.count import Job, tally_all
+from step_cli.nm.count import TensorToCheck, count_tensors
 from step_cli.nm.pattern import NMSpec, Plan
-from step_cli.nm.pruned import Pruned
+from step_cli.nm.prune import Pruned
 from step_cli.nm.targets import planned_view
 from step_cli.nm.weight_rule import output_axis
 from step_cli.reports import PrunedLayer, PruneReport, PruneTotals, SkippedTensor
@@ -44,57 +44,69 @@ def run(config: PruneConfig) -> PruneReport:
     extra = tuple(path for path in given if path is not None)
     rewriter = Rewriter(checkpoint, config.out, config.force, extra)
     rewriter.check()
-    try:
+    with naming(file=config.checkpoint), ExitStack() as stack:
         layers, skipped = choose_layers(checkpoint, config)
-        with ExitStack() as stack:
-            folder = None if config.dry_run else _parent(config)
-            moved = None
-            if config.permute:
-                from step_cli.commands.prune.permuted import permuted
+        folder = None if config.dry_run else _parent(config)
+        moved = _permuted(config, checkpoint, layers, folder)
+        if moved is not None:
+            stack.callback(moved.spill.close)
+            checkpoint, layers = moved.checkpoint, moved.layers
+        own = [layer for layer in layers if layer.tensor.tied_to is None]
+        method = method_of(config, checkpoint, own, folder)
+        stack.callback(method.close)
+        if config.dry_run:
+            for layer in own:
+                for _ in method.blocks(layer):
+                    pass
+        else:
+            changes = [_change(layer, method) for layer in own]
+            changes += moved.changes if moved else []
+            _write(config, rewriter, layers, changes, method.done)
+    return _report(config, rewriter, layers, skipped, method.done, moved)
 
-                moved = permuted(config, checkpoint, layers, folder)
-                stack.callback(moved.spill.close)
-                checkpoint, layers = moved.checkpoint, moved.layers
-            own = [layer for layer in layers if layer.tensor.tied_to is None]
-            method = method_of(config, checkpoint, own, folder)
-            stack.callback(method.close)
-            if config.dry_run:
-                for layer in own:
-                    for _ in method.blocks(layer):
-                        pass
-            else:
-                changes = [_change(layer, method) for layer in own]
-                changes += moved.changes if moved else []
-                _write(rewriter, layers, changes, transposable=config.transposable)
-    except StepError as error:
-        error.file = error.file or str(config.checkpoint)
-        raise
-    return _report(config, rewriter, layers, skipped, moved)
+
+def _permuted(
+    config: PruneConfig,
+    checkpoint: Checkpoint,
+    layers: Sequence[LayerToPrune],
+    folder: Path | None,
+) -> "Permuted | None":
+    if not config.permute:
+        return None
+    from step_cli.commands.prune.permuted import permuted
+
+    return permuted(config, checkpoint, layers, folder)
 
 
 def _parent(config: PruneConfig) -> Path:
     return Path(os.path.realpath(config.out)).parent
 
 
-def _change(layer: Layer, method: Method) -> Change:
+def _change(layer: LayerToPrune, method: Method) -> Change:
     place = place_of(layer.tensor)
     return Change(layer.tensor.name, place, partial(method.blocks, layer))
 
 
 def _write(
+    config: PruneConfig,
     rewriter: Rewriter,
-    layers: Sequence[Layer],
+    layers: Sequence[LayerToPrune],
     changes: Sequence[Change],
-    *,
-    transposable: bool,
+    done: Mapping[str, Pruned],
 ) -> None:
     plan = {layer.tensor.name: layer.plan for layer in layers}
-    check = partial(_check, layers=layers, plan=plan, transposable=transposable)
+    promised = [(layer, layer.plan) for layer in layers]
+    if config.transposable:
+        promised += [(layer, _along_outputs(layer)) for layer in layers]
+    check = partial(_check, plan=plan, promised=promised, done=done)
     rewriter.write(changes, plan, check)
 
 
 def _check(
-    written: Checkpoint, layers: Sequence[Layer], plan: Plan, *, transposable: bool
+    written: Checkpoint,
+    plan: Plan,
+    promised: Sequence[tuple[LayerToPrune, NMSpec]],
+    done: Mapping[str, Pruned],
 ) -> None:
     """Judge what was written as `verify-nm` would, before it gets its name.
 
@@ -104,22 +116,19 @@ def _check(
     tensors = {tensor.name: tensor for tensor in written.tensors}
     if written.plan not in (None, plan):
         raise OutputError("the plan that was written does not read back")
-    promised = [(layer, layer.plan) for layer in layers]
-    if transposable:
-        promised += [(layer, _along_outputs(layer)) for layer in layers]
-    jobs = (Job(tensors[x.tensor.name].weights(), plan) for x, plan in promised)
-    for (layer, _), tally in zip(promised, tally_all(jobs), strict=True):
+    jobs = (TensorToCheck(tensors[x.tensor.name].data(), plan) for x, plan in promised)
+    for (layer, _), tally in zip(promised, count_tensors(jobs), strict=True):
         wrong = tally.violations or tally.nonfinite
-        if wrong or (
-            not layer.tensor.tied_to and tally.nonzeros != layer.done.nonzeros
-        ):
+        if not layer.tensor.tied_to:
+            wrong = wrong or tally.nonzeros != done[layer.tensor.name].nonzeros
+        if wrong:
             raise OutputError(
                 "what was written does not read back as pruned; check the disk",
                 tensor=layer.tensor.name,
             )
 
 
-def _along_outputs(layer: Layer) -> NMSpec:
+def _along_outputs(layer: LayerToPrune) -> NMSpec:
     axis = output_axis(layer.tensor.shape, layer.plan.axis)
     return NMSpec(layer.plan.pattern, axis)
 
@@ -127,15 +136,15 @@ def _along_outputs(layer: Layer) -> NMSpec:
 def _report(
     config: PruneConfig,
     rewriter: Rewriter,
-    layers: Sequence[Layer],
+    layers: Sequence[LayerToPrune],
     skipped: list[SkippedTensor],
+    done: Mapping[str, Pruned],
     moved: "Permuted | None",
 ) -> PruneReport:
-    done = {layer.tensor.name: layer.done for layer in layers}
     total = Pruned()
     for layer in layers:
         if layer.tensor.tied_to is None:
-            total.add(layer.done)
+            total.add(done[layer.tensor.name])
     rows = [_row(x, done[x.tensor.tied_to or x.tensor.name], moved) for x in layers]
     return PruneReport(
         ok=True,
@@ -158,7 +167,7 @@ def _report(
     )
 
 
-def _row(layer: Layer, done: Pruned, moved: "Permuted | None") -> PrunedLayer:
+def _row(layer: LayerToPrune, done: Pruned, moved: "Permuted | None") -> PrunedLayer:
     tensor, plan = layer.tensor, layer.plan
     first = tensor.tied_to or tensor.name
     return PrunedLayer(

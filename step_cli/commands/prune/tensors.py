@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from step_cli.commands.select import (
     choose,
@@ -17,7 +17,6 @@ from step_cli.nm.allocation import allocate
 from step_cli.nm.energies import kept_squares
 from step_cli.nm.pattern import NMSpec
 from step_cli.nm.prune import PRUNABLE
-from step_cli.nm.pruned import Pruned
 from step_cli.nm.weight_rule import is_head, output_axis
 from step_cli.reports import SkippedTensor
 
@@ -25,12 +24,11 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A tensor to prune, what it promises, and what was done to it so far."""
+class LayerToPrune:
+    """A tensor to prune, and the pattern that it is to hold."""
 
     tensor: NamedTensor
     plan: NMSpec
-    done: Pruned = field(default_factory=Pruned)
 
 
 def place_of(tensor: NamedTensor) -> Place:
@@ -50,7 +48,7 @@ def place_of(tensor: NamedTensor) -> Place:
 
 def choose_layers(
     checkpoint: Checkpoint, config: PruneConfig
-) -> tuple[list[Layer], list[SkippedTensor]]:
+) -> tuple[list[LayerToPrune], list[SkippedTensor]]:
     """The layers by name, and the tensors left out.
 
     Raises:
@@ -65,7 +63,7 @@ def choose_layers(
         elif config.transposable and not _divides(tensor, plan):
             chosen.skipped.append((tensor, "size"))
         else:
-            layers.append(Layer(tensor, plan))
+            layers.append(LayerToPrune(tensor, plan))
     if not layers:
         raise NothingSelectedError(why_nothing(chosen, "prune"))
     _refuse_torn_ties(checkpoint.tensors, layers)
@@ -81,12 +79,12 @@ def _divides(tensor: NamedTensor, plan: NMSpec) -> bool:
     return tensor.shape[output_axis(tensor.shape, plan.axis)] % plan.pattern.m == 0
 
 
-def _allocated(layers: Sequence[Layer], density: float) -> list[Layer]:
+def _allocated(layers: Sequence[LayerToPrune], density: float) -> list[LayerToPrune]:
     """The layers with an N each; those tied to another have that of the other."""
     own = [layer for layer in layers if layer.tensor.tied_to is None]
     energies = {
         layer.tensor.name: kept_squares(
-            layer.tensor.weights(), layer.plan.pattern.m, layer.plan.axis
+            layer.tensor.data(), layer.plan.pattern.m, layer.plan.axis
         )
         for layer in own
     }
@@ -99,7 +97,9 @@ def _allocated(layers: Sequence[Layer], density: float) -> list[Layer]:
     ]
 
 
-def _refuse_torn_ties(tensors: Sequence[NamedTensor], layers: Sequence[Layer]) -> None:
+def _refuse_torn_ties(
+    tensors: Sequence[NamedTensor], layers: Sequence[LayerToPrune]
+) -> None:
     """Pruning one of two tied tensors prunes the other as well."""
     plans = {layer.tensor.name: layer.plan for layer in layers}
     for tensor in tensors:
@@ -111,7 +111,7 @@ def _refuse_torn_ties(tensors: Sequence[NamedTensor], layers: Sequence[Layer]) -
             )
 
 
-def _warn_of_heads(layers: Sequence[Layer]) -> None:
+def _warn_of_heads(layers: Sequence[LayerToPrune]) -> None:
     for layer in layers:
         name = layer.tensor.name
         if is_head(name):

@@ -1,25 +1,24 @@
 """`verify-nm`: does a checkpoint hold its N:M pattern? The check that CI relies on."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from step_cli.commands.select import choose, skipped_tensors, why_nothing
-from step_cli.commands.verify.layer import (
-    Judged,
-    add_advice,
-    compare_masks,
-    verdict_of,
-)
+from step_cli.commands.verify.counted import count_layers
+from step_cli.commands.verify.verdict import verdicts_on
 from step_cli.config.commands import VerifyConfig
-from step_cli.errors import NonFiniteError, NothingSelectedError, StepError, UsageError
-from step_cli.formats.checkpoint import Checkpoint, NamedTensor
+from step_cli.errors import (
+    NonFiniteError,
+    NothingSelectedError,
+    StepError,
+    UsageError,
+    naming,
+)
+from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.target import checked_target
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import read_plan
-from step_cli.nm.count import Job, tally_all
 from step_cli.nm.pattern import NMPattern, Plan
-from step_cli.nm.selection import Chosen
 from step_cli.reports import (
     CheckpointVerdict,
     ErrorDetail,
@@ -44,14 +43,13 @@ def run(config: VerifyConfig) -> VerifyReport:
         inputs = [*config.checkpoint, *(path for path in named if path is not None)]
         checked_target(config.output, force=True, inputs=inputs)
     try:
-        asked = config.plan
-        plan = None if asked is None else read_plan(asked)
-        asked = config.baseline
-        baseline = None if asked is None else open_checkpoint(asked)
+        given = config.plan
+        plan = None if given is None else read_plan(given)
+        given = config.baseline
+        baseline = None if given is None else open_checkpoint(given)
     except StepError as error:
-        assert asked is not None
-        refused = VerifyReport.of_refused(str(asked), _detail(error, asked))
-        return refused.asked_for(config.format, config.output)
+        assert given is not None
+        return VerifyReport.of_refused(str(given), ErrorDetail.of(error, given))
     verdicts = [_verdict(path, config, plan, baseline) for path in config.checkpoint]
     errors = [verdict.error for verdict in verdicts if verdict.error is not None]
     worst = gravest(error.exit for error in errors) if errors else 0
@@ -59,7 +57,7 @@ def run(config: VerifyConfig) -> VerifyReport:
         ok=all(verdict.ok for verdict in verdicts),
         checkpoints=verdicts,
         error=next((error for error in errors if error.exit == worst), None),
-    ).asked_for(config.format, config.output)
+    )
 
 
 def verify(
@@ -85,17 +83,17 @@ def _verdict(
 ) -> CheckpointVerdict:
     checkpoint = None
     try:
-        checkpoint = open_checkpoint(path)
-        return _checked(checkpoint, config, plan, baseline)
-    except UsageError as error:
-        error.file = error.file or str(path)
+        with naming(file=path):
+            checkpoint = open_checkpoint(path)
+            return _checked(checkpoint, config, plan, baseline)
+    except UsageError:
         raise
     except StepError as error:
         return CheckpointVerdict(
             path=str(path),
             format=None if checkpoint is None else checkpoint.format,
             ok=False,
-            error=_detail(error, path),
+            error=ErrorDetail.of(error, path),
         )
 
 
@@ -107,14 +105,9 @@ def _checked(
 ) -> CheckpointVerdict:
     plan = checkpoint.plan if plan is None else plan
     chosen = choose(config, checkpoint, plan)
-    judged = list(_judge(chosen, config))
-    judged.sort(key=lambda item: item.verdict.name)
-    if baseline is not None:
-        compare_masks(judged, baseline)
+    counted = count_layers(chosen.layers, exact=config.exact, baseline=baseline)
     planned = plan is not None and config.nm is None
-    hints = add_advice(judged, planned=planned, tensorrt=config.tensorrt)
-    layers = [item.verdict for item in judged]
-    _tie(layers)
+    layers, hints = verdicts_on(counted, planned=planned, tensorrt=config.tensorrt)
     skipped = skipped_tensors(chosen, strict=config.strict)
     ok = all(layer.ok for layer in layers) and all(tensor.ok for tensor in skipped)
     error = _nonfinite(layers)
@@ -129,28 +122,8 @@ def _checked(
         totals=_totals(layers, len(skipped)),
         hints=hints,
         integrity=checkpoint.integrity,
-        error=None if error is None else _detail(error, checkpoint.path),
+        error=None if error is None else ErrorDetail.of(error, checkpoint.path),
     )
-
-
-def _judge(chosen: Chosen[NamedTensor], config: VerifyConfig) -> Iterator[Judged]:
-    jobs = (Job(tensor.weights(), plan, config.exact) for tensor, plan in chosen.layers)
-    tallies = tally_all(jobs)
-    for (tensor, plan), tally in zip(chosen.layers, tallies, strict=True):
-        yield Judged(tensor, plan, config.exact, verdict_of(tensor, plan, tally))
-
-
-def _tie(layers: list[LayerVerdict]) -> None:
-    """Let the first listed of several names for one storage stand for the others."""
-    listed = {layer.name for layer in layers}
-    firsts: dict[str, str] = {}
-    for layer in layers:
-        storage = layer.tied_to or layer.name
-        first = firsts.setdefault(storage, layer.name)
-        if first != layer.name:
-            layer.tied_to = first
-        elif storage in listed:
-            layer.tied_to = None
 
 
 def _totals(layers: list[LayerVerdict], skipped: int) -> VerifyTotals:
@@ -180,13 +153,4 @@ def _nonfinite(layers: list[LayerVerdict]) -> StepError | None:
         f"{first.nonfinite} NaN or infinity, the first at {first.first_nonfinite}"
         f"{others}; find out where training diverged",
         tensor=first.name,
-    )
-
-
-def _detail(error: StepError, path: Path) -> ErrorDetail:
-    return ErrorDetail(
-        exit=error.exit_code,
-        file=error.file or str(path),
-        tensor=error.tensor,
-        message=error.message,
     )

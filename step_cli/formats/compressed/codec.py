@@ -34,7 +34,7 @@ class Layout:
     """Where the groups of one tensor lie, and what its two parts measure."""
 
     shape: tuple[int, ...]
-    plan: NMSpec
+    spec: NMSpec
 
     @property
     def size(self) -> int:
@@ -44,22 +44,22 @@ class Layout:
     @property
     def behind(self) -> int:
         """Product of the dimensions after the group axis: B."""
-        return math.prod(self.shape[self.plan.axis + 1 :])
+        return math.prod(self.shape[self.spec.axis + 1 :])
 
     @property
     def groups(self) -> int:
         """Number of groups."""
-        return self.size // self.plan.pattern.m
+        return self.size // self.spec.pattern.m
 
     @property
     def slots(self) -> int:
         """Number of kept values, fillers included."""
-        return self.groups * self.plan.pattern.n
+        return self.groups * self.spec.pattern.n
 
     @property
     def bits(self) -> int:
         """Bits of one position."""
-        return (self.plan.pattern.m - 1).bit_length()
+        return (self.spec.pattern.m - 1).bit_length()
 
     @property
     def position_bytes(self) -> int:
@@ -69,7 +69,7 @@ class Layout:
     @property
     def rows(self) -> int:
         """X rows worked on at a time; a multiple of 8, so that chunks end on a byte."""
-        return 8 * max(1, CHUNK // (8 * self.plan.pattern.m * max(1, self.behind)))
+        return 8 * max(1, CHUNK // (8 * self.spec.pattern.m * max(1, self.behind)))
 
 
 def kept_values(array: Array, layout: Layout) -> Iterator[tuple[Array, int]]:
@@ -83,9 +83,9 @@ def kept_values(array: Array, layout: Layout) -> Iterator[tuple[Array, int]]:
 
 def packed_positions(array: Array, layout: Layout) -> Iterator[npt.NDArray[np.uint8]]:
     """The sparse metadata, chunk by chunk."""
-    m = layout.plan.pattern.m
+    m = layout.spec.pattern.m
     for groups in _group_chunks(array, layout):
-        if layout.plan.pattern == TWO_FOUR and len(groups) % 2 == 0:
+        if layout.spec.pattern == TWO_FOUR and len(groups) % 2 == 0:
             yield _two_four_bytes().take(_filled(groups, layout))
             continue
         slots = _slots(groups, layout)
@@ -100,7 +100,7 @@ def decode(values: Array, packed: npt.NDArray[np.uint8], layout: Layout) -> Arra
         BadPositionsError: A position is not in its group, not above the one before it,
             or the bits after the last one are not zero.
     """
-    pattern, behind = layout.plan.pattern, layout.behind
+    pattern, behind = layout.spec.pattern, layout.behind
     dense = np.zeros((layout.groups // max(1, behind), pattern.m, behind), values.dtype)
     words, raw = _bits(dense), _bits(values).reshape(-1, pattern.n)
     for start in range(0, len(dense), layout.rows):
@@ -157,7 +157,7 @@ def unpack_bits(packed: npt.NDArray[np.uint8], count: int, bits: int) -> Array:
 
 def _group_chunks(array: Array, layout: Layout) -> Iterator[Array]:
     """Groups as rows of M, in (X, B) order, a bounded number at a time."""
-    pattern, behind = layout.plan.pattern, layout.behind
+    pattern, behind = layout.spec.pattern, layout.behind
     view = array.reshape(layout.groups // max(1, behind), pattern.m, behind)
     for start in range(0, len(view), layout.rows):
         rows = view[start : start + layout.rows]
@@ -176,7 +176,7 @@ def _slots(groups: Array, layout: Layout) -> npt.NDArray[np.intp]:
 
     NumPy finds set flags four times faster than it selects by them, hence indices.
     """
-    n, m = layout.plan.pattern.n, layout.plan.pattern.m
+    n, m = layout.spec.pattern.n, layout.spec.pattern.m
     keep: npt.NDArray[np.bool_]
     if 8 % m == 0 and groups.size % 8 == 0:
         filled = _filled(groups, layout)
@@ -195,7 +195,7 @@ def _slots(groups: Array, layout: Layout) -> npt.NDArray[np.intp]:
 
 def _filled(groups: Array, layout: Layout) -> npt.NDArray[np.uint8]:
     """The kept slots as flags, 8 / M groups in a byte."""
-    pattern = layout.plan.pattern
+    pattern = layout.spec.pattern
     flags = np.packbits(_nonzero(groups), bitorder="little")
     filled = _filled_bytes(pattern.n, pattern.m).take(flags)
     if not filled.all():  # the table's mark for a group that cannot be encoded
@@ -251,7 +251,7 @@ def _two_four_bytes() -> npt.NDArray[np.uint8]:
 
 def _check(positions: Array, layout: Layout, first_group: int) -> None:
     """Each position lies in its group and above the one before."""
-    pattern = layout.plan.pattern
+    pattern = layout.spec.pattern
     bad = (positions[:, 1:] <= positions[:, :-1]).any(axis=1)
     if pattern.m & (pattern.m - 1):
         bad |= (positions >= pattern.m).any(axis=1)

@@ -3,6 +3,7 @@
 Checksums of header and data are checked when it is opened, positions when read.
 """
 
+import enum
 import hashlib
 import json
 import re
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from step_cli.errors import InputError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.compressed.codec import (
     Array,
@@ -18,7 +20,6 @@ from step_cli.formats.compressed.codec import (
     Layout,
     decode,
 )
-from step_cli.formats.compressed.flaws import CompressedFileError, Flaw
 from step_cli.formats.compressed.writer import (
     HEADER_KEY,
     POSITIONS,
@@ -29,10 +30,46 @@ from step_cli.formats.compressed.writer import (
 from step_cli.formats.files.mapped_file import MappedFile
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import parse_plan
+from step_cli.formats.safetensors.header import COMPRESSED_KEY as KEY
 from step_cli.formats.safetensors.header import Entry, Header
-from step_cli.formats.safetensors.reader import COMPRESSED_KEY as KEY
 from step_cli.formats.safetensors.reader import read_entry, tensors_of
 from step_cli.nm.pattern import Plan
+
+
+class Flaw(enum.Enum):
+    """Every way a compressed file can be wrong; each has one test."""
+
+    NOT_A_DESCRIPTION = "its description is not a JSON object of a known schema"
+    NEWER = "written by a newer step-cli ({found}), update step-cli"
+    HEADER_CHANGED = "the header differs from its checksum; the file is damaged"
+    NO_CHECKSUM = "no checksum is recorded for it; the file is damaged"
+    DATA_CHANGED = "its data differ from their checksum; the file is damaged"
+    NO_PLAN = "the plan does not say its pattern; export it again"
+    BAD_SHAPE = "shape {shape} does not divide into groups of {pattern} on axis {axis}"
+    PART_MISSING = "its {part} are missing; the file is damaged"
+    PART_TWICE = "stored both dense and compressed; the file is damaged"
+    VALUES_DISAGREE = (
+        "{slots} kept values are needed for {pattern}, the file has {found}"
+    )
+    POSITIONS_DISAGREE = "{needed} bytes of positions are needed, the file has {found}"
+    BAD_POSITIONS = "{found}; the file is damaged"
+
+
+class CompressedFileError(InputError):
+    """A compressed file that no `export --to compressed` wrote.
+
+    Args:
+        flaw: Which way it is wrong.
+        file: The file.
+        tensor: The tensor at fault, if it is one.
+        details: What the flaw's message leaves open.
+    """
+
+    def __init__(
+        self, flaw: Flaw, *, file: object, tensor: str | None = None, **details: object
+    ) -> None:
+        super().__init__(flaw.value.format(**details), file=file, tensor=tensor)
+        self.flaw = flaw
 
 
 @dataclass(frozen=True)
@@ -126,7 +163,7 @@ def _layer(
     )
     if name in entries:
         raise CompressedFileError(Flaw.PART_TWICE, file=file.path, tensor=name)
-    pattern = layout.plan.pattern
+    pattern = layout.spec.pattern
     if values.shape != (layout.groups, pattern.n):
         raise CompressedFileError(
             Flaw.VALUES_DISAGREE,

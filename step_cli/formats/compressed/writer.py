@@ -1,6 +1,6 @@
 """Compressed checkpoints: kept values and sparse metadata in one safetensors file.
 
-The format is specified in ``docs/format.md``; the packing is `compressed_codec`.
+The format is specified in ``docs/format.md``; the packing is `codec`.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from step_cli.formats.compressed.codec import (
 )
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import plan_json
-from step_cli.formats.safetensors.reader import COMPRESSED_KEY as KEY
+from step_cli.formats.safetensors.header import COMPRESSED_KEY as KEY
 from step_cli.formats.safetensors.writer import (
     TensorToSave,
     packed_header,
@@ -95,7 +95,7 @@ def _parts(
     if layout is None:
         part = TensorToSave(dtype, tensor.shape, lambda: [tensor.read()])
         return {tensor.name: part}
-    pattern = layout.plan.pattern
+    pattern = layout.spec.pattern
     written.values += layout.slots * dtype.itemsize
     values = TensorToSave(
         dtype,

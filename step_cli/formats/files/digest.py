@@ -1,21 +1,20 @@
 """Digests recorded beside a plan: safetensors and torch files cannot tell damage."""
 
 import hashlib
-import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from step_cli.errors import InputError
 from step_cli.formats.files.mapped_file import map_file
+from step_cli.nm.threads import in_order
 
 
 def digests(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """The field ``files`` of a plan: size in bytes and sha256 of each file, by name."""
     found = sorted(paths)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        sums = list(pool.map(sha256, found))
+    sums = in_order((partial(sha256, p) for p in found), threads=len(found) > 1)
     return {
         path.name: {"size": path.stat().st_size, "sha256": digest}
         for path, digest in zip(found, sums, strict=True)

@@ -7,6 +7,8 @@ The block writes to a name beside the target. When it ends well, the files are f
 to the disk and renamed; when it raises, they are removed, and the target is as before.
 """
 
+import ctypes
+import errno
 import os
 import re
 import shutil
@@ -15,10 +17,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from step_cli.errors import OutputError
-from step_cli.formats.files.exchange import swap_directories
 from step_cli.formats.files.mapped_file import in_units, reason_of
 from step_cli.formats.files.target import checked_target
 from step_cli.formats.files.target_lock import locked
+
+_AT_FDCWD = -100
+_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
+# Answers of kernels and file systems that lack the exchange.
+_LACKING = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
 
 
 @contextmanager
@@ -67,10 +73,44 @@ def publish(path: Path, final: Path) -> None:
     """Flush ``path`` to the disk and give it its final name."""
     make_ready(path, final)
     if path.is_dir() and final.exists():
-        swap_directories(path, final)
+        _exchange_directories(path, final)
     else:
         os.replace(path, final)
     _flush_one(final.parent)
+
+
+def _exchange_directories(new: Path, old: Path) -> None:
+    """Put ``new`` where ``old`` is, and ``old`` where ``new`` was.
+
+    Without the exchange there is a moment with neither: ``old`` then stands beside as
+    ``.NAME.old-PID``, from where `staged` brings it back on the next run.
+    """
+    try:
+        _exchange(new, old)
+    except OSError as error:
+        if error.errno not in _LACKING:
+            raise
+        aside = old.with_name(f".{old.name}.old-{os.getpid()}")
+        os.rename(old, aside)
+        try:
+            os.rename(new, old)
+        except OSError:
+            os.rename(aside, old)
+            raise
+        os.rename(aside, new)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # no Linux, or an old C library
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+    failed = renameat2(
+        _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE
+    )
+    if failed:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(other))
 
 
 def make_ready(path: Path, final: Path) -> None:
@@ -116,7 +156,7 @@ def repair(final: Path) -> None:
         if match is None or _alive(int(match[2])):
             continue
         if match[1] == "old" and not final.exists():
-            os.rename(entry, final)  # it died between the two renames of a swap
+            os.rename(entry, final)  # it died between the two renames of an exchange
         else:
             _remove(entry)
 

@@ -1,6 +1,7 @@
 """A Hugging Face directory: which files hold the weights, and what its config says."""
 
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,24 @@ WEIGHTS = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+)
+# What tokenizers and image processors of transformers save, besides code.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "source.spm",
+    "target.spm",
+    "preprocessor_config.json",
+    "processor_config.json",
 )
 # Models whose linear layers are Conv1D, stored [in, out].
 CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
@@ -175,3 +194,14 @@ def _uses_conv1d(config: dict[str, Any]) -> bool:
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     kinds = [part["model_type"] for part in parts if "model_type" in part]
     return not kinds or any(kind in CONV1D_MODELS for kind in map(str, kinds))
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy a tokenizer to the weights it belongs to: those of its files that exist.
+
+    Raises:
+        InputError: One of them is a link that leads out of ``source``.
+    """
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(inside(source, name), target / name)

@@ -1,16 +1,21 @@
 """Build a Hugging Face model from its ``config.json``: library classes, no remote code.
 
-Weights come through our own readers (`hf_weights`), so that no pickle is loaded.
+Weights come through our own readers (`load`), so that no pickle is loaded.
 """
 
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from step_cli.errors import InputError, MissingError, StepError, UsageError
+from step_cli.errors import (
+    InputError,
+    MissingError,
+    StepError,
+    UsageError,
+    nearest,
+)
 from step_cli.formats.onnx.inputs import Dimension, GraphInput
 from step_cli.formats.quiet import quiet
 
@@ -103,8 +108,7 @@ def _with_options(config: Any, options: Mapping[str, Any]) -> Any:
     values = config.to_dict()
     for key in options:
         if not hasattr(config, key):
-            close = get_close_matches(key, [*values, "num_labels"], n=1)
-            hint = f"; did you mean {close[0]}" if close else ""
+            hint = nearest(key, [*values, "num_labels"])
             raise UsageError(
                 f"model.options: {config.model_type} has no option {key}{hint}"
             )

@@ -1,9 +1,8 @@
 """A directory as a checkpoint: a run of `train`, or a Hugging Face directory."""
 
-import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,19 @@ from step_cli.errors import InputError
 from step_cli.formats import plan as plans
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.compressed.bitmask import unpacked
+from step_cli.formats.files.content import format_of
 from step_cli.formats.files.digest import check_digest
+from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.huggingface.directory import (
     check_against_index,
     find_weights,
     inside,
     with_axes,
 )
-from step_cli.formats.one_file import open_file
+from step_cli.formats.safetensors.header import COMPRESSED_KEY, read_header
+from step_cli.formats.safetensors.reader import open_safetensors
 from step_cli.nm.pattern import Plan
+from step_cli.nm.threads import in_order
 
 RUN_FILES = ("config.toml", "metrics.jsonl", "checkpoints")  # written by `train`
 
@@ -59,11 +62,7 @@ def _open_hugging_face(path: Path) -> Checkpoint:
     compared = _check_digests(files.shards, document, path / plans.FILE)
     integrity = {"sha256" if compared else "crc32"}
     for shard, promised in files.shards.items():
-        opened = open_file(shard)
-        if opened.format == "compressed":
-            raise InputError(
-                "a compressed file inside a directory; name the file itself", file=shard
-            )
+        opened = _open_shard(shard)
         check_against_index(shard, promised, (t.name for t in opened.tensors))
         for tensor in opened.tensors:
             if tensor.name in tensors:
@@ -86,16 +85,28 @@ def _open_hugging_face(path: Path) -> Checkpoint:
     return replace(whole, tensors=with_axes(path, whole.tensors))
 
 
+def _open_shard(path: Path) -> Checkpoint:
+    file = map_file(path)
+    if format_of(file) == "torch":
+        from step_cli.formats.pytorch.reader import open_torch
+
+        return open_torch(file)
+    header = read_header(file)
+    if COMPRESSED_KEY in header.metadata:
+        raise InputError(
+            "a compressed file inside a directory; name the file itself", file=path
+        )
+    return open_safetensors(file, header)
+
+
 def _check_digests(
     shards: Iterable[Path], document: dict[str, Any], plan: Path
 ) -> bool:
     """Whether there is a digest of every shard, all of which were compared."""
     if "files" not in document:
         return False
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return all(
-            list(pool.map(lambda shard: check_digest(shard, document, plan), shards))
-        )
+    tasks = (partial(check_digest, shard, document, plan) for shard in shards)
+    return all(list(in_order(tasks)))
 
 
 def _plan_document(path: Path) -> dict[str, Any]:

@@ -1,17 +1,17 @@
 """Runs in a child process, under limits: what tensors a torch checkpoint holds.
 
-``python -m step_cli.formats.pytorch.child FILE [DATA]`` prints one JSON document: for
-each tensor where its bytes lie in FILE, or, for files of before torch 1.6, in DATA, to
-which they are written. Only ``weights_only=True`` is used, without a way around it.
+The answer gives for each tensor where its bytes lie in the file, or, for files of
+before torch 1.6, in a data file, to which they are written. Only ``weights_only=True``
+is used, without a way around it.
 """
 
-import json
 import re
-import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from step_cli.formats.child_process import answer
 
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
 
@@ -37,14 +37,16 @@ def main(path: str, data_path: str | None) -> dict[str, Any]:
         path, map_location="cpu", weights_only=True, mmap=data_path is None
     )
     state, rest = _state_dict(torch, loaded)
-    spill = None if data_path is None else open(data_path, "wb")  # noqa: SIM115
+    data_file = None if data_path is None else open(data_path, "wb")  # noqa: SIM115
     written: dict[int, int] = {}
     tensors = []
     for name, value in state.items():
         if isinstance(value, torch.Tensor):
-            tensors.append(_described(torch, name, value, addresses, spill, written))
-    if spill is not None:
-        spill.close()
+            tensors.append(
+                _described(torch, name, value, addresses, data_file, written)
+            )
+    if data_file is not None:
+        data_file.close()
     return {"tensors": tensors, "rest": rest}
 
 
@@ -121,7 +123,7 @@ def _described(
     name: str,
     value: Any,
     addresses: dict[int, None],
-    spill: Any,
+    data_file: Any,
     written: dict[int, int],
 ) -> dict[str, Any]:
     entry: dict[str, Any] = {
@@ -141,30 +143,34 @@ def _described(
     ):
         return entry  # without a place: of a kind that is not supported
     storage = value.untyped_storage()
-    if spill is not None and storage.nbytes() and storage.data_ptr() not in addresses:
+    if (
+        data_file is not None
+        and storage.nbytes()
+        and storage.data_ptr() not in addresses
+    ):
         raise Unfit(f"holds no data for {name!r:.80}")
-    if spill is None:
+    if data_file is None:
         mapping = next(iter(addresses), 0)
         start = storage.data_ptr() - mapping if storage.nbytes() else 0
     else:
-        start = _spilled(storage, spill, written)
+        start = _written(storage, data_file, written)
     entry["stride"] = list(value.stride())
     entry["storage"] = [start, storage.nbytes()]
     entry["offset"] = start + value.storage_offset() * value.element_size()
     return entry
 
 
-def _spilled(storage: Any, spill: Any, written: dict[int, int]) -> int:
+def _written(storage: Any, data_file: Any, written: dict[int, int]) -> int:
     """Where a storage stands in the data file, writing it at its first use."""
     address = storage.data_ptr()
     if address not in written:
-        written[address] = spill.tell()
+        written[address] = data_file.tell()
         if storage.nbytes():
             import torch
 
             flat = torch.empty(0, dtype=torch.uint8).set_(storage)
-            spill.write(flat.numpy().data)
-            spill.write(bytes(-storage.nbytes() % 64))
+            data_file.write(flat.numpy().data)
+            data_file.write(bytes(-storage.nbytes() % 64))
     return written[address]
 
 
@@ -192,13 +198,16 @@ def in_words(error: BaseException) -> str:
     )
 
 
-if __name__ == "__main__":
+def _work(request: dict[str, Any]) -> dict[str, Any]:
     try:
-        document = main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
+        return main(request["file"], request["data"])
     except FileNotFoundError as error:
         # A library that torch loads found no temporary directory: not the file's fault.
         foreign = error.filename is None
-        document = {"lacks": error.strerror} if foreign else {"error": in_words(error)}
+        return {"lacks": error.strerror} if foreign else {"error": in_words(error)}
     except Exception as error:  # whatever the file provokes, the parent tells
-        document = {"error": in_words(error)}
-    sys.stdout.write(json.dumps(document))
+        return {"error": in_words(error)}
+
+
+if __name__ == "__main__":
+    answer(_work)

@@ -4,11 +4,8 @@ The child says where each tensor lies; the data is mapped from the file itself.
 """
 
 import importlib.util
-import json
 import math
 import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +16,15 @@ import numpy.typing as npt
 from step_cli.errors import SET_TMPDIR, InputError, MissingError, OutputError
 from step_cli.formats import plan as plans
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
+from step_cli.formats.child_process import ChildDiedError, ask
 from step_cli.formats.files.digest import check_digest
 from step_cli.formats.files.mapped_file import MappedFile, in_units, map_file
-from step_cli.formats.files.scratch import scratch_file
+from step_cli.formats.files.temporary import temporary_file
 from step_cli.formats.pytorch.archive import read_members
 from step_cli.nm.dtypes import numpy_dtype
 from step_cli.nm.pattern import Plan
 
+CHILD = "step_cli.formats.pytorch.child"
 LONGEST_S = 60  # for any file, plus one second for each 20 MB
 MOST_EXPANDED = 64 << 20  # bytes a tensor may have beyond those that are stored
 
@@ -50,9 +49,9 @@ def open_torch(file: MappedFile) -> Checkpoint:
         document, data = _ask_child(file), file
     else:
         storages = None
-        with scratch_file() as spill:
-            document = _ask_child(file, spill)
-            data = map_file(spill) if spill.stat().st_size else file
+        with temporary_file() as data_path:
+            document = _ask_child(file, data_path)
+            data = map_file(data_path) if data_path.stat().st_size else file
     tensors: list[NamedTensor] = []
     seen: dict[object, str] = {}
     for entry in document["tensors"]:
@@ -85,26 +84,18 @@ def _plan_beside(path: Path) -> tuple[Plan | None, bool]:
     return plans.plan_of(document, file=beside), compared
 
 
-def _ask_child(file: MappedFile, spill: Path | None = None) -> dict[str, Any]:
-    # -P: the working directory must not be able to provide a module.
-    command = [sys.executable, "-P", "-m", "step_cli.formats.pytorch.child"]
-    command += [os.path.abspath(path) for path in (file.path, spill) if path]
+def _ask_child(file: MappedFile, data_path: Path | None = None) -> dict[str, Any]:
+    request = {
+        "file": os.path.abspath(file.path),
+        "data": data_path and os.path.abspath(data_path),
+    }
     limit_s = LONGEST_S + file.size / 20e6
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=limit_s,
-        )
-    except subprocess.TimeoutExpired:
-        raise InputError(
-            f"reading it took more than {limit_s:.0f} s, refused", file=file.path
-        ) from None
-    try:
-        document = json.loads(done.stdout)
-    except ValueError:
-        document = {"error": _last_words(done)}
+        document = ask(CHILD, request, limit_s=limit_s).document
+    except TimeoutError as error:
+        raise InputError(f"reading it {error}, refused", file=file.path) from None
+    except ChildDiedError as died:
+        document = {"error": f"torch could not read it ({died})"}
     if "lacks" in document:
         raise OutputError(
             f"reading it: {document['lacks']}; {SET_TMPDIR}", file=file.path
@@ -112,12 +103,7 @@ def _ask_child(file: MappedFile, spill: Path | None = None) -> dict[str, Any]:
     if "error" in document:
         raise InputError(document["error"], file=file.path)
     file.check_unchanged()
-    return dict(document)
-
-
-def _last_words(done: subprocess.CompletedProcess[bytes]) -> str:
-    lines = done.stderr.decode(errors="replace").strip().splitlines()
-    return f"torch could not read it ({lines[-1] if lines else done.returncode})"
+    return document
 
 
 def _tensor(

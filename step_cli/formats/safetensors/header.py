@@ -15,6 +15,8 @@ from step_cli.formats.files.json_text import json_object
 from step_cli.formats.files.mapped_file import MappedFile, in_units
 from step_cli.nm.dtypes import numpy_dtype
 
+COMPRESSED_KEY = "step_cli.compressed"  # metadata of `export --to compressed`
+
 LONGEST_HEADER = 16 << 20  # bytes
 MOST_TENSORS = 200_000
 MOST_DIMENSIONS = 64  # of NumPy

@@ -11,20 +11,18 @@ from step_cli.formats.files.mapped_file import MappedFile
 from step_cli.formats.plan import KEY, parse_plan
 from step_cli.formats.safetensors.header import Entry, Header, read_header
 
-COMPRESSED_KEY = "step_cli.compressed"  # metadata of `export --to compressed`
 
+def open_safetensors(file: MappedFile, header: Header | None = None) -> Checkpoint:
+    """The checkpoint in a safetensors file, its tensors as they are stored.
 
-def open_safetensors(file: MappedFile) -> Checkpoint:
-    """The checkpoint in a safetensors file, plain or compressed.
+    Args:
+        file: The file.
+        header: Its header, if that was read already.
 
     Raises:
         InputError: The header does not hold, or the plan in it.
     """
-    header = read_header(file)
-    if COMPRESSED_KEY in header.metadata:
-        from step_cli.formats.compressed.reader import open_compressed
-
-        return open_compressed(file, header)
+    header = header or read_header(file)
     text = header.metadata.get(KEY)
     return Checkpoint(
         file.path,

@@ -1,48 +1,34 @@
-"""The child process of one engine build: ``python -m step_cli.formats.tensorrt.build``.
+"""The child process of one engine build.
 
 A build that fails inside the compiler changes the bytes of the next build in the same
-process, so each build has its own. The request comes as JSON on stdin; the plan, the
-log and the outcome go to the files it names.
+process, so each build has its own. The plan and the log go to the files that the
+request names: a crash must not lose the log.
 """
 
 import contextlib
-import ctypes
 import hashlib
 import importlib
-import json
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
+from step_cli.formats.child_process import answer
 from step_cli.formats.tensorrt.api import network_flags
 
 MIB = 1 << 20
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class BuildFailedError(Exception):
     """The library returned None, False or -1; its records say why."""
 
 
-def main() -> None:
-    """Build what the request on stdin asks for; the outcome is a JSON file."""
-    _end_with_the_parent()
-    request = json.load(sys.stdin)
+def build(request: dict[str, Any]) -> dict[str, Any]:
+    """Build what the request asks for; the outcome says whether that went well."""
     with open(request["log"], "w", encoding="utf-8", errors="replace") as log:
         records: list[str] = []
-        outcome: dict[str, Any] = {"ok": True, "warnings": []}
         try:
-            outcome |= _build(request, log, records)
+            return {"ok": True, **_build(request, log, records)}
         except Exception as error:
-            outcome = {"ok": False, "raised": str(error), "records": records}
-    Path(request["outcome"]).write_text(json.dumps(outcome), encoding="utf-8")
-
-
-def _end_with_the_parent() -> None:
-    """A build takes minutes and a GPU; nobody waits for it once its parent is gone."""
-    with contextlib.suppress(Exception):  # Linux alone knows how
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            return {"ok": False, "raised": str(error), "records": records}
 
 
 def _build(request: dict[str, Any], log: Any, records: list[str]) -> dict[str, Any]:
@@ -149,4 +135,4 @@ def _layers(trt: Any, logger: Any, plan: Any, request: dict[str, Any]) -> str | 
 
 
 if __name__ == "__main__":
-    main()
+    answer(build)

@@ -4,21 +4,23 @@ An engine is written, hashed and described, and never loaded: a plan is a progra
 """
 
 import hashlib
-import json
 import logging
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from step_cli.errors import InputError
-from step_cli.formats.files.scratch import scratch_directory
+from step_cli.formats.child_process import ChildDiedError, ask
+from step_cli.formats.files.temporary import temporary_directory
 from step_cli.formats.tensorrt.api import TrtRuntime
 from step_cli.formats.tensorrt.failures import crashed, explain
 from step_cli.formats.tensorrt.layers import EngineLayer, parse_layers
 from step_cli.formats.tensorrt.profiles import Profile
+
+log = logging.getLogger(__name__)
+
+CHILD = "step_cli.formats.tensorrt.build"
 
 
 @dataclass(frozen=True)
@@ -69,22 +71,22 @@ def build_engine(
     Raises:
         StepError: The build failed; the kind of error says whose fault it is.
     """
-    with scratch_directory("build") as desk:
+    with temporary_directory("build") as desk:
         request = _request(runtime, onnx_file, plan_file, options, desk)
-        child = _run_child(request)
-        log = _read(desk / "log") + child.stderr
-        if child.returncode < 0:
-            logging.getLogger(__name__).debug("build log:\n%s", log)
-            raise crashed(-child.returncode, file=onnx_file)
-        outcome = json.loads(_read(desk / "outcome") or "null")
-        if outcome is None:
-            raise RuntimeError(f"the build process failed: {child.stderr}")
+        try:
+            child = ask(CHILD, request)
+        except ChildDiedError as died:
+            if not died.signal:
+                raise RuntimeError(f"the build process failed: {died.stderr}") from None
+            log.debug("build log:\n%s", _read(desk / "log") + died.stderr)
+            raise crashed(died.signal, file=onnx_file) from None
+        outcome, build_log = child.document, _read(desk / "log") + child.stderr
         if not outcome["ok"]:
-            logging.getLogger(__name__).debug("build log:\n%s", log)
+            log.debug("build log:\n%s", build_log)
             # The library's own last record says most, so it comes last.
             said = [*child.stderr.splitlines(), outcome["raised"], *outcome["records"]]
             raise explain(said, file=onnx_file)
-        return _finished(plan_file, log, outcome, desk / "timings")
+        return _finished(plan_file, build_log, outcome, desk / "timings")
 
 
 def _request(
@@ -100,7 +102,6 @@ def _request(
         "onnx": str(onnx_file.resolve()),
         "plan": str(plan_file.resolve()),
         "log": str(desk / "log"),
-        "outcome": str(desk / "outcome"),
         "sparse": options.sparse,
         "profiles": [asdict(profile) for profile in options.profiles],
         "compute_capabilities": list(options.compute_capabilities),
@@ -109,18 +110,6 @@ def _request(
         "new_timing_cache": str(desk / "timings") if cache else None,
         "inspect": runtime.kind == "tensorrt",
     }
-
-
-def _run_child(request: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    # -P: the working directory may hold anything and is no place to import from.
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "step_cli.formats.tensorrt.build"],
-        input=json.dumps(request),
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-    )
 
 
 def _finished(

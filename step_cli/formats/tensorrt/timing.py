@@ -1,23 +1,22 @@
 """Time an engine that was built a moment ago, on the GPU of this machine.
 
-The parent calls `engine_ms`; the child, ``python -m step_cli.formats.tensorrt.timing``,
-opens the plan and runs it. Only ever our own bytes, their checksum compared first:
-opening an engine runs native code. Memory on the GPU comes from torch.
+The parent calls `engine_ms`; its child, this module too, opens the plan and runs it.
+Only ever our own bytes, their checksum compared first: opening an engine runs native
+code. Memory on the GPU comes from torch.
 """
 
 import hashlib
 import importlib
-import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from step_cli.errors import MissingError
+from step_cli.formats.child_process import ChildDiedError, answer, ask
 from step_cli.formats.tensorrt.api import TrtRuntime
 
+CHILD = "step_cli.formats.tensorrt.timing"
 WARM_UP, RUNS = 20, 100
 # TensorRT's names of types against torch's.
 DTYPES = {
@@ -59,24 +58,13 @@ def engine_ms(
         "sha256": sha256,
         "shapes": {name: list(shape) for name, shape in shapes.items()},
     }
-    # -P: the working directory may hold anything and is no place to import from.
-    child = subprocess.run(
-        [sys.executable, "-P", "-m", "step_cli.formats.tensorrt.timing"],
-        input=json.dumps(request),
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-    )
-    if child.returncode:
-        said = (child.stderr.strip().splitlines() or [f"exit {child.returncode}"])[-1]
-        raise MissingError(f"--bench: the engine does not run here: {said}")
-    return float(json.loads(child.stdout.splitlines()[-1])["ms"])
+    try:
+        return float(ask(CHILD, request).document["ms"])
+    except ChildDiedError as died:
+        raise MissingError(f"--bench: the engine does not run here: {died}") from None
 
 
-def main() -> None:
-    """Time what the request on stdin names; the last line on stdout is JSON."""
-    request = json.load(sys.stdin)
+def _time(request: dict[str, Any]) -> dict[str, Any]:
     plan = Path(request["plan"]).read_bytes()
     if hashlib.sha256(plan).hexdigest() != request["sha256"]:
         raise TimingFailedError("the plan differs from the one that was built")
@@ -91,7 +79,7 @@ def main() -> None:
         raise TimingFailedError("the library cannot open its own plan")
     context = engine.create_execution_context()
     tensors = bind(trt, engine, context, request["shapes"], torch.device("cuda"))
-    print(json.dumps({"ms": _median_ms(context), "tensors": sorted(tensors)}))
+    return {"ms": _median_ms(context), "tensors": sorted(tensors)}
 
 
 def bind(
@@ -152,4 +140,4 @@ def _median_ms(context: Any) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    answer(_time)

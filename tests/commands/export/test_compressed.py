@@ -114,7 +114,7 @@ def test_without_a_plan_two_of_four_on_the_default_weights(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("to", "name", "options", "kind", "message"),
     [
-        (None, "c.safetensors", {}, UsageError, "--to: say what to write"),
+        (None, "c.safetensors", {}, UsageError, "--to: name what to write"),
         ("compressed", "c.bin", {}, UsageError, "ends in .safetensors"),
         ("onnx", "c.safetensors", {}, UsageError, "ends in .onnx"),
         (

@@ -136,7 +136,7 @@ def test_bf16_is_compared_as_fp32_with_the_same_rounded_weights(
     ("options", "kind", "message"),
     [
         ({"model": None}, UsageError, "pass --model"),
-        ({"input": None}, UsageError, "--input: say what the model takes"),
+        ({"input": None}, UsageError, "--input: name what the model takes"),
         ({"input": ["z:float32:2x16"]}, UsageError, "takes no z"),
         ({"checkpoint": Path("nowhere")}, InputError, "no such file"),
     ],

@@ -1,4 +1,4 @@
-"""`export --to tensorrt`: real engines of TensorRT-RTX, and the ladder on fakes."""
+"""`export --to tensorrt`: real engines of TensorRT-RTX, and the evidence on fakes."""
 
 import json
 import shlex
@@ -156,7 +156,7 @@ VERBOSE: (Sparsity) Chose {count} layer(s) using sparse tactics{names}
 
 
 @pytest.mark.parametrize("chosen", [1, 0])
-def test_the_ladder_and_require_sparse_follow_the_log(
+def test_the_evidence_and_require_sparse_follow_the_log(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: int
 ) -> None:
     """A fake build shows how evidence is judged; it is no evidence of sparsity."""

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import ml_dtypes
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from sarif_schema import check_sarif
 
 import step_cli
@@ -475,3 +476,10 @@ def test_a_refused_plan_or_baseline_is_in_the_file_that_was_asked_for(
     code, document = verify(path, option, str(refused))
     assert code == 4 and document["ok"] is False and "checkpoints" not in document
     assert document["error"]["file"] == str(refused)
+
+
+def test_a_report_does_not_change_once_it_is_made() -> None:
+    report = step_cli.verify(write(Path("m.safetensors"), {"fc.weight": sparse()}))
+    for part in (report, report.checkpoints[0], report.checkpoints[0].layers[0]):
+        with pytest.raises(ValidationError, match="frozen"):
+            part.ok = False

@@ -49,7 +49,7 @@ def raw(array: Array) -> npt.NDArray[np.uint8]:
 
 def slow_parts(array: Array, layout: Layout) -> tuple[list[bytes], list[int]]:
     """Kept values and positions by a loop over groups: the format, read literally."""
-    n, m = layout.plan.pattern.n, layout.plan.pattern.m
+    n, m = layout.spec.pattern.n, layout.spec.pattern.m
     groups = array.reshape(-1, m, layout.behind)
     values, positions = [], []
     for x in range(len(groups)):

@@ -10,7 +10,7 @@ from attacks.compressed_attacks import Header, rewrite
 
 from step_cli.errors import InputError
 from step_cli.formats.checkpoint import NamedTensor
-from step_cli.formats.compressed.flaws import CompressedFileError, Flaw
+from step_cli.formats.compressed.reader import CompressedFileError, Flaw
 from step_cli.formats.compressed.writer import (
     HEADER_KEY,
     KEY,

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from step_cli.errors import OutputError, StepError, UsageError
-from step_cli.formats.files import exchange as swap
 from step_cli.formats.files import staged as module
 from step_cli.formats.files.staged import staged
 
@@ -91,7 +90,7 @@ def test_without_the_exchange_the_old_directory_steps_aside(
     def lacking(new: Path, old: Path) -> None:
         raise OSError(errno.EINVAL, "no")
 
-    monkeypatch.setattr(swap, "_exchange", lacking)
+    monkeypatch.setattr(module, "_exchange", lacking)
     write_directory(tmp_path / "d", "old")
     write_directory(tmp_path / "d", "new", force=True)
     assert (tmp_path / "d" / "inner" / "file").read_text() == "new"
@@ -103,7 +102,7 @@ def test_a_c_library_without_the_call_is_a_lack(
 ) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda *args, **kwargs: object())
     with pytest.raises(OSError) as caught:
-        swap._exchange(Path("a"), Path("b"))
+        module._exchange(Path("a"), Path("b"))
     assert caught.value.errno == errno.ENOSYS
 
 

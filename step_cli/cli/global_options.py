@@ -1,4 +1,4 @@
-"""How the user wants to be answered; known even when the command line is wrong."""
+"""The options of every command, known even when the command line is wrong."""
 
 import re
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from step_cli.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Presentation:
-    """The options that hold for every command, read from the arguments themselves.
+class GlobalOptions:
+    """Options that decide what is printed, read from the arguments themselves.
 
     Attributes:
-        json: One JSON document is wanted on stdout.
-        format: What ``--format`` says.
+        json: Whether stdout is to be one JSON document.
+        format: The value of ``--format``.
         output: The file that ``--output`` names.
         verbose: ``--verbose``.
         quiet: ``--quiet``.
@@ -28,7 +28,7 @@ class Presentation:
     debug: bool = False
 
     @classmethod
-    def of(cls, argv: Sequence[str]) -> "Presentation":
+    def of(cls, argv: Sequence[str]) -> "GlobalOptions":
         """Read the options wherever they stand."""
         words = list(argv)
         if "--" in words:
@@ -51,7 +51,7 @@ class Presentation:
 
 
 def command_of(argv: Sequence[str]) -> str:
-    """The command that was asked for, or the name of the program."""
+    """The given command, or the name of the program."""
     return next((word for word in argv if not word.startswith("-")), "step-cli")
 
 

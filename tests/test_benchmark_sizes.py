@@ -1,14 +1,20 @@
 """Bytes of N:M tensors against STEP's Table 5, and where its print is off."""
 
 import math
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from step_cli.errors import UsageError
 from step_cli.nm.pattern import NMPattern
-from step_cli.nm.sizes import metadata_bytes, sparse_bytes, values_bytes
+
+SIZES = Path(__file__).parents[1] / "benchmarks" / "sizes.py"
+sizes = runpy.run_path(str(SIZES))
+metadata_bytes, values_bytes = sizes["metadata_bytes"], sizes["values_bytes"]
+sparse_bytes = sizes["sparse_bytes"]
 
 WIDTH, INNER, BLOCKS = 768, 3072, 12
 VOCABULARY = {"BERT-Base": 30522, "GPT-2": 50257}
@@ -106,5 +112,9 @@ def test_elements_without_whole_groups_are_refused() -> None:
 
 
 def test_sizes_are_told_without_torch() -> None:
-    code = "import sys, step_cli.nm.sizes; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = (
+        "import runpy, sys; runpy.run_path(sys.argv[1]);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    words = [sys.executable, "-c", code, str(SIZES)]
+    assert subprocess.run(words, check=False).returncode == 0

@@ -21,7 +21,7 @@ def trtexec(config: ExportConfig, profiles: Sequence[Profile] = ()) -> str:
 
     Args:
         config: The options.
-        profiles: Of the dynamic inputs; without them, what the options say.
+        profiles: Of the dynamic inputs; without them, by the options.
     """
     if not profiles:
         given = parse_shapes({o: getattr(config, o) for o in ("min", "opt", "max")})
@@ -38,15 +38,17 @@ def trtexec(config: ExportConfig, profiles: Sequence[Profile] = ()) -> str:
     )
 
 
-def elsewhere(config: ExportConfig, line: str, precision: str = "fp16") -> str:
+def commands_to_build(
+    config: ExportConfig, profiles: Sequence[Profile] = (), precision: str = "fp16"
+) -> str:
     """All commands it takes: the ONNX file is made first, unless it is the input.
 
     Args:
         config: The options.
-        line: The trtexec command.
-        precision: Of the graph, where the user has not said.
+        profiles: As for `trtexec`.
+        precision: Of the graph, unless the options decide it.
     """
-    made = _onnx_file(config)
+    line, made = trtexec(config, profiles), _onnx_file(config)
     if made == config.checkpoint:
         return line
     words = ["step-cli", "export", str(config.checkpoint), str(made), "--to", "onnx"]

@@ -1,6 +1,7 @@
 """Temporary files are gone afterwards; where there can be none, that is said."""
 
 import errno
+import os
 import tempfile
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from step_cli.cli import app as cli
 from step_cli.cli.failures import detail_of
 from step_cli.errors import OutputError
-from step_cli.formats.files.scratch import scratch_directory, scratch_file
+from step_cli.formats.files.temporary import temporary_directory, temporary_file
 from step_cli.formats.open import open_checkpoint
 
 NOWHERE = FileNotFoundError(
@@ -21,7 +22,7 @@ TOLD = (
 
 
 def test_they_are_gone_afterwards() -> None:
-    with scratch_directory("use") as folder, scratch_file() as file:
+    with temporary_directory("use") as folder, temporary_file() as file:
         (folder / "x").write_text("x")
         assert file.is_file() and folder.name.startswith("step-cli-use-")
     assert not folder.exists() and not file.exists()
@@ -37,9 +38,9 @@ def test_nowhere_to_write_is_an_output_error(
     monkeypatch.setattr(tempfile, "mkstemp", refuse)
     monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
     with pytest.raises(OutputError, match=r"no temporary file: no .*; set TMPDIR"):
-        scratch_directory("use").__enter__()
+        temporary_directory("use").__enter__()
     with pytest.raises(OutputError, match=r"no temporary file: no .*; set TMPDIR"):
-        scratch_file().__enter__()
+        temporary_file().__enter__()
 
 
 def test_a_library_that_finds_none_is_told_alike() -> None:
@@ -66,6 +67,6 @@ def test_a_library_in_the_reading_process_too(
         "    raise FileNotFoundError(2, 'No usable temporary directory found in []')\n"
         "torch.load = load\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(broken))
+    monkeypatch.setenv("PYTHONPATH", str(broken), prepend=os.pathsep)
     with pytest.raises(OutputError, match=TOLD):
         open_checkpoint(tmp_path / "m.pt")

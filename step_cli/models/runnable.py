@@ -1,4 +1,6 @@
-"""The model of a checkpoint, ready to run samples through, in little memory.
+"""A model with the weights of a checkpoint, ready to run, in little memory.
+
+`models.of_checkpoint` finds out which model it is, `models.spec` builds it.
 
 The weights of a Hugging Face model are mapped from the checkpoint and cast to fp32 only
 while a module computes. A model from code is in memory, as its code builds it there.
@@ -14,12 +16,8 @@ from torch import Tensor, nn
 
 from step_cli.errors import StepError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
-from step_cli.formats.huggingface.model import (
-    build_hugging_face,
-    is_hugging_face,
-    is_transformers,
-)
-from step_cli.formats.huggingface.weights import fit_names, load_hugging_face
+from step_cli.formats.huggingface.load import fit_names
+from step_cli.formats.huggingface.model import build_hugging_face, is_hugging_face
 from step_cli.formats.model_json import ModelSource
 from step_cli.formats.pytorch.arrays import mapped_tensor
 from step_cli.models.spec import build_model, load_weights
@@ -66,11 +64,7 @@ def open_model(
 
 def _in_memory(source: ModelSource, checkpoint: Checkpoint) -> RunnableModel:
     built = build_model(source.spec, source.options)
-    if is_transformers(built.model):
-        names = load_hugging_face(built.model, checkpoint)
-    else:
-        load_weights(built.model, checkpoint)
-        names = {tensor.name: tensor.name for tensor in checkpoint.tensors}
+    names = load_weights(built.model, checkpoint)
     return RunnableModel(built.model, names, built.example_inputs)
 
 
@@ -83,7 +77,7 @@ def _mapped(source: ModelSource, checkpoint: Checkpoint) -> RunnableModel | None
         with _without_data():
             model = build_hugging_face(directory, source.options).model
     except StepError:
-        return None  # building it with data says why, or works
+        return None  # building it with data works, or raises the same
     names = fit_names(model, checkpoint.tensors).places
     given = {t.name: t for t in checkpoint.tensors}
     _attach(model, {place: given[name] for name, place in names.items()})

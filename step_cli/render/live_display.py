@@ -1,7 +1,7 @@
 """A few lines on the terminal that are drawn anew while a command works.
 
-Only where stderr is a terminal that wants it; elsewhere a command says what it does in
-plain lines of its log. Drawing happens in a thread of its own, so work never waits.
+Only where stderr is a terminal for it; elsewhere a command logs plain lines of what it
+does. Drawing happens in a thread of its own, so work never waits.
 """
 
 import contextlib
@@ -12,19 +12,20 @@ from collections.abc import Callable, Iterator
 from rich.console import RenderableType
 from rich.live import Live
 
-from step_cli.render.tables import console, is_plain
+from step_cli.render.console import is_plain
+from step_cli.render.rich_console import TerminalConsole
 
 REFRESH_PER_S = 4
 
 
-def wanted() -> bool:
+def is_possible() -> bool:
     """Whether stderr can show it, and notes are not silenced by --quiet."""
-    talks = logging.getLogger("step_cli").isEnabledFor(logging.INFO)
-    return talks and not is_plain(sys.stderr)
+    notes = logging.getLogger("step_cli").isEnabledFor(logging.INFO)
+    return notes and not is_plain(sys.stderr)
 
 
 @contextlib.contextmanager
-def live(draw: Callable[[], RenderableType]) -> Iterator[None]:
+def showing(draw: Callable[[], RenderableType]) -> Iterator[None]:
     """Show what ``draw`` returns, below all that is logged, until the block ends.
 
     Args:
@@ -32,7 +33,7 @@ def live(draw: Callable[[], RenderableType]) -> Iterator[None]:
     """
     shown = Live(
         get_renderable=draw,
-        console=console(sys.stderr),
+        console=TerminalConsole(sys.stderr),
         refresh_per_second=REFRESH_PER_S,
         transient=True,
         redirect_stdout=False,

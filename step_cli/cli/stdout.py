@@ -28,8 +28,8 @@ def results_only_on_stdout() -> Iterator[TextIO]:
         out = open(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
     os.dup2(2, 1)
     # Typer prints help and version itself; whatever else is printed is no result.
-    asks = {"--help", "-h", "--version"}.intersection(sys.argv[1:])
-    python_stdout, sys.stdout = sys.stdout, out if asks else sys.stderr
+    shows = {"--help", "-h", "--version"}.intersection(sys.argv[1:])
+    python_stdout, sys.stdout = sys.stdout, out if shows else sys.stderr
     try:
         yield out
     finally:

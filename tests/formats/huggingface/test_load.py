@@ -12,7 +12,7 @@ transformers = pytest.importorskip("transformers")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from step_cli.errors import InputError  # noqa: E402
-from step_cli.formats.huggingface.weights import load_hugging_face  # noqa: E402
+from step_cli.formats.huggingface.load import load_hugging_face  # noqa: E402
 from step_cli.formats.open import open_checkpoint  # noqa: E402
 
 BERT = {

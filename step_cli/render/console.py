@@ -1,16 +1,41 @@
-"""Tables and lines for a log or a file: as long as they are, without a terminal."""
+"""Tables and lines: plain for a log or a file, by rich on a terminal."""
 
+import os
 import unicodedata
 from collections.abc import Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO, TypeAlias
+
+if TYPE_CHECKING:
+    from step_cli.render.rich_console import RichConsole
+
+    AnyConsole: TypeAlias = "PlainConsole | RichConsole"
 
 GAP = "   "
 
 
-class PlainPage:
-    """What `TerminalPage` shows, for readers who cannot see colour or scroll sideways.
+def console_for(out: TextIO) -> "AnyConsole":
+    """What writes tables and lines to ``out``."""
+    if is_plain(out):
+        return PlainConsole(out)
+    from step_cli.render.rich_console import RichConsole
 
-    Nothing is folded: a line of a log is searched for, and has no width.
+    return RichConsole(out)
+
+
+def is_plain(out: TextIO) -> bool:
+    """Whether ``out`` is no terminal, or one that is to get no escape codes."""
+    return (
+        not out.isatty()
+        or "NO_COLOR" in os.environ
+        or "CI" in os.environ
+        or os.environ.get("TERM") == "dumb"
+    )
+
+
+class PlainConsole:
+    """Without colour or width: nothing is folded, as a log is searched by line.
+
+    Apart from `RichConsole`, as importing rich takes longer than checking a file.
     """
 
     def __init__(self, out: TextIO) -> None:
@@ -20,8 +45,12 @@ class PlainPage:
         """One line of text."""
         self._out.write(text.rstrip() + "\n")
 
+    def paragraph(self, text: str) -> None:
+        """One line of text."""
+        self.line(text)
+
     def verdict(self, ok: bool, text: str) -> None:
-        """One line that says whether the checks passed."""
+        """One line on whether the checks passed."""
         self.line(f"{'ok' if ok else 'FAILED'}  {text}")
 
     def table(
@@ -29,8 +58,9 @@ class PlainPage:
         columns: Sequence[str],
         rows: Sequence[Sequence[str]],
         right: Sequence[str] = (),
+        whole: Sequence[str] = (),
     ) -> None:
-        """A table; rows may be short, the columns in ``right`` hold numbers."""
+        """As `RichConsole.table`; every column is ``whole``."""
         widths = [_width(column) for column in columns]
         for row in rows:
             if len(row) == len(columns):

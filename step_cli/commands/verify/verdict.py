@@ -1,0 +1,176 @@
+"""The verdict on each layer: what was counted, what it looks like, what to do.
+
+What only some runs need is imported where it is used, as most of a run is its start.
+"""
+
+from collections.abc import Sequence
+
+from step_cli.commands.verify.counted import Counted
+from step_cli.nm.count import TensorToCheck
+from step_cli.nm.groups import index_of
+from step_cli.nm.weight_rule import is_head
+from step_cli.reports import GroupAt, LayerVerdict, TensorrtView
+
+EXPLAINED = 32  # failing layers that are read again to see what they look like
+MISTAKEN = 0.01  # of groups; below it, a layer with another pattern would break more
+
+
+def verdicts_on(
+    counted: Sequence[Counted], *, planned: bool, tensorrt: bool = False
+) -> tuple[list[LayerVerdict], list[str]]:
+    """Judge the layers.
+
+    Args:
+        counted: What was found in each.
+        planned: Whether their patterns come from a plan.
+        tensorrt: Whether to judge too if TensorRT could run each layer sparse.
+
+    Returns:
+        A verdict for each layer, and advice that holds for all failing ones.
+    """
+    failing = [layer for layer in counted if not layer.ok]
+    hints = _dense_heads([layer.tensor.name for layer in failing])
+    worst = sorted(failing, key=lambda layer: -layer.tally.violations)[:EXPLAINED]
+    explained = {layer.tensor.name for layer in worst}
+    verdicts = []
+    for layer in counted:
+        message = None
+        if not layer.ok:
+            explain = layer.tensor.name in explained
+            found = _message(layer, planned, explain=explain, advise=not hints)
+            message = "; ".join([*found, *hints])
+        verdicts.append(
+            _verdict(layer, message, _tensorrt(layer) if tensorrt else None)
+        )
+    return verdicts, hints
+
+
+def _verdict(
+    layer: Counted, message: str | None, tensorrt: TensorrtView | None
+) -> LayerVerdict:
+    tensor, plan, tally = layer.tensor, layer.plan, layer.tally
+    notes = ["all zero"] if tally.nonzeros == 0 else []
+    notes += ["dense by plan"] if plan.pattern.dense else []
+    return LayerVerdict(
+        name=tensor.name,
+        shape=list(tensor.shape),
+        dtype=tensor.dtype,
+        pattern=str(plan.pattern),
+        axis=plan.axis,
+        ok=layer.ok,
+        groups=tally.groups,
+        violations=tally.violations,
+        elements=tally.elements,
+        nonzeros=tally.nonzeros,
+        density=tally.nonzeros / tally.elements,
+        first_violation=_first_violation(layer),
+        nonfinite=tally.nonfinite,
+        first_nonfinite=layer.first_nonfinite,
+        tied_to=layer.tied_to,
+        baseline=layer.difference,
+        tensorrt=tensorrt,
+        message=message,
+        notes=notes,
+    )
+
+
+def _first_violation(layer: Counted) -> GroupAt | None:
+    if layer.tally.violation is None:
+        return None
+    position, nonzeros = layer.tally.violation
+    index = index_of(position, layer.tensor.shape)
+    return GroupAt(index=list(index), nonzeros=nonzeros)
+
+
+def _tensorrt(layer: Counted) -> TensorrtView:
+    from step_cli.nm.targets import tensorrt_view
+
+    tensor = layer.tensor
+    job = TensorToCheck(tensor.data(), layer.plan)
+    view = tensorrt_view(tensor, job, holds=layer.tally.violations == 0)
+    return TensorrtView(possible=view.possible, likely=view.likely, advice=view.advice)
+
+
+def _message(
+    layer: Counted, planned: bool, *, explain: bool, advise: bool
+) -> list[str]:
+    """What is wrong with a layer, and what to do.
+
+    Args:
+        layer: A layer that fails.
+        planned: Whether its pattern comes from a plan.
+        explain: Whether to read it again, to see which mistake it looks like.
+        advise: Whether to add what to do where it looks like none.
+    """
+    parts = []
+    first = _first_violation(layer)
+    if first is not None:
+        parts.append(_broken(layer, first, planned=planned))
+    if layer.tally.nonfinite:
+        at = f"the first at {layer.first_nonfinite}"
+        parts.append(f"{layer.tally.nonfinite} NaN or infinity, {at}")
+    if layer.difference is not None:
+        parts.append(layer.difference.message)
+    if first is not None and explain:
+        looks = _looks_like(layer, planned=planned)
+        parts += [looks] if looks else [_to_do(layer)] if advise else []
+    return parts
+
+
+def _broken(layer: Counted, first: GroupAt, *, planned: bool) -> str:
+    plan = layer.plan
+    count = f"{layer.tally.violations} of {layer.tally.groups} groups break it"
+    if planned:
+        claim = f"plan promises {plan.pattern}, {count}"
+    else:
+        claim = f"expected {plan.pattern} along axis {plan.axis}, {count}"
+    exactly = ", --exact requires exactly N" if layer.exact else ""
+    return (
+        f"{claim}; the first, at {first.index}, has {first.nonzeros} non-zeros{exactly}"
+    )
+
+
+def _looks_like(layer: Counted, *, planned: bool) -> str | None:
+    """The mistake that it looks like, and what to do then."""
+    from step_cli.nm.diagnosis import (
+        axis_that_holds,
+        holds_as_fp16,
+        pattern_that_holds,
+    )
+
+    job = TensorToCheck(layer.tensor.data(), layer.plan)
+    if holds_as_fp16(job):
+        return "the values too many are zero after a cast to fp16; cast it, then check"
+    axis = axis_that_holds(job)
+    if axis is not None:
+        option = quoted(f"{layer.tensor.name}={axis}")
+        return f"holds along axis {axis}; use --axis {option}"
+    pattern = pattern_that_holds(job)
+    if pattern == layer.plan.pattern:
+        return f"complies with at most {pattern}, without --exact"
+    violations, groups = layer.tally.violations, layer.tally.groups
+    if pattern is not None and violations >= MISTAKEN * groups:
+        where = "change the plan" if planned else f"use --nm {pattern}"
+        return f"complies with {pattern}, if that is what it should be: {where}"
+    return None
+
+
+def _to_do(layer: Counted) -> str:
+    dense = layer.tally.nonzeros == layer.tally.elements
+    option = quoted(layer.tensor.name)
+    remedy = f"prune it, or leave it out with --exclude {option}"
+    return f"it is dense; {remedy}" if dense else remedy
+
+
+def _dense_heads(names: Sequence[str]) -> list[str]:
+    """What to try when every failing layer is an output head."""
+    if not names or not all(is_head(name) for name in names):
+        return []
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in names)
+    options = " ".join(f"--exclude {quoted(module + '.*')}" for module in modules)
+    return [f"a dense head? {options}"]
+
+
+def quoted(text: str) -> str:
+    """An argument of a shell command, in quotes."""
+    return "'" + text.replace("'", "'\"'\"'") + "'"

@@ -1,0 +1,106 @@
+"""What options and configuration keys may hold, each with a message of its own."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+)
+
+from step_cli.errors import OutputError
+from step_cli.nm.pattern import NMPattern
+from step_cli.nm.selection import parse_axis
+
+
+def _read_pattern(value: object) -> object:
+    if isinstance(value, NMPattern):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"expected N:M such as 2:4, got {value!r:.80}")
+    return NMPattern.parse(value)
+
+
+Pattern = Annotated[NMPattern, BeforeValidator(_read_pattern), PlainSerializer(str)]
+
+
+def _refuse_dense(pattern: NMPattern) -> NMPattern:
+    if pattern.dense:
+        raise ValueError(f"expected N:M such as 2:4 with N < M, got '{pattern}'")
+    return pattern
+
+
+SparsePattern = Annotated[Pattern, AfterValidator(_refuse_dense)]
+
+
+def refuse_directory(value: object) -> object:
+    """Refuse a name that ends like a directory's, which a path would forget."""
+    if isinstance(value, str) and value.endswith(("/", os.sep)):
+        raise OutputError("names a directory, and a file is to be written", file=value)
+    return value
+
+
+OutputFile = Annotated[Path, BeforeValidator(refuse_directory)]
+
+
+def _read_axis(value: object) -> object:
+    return parse_axis(value) if isinstance(value, str) else value
+
+
+AxisOfGlob = Annotated[tuple[str, int], BeforeValidator(_read_axis)]
+
+
+def _read_step(value: object) -> object:
+    """Read ``300`` as a step and ``0.25`` as a fraction, from TOML or the shell."""
+    number = value
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            number = json.loads(value)
+    is_step = isinstance(number, int) and not isinstance(number, bool) and number >= 0
+    if is_step or (isinstance(number, float) and 0 <= number <= 1):
+        return number
+    raise ValueError(
+        f"expected a step such as 300, or a fraction from 0.0 to 1.0, got {value!r}"
+    )
+
+
+StepOrFraction = Annotated[int | float, BeforeValidator(_read_step)]
+
+
+def to_step(value: int | float, steps: int) -> int:
+    """A step from a step or a fraction of ``steps``, rounded to the nearest."""
+    return value if isinstance(value, int) else round(value * steps)
+
+
+class Config(BaseModel):
+    """A set of options; unknown ones are errors, values never change."""
+
+    # Built when first used: a command line needs one config of many.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+
+def _nothing() -> list[Any]:
+    # `list` itself would do, but pydantic takes 6 ms to look at its signature.
+    return []
+
+
+def option(
+    default: Any, description: str, *, metavar: str | None = None, **bounds: Any
+) -> Any:
+    """An optional field: ``--its-name`` on the command line."""
+    extra: Any = {"metavar": metavar} if metavar else None
+    if default is list:
+        return Field(
+            default_factory=_nothing,
+            description=description,
+            json_schema_extra=extra,
+            **bounds,
+        )
+    return Field(default, description=description, json_schema_extra=extra, **bounds)

@@ -1,0 +1,80 @@
+"""The data of one tensor: raw bits with a dtype, and the numbers behind them."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from step_cli.nm.dtypes import numpy_dtype
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class TensorData:
+    """The data of one tensor.
+
+    Attributes:
+        array: Any shape; its bits are those of ``dtype``.
+        dtype: NumPy spelling.
+        zero: Integer codes only: the codes that mean zero, one, or one per slice of
+            ``zero_axis``. None: the code 0.
+        zero_axis: None if ``zero`` holds a single code.
+    """
+
+    array: Array
+    dtype: str
+    zero: Array | None = None
+    zero_axis: int | None = None
+
+    def transposed(self, order: Sequence[int]) -> "TensorData":
+        """The same with its axes in another order, as a view."""
+        axis = None if self.zero_axis is None else tuple(order).index(self.zero_axis)
+        return TensorData(self.array.transpose(order), self.dtype, self.zero, axis)
+
+    def zero_codes(self, positions: npt.NDArray[np.int64]) -> Array:
+        """The code that means zero for each weight, or one for all of them.
+
+        Args:
+            positions: Row-major, of the weights.
+        """
+        assert self.zero is not None
+        codes = self.zero.reshape(-1)
+        if self.zero_axis is None or np.all(codes == codes[:1]):
+            return codes[:1]
+        inner = math.prod(self.array.shape[self.zero_axis + 1 :])
+        return codes[positions // inner % codes.size]
+
+
+def values_of(weights: TensorData, rows: slice) -> npt.NDArray[Any]:
+    """Rows of a tensor as numbers, in fp32 or fp64; of codes, the distance from zero.
+
+    Args:
+        weights: The tensor.
+        rows: Of its first axis.
+    """
+    kind = numpy_dtype(weights.dtype)
+    codes = weights.array[rows].view(kind)
+    if weights.zero is None:
+        return codes.astype(np.float64 if kind.itemsize == 8 else np.float32)
+    first = rows.start * math.prod(codes.shape[1:])
+    positions = np.arange(first, first + codes.size).reshape(codes.shape)
+    zero = weights.zero_codes(positions).astype(np.int64)
+    return (codes.astype(np.int64) - zero).astype(np.float64)
+
+
+def row_pieces(weights: TensorData, multiple_of: int, most: int) -> Iterator[slice]:
+    """Cut the first axis into pieces of about ``most`` weights.
+
+    Args:
+        weights: The tensor.
+        multiple_of: What the number of rows of a piece is a multiple of.
+        most: Weights.
+    """
+    rows, row = len(weights.array), max(1, weights.array[:1].size)
+    step = max(1, most // row // multiple_of) * multiple_of
+    for first in range(0, rows, step):
+        yield slice(first, min(first + step, rows))
