@@ -13,6 +13,7 @@ import pytest
 import undrawn
 
 from step_cli.cli import app as cli
+from step_cli.formats import child_process
 
 if TYPE_CHECKING:
     from integration.ranks import Ranks
@@ -53,8 +54,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         if page is not None and not item.get_closest_marker("draws"):
             patch.setattr(page, "draw_curves", undrawn.draw_curves)
         if not item.get_closest_marker("new_process"):
-            for module in forks.starters():
-                patch.setattr(module, "subprocess", forks.INSTEAD)
+            patch.setattr(child_process, "subprocess", forks.INSTEAD)
         return (yield)
 
 

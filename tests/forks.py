@@ -8,7 +8,7 @@ imports, limits, closed streams and the first moments of a process use `subproce
 
 import atexit
 import contextlib
-import importlib.util
+import importlib
 import json
 import os
 import runpy
@@ -149,13 +149,6 @@ def run(
 
 # What a module that starts a child with torch finds instead of `subprocess`.
 INSTEAD = types.SimpleNamespace(**vars(subprocess) | {"run": run, "Popen": Popen})
-
-
-def starters() -> list[Any]:
-    """The modules of step-cli that start processes."""
-    names = ("step_cli.formats.child_process", "step_cli.formats.pytorch.reader")
-    found = [importlib.import_module(n) for n in names if importlib.util.find_spec(n)]
-    return [module for module in found if hasattr(module, "subprocess")]
 
 
 def program(words: Sequence[str]) -> tuple[str, str, list[str]] | None:
@@ -346,8 +339,8 @@ def _become(request: dict[str, Any], fds: list[int]) -> None:
 
 def _patch() -> None:
     """What `conftest` does for a test."""
-    for module in starters():
-        module.subprocess = INSTEAD
+    child_process = importlib.import_module("step_cli.formats.child_process")
+    child_process.subprocess = INSTEAD  # type: ignore[attr-defined]
     page = sys.modules.get("step_cli.training.run_page")
     if page is not None:  # there is torch
         page.draw_curves = undrawn.draw_curves  # type: ignore[attr-defined]
