@@ -69,8 +69,11 @@ def keep_chances(magnitude: Tensor, n: int) -> Tensor:
         n: How many are kept; fewer where fewer are not zero.
     """
     largest = magnitude.amax(1, keepdim=True)
-    # Scaled, so that neither sums nor quotients overflow.
+    # Scaled, so that neither sums nor quotients overflow; nothing that is not zero
+    # becomes zero or so small that N divided by it would overflow.
     share = magnitude / torch.where(largest > 0, largest, 1)
+    lowest = 64 * torch.finfo(share.dtype).tiny
+    share = torch.where(magnitude > 0, share.clamp(min=lowest), share)
     capped = torch.zeros_like(share, dtype=torch.bool)
     chances = share
     for _ in range(n):  # each round caps one more at least, or nothing any more

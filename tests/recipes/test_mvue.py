@@ -92,6 +92,20 @@ def test_chances_are_chances_and_use_the_whole_budget(case: tuple[Tensor, int]) 
     assert float(found.sum()) == pytest.approx(min(n, int(values.count_nonzero())))
 
 
+@pytest.mark.parametrize(
+    ("values", "n", "expected"),
+    [
+        ((0.0, 0.5, 2e-309), 2, (0, 1, 1)),
+        ((1e-6, 1e-6, 1.0, 2e-309, 2e-309), 4, (1, 1, 1, 0.5, 0.5)),
+        ((1e300, 1e-300, 1e-300), 2, (1, 0.5, 0.5)),
+    ],
+)
+def test_values_far_below_the_others_have_their_chances(
+    values: tuple[float, ...], n: int, expected: tuple[float, ...]
+) -> None:
+    assert chances(values, n) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_at_most_n_of_a_group_are_not_zero(axis: int) -> None:
     torch.manual_seed(0)
