@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from step_cli.autoswitch.profile_curves import Curves
-from step_cli.autoswitch.sample_block import Floats
+from step_cli.autoswitch.curves import Curves, Floats
 from step_cli.plots.drawing import BLUE, GREEN, GRID, INK, ORANGE, PALE, PAPER, RED
 from step_cli.reports import AutoswitchProfileReport, CriterionReport
 

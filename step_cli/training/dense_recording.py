@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from typing_extensions import override
 
-from step_cli.autoswitch.sample_block import LayerSums, SampleBlock
-from step_cli.autoswitch.variance_log import VarianceHeader
+from step_cli.autoswitch.criterion import VarianceSample
+from step_cli.autoswitch.variance_log import LayerSums, VarianceHeader
 from step_cli.config.train import TrainConfig, to_toml
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.training.callback import Follower
@@ -19,7 +18,7 @@ from step_cli.training.trainer import Trainer
 from step_cli.training.variance_header import variance_header
 
 NEVER = 10**15  # steps: no evaluation, no checkpoint
-Watch = Callable[[SampleBlock], bool]
+Watch = Callable[[VarianceSample, LayerSums], bool]
 
 
 class VarianceFollower(Follower):
@@ -36,13 +35,9 @@ class VarianceFollower(Follower):
 
     @override
     def stepped(self, step: int, loss: float, lr: float) -> None:
-        sample, layers = self._optimizer.variance_sample(), []
+        sample = self._optimizer.variance_sample()
         assert sample is not None, "a dense run records every step"
-        changes = self._optimizer.layer_changes()
-        if changes:
-            columns = (np.array(column) for column in zip(*changes, strict=True))
-            layers.append(LayerSums(step, *columns))
-        self.enough = self._watch(SampleBlock.of([sample], layers))
+        self.enough = self._watch(sample, self._optimizer.layer_changes())
 
 
 def dense_twin(config: TrainConfig) -> TrainConfig:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from step_cli.autoswitch.criterion import VarianceSample
 from step_cli.autoswitch.replay import STEPS_AFTER
-from step_cli.autoswitch.sample_block import SampleBlock
-from step_cli.autoswitch.variance_log import VarianceHeader
+from step_cli.autoswitch.variance_log import LayerSums, VarianceHeader
 from step_cli.commands.profile.replay import Profile
 from step_cli.commands.profile.settings import Settings, settings_of
 from step_cli.config.commands import AutoswitchProfileConfig
@@ -105,8 +105,8 @@ def _one(
         profile = Profile.begin(settings, names, header, draw=draw, seed=seed)
         profiles.append(profile)
 
-        def watch(block: SampleBlock) -> bool:
-            profile.observe(block)
+        def watch(sample: VarianceSample, layers: LayerSums) -> bool:
+            profile.update(sample, layers)
             return options.steps is None and profile.is_decided
 
         return watch

@@ -2,12 +2,12 @@
 
 import stat
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
+from step_cli.autoswitch.other_beta2 import ANSWERED, OtherBeta2
 from step_cli.autoswitch.recording import Recording
-from step_cli.autoswitch.sample_block import SampleBlock
 from step_cli.autoswitch.variance_log import VarianceHeader
-from step_cli.autoswitch.what_if import ANSWERED, OtherBeta2
 from step_cli.commands.profile.replay import Profile
 from step_cli.commands.profile.settings import settings_of
 from step_cli.config.commands import AutoswitchProfileConfig
@@ -93,13 +93,11 @@ def _replay(
         draw=options.plot is not None,
         seed=None if run is None else run.train.seed,
     )
-    for block in recording.blocks():
-        left = None if options.steps is None else options.steps - profile.steps
-        profile.observe((other or _same)(block[:left]))
-        if left is not None and left <= len(block):
-            break
-    if not profile.steps:
-        raise InputError("no step is recorded in it", file=log)
+    for sample, layers in islice(recording.steps(), options.steps):
+        if other is None:
+            profile.update(sample, layers)
+        else:
+            profile.update(other(sample), ())
     if run is not None and run.sparsity.recipe not in DENSE_AT_FIRST:
         profile.notes.append(
             f"recorded by the recipe {run.sparsity.recipe}: its v is not that of a "
@@ -114,10 +112,6 @@ def _replay(
     if other is not None:
         _refuse_inexact(other, profile, log)
     return profile
-
-
-def _same(block: SampleBlock) -> SampleBlock:
-    return block
 
 
 def _config_beside(log: Path) -> TrainConfig | None:
@@ -146,7 +140,7 @@ def _other_beta2(
 
 
 def _refuse_inexact(other: OtherBeta2, profile: Profile, log: Path) -> None:
-    if any("not recorded" in note for note in profile.notes):
+    if profile.has_gaps:
         raise UsageError(
             "--beta2: steps are missing from the recording, and without them its sums "
             "cannot answer for another",

@@ -70,7 +70,7 @@ def _rows(profile: Profile) -> list[CriterionReport]:
 
 def _row(name: str, replay: Replay, profile: Profile) -> CriterionReport:
     settings, step = profile.settings, replay.switch_step
-    ladder = {} if replay.ladder is None else replay.ladder.steps
+    other_eps = replay.other_eps or {}
     minimum = theorem_1_minimum(settings.beta2)
     return CriterionReport(
         name=name,
@@ -84,7 +84,7 @@ def _row(name: str, replay: Replay, profile: Profile) -> CriterionReport:
         value=replay.value,
         margin=replay.margin,
         meets_theorem_1=None if step is None else step >= minimum,
-        other_eps=[OtherEps(eps=eps, switch_step=at) for eps, at in ladder.items()],
+        other_eps=[OtherEps(eps=eps, switch_step=at) for eps, at in other_eps.items()],
         switch_toml=switch_toml(name, replay, settings),
         raw_toml=raw_toml(name, replay, settings),
     )
