@@ -9,19 +9,18 @@ from step_cli.autoswitch.criterion import VarianceSample
 from step_cli.autoswitch.variance_log import LayerSums, VarianceHeader
 from step_cli.config.train import TrainConfig, to_toml
 from step_cli.optim.optimizer import SparseOptimizer
-from step_cli.training.callback import Follower
-from step_cli.training.distributed import World, default_device
-from step_cli.training.progress import shown_progress
-from step_cli.training.run_files import Records, save_text
+from step_cli.training.callbacks import Callback
+from step_cli.training.distributed import Processes, default_device
+from step_cli.training.progress import progress_callbacks
+from step_cli.training.records import Records, save_text, variance_header
 from step_cli.training.setup import OPTIMIZER_OPTIONS, set_up
 from step_cli.training.trainer import Trainer
-from step_cli.training.variance_header import variance_header
 
 NEVER = 10**15  # steps: no evaluation, no checkpoint
 Watch = Callable[[VarianceSample, LayerSums], bool]
 
 
-class VarianceFollower(Follower):
+class VarianceCallback(Callback):
     """Shows somebody what each step did to the variance, until they have seen enough.
 
     Args:
@@ -34,7 +33,7 @@ class VarianceFollower(Follower):
         self.enough = False
 
     @override
-    def stepped(self, step: int, loss: float, lr: float) -> None:
+    def on_step(self, step: int, loss: float, lr: float) -> None:
         sample = self._optimizer.variance_sample()
         assert sample is not None, "a dense run records every step"
         self.enough = self._watch(sample, self._optimizer.layer_changes())
@@ -67,17 +66,17 @@ def record_dense(
         StepError: Something the user can mend.
     """
     config = dense_twin(config)
-    setup = set_up(config, World(default_device()), record=True)
-    header = variance_header(config, setup)
+    setup = set_up(config, Processes(default_device()), record=True)
+    header = variance_header(config, setup.model, setup.optimizer)
     save_text(path / "config.toml", to_toml(config))
     rarely = {"eval_every": NEVER, "checkpoint_every": NEVER}
     quiet = config.model_copy(update={"train": config.train.model_copy(update=rarely)})
-    follower = VarianceFollower(setup.optimizer, begin(header))
+    callback = VarianceCallback(setup.optimizer, begin(header))
     with (
         Records(path, header) as records,
-        shown_progress(setup.optimizer, last_step) as progress,
+        progress_callbacks(setup.optimizer, last_step) as progress,
     ):
         trainer = Trainer(
-            quiet, setup, records, lambda: None, [follower, *progress], last_step
+            quiet, setup, records, lambda: None, [callback, *progress], last_step
         )
-        trainer.run(lambda: follower.enough)
+        trainer.run(lambda: callback.enough)

@@ -16,7 +16,7 @@ from typing_extensions import override
 from step_cli.autoswitch.autoswitch import Fixed, SwitchRule
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.render import live
-from step_cli.training.callback import Follower
+from step_cli.training.callbacks import Callback
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ LABEL = len("mask-learning")  # columns
 HELD_OUT, PRUNED = "eval_", "pruned_eval_"  # how metrics of held-out samples are named
 
 
-class Progress(Follower):
+class Progress(Callback):
     """Where a run stands, as plain values, and how it is said.
 
     Args:
@@ -43,11 +43,11 @@ class Progress(Follower):
         self._marks = deque([(time.monotonic(), self._step)])
 
     @override
-    def stepped(self, step: int, loss: float, lr: float) -> None:
+    def on_step(self, step: int, loss: float, lr: float) -> None:
         self._step, self._loss, self._lr = step, loss, lr
 
     @override
-    def recorded(self, values: Mapping[str, Any]) -> None:
+    def on_log(self, values: Mapping[str, Any]) -> None:
         self._logged = dict(values)
         if any(key.startswith(HELD_OUT) for key in values):
             self._evaluated = self._logged
@@ -116,7 +116,7 @@ class Progress(Follower):
         return self._optimizer.switch_step is not None
 
 
-class Lines(Follower):
+class Lines(Callback):
     """Says in the log how far a run is.
 
     Args:
@@ -129,12 +129,12 @@ class Lines(Follower):
         self._said = time.monotonic()
 
     @override
-    def stepped(self, step: int, loss: float, lr: float) -> None:
+    def on_step(self, step: int, loss: float, lr: float) -> None:
         if self._often and time.monotonic() - self._said > SAY_EVERY_S:
             self._say({})
 
     @override
-    def recorded(self, values: Mapping[str, Any]) -> None:
+    def on_log(self, values: Mapping[str, Any]) -> None:
         if any(key.startswith(HELD_OUT) for key in values):
             self._say(values)
 
@@ -144,8 +144,10 @@ class Lines(Follower):
 
 
 @contextlib.contextmanager
-def shown_progress(optimizer: SparseOptimizer, steps: int) -> Iterator[list[Follower]]:
-    """Tell how far the run is while the block runs, as stderr allows."""
+def progress_callbacks(
+    optimizer: SparseOptimizer, steps: int
+) -> Iterator[list[Callback]]:
+    """Show how far the run is while the block runs, as stderr allows."""
     progress = Progress(optimizer, steps)
     on_display = live.wanted()
     display = live.live(progress.draw) if on_display else contextlib.nullcontext()

@@ -49,7 +49,7 @@ def _fresh(
         profiles = record_and_replay(options, config, names, folder)
         report = report_on(options, profiles)
         if options.out is not None:
-            from step_cli.training.run_files import save_text
+            from step_cli.training.records import save_text
 
             save_text(folder / "autoswitch.json", report.document() + "\n")
     _draw(options, report, profiles)
