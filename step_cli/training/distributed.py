@@ -112,7 +112,7 @@ def process_group(train: TrainSection) -> Iterator[Processes]:
             f"train.batch_size {train.batch_size} is that of all processes together: "
             f"it does not divide among {processes.size}"
         )
-    with _told_as_lost():
+    with _translate_lost_peers():
         if device.type == "cuda":
             torch.cuda.set_device(device)
             dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
@@ -140,8 +140,8 @@ def _kind(train: TrainSection) -> Kind:
 
 
 @contextlib.contextmanager
-def _told_as_lost() -> Iterator[None]:
-    """Tell in one line that other processes do not answer."""
+def _translate_lost_peers() -> Iterator[None]:
+    """Raise in one line that other processes do not answer."""
     try:
         yield
     except Exception as error:

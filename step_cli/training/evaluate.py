@@ -77,7 +77,7 @@ def scores_of(
         InputError: The model does not fit the data.
     """
     inputs = {name: values.to(device) for name, values in batch.inputs.items()}
-    with told_as_misfit():
+    with translate_model_errors():
         output = model(*inputs.values()) if len(inputs) == 1 else model(**inputs)
         scores = _fitting(_scores_in(output), batch.labels)
         return scores.float(), batch.labels.to(device)
@@ -165,8 +165,8 @@ def _refuse_foreign(labels: Tensor, *, classes: int) -> None:
 
 
 @contextmanager
-def told_as_misfit() -> Iterator[None]:
-    """Tell what a model raises on its data in one line; memory is another matter."""
+def translate_model_errors() -> Iterator[None]:
+    """Raise what a model raises on its data in one line; memory is another matter."""
     try:
         yield
     except StepError:

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from step_cli.config.train import TrainConfig, to_toml
-from step_cli.errors import MissingError
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.pytorch.arrays import to_array
 from step_cli.nm.count import Job, tally_all
@@ -167,18 +166,3 @@ def _versions(setup: Setup) -> Iterator[tuple[str, str]]:
     device = setup.processes.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     yield "device", name
-
-
-def check_libraries() -> None:
-    """Refuse at the start what would fail at the end.
-
-    Raises:
-        MissingError: matplotlib or jinja2 is not installed.
-    """
-    from importlib.util import find_spec
-
-    for name in ("matplotlib", "jinja2"):
-        if find_spec(name) is None:
-            raise MissingError(
-                f"{name} is not installed: pip install 'step-cli[train]'"
-            )

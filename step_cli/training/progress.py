@@ -20,7 +20,7 @@ from step_cli.training.callbacks import Callback
 
 logger = logging.getLogger(__name__)
 
-SAY_EVERY_S = 10.0  # between lines of a log
+LOG_EVERY_S = 10.0  # between lines of a log
 PACE_S = 30.0  # of the past that the speed is told from
 LABEL = len("mask-learning")  # columns
 HELD_OUT, PRUNED = "eval_", "pruned_eval_"  # how metrics of held-out samples are named
@@ -116,8 +116,8 @@ class Progress(Callback):
         return self._optimizer.switch_step is not None
 
 
-class Lines(Callback):
-    """Says in the log how far a run is.
+class LogLines(Callback):
+    """Logs how far a run is.
 
     Args:
         progress: Where it stands.
@@ -126,20 +126,20 @@ class Lines(Callback):
 
     def __init__(self, progress: Progress, *, often: bool) -> None:
         self._progress, self._often = progress, often
-        self._said = time.monotonic()
+        self._logged_at = time.monotonic()
 
     @override
     def on_step(self, step: int, loss: float, lr: float) -> None:
-        if self._often and time.monotonic() - self._said > SAY_EVERY_S:
-            self._say({})
+        if self._often and time.monotonic() - self._logged_at > LOG_EVERY_S:
+            self._log({})
 
     @override
     def on_log(self, values: Mapping[str, Any]) -> None:
         if any(key.startswith(HELD_OUT) for key in values):
-            self._say(values)
+            self._log(values)
 
-    def _say(self, values: Mapping[str, Any]) -> None:
-        self._said = time.monotonic()
+    def _log(self, values: Mapping[str, Any]) -> None:
+        self._logged_at = time.monotonic()
         logger.info("%s", self._progress.line(values))
 
 
@@ -152,7 +152,7 @@ def progress_callbacks(
     on_display = live.wanted()
     display = live.live(progress.draw) if on_display else contextlib.nullcontext()
     with display:
-        yield [progress, Lines(progress, often=not on_display)]
+        yield [progress, LogLines(progress, often=not on_display)]
 
 
 def switch_words(optimizer: SparseOptimizer) -> str:

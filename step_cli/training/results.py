@@ -62,7 +62,7 @@ def finish(trainer: Trainer, path: Path, run_dir: Path) -> TrainReport:
 def _write(
     trainer: Trainer, state: Mapping[str, Tensor], report: TrainReport, path: Path
 ) -> None:
-    config, setup, optimizer = trainer.config, trainer.setup, trainer.setup.optimizer
+    config, setup = trainer.config, trainer.setup
     if report.ok:
         plan = setup.plan if setup.is_sparse else None
         source = ModelSource(config.model.source, config.model.options)

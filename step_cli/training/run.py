@@ -13,6 +13,7 @@ from step_cli.formats.plan import plan_json, read_plan
 from step_cli.models.spec import build_model, load_weights
 from step_cli.nm.plan import Plan
 from step_cli.optim.layers import density, plan_for
+from step_cli.plots.drawing import require_drawing
 from step_cli.reports import TrainReport
 from step_cli.training.callbacks import (
     Callback,
@@ -22,8 +23,7 @@ from step_cli.training.callbacks import (
 from step_cli.training.checkpoints import load_checkpoint, save_checkpoint
 from step_cli.training.distributed import Processes, process_group
 from step_cli.training.evaluate import evaluate
-from step_cli.training.memory import told_as_out_of_memory
-from step_cli.training.page import check_libraries
+from step_cli.training.memory import translate_memory_errors
 from step_cli.training.progress import progress_callbacks
 from step_cli.training.records import (
     LayerRecords,
@@ -55,8 +55,11 @@ def train(
             be resumed.
         StoppedError: A signal asked to stop, and a checkpoint was saved.
     """
-    check_libraries()
-    with told_as_out_of_memory(config.train), process_group(config.train) as processes:
+    require_drawing(page=True)
+    with (
+        translate_memory_errors(config.train),
+        process_group(config.train) as processes,
+    ):
         return train_in(processes, config, run_dir, force=force, resume=resume)
 
 
@@ -178,7 +181,10 @@ def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:
     Raises:
         StepError: Something the user can mend.
     """
-    with told_as_out_of_memory(config.train), process_group(config.train) as processes:
+    with (
+        translate_memory_errors(config.train),
+        process_group(config.train) as processes,
+    ):
         opened = open_checkpoint(checkpoint)
         model = build_model(config.model.source, config.model.options).model
         places = load_weights(model, opened)

@@ -102,7 +102,7 @@ def _one(
 
     def begin(header: VarianceHeader) -> Watch:
         draw = options.plot is not None
-        profile = Profile.begin(settings, names, header, draw=draw, seed=seed)
+        profile = Profile(settings, names, header, draw=draw, seed=seed)
         profiles.append(profile)
 
         def watch(sample: VarianceSample, layers: LayerSums) -> bool:

@@ -86,7 +86,7 @@ def _replay(
         raise InputError("no step is recorded in it", file=log)
     switch = None if run is None else run.switch
     settings = settings_of(options, header, switch, recorded)
-    profile = Profile.begin(
+    profile = Profile(
         settings,
         names,
         header,

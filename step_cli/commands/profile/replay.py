@@ -1,69 +1,58 @@
 """One run, and what the criteria of ``autoswitch-profile`` say of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from step_cli.autoswitch.criterion import VarianceSample
 from step_cli.autoswitch.curves import CurveRecorder
 from step_cli.autoswitch.layers import LayerReadiness
-from step_cli.autoswitch.replay import Replay
 from step_cli.autoswitch.variance_log import LayerSums, VarianceHeader
 from step_cli.commands.profile.settings import Settings
 
 
-@dataclass
 class Profile:
-    """One run, and what the criteria say of it.
+    """One run, fed step by step, and what the criteria say of it.
+
+    Args:
+        settings: With what the criteria are replayed.
+        names: The criteria, in the order they are shown.
+        header: Of the recording.
+        draw: Keep the curves that are drawn.
+        seed: Of the run, where that is known.
 
     Attributes:
-        settings: With what they were replayed.
-        replays: By name, in the order they are shown.
-        layers: The view by layer, and the layers' names; None where none is recorded.
+        replays: By name of the criterion.
+        layers: When each layer is ready; None where none is recorded.
         curves: What is drawn; None where nothing is.
-        seed: Of the run, where that is known.
         steps: How many were looked at.
-        notes: What a reader should know of the recording.
-        last_step: The last that was looked at.
+        last_step: The last of them.
         has_gaps: Steps are missing from the recording.
+        notes: What a reader should know of the recording.
     """
 
-    settings: Settings
-    replays: dict[str, Replay]
-    layers: LayerReadiness | None = None
-    curves: CurveRecorder | None = None
-    header: VarianceHeader = field(default_factory=VarianceHeader)
-    seed: int | None = None
-    steps: int = 0
-    notes: list[str] = field(default_factory=list)
-    last_step: int = 0
-    has_gaps: bool = False
-
-    @classmethod
-    def begin(
-        cls,
+    def __init__(
+        self,
         settings: Settings,
         names: Sequence[str],
         header: VarianceHeader,
         *,
         draw: bool,
         seed: int | None,
-    ) -> "Profile":
-        """A profile that has seen no step yet."""
-        sizes = [layer.d for layer in header.layers]
-        view = LayerReadiness(
-            sizes,
-            window=settings.window,
-            eps=settings.eps,
-            relative_eps=settings.relative_eps,
-        )
-        return cls(
-            settings,
-            {name: settings.replay(name) for name in names},
-            view if sizes else None,
-            CurveRecorder(settings.beta2, settings.window) if draw else None,
-            header,
-            seed,
-        )
+    ) -> None:
+        self.settings, self.header, self.seed = settings, header, seed
+        self.replays = {name: settings.replay(name) for name in names}
+        self.layers: LayerReadiness | None = None
+        if header.layers:
+            self.layers = LayerReadiness(
+                [layer.d for layer in header.layers],
+                window=settings.window,
+                eps=settings.eps,
+                relative_eps=settings.relative_eps,
+            )
+        curves = CurveRecorder(settings.beta2, settings.window)
+        self.curves = curves if draw else None
+        self.steps = self.last_step = 0
+        self.has_gaps = False
+        self.notes: list[str] = []
 
     @property
     def beyond(self) -> bool:

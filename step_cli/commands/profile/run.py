@@ -1,8 +1,6 @@
 """``autoswitch-profile``: where each criterion would switch, on a dense run."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
-from importlib.util import find_spec
 from pathlib import Path
 
 from step_cli.autoswitch.autoswitch import CRITERION_NAMES
@@ -15,8 +13,9 @@ from step_cli.commands.profile.recorded import recorded_runs, replay_recordings
 from step_cli.commands.profile.replay import Profile
 from step_cli.commands.profile.report import report_on
 from step_cli.config.commands import AutoswitchProfileConfig
-from step_cli.errors import MissingError, UsageError
+from step_cli.errors import UsageError, nearest
 from step_cli.formats.files.target import checked_target
+from step_cli.plots.drawing import require_drawing
 from step_cli.reports import AutoswitchProfileReport
 
 NONE_TRAINED = AutoswitchProfileConfig(source=Path())
@@ -78,11 +77,7 @@ def _check_plot(plot: Path | None, inputs: Sequence[Path]) -> None:
     if plot is None:
         return
     checked_target(plot, force=True, inputs=inputs)
-    for library in ("matplotlib", *(["jinja2"] if plot.suffix == ".html" else [])):
-        if find_spec(library) is None:
-            raise MissingError(
-                f"drawing needs {library}: pip install 'step-cli[train]'"
-            )
+    require_drawing(page=plot.suffix == ".html")
 
 
 def _draw(
@@ -106,7 +101,6 @@ def _draw(
 def _criteria(asked: Sequence[str]) -> Sequence[str]:
     for name in asked:
         if name not in CRITERION_NAMES:
-            close = get_close_matches(name, CRITERION_NAMES, n=1)
-            hint = f"did you mean {close[0]}" if close else ", ".join(CRITERION_NAMES)
-            raise UsageError(f"--criterion: no such criterion {name!r}; {hint}")
+            hint = nearest(name, CRITERION_NAMES)
+            raise UsageError(f"--criterion: no such criterion {name!r}{hint}")
     return list(dict.fromkeys(asked)) or CRITERION_NAMES
