@@ -86,7 +86,7 @@ def _one(
     folder: Path,
     number: int,
 ) -> Profile:
-    from step_cli.training.dense_recording import Watch, record_dense
+    from step_cli.training.dense_recording import DenseRun
 
     seed = config.train.seed + number
     settings = _settings(options, config)
@@ -98,22 +98,15 @@ def _one(
         logger.info("seed %d, %d of %d", seed, number + 1, options.seeds)
         path = folder / f"seed-{seed}"
         path.mkdir()
-    profiles: list[Profile] = []
+    run, draw = DenseRun(seeded, path), options.plot is not None
+    profile = Profile(settings, names, run.header, draw=draw, seed=seed)
 
-    def begin(header: VarianceHeader) -> Watch:
-        draw = options.plot is not None
-        profile = Profile(settings, names, header, draw=draw, seed=seed)
-        profiles.append(profile)
+    def is_enough(sample: VarianceSample, layers: LayerSums) -> bool:
+        profile.update(sample, layers)
+        return options.steps is None and profile.is_decided
 
-        def watch(sample: VarianceSample, layers: LayerSums) -> bool:
-            profile.update(sample, layers)
-            return options.steps is None and profile.is_decided
-
-        return watch
-
-    most = options.steps or settings.total_steps + STEPS_AFTER
-    record_dense(seeded, path, begin, last_step=most)
-    return profiles[0]
+    run.record(is_enough, last_step=options.steps or settings.total_steps + STEPS_AFTER)
+    return profile
 
 
 def _settings(options: AutoswitchProfileConfig, config: TrainConfig) -> Settings:
