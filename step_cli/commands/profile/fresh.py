@@ -46,22 +46,6 @@ def config_to_record(options: AutoswitchProfileConfig) -> TrainConfig:
     return config
 
 
-def record_and_replay(
-    options: AutoswitchProfileConfig,
-    config: TrainConfig,
-    names: Sequence[str],
-    folder: Path,
-) -> list[Profile]:
-    """Train once for each seed, replaying the criteria on the way.
-
-    Raises:
-        StepError: Something the user can mend.
-    """
-    return [
-        _one(options, config, names, folder, number) for number in range(options.seeds)
-    ]
-
-
 @contextmanager
 def run_folder(options: AutoswitchProfileConfig) -> Iterator[Path]:
     """Where the runs are recorded: ``--out``, or a place that is cleared again.
@@ -79,13 +63,18 @@ def run_folder(options: AutoswitchProfileConfig) -> Iterator[Path]:
         yield path
 
 
-def _one(
+def record_and_replay(
     options: AutoswitchProfileConfig,
     config: TrainConfig,
     names: Sequence[str],
     folder: Path,
     number: int,
 ) -> Profile:
+    """Train with one seed, the ``number``-th, replaying the criteria on the way.
+
+    Raises:
+        StepError: Something the user can mend.
+    """
     from step_cli.training.dense_recording import DenseRun
 
     seed = config.train.seed + number

@@ -51,32 +51,16 @@ def _seed(log: Path) -> tuple[int, str]:
     return int(number) if number.isdecimal() else 0, number
 
 
-def replay_recordings(
-    options: AutoswitchProfileConfig, logs: Sequence[Path], names: Sequence[str]
-) -> list[Profile]:
-    """Replay the criteria over recordings of one configuration, one for each seed.
-
-    Raises:
-        InputError: One is damaged, holds no step, or has other settings.
-        NonFiniteError: One holds NaN or infinity.
-        UsageError: An option contradicts them.
-    """
-    first, *others = logs
-    profiles = [_replay(options, first, names)]
-    for log in others:
-        profiles.append(_replay(options, log, names))
-        if profiles[-1].settings != profiles[0].settings:
-            raise InputError(
-                f"recorded with other settings than {first.parent.name}: "
-                "these are not seeds of one configuration",
-                file=log,
-            )
-    return profiles
-
-
-def _replay(
+def replay_recording(
     options: AutoswitchProfileConfig, log: Path, names: Sequence[str]
 ) -> Profile:
+    """Replay the criteria over one recording.
+
+    Raises:
+        InputError: It is damaged, or holds no step.
+        NonFiniteError: It holds NaN or infinity.
+        UsageError: An option contradicts it.
+    """
     recording = Recording(log)
     header = recording.header
     other = _other_beta2(options, header, names)
@@ -112,6 +96,21 @@ def _replay(
     if other is not None:
         _refuse_inexact(other, profile, log)
     return profile
+
+
+def refuse_other_settings(profiles: Sequence[Profile], logs: Sequence[Path]) -> None:
+    """Refuse recordings that are not seeds of one configuration.
+
+    Raises:
+        InputError: One has other settings than the first.
+    """
+    for profile, log in zip(profiles, logs, strict=True):
+        if profile.settings != profiles[0].settings:
+            raise InputError(
+                f"recorded with other settings than {logs[0].parent.name}: "
+                "these are not seeds of one configuration",
+                file=log,
+            )
 
 
 def _config_beside(log: Path) -> TrainConfig | None:
