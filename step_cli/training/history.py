@@ -13,7 +13,7 @@ from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.reports import SwitchPoint
 from step_cli.training.setup import criterion_of
 
-POINTS = 2000  # of a curve at most: one of millions of steps is thinned
+POINTS = 2000  # of a curve at most: one of millions of steps is downsampled
 NAN = float("nan")
 
 
@@ -27,7 +27,7 @@ class Curve:
     def __bool__(self) -> bool:
         return bool(self.steps)
 
-    def thinned(self) -> "Curve":
+    def downsampled(self) -> "Curve":
         """Every n-th point, so that few enough are left; the last one stays."""
         every = -(-len(self.steps) // POINTS)
         if every <= 1:
