@@ -13,6 +13,13 @@ from typing_extensions import override
 
 from step_cli.optim.optimizer import SparseOptimizer
 
+logger = logging.getLogger(__name__)
+
+FOLDER = "tensorboard"  # of the run directory
+FLUSH_S = 10  # what a killed run may lose
+# Held-out metrics make a section of their own, and so do those of the pruned twin.
+SECTIONS = {"pruned_eval_": "pruned twin", "eval_": "held-out", "": "train"}
+
 
 class Callback:
     """Sees what the loop does and changes nothing; a subclass overrides what it needs.
@@ -30,14 +37,6 @@ class Callback:
         """The loop has ended, or failed."""
 
 
-logger = logging.getLogger(__name__)
-
-FOLDER = "tensorboard"  # of the run directory
-FLUSH_S = 10  # what a killed run may lose
-# Held-out metrics make a section of their own, and so do those of the pruned twin.
-SECTIONS = {"pruned_eval_": "pruned twin", "eval_": "held-out", "": "train"}
-
-
 def tensorboard_is_installed() -> bool:
     """Whether event files can be written here."""
     return importlib.util.find_spec("tensorboard") is not None
@@ -46,7 +45,7 @@ def tensorboard_is_installed() -> bool:
 class TensorBoard(Callback):
     """Writes the numbers of ``metrics.jsonl`` as scalars, and marks the switch.
 
-    A file that cannot be written is said once; training goes on.
+    A file that cannot be written is logged once; training goes on.
 
     Args:
         run_dir: The event files go below it.

@@ -48,14 +48,17 @@ def finish(trainer: Trainer, path: Path, run_dir: Path) -> TrainReport:
         path: The run directory.
         run_dir: How the user named it.
     """
-    setup = trainer.setup
-    report = _report(trainer, run_dir)
-    with shared_buffers(setup.model, setup.processes):
-        state = whole_state(setup.model, setup.processes)
-        if setup.processes.first:
-            report.density = density(state, setup.plan)
+    setup, processes = trainer.setup, trainer.setup.processes
+    metrics = trainer.evaluate()
+    dense_metrics = trainer.evaluate_dense() if setup.is_sparse else None
+    with shared_buffers(setup.model, processes):
+        state = whole_state(setup.model, processes)
+        kept = density(state, setup.plan) if processes.first else 0.0
+        kept = processes.from_first(kept)
+        report = _report(trainer, run_dir, metrics, dense_metrics, kept)
+        if processes.first:
             _write(trainer, state, report, path)
-    setup.processes.wait()
+    processes.wait()
     return report
 
 
@@ -89,7 +92,13 @@ def _tokenizers(config: TrainConfig) -> list[Path]:
     return [Path(place) for place in given if place not in (None, BYTES)]
 
 
-def _report(trainer: Trainer, run_dir: Path) -> TrainReport:
+def _report(
+    trainer: Trainer,
+    run_dir: Path,
+    metrics: dict[str, float],
+    dense_metrics: dict[str, float] | None,
+    kept: float,
+) -> TrainReport:
     config, optimizer = trainer.config, trainer.setup.optimizer
     sparse = trainer.setup.is_sparse
     reached = optimizer.switch_step is not None or not optimizer.recipe.switches
@@ -99,9 +108,9 @@ def _report(trainer: Trainer, run_dir: Path) -> TrainReport:
         pattern=str(config.sparsity.pattern) if sparse else None,
         steps=optimizer.steps_taken,
         switch=switch_point(optimizer),
-        metrics=trainer.evaluate(),
-        dense_metrics=trainer.evaluate_dense() if sparse else None,
-        density=1.0,  # told when the weights are brought together
+        metrics=metrics,
+        dense_metrics=dense_metrics,
+        density=kept,
         run_dir=str(run_dir),
         parallel=trainer.setup.processes.kind,
         processes=trainer.setup.processes.size,
