@@ -16,9 +16,10 @@ from stopped_run import stopping_at
 
 from step_cli.config.train import TrainConfig
 from step_cli.errors import MissingError, OutputError, StoppedError
-from step_cli.training import results, run_page
+from step_cli.training import page as page_module
+from step_cli.training import results
 from step_cli.training import run as run_module
-from step_cli.training.layer_records import PlannedLayer
+from step_cli.training.records import PlannedLayer
 from step_cli.training.run import train
 
 
@@ -198,14 +199,14 @@ def test_names_are_data(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = tmp_path / "<script>alert(1)</script>&"
-    real, bad = run_page.read_layers, '<img src=x onerror="x">\u202e\n{{ 1 }}'
+    real, bad = page_module.read_layers, '<img src=x onerror="x">\u202e\n{{ 1 }}'
 
     def renamed(path: Path) -> Any:
         history = real(path)
         history.layers[0] = PlannedLayer(bad, [16, 64], "2:4", 1)
         return history
 
-    monkeypatch.setattr(run_page, "read_layers", renamed)
+    monkeypatch.setattr(page_module, "read_layers", renamed)
     train(config, run_dir.with_name("run"))
     run_dir.with_name("run").rename(tmp_path / "<b>")
     page = page_of(tmp_path / "<b>")
@@ -231,9 +232,7 @@ def test_a_missing_library_is_told_at_the_start(
         "find_spec",
         lambda asked: None if asked == name else real(asked),
     )
-    with pytest.raises(
-        MissingError, match=rf"{name} is not installed.*step-cli\[train"
-    ):
+    with pytest.raises(MissingError, match=rf"needs {name}: .*step-cli\[train"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from step_cli.training.clipping import clip_gradients
-from step_cli.training.distributed import World
+from step_cli.training.distributed import Processes
+from step_cli.training.wrapping import clip_gradients
 
-ALONE = World(torch.device("cpu"))
+ALONE = Processes(torch.device("cpu"))
 
 
 def parameters(
@@ -50,7 +50,7 @@ def test_parameters_without_a_gradient_are_left_out() -> None:
 
 
 @dataclass(frozen=True)
-class Share(World):
+class Share(Processes):
     """One of two processes, and what the other one adds."""
 
     other: float = 0.0

@@ -1,12 +1,16 @@
-"""``data.json`` of a run directory: which data the run began with."""
+"""Whether a run goes on as it began: with the same configuration and data.
+
+``data.json`` of the run directory tells which data it began with.
+"""
 
 import json
 from pathlib import Path
 
+from step_cli.config.train import TrainConfig, keys_of, load_config
 from step_cli.data.batch import Dataset, fingerprint_of
 from step_cli.errors import InputError
 from step_cli.formats.files.json_text import read_json
-from step_cli.training.run_files import save_text
+from step_cli.training.records import save_text
 
 FILE = "data.json"
 SCHEMA = "step-cli/data/1"
@@ -40,3 +44,22 @@ def refuse_other_data(run_dir: Path, data: Dataset) -> None:
             f"not the data the run began with: {found}; it would not go on bit for bit",
             file=run_dir,
         )
+
+
+def refuse_other_config(config: TrainConfig, run_dir: Path) -> None:
+    """Refuse to go on with another configuration than the run began with.
+
+    Raises:
+        InputError: There is no run, or keys differ.
+    """
+    path = run_dir / "config.toml"
+    if not path.is_file():
+        raise InputError("nothing to resume: no run was begun here", file=run_dir)
+    ours, theirs = dict(keys_of(config)), dict(keys_of(load_config(path)))
+    differ = [
+        f"{key} is {ours.get(key)!r}, was {theirs.get(key)!r}"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    ]
+    if differ:
+        raise InputError(f"another configuration: {'; '.join(differ)}", file=run_dir)

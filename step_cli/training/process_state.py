@@ -1,13 +1,16 @@
-"""What this process holds of a run: tensors by name, to be saved and put back.
+"""What this process holds of a run, to be saved and put back: tensors, random states.
 
 Under DDP all hold the same model and optimizer, which the first process saves; under
 FSDP each holds a share, and saves that.
 """
 
+import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from step_cli.formats.files.staged import flush
@@ -17,20 +20,22 @@ from step_cli.formats.safetensors.writer import save_safetensors
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.shards import local, split_like
 from step_cli.optim.state import with_index
-from step_cli.training.distributed import World
-from step_cli.training.random_state import random_states, restore_random_states
+from step_cli.training.distributed import Processes
 
 KINDS = ("model", "optimizer", "random")
 
 
-def files_of(world: World, rank: int) -> dict[str, str]:
+def files_of(processes: Processes, rank: int) -> dict[str, str]:
     """The files of one process in a checkpoint."""
-    mark = f"-{rank:05d}" if world.size > 1 else ""
+    mark = f"-{rank:05d}" if processes.size > 1 else ""
     return {kind: f"{kind}{mark}.safetensors" for kind in KINDS}
 
 
-def write_own(
-    folder: Path, model: nn.Module, states: dict[int, dict[str, Any]], world: World
+def save_process_state(
+    folder: Path,
+    model: nn.Module,
+    states: dict[int, dict[str, Any]],
+    processes: Processes,
 ) -> list[str]:
     """Write what this process alone knows, down to the disk.
 
@@ -38,13 +43,13 @@ def write_own(
         folder: Where to.
         model: As wrapped.
         states: Of the optimizer's ``state_dict``.
-        world: The processes.
+        processes: The processes.
 
     Returns:
         The names of the files.
     """
-    tensors = {"random": random_states(world.device)}
-    if world.first or world.kind == "fsdp":
+    tensors = {"random": random_states(processes.device)}
+    if processes.first or processes.kind == "fsdp":
         tensors["model"] = {k: local(v) for k, v in model.state_dict().items()}
         tensors["optimizer"] = {
             f"{index}.{key}": local(value)
@@ -54,7 +59,7 @@ def write_own(
         }
     else:  # statistics of batches differ
         tensors["model"] = dict(_saved_buffers(model))
-    files = files_of(world, world.rank)
+    files = files_of(processes, processes.rank)
     for kind, named in tensors.items():
         arrays = {name: to_array(value) for name, value in named.items()}
         save_safetensors(folder / files[kind], arrays)
@@ -62,16 +67,16 @@ def write_own(
     return [files[kind] for kind in tensors]
 
 
-def read_own(
+def load_process_state(
     folder: Path,
     model: nn.Module,
     optimizer: SparseOptimizer,
-    world: World,
+    processes: Processes,
     param_groups: list[dict[str, Any]],
 ) -> None:
-    """Put back what :func:`write_own` of this process, or of the first, wrote."""
-    own = files_of(world, world.rank)
-    shared = own if world.kind == "fsdp" else files_of(world, 0)
+    """Put back what this process, or the first, saved."""
+    own = files_of(processes, processes.rank)
+    shared = own if processes.kind == "fsdp" else files_of(processes, 0)
     values = _read(folder, dict.fromkeys((shared["model"], own["model"])))
     present = model.state_dict()
     model.load_state_dict({k: split_like(v, present[k]) for k, v in values.items()})
@@ -85,15 +90,15 @@ def read_own(
             if name.startswith(prefix)
         }
     optimizer.load_state_dict({"state": states, "param_groups": param_groups})
-    restore_random_states(_read(folder, [own["random"]]), world.device)
+    restore_random_states(_read(folder, [own["random"]]), processes.device)
 
 
-def read_by(world: World) -> set[str]:
+def files_read_by(processes: Processes) -> set[str]:
     """The names of the files that this process reads."""
-    own = files_of(world, world.rank)
-    if world.first or world.kind == "fsdp":
+    own = files_of(processes, processes.rank)
+    if processes.first or processes.kind == "fsdp":
         return set(own.values())
-    return {*own.values(), *files_of(world, 0).values()} - {own["optimizer"]}
+    return {*own.values(), *files_of(processes, 0).values()} - {own["optimizer"]}
 
 
 def _read(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
@@ -110,3 +115,43 @@ def _split_as(value: Tensor, p: Tensor) -> Tensor:
 def _saved_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     saved = model.state_dict().keys()
     return ((name, b) for name, b in model.named_buffers() if name in saved)
+
+
+def seed_all(seed: int, rank: int = 0) -> None:
+    """Seed every generator; each process gets numbers of its own."""
+    if rank:
+        seed = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """The state of torch's generators, on the host and on ``device``, and of others."""
+    _, numbers, gauss = random.getstate()
+    _, keys, *rest = np.random.get_state(legacy=True)
+    states = {
+        "cpu": torch.get_rng_state(),
+        "python": torch.tensor(numbers),
+        "python-gauss": torch.tensor(
+            [float("nan") if gauss is None else gauss], dtype=torch.float64
+        ),
+        "numpy": torch.from_numpy(np.asarray(keys, np.int64)),
+        "numpy-rest": torch.tensor(rest, dtype=torch.float64),
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_random_states(states: dict[str, Tensor], device: torch.device) -> None:
+    """Go on with the states of :func:`random_states`."""
+    torch.set_rng_state(states["cpu"])
+    gauss = float(states["python-gauss"])
+    numbers = tuple(states["python"].tolist())
+    random.setstate((3, numbers, None if gauss != gauss else gauss))
+    place, has_gauss, cached = states["numpy-rest"].tolist()
+    keys = states["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, int(place), int(has_gauss), cached))
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -10,9 +10,8 @@ from small_run import small_config
 from stopped_run import stopping_at
 
 from step_cli.errors import StoppedError
-from step_cli.training import event_files
 from step_cli.training import run as run_module
-from step_cli.training.event_files import tag_of
+from step_cli.training.callbacks import tag_of
 from step_cli.training.run import train
 
 pytest.importorskip("tensorboard")
@@ -80,7 +79,7 @@ def test_a_resumed_run_goes_on_with_the_same_events(
 def test_without_tensorboard_a_run_leaves_no_events(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_files, "installed", lambda: False)
+    monkeypatch.setattr(run_module, "tensorboard_is_installed", lambda: False)
     assert train(small_config(tmp_path), tmp_path / "run").ok
     assert not (tmp_path / "run" / "tensorboard").exists()
 

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from step_cli.autoswitch.sample_block import Booleans, Floats, Integers, LayerSums
-from step_cli.autoswitch.thinned import Thinned
+from step_cli.autoswitch.curves import Downsampled, Floats
+from step_cli.autoswitch.variance_log import LayerSums
 
 VALUES_KEPT = 2_000_000  # of all layers together
 
 
-class LayerView:
-    """Asks of each layer what AutoSwitch asks of the whole model.
+class LayerReadiness:
+    """Applies to each layer the tests that AutoSwitch applies to the whole model.
 
     A layer is ready at the first recorded step from the window on at which its mean
     change over the window, of the recorded steps in it, is below the threshold.
@@ -33,29 +33,29 @@ class LayerView:
     ) -> None:
         self._sizes = np.array(sizes, np.float64)
         self._window, self._eps, self._relative_eps = window, eps, relative_eps
-        self._recent: deque[LayerSums] = deque()
-        self._rows = Thinned(max(200, VALUES_KEPT // max(1, 2 * len(sizes))))
+        # Step, L1 norm of each layer's v, sum of its changes.
+        self._recent: deque[tuple[int, Floats, Floats]] = deque()
+        self._rows = Downsampled(max(200, VALUES_KEPT // max(1, 2 * len(sizes))))
         self.ready = np.zeros(len(sizes), np.int64)
         self.relative_ready = np.zeros(len(sizes), np.int64)
 
-    def observe(self, sums: LayerSums) -> None:
-        """Take the next recorded step in."""
-        self._recent.append(sums)
-        while self._recent[0].step <= sums.step - self._window:
+    def update(self, step: int, sums: LayerSums) -> None:
+        """Take the next step that was recorded layer by layer in."""
+        v_l1, dv_l1 = np.array(sums, np.float64).T
+        self._recent.append((step, v_l1, dv_l1))
+        while self._recent[0][0] <= step - self._window:
             self._recent.popleft()
-        if sums.step < self._window:
+        if step < self._window:
             return
-        change = np.mean([each.dv_l1 for each in self._recent], axis=0)
-        norm = np.mean([each.v_l1 for each in self._recent], axis=0)
+        _, norms, changes = zip(*self._recent, strict=True)
+        change, norm = np.mean(changes, axis=0), np.mean(norms, axis=0)
         relative = np.divide(change, norm, out=np.zeros_like(norm), where=norm > 0)
         per_weight = change / self._sizes
-        self._note(self.ready, per_weight < self._eps, sums.step)
-        self._note(self.relative_ready, relative < self._relative_eps, sums.step)
-        self._rows.add(np.concatenate([[sums.step], per_weight, relative])[None])
-
-    @staticmethod
-    def _note(ready: Integers, now: Booleans, step: int) -> None:
-        ready[(ready == 0) & now] = step
+        self.ready[(self.ready == 0) & (per_weight < self._eps)] = step
+        first = (self.relative_ready == 0) & (relative < self._relative_eps)
+        self.relative_ready[first] = step
+        if self._rows.is_due():
+            self._rows.add(np.concatenate([[step], per_weight, relative]).tolist())
 
     def curves(self) -> tuple[Floats, Floats, Floats]:
         """Steps [rows]; change per coordinate and relative change, [rows, layers]."""

@@ -20,7 +20,7 @@ from step_cli.nm.pattern import NMPattern, Plan  # noqa: E402
 from step_cli.nm.selection import Selection  # noqa: E402
 from step_cli.optim.layers import plan_for  # noqa: E402
 from step_cli.optim.mask import nm_mask  # noqa: E402
-from step_cli.training.model_files import save_model  # noqa: E402
+from step_cli.training.results import save_model  # noqa: E402
 
 SOURCE = ModelSource("net.py:build", {"width": 3})
 

@@ -10,7 +10,7 @@ from stopped_run import stopping_at
 
 from step_cli.errors import StoppedError
 from step_cli.training import run as run_module
-from step_cli.training.layer_records import PlannedLayer, read_layers
+from step_cli.training.records import PlannedLayer, read_layers
 from step_cli.training.run import train
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from step_cli.config.train import TrainConfig, to_toml
-from step_cli.errors import MissingError
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.pytorch.arrays import to_array
 from step_cli.nm.count import TensorToCheck, count_tensors
@@ -22,8 +21,7 @@ from step_cli.render.run_page import LayerRow, MetricRow, RunPage, html
 from step_cli.reports import TrainReport
 from step_cli.training.curves import draw_curves
 from step_cli.training.history import History, read_history, switch_point
-from step_cli.training.layer_records import read_layers
-from step_cli.training.run_files import save_text
+from step_cli.training.records import read_layers, save_text
 from step_cli.training.setup import Setup
 
 LIBRARIES = ("step-cli", "torch", "numpy")
@@ -75,7 +73,7 @@ def _state(
 def _facts(
     config: TrainConfig, setup: Setup, history: History, report: TrainReport | None
 ) -> Iterator[tuple[str, str]]:
-    optimizer, sparse = setup.optimizer, setup.optimizer.current_phase.sparse
+    optimizer, sparse = setup.optimizer, setup.is_sparse
     yield "recipe", config.sparsity.recipe
     patterns = sorted({str(layer.pattern) for layer in setup.plan.values()})
     yield "pattern", ", ".join(patterns) if optimizer.recipe.ends_sparse else "none"
@@ -126,7 +124,7 @@ def _metrics(history: History, report: TrainReport | None) -> list[MetricRow]:
 def _layers(run_dir: Path, setup: Setup) -> Iterator[LayerRow]:
     """Each planned weight: counted in what was written, else in what there is."""
     recorded = read_layers(run_dir)
-    sparse = setup.optimizer.current_phase.sparse
+    sparse = setup.is_sparse
     weights = _weights(run_dir, setup)
     counted = dict(zip(weights, count_tensors(_jobs(weights, setup.plan)), strict=True))
     for number, layer in enumerate(recorded.layers):
@@ -165,21 +163,6 @@ def _versions(setup: Setup) -> Iterator[tuple[str, str]]:
         yield name, metadata.version(name)
     yield "Python", platform.python_version()
     yield "system", f"{platform.system()} {platform.machine()}"
-    device = setup.world.device
+    device = setup.processes.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     yield "device", name
-
-
-def check_libraries() -> None:
-    """Refuse at the start what would fail at the end.
-
-    Raises:
-        MissingError: matplotlib, jinja2 or tomli-w is not installed.
-    """
-    from importlib.util import find_spec
-
-    for name in ("matplotlib", "jinja2", "tomli_w"):
-        if find_spec(name) is None:
-            raise MissingError(
-                f"{name} is not installed: pip install 'step-cli[train]'"
-            )
