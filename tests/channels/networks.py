@@ -10,10 +10,10 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from step_cli.channels.network import Network
-from step_cli.channels.reordered import reordered
+from step_cli.channels.channel_sets import ChannelSet, find_channel_sets
+from step_cli.channels.graph import Network
+from step_cli.channels.orders import orders_of, reordered
 from step_cli.channels.torch_graph import Traced, trace
-from step_cli.channels.units import Unit, find_units, order_of
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.spill import Spill
 from step_cli.formats.open import open_checkpoint
@@ -39,9 +39,9 @@ def spread(module: nn.Module, seed: int = 0) -> nn.Module:
 
 def shuffled(
     network: Network, checkpoint: Checkpoint, plan: Plan, seed: int = 0
-) -> tuple[list[Unit], Checkpoint]:
+) -> tuple[list[ChannelSet], Checkpoint]:
     """The units of a network, and the checkpoint with each in a random order."""
-    units, _ = find_units(network.flow, network.tensors, plan)
+    units, _ = find_channel_sets(network.graph, network.tensors, plan)
     random = np.random.default_rng(seed)
     found = {}
     for unit in units:
@@ -50,10 +50,7 @@ def shuffled(
         for at in np.ndindex(sizes):
             table[at] = random.permutation(unit.leaf.size)
         found[unit.leaf] = unit, table
-    orders = {}
-    for name, value in network.tensors.items():
-        axes = {place: order_of(axis, found) for place, axis in enumerate(value)}
-        orders[name] = {k: order for k, order in axes.items() if order is not None}
+    orders = {name: orders_of(axes, found) for name, axes in network.tensors.items()}
     with closing(Spill()) as spill:
         return units, reordered(checkpoint, orders, spill)
 
@@ -69,7 +66,9 @@ def saved(module: nn.Module, folder: Path) -> Checkpoint:
     return open_checkpoint(folder / "net.safetensors")
 
 
-def traced(module: nn.Module, **examples: Tensor) -> tuple[list[Unit], dict[str, str]]:
+def traced(
+    module: nn.Module, **examples: Tensor
+) -> tuple[list[ChannelSet], dict[str, str]]:
     """Units of a module, and why weights are in none; all 2:4 along axis 1."""
     found: Traced = trace(module.eval(), examples)
     plan = {
@@ -77,7 +76,7 @@ def traced(module: nn.Module, **examples: Tensor) -> tuple[list[Unit], dict[str,
         for name, value in module.state_dict().items()
         if value.dim() > 1
     }
-    return find_units(found.flow, found.parameters, plan)
+    return find_channel_sets(found.graph, found.parameters, plan)
 
 
 def changed_outputs(
@@ -88,7 +87,7 @@ def changed_outputs(
     found = trace(module, examples)
     names = {tensor.name for tensor in checkpoint.tensors}
     tensors = {n: v for n, v in found.parameters.items() if n in names}
-    network = Network(found.flow, tensors, lambda now: [])
+    network = Network(found.graph, tensors, lambda now: [])
     units, now = shuffled(network, checkpoint, plan_of(checkpoint), seed)
     assert units
     with torch.no_grad():

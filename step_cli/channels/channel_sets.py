@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from step_cli.channels.axes import Axis, factors, find, leaves
-from step_cli.channels.flow import Flow, Value
+from step_cli.channels.graph import GraphAxes, TensorAxes
 from step_cli.nm.plan import LayerPlan, Plan
 
 Array = npt.NDArray[Any]
@@ -38,7 +38,7 @@ class Occurrence:
 
 
 @dataclass
-class Unit:
+class ChannelSet:
     """Channels that are permuted together in every tensor that has them.
 
     Attributes:
@@ -99,13 +99,13 @@ def _multiplied(found: Occurrence, parts: Sequence[Axis], place: int) -> Occurre
     )
 
 
-def find_units(
-    flow: Flow, parameters: Mapping[str, Value], plan: Plan
-) -> tuple[list[Unit], dict[str, str]]:
-    """The units of a network, and why layers are in none.
+def find_channel_sets(
+    graph: GraphAxes, parameters: Mapping[str, TensorAxes], plan: Plan
+) -> tuple[list[ChannelSet], dict[str, str]]:
+    """The channels of a network that may be permuted, and why other layers have none.
 
     Args:
-        flow: All of its tensors.
+        graph: All of its tensors.
         parameters: The axes of its weights, by name.
         plan: The layers that are pruned.
     """
@@ -121,21 +121,21 @@ def find_units(
         why[name] = _reason(found, promised)
         for leaf in dict.fromkeys(free):
             met.setdefault(leaf, []).append(name)
-    units = []
+    sets = []
     for leaf, names in met.items():
         problem = _problem(leaf, parameters, sparse)
         if problem is None:
-            units.append(Unit(leaf, (), names))
+            sets.append(ChannelSet(leaf, (), names))
         else:
             why.update((name, problem) for name in names)
-    moving = {unit.leaf for unit in units}
-    within = _contexts(flow, parameters.values(), moving)
-    for unit in units:
-        order = sorted(within[unit.leaf], key=lambda leaf: leaf.size)
-        unit.within = tuple(order)
-        for name in unit.layers:
+    moving = {channels.leaf for channels in sets}
+    within = _contexts(graph, parameters.values(), moving)
+    for channels in sets:
+        order = sorted(within[channels.leaf], key=lambda leaf: leaf.size)
+        channels.within = tuple(order)
+        for name in channels.layers:
             why.pop(name, None)
-    return units, why
+    return sets, why
 
 
 def _may_move(found: Occurrence, promised: LayerPlan) -> bool:
@@ -154,7 +154,9 @@ def _reason(found: Iterable[Occurrence], promised: LayerPlan) -> str:
     return f"groups of {promised.pattern.m} do not fit the parts of its inputs"
 
 
-def _problem(leaf: Axis, parameters: Mapping[str, Value], plan: Plan) -> str | None:
+def _problem(
+    leaf: Axis, parameters: Mapping[str, TensorAxes], plan: Plan
+) -> str | None:
     """Why a leaf must stay after all: some layer that has it would lose by it."""
     patterns = set()
     for name, promised in plan.items():
@@ -175,7 +177,7 @@ def _problem(leaf: Axis, parameters: Mapping[str, Value], plan: Plan) -> str | N
 
 
 def _contexts(
-    flow: Flow, parameters: Iterable[Value], moving: set[Axis]
+    graph: GraphAxes, parameters: Iterable[TensorAxes], moving: set[Axis]
 ) -> dict[Axis, set[Axis]]:
     """Of each leaf: those along which its order may differ.
 
@@ -183,7 +185,7 @@ def _contexts(
     each channel of them has the leaf to itself. What an operator mixes is none.
     """
     found: dict[Axis, set[Axis]] = {}
-    for value in flow.values:
+    for value in graph.tensors:
         for leaf, beside in _beside(value, moving):
             found[leaf] = found.get(leaf, beside) & beside
     # Orders of parameters are applied axis by axis, to whole blocks.
@@ -191,7 +193,7 @@ def _contexts(
         for axis in value:
             for leaf, beside in _beside((axis,), moving, slower=True):
                 found[leaf] = found.get(leaf, beside) & beside
-    for axes, value in flow.mixed:
+    for axes, value in graph.mixed:
         inside = {leaf for axis in axes for leaf in leaves(axis)}
         for leaf in {leaf for axis in value for leaf in leaves(axis)} - inside:
             if leaf in found:
@@ -200,7 +202,7 @@ def _contexts(
 
 
 def _beside(
-    value: Value, moving: set[Axis], *, slower: bool = False
+    value: TensorAxes, moving: set[Axis], *, slower: bool = False
 ) -> Iterator[tuple[Axis, set[Axis]]]:
     """Each moving leaf of a tensor as often as it stands there, and its co-factors.
 
@@ -246,22 +248,3 @@ def _cofactors(axis: Axis) -> list[Axis]:
     if axis.kind == "leaf":
         return [axis]
     return [leaf for part in axis.parts for leaf in _cofactors(part)]
-
-
-def order_of(axis: Axis, orders: Mapping[Axis, tuple[Unit, Index]]) -> Index | None:
-    """The order of an axis, for ``take``; None if it stays.
-
-    Args:
-        axis: Of a parameter.
-        orders: Of each unit's leaf: ``[*within, channels]``.
-    """
-    order = np.arange(find(axis).size)
-    moved = False
-    for found in occurrences(axis):
-        if found.leaf in orders:
-            unit, table = orders[found.leaf]
-            rows = table[tuple(found.beside[leaf] for leaf in unit.within)]
-            came = found.starts[:, None] + found.stride * rows
-            order[found.positions()] = order.copy()[came]
-            moved = True
-    return order if moved else None
