@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 from step_cli.config.commands import ExportConfig
 from step_cli.formats.files.scratch import scratch_directory
 from step_cli.formats.onnx.session import OrtSession, feeds_of
-from step_cli.formats.tensorrt.api import TrtRuntime
+from step_cli.formats.tensorrt.api import TrtRuntime, compute_capabilities
 from step_cli.formats.tensorrt.engine import EngineBuild, EngineOptions, build_engine
-from step_cli.formats.tensorrt.gpus import compute_capabilities
 from step_cli.formats.tensorrt.timing import engine_ms
 from step_cli.reports import BenchReport
 

@@ -5,11 +5,14 @@ from pathlib import Path
 from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.onnx.nodes import nodes_of_weights
 from step_cli.formats.onnx.reader import open_onnx
-from step_cli.formats.tensorrt.api import TrtRuntime
+from step_cli.formats.tensorrt.api import TrtRuntime, compute_capabilities
 from step_cli.formats.tensorrt.engine import EngineOptions
-from step_cli.formats.tensorrt.evidence import Rungs, rungs, sparse_weights
-from step_cli.formats.tensorrt.gpus import compute_capabilities
-from step_cli.formats.tensorrt.log import BuildLog
+from step_cli.formats.tensorrt.evidence import (
+    BuildLog,
+    Evidence,
+    evidence_of,
+    sparse_weights,
+)
 from step_cli.nm.count import Job
 from step_cli.nm.diagnosis import holds_pattern
 from step_cli.nm.pattern import NMPattern
@@ -78,9 +81,9 @@ def backend_report(
 
 def _add_rungs(layer: ExportLayer, seen: BuildLog, nodes: list[str]) -> None:
     """The rungs of the node that got furthest, where several share a weight."""
-    found = [rungs(seen, node) for node in nodes]
+    found = [evidence_of(seen, node) for node in nodes]
     found.sort(key=lambda one: (one.chosen is not True, one.eligible is not True))
-    best = found[0] if found else Rungs()
+    best = found[0] if found else Evidence()
     layer.eligible, layer.chosen, layer.tactic = best.eligible, best.chosen, best.tactic
     if best.chosen is True:
         layer.advice = None

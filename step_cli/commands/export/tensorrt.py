@@ -27,7 +27,7 @@ from step_cli.formats.onnx.inputs import GraphInput
 from step_cli.formats.onnx.nodes import inputs_of_onnx
 from step_cli.formats.tensorrt.api import TrtRuntime, check_targets, find_runtime
 from step_cli.formats.tensorrt.engine import EngineBuild, EngineOptions, build_engine
-from step_cli.formats.tensorrt.log import parse_log
+from step_cli.formats.tensorrt.evidence import parse_log
 from step_cli.formats.tensorrt.profiles import Profile, make_profiles
 from step_cli.reports import BenchReport, ExportBytes, ExportReport, SparsityCounts
 

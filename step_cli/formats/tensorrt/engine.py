@@ -16,8 +16,8 @@ from typing import Any
 from step_cli.errors import InputError
 from step_cli.formats.files.scratch import scratch_directory
 from step_cli.formats.tensorrt.api import TrtRuntime
+from step_cli.formats.tensorrt.evidence import EngineLayer, parse_layers
 from step_cli.formats.tensorrt.failures import crashed, explain
-from step_cli.formats.tensorrt.layers import EngineLayer, parse_layers
 from step_cli.formats.tensorrt.profiles import Profile
 
 
