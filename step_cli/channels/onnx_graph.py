@@ -20,8 +20,7 @@ from step_cli.channels.graph import (
 from step_cli.channels.onnx_operators import ARGUMENTS, RULES, translate
 from step_cli.errors import MissingError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.onnx.inputs import GraphInput
-from step_cli.formats.onnx.nodes import inputs_of_onnx
+from step_cli.formats.onnx.inputs import GraphInput, inputs_of_onnx
 from step_cli.formats.onnx.session import OrtSession
 
 Array = npt.NDArray[Any]

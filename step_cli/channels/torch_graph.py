@@ -21,12 +21,12 @@ from step_cli.errors import InputError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.huggingface.model import inputs_of, is_transformers
 from step_cli.formats.model_json import ModelSource
-from step_cli.formats.onnx.example_inputs import (
+from step_cli.formats.onnx.inputs import (
     all_equal,
     example_tensors,
     inputs_of_examples,
+    parse_input,
 )
-from step_cli.formats.onnx.inputs import parse_input
 from step_cli.formats.onnx.session import torch_outputs
 from step_cli.formats.quiet import quiet
 from step_cli.models.checkpoint_model import RunnableModel, open_model

@@ -26,7 +26,7 @@ def times_engine(config: ExportConfig) -> bool:
 
 def time_against_dense(path: Path, examples: Examples) -> BenchReport:
     """Median times of the file, and of the same file with its zeros filled."""
-    from step_cli.formats.onnx.dense_twin import save_dense_twin
+    from step_cli.formats.onnx.rewriter import save_dense_twin
 
     feeds = feeds_of(examples)
     with scratch_directory("bench") as folder:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from step_cli.formats.files.mapped_file import map_file
-from step_cli.formats.onnx.nodes import nodes_of_weights
+from step_cli.formats.onnx.products import nodes_of_weights
 from step_cli.formats.onnx.reader import open_onnx
 from step_cli.formats.tensorrt.api import TrtRuntime, compute_capabilities
 from step_cli.formats.tensorrt.engine import EngineOptions

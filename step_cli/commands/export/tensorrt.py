@@ -21,10 +21,8 @@ from step_cli.config.commands import ExportConfig
 from step_cli.errors import MissingError, StepError
 from step_cli.formats.files.scratch import scratch_directory
 from step_cli.formats.files.staged import staged
-from step_cli.formats.onnx.example_inputs import example_tensors
 from step_cli.formats.onnx.exporter import need_export_libraries
-from step_cli.formats.onnx.inputs import GraphInput
-from step_cli.formats.onnx.nodes import inputs_of_onnx
+from step_cli.formats.onnx.inputs import GraphInput, example_tensors, inputs_of_onnx
 from step_cli.formats.tensorrt.api import TrtRuntime, check_targets, find_runtime
 from step_cli.formats.tensorrt.engine import EngineBuild, EngineOptions, build_engine
 from step_cli.formats.tensorrt.evidence import parse_log

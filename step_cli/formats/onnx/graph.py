@@ -46,6 +46,7 @@ class Attribute:
 class Node:
     """A NodeProto."""
 
+    name: str = ""
     op_type: str = ""
     domain: str = ""
     inputs: list[str] = field(default_factory=list)
@@ -159,6 +160,8 @@ class ModelReader:
                 node.inputs.append(self._text(item))
             elif item.number == 2:
                 node.outputs.append(self._text(item))
+            elif item.number == 3:
+                node.name = self._text(item)
             elif item.number == 4:
                 node.op_type = self._text(item)
             elif item.number == 5:

@@ -18,13 +18,13 @@ from torch import Tensor, nn  # noqa: E402
 
 from step_cli.errors import InputError, OutputError, UsageError  # noqa: E402
 from step_cli.formats.onnx import publish as onnx_file  # noqa: E402
-from step_cli.formats.onnx.example_inputs import example_tensors  # noqa: E402
 from step_cli.formats.onnx.exporter import OnnxExport, export_onnx  # noqa: E402
-from step_cli.formats.onnx.inputs import GraphInput  # noqa: E402
-from step_cli.formats.onnx.nodes import (  # noqa: E402
+from step_cli.formats.onnx.inputs import (  # noqa: E402
+    GraphInput,
+    example_tensors,
     inputs_of_onnx,
-    nodes_of_weights,
 )
+from step_cli.formats.onnx.products import nodes_of_weights  # noqa: E402
 from step_cli.formats.onnx.publish import OnnxPlace, staged_onnx  # noqa: E402
 from step_cli.formats.onnx.session import (  # noqa: E402
     OrtSession,
@@ -226,7 +226,7 @@ def test_a_taken_data_name_is_refused_and_left_alone(tmp_path: Path) -> None:
         staged_onnx(tmp_path / "m.onnx", force=False, inputs=[]) as place,
     ):
         place.path.write_bytes(b"")
-        place.data.write_bytes(b"new")
+        place.data_file().write_bytes(b"new")
     assert taken.read_bytes() == b"precious"
     assert names_in(tmp_path) == ["m.onnx.data"]
 
@@ -241,8 +241,7 @@ def test_neither_file_appears_when_the_model_cannot_be_renamed(
         pytest.raises(OutputError, match="no space left"),
         staged_onnx(tmp_path / "m.onnx", force=False, inputs=[]) as place,
     ):
-        place.path.write_bytes(b"")
-        place.data.write_bytes(b"new")
+        write_small(place)
         monkeypatch.setattr(onnx_file.os, "replace", refuse)
     assert names_in(tmp_path) == []
 
@@ -260,6 +259,7 @@ import os, signal, sys
 from pathlib import Path
 from step_cli.formats.files import staged
 from step_cli.formats.onnx.publish import staged_onnx
+from step_cli.formats.onnx.rewriter import relocate_data
 real = os.replace
 def die(*paths):
     if sys.argv[2] == "after":
@@ -268,7 +268,8 @@ def die(*paths):
 staged.os.replace = die
 with staged_onnx(Path(sys.argv[1]), force=False, inputs=[]) as place:
     place.path.write_bytes(Path(sys.argv[3]).read_bytes())
-    place.data.write_bytes(b"x" * 4096)
+    relocate_data(place.path, {"model.onnx.data": place.data_name})
+    place.data_file().write_bytes(b"x" * 4096)
 """
 
 
@@ -277,7 +278,7 @@ def test_a_kill_between_data_and_model_leaves_nothing_that_the_next_run_keeps(
 ) -> None:
     folder, model = tmp_path / "out", tmp_path / "model.onnx"
     folder.mkdir()
-    place = OnnxPlace(model, "model.onnx.data")
+    place = OnnxPlace(model)
     write_small(place)
     target = folder / "m.onnx"
     die = [sys.executable, "-c", DIE, str(target), "before", str(model)]
@@ -293,7 +294,7 @@ def test_a_kill_between_data_and_model_leaves_nothing_that_the_next_run_keeps(
 def test_a_kill_after_the_model_was_named_leaves_a_whole_export(tmp_path: Path) -> None:
     folder, model = tmp_path / "out", tmp_path / "model.onnx"
     folder.mkdir()
-    write_small(OnnxPlace(model, "model.onnx.data"))
+    write_small(OnnxPlace(model))
     target = folder / "m.onnx"
     die = [sys.executable, "-c", DIE, str(target), "after", str(model)]
     assert subprocess.run(die, check=False).returncode == -signal.SIGKILL
