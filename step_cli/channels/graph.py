@@ -1,7 +1,7 @@
 """The axes of all tensors of a graph, one operator after the other.
 
 `torch_operators` and `onnx_operators` put each operator of their graph in the terms of
-`Operator`; `rules` says what it does to the axes.
+`Operator`; `rules` has what it does to the axes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

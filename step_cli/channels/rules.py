@@ -203,7 +203,7 @@ def _cut(
 
 
 def split(graph: GraphAxes, node: Operator) -> list[TensorAxes]:
-    """Cut into parts: the shapes of the results say where."""
+    """Cut into parts, as long as the results."""
     at, parts = 0, []
     for shape in node.shapes:
         size = shape[node.axis]

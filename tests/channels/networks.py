@@ -40,19 +40,19 @@ def spread(module: nn.Module, seed: int = 0) -> nn.Module:
 def shuffled(
     network: Network, checkpoint: Checkpoint, plan: Plan, seed: int = 0
 ) -> tuple[list[ChannelSet], Checkpoint]:
-    """The units of a network, and the checkpoint with each in a random order."""
-    units, _ = find_channel_sets(network.graph, network.tensors, plan)
+    """The channel sets of a network, and the checkpoint with each in a random order."""
+    sets, _ = find_channel_sets(network.graph, network.tensors, plan)
     random = np.random.default_rng(seed)
     found = {}
-    for unit in units:
-        sizes = tuple(leaf.size for leaf in unit.within)
-        table = np.empty((*sizes, unit.leaf.size), np.int64)
+    for channels in sets:
+        sizes = tuple(leaf.size for leaf in channels.within)
+        table = np.empty((*sizes, channels.leaf.size), np.int64)
         for at in np.ndindex(sizes):
-            table[at] = random.permutation(unit.leaf.size)
-        found[unit.leaf] = unit, table
+            table[at] = random.permutation(channels.leaf.size)
+        found[channels.leaf] = channels, table
     orders = {name: orders_of(axes, found) for name, axes in network.tensors.items()}
     with closing(Spill()) as spill:
-        return units, reordered(checkpoint, orders, spill)
+        return sets, reordered(checkpoint, orders, spill)
 
 
 def plan_of(checkpoint: Checkpoint, pattern: NMPattern = TWO_FOUR) -> Plan:
@@ -69,7 +69,7 @@ def saved(module: nn.Module, folder: Path) -> Checkpoint:
 def traced(
     module: nn.Module, **examples: Tensor
 ) -> tuple[list[ChannelSet], dict[str, str]]:
-    """Units of a module, and why weights are in none; all 2:4 along axis 1."""
+    """Channel sets of a module, and why weights are in none; all 2:4 along axis 1."""
     found: Traced = trace(module.eval(), examples)
     plan = {
         name: LayerPlan(TWO_FOUR, 1)
@@ -82,14 +82,14 @@ def traced(
 def changed_outputs(
     module: nn.Module, examples: Mapping[str, Tensor], folder: Path, seed: int = 0
 ) -> float:
-    """How far outputs move when every unit is put in a random order."""
+    """How far outputs move when every channel set is put in a random order."""
     checkpoint = saved(module, folder)
     found = trace(module, examples)
     names = {tensor.name for tensor in checkpoint.tensors}
     tensors = {n: v for n, v in found.parameters.items() if n in names}
     network = Network(found.graph, tensors, lambda now: [])
-    units, now = shuffled(network, checkpoint, plan_of(checkpoint), seed)
-    assert units
+    sets, now = shuffled(network, checkpoint, plan_of(checkpoint), seed)
+    assert sets
     with torch.no_grad():
         before = module(**examples)
         state = {t.name: torch.from_numpy(t.read().copy()) for t in now.tensors}

@@ -1,4 +1,4 @@
-"""The parts of an ONNX model that say where weights are, read by position.
+"""The parts of an ONNX model that locate its weights, read by position.
 
 Field numbers are those of onnx.proto. The onnx package would load all weights, twice
 where they are inline, and take longer to import than a model takes to check.

@@ -1,4 +1,4 @@
-"""Which module each weight of an exported graph belongs to, and names that say so.
+"""Which module each weight of an exported graph belongs to, and names after it.
 
 The exporter's own names are no guide: with a bias ``node_linear`` is the Add and the
 product is ``node_MatMul_1``. So it starts from the node that owns a weight, takes the

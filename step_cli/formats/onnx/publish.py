@@ -106,7 +106,7 @@ def free_names(target: Path, number: int, *, force: bool) -> list[Path]:
 def _publish_data(written: Path, published: Path) -> None:
     """Give the data file its final name, and keep the other until the model has its.
 
-    Two names of one file tell the next run whose it is, should this one die in between.
+    By the two names of one file the next run knows it, should this one die in between.
     """
     try:
         os.link(written, published)

@@ -1,4 +1,4 @@
-"""An ONNX model as a list of named arrays; its products tell weights and group axes."""
+"""An ONNX model as a list of named arrays, weights with their group axes."""
 
 from functools import partial
 
@@ -43,11 +43,11 @@ def _tensors(
     """All initializers, and the Constants that are weights, each once; and notes."""
     scopes = scopes_of(model)
     uses: dict[int, Use] = {}
-    torn: dict[str, None] = {}
+    ambiguous: dict[str, None] = {}
     for use in (use for scope in scopes for use in uses_in(scope)):
         first = uses.setdefault(id(use.tensor), use)
         if first.axis != use.axis:
-            torn[use.tensor.name] = None
+            ambiguous[use.tensor.name] = None
     found: dict[str, NamedTensor] = {}
     listed: set[int] = set()
     for scope in scopes:
@@ -62,7 +62,7 @@ def _tensors(
             found[tensor.name] = _named(tensor.name, tensor, data, skip="kind")
     notes = tuple(
         f"{name} is multiplied along two axes; judged along that of its first node"
-        for name in torn
+        for name in ambiguous
     )
     return list(found.values()), notes
 

@@ -2,11 +2,11 @@
 
 Three sources are read. The engine inspector and `trtexec --exportLayerInfo` write JSON,
 in three generations (8.5, 10.x, 11.x). A build log, ours or that of trtexec, lists the
-layers as text, and what the builder says of sparsity in two wordings: 8.x lists layers
+layers as text, and has lines on sparsity in two wordings: 8.x lists layers
 "eligible for sparse math", 10.x and 11.x count layers "eligible to use sparse tactics";
 names appear at VERBOSE only.
 
-A verdict is True, False or None; None means that nothing was observed. Several passes
+A verdict is True, False or None; None means that nothing was seen. Several passes
 may stand in a log; the last one is judged.
 """
 
@@ -40,7 +40,7 @@ _SPARSE_WEIGHTS = re.compile(r"\bHasSparseWeights: (?P<flag>\d)")
 
 @dataclass(frozen=True)
 class EngineLayer:
-    """One layer of an engine; what the source does not say is None.
+    """One layer of an engine; what the source lacks is None.
 
     Attributes:
         name: The engine's own name of the layer.
@@ -110,7 +110,7 @@ class LayerList:
     names: tuple[str, ...] | None
 
     def holds(self, node: str) -> bool | None:
-        """Whether the ONNX node is among them; None when the log does not say."""
+        """Whether the ONNX node is among them; None when the log has no names."""
         if self.names is None:
             return None
         return any(node == name or node in names_in(name) for name in self.names)
@@ -211,7 +211,7 @@ def evidence_of(log: BuildLog, node: str) -> Evidence:
     tactic = _tactic(layers)
     if chosen is None or any(layer.runs_sparse for layer in layers):
         chosen = _any(layer.runs_sparse for layer in layers)
-    # What was chosen was eligible, even where only the tactic tells.
+    # What was chosen was eligible, even where only the tactic shows it.
     return Evidence(True if chosen else eligible, chosen, tactic)
 
 
