@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from step_cli.formats.files.mapped_file import map_file
-from step_cli.formats.onnx.products import nodes_of_weights
 from step_cli.formats.onnx.reader import open_onnx
+from step_cli.formats.onnx.weight_uses import nodes_of_weights
 from step_cli.formats.tensorrt.api import TrtRuntime, compute_capabilities
 from step_cli.formats.tensorrt.engine import EngineOptions
 from step_cli.formats.tensorrt.evidence import (

@@ -19,9 +19,9 @@ from step_cli.formats.onnx.exporter import (
     export_onnx,
     need_export_libraries,
 )
-from step_cli.formats.onnx.products import operators_of
 from step_cli.formats.onnx.publish import staged_onnx
 from step_cli.formats.onnx.reader import open_onnx
+from step_cli.formats.onnx.weight_uses import operators_of
 from step_cli.nm.plan import LayerPlan
 from step_cli.reports import BenchReport, ExportBytes, ExportLayer, ExportReport, Parity
 

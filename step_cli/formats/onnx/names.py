@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.formats.onnx.products import (
+from step_cli.formats.onnx.weight_uses import (
     SEEN_THROUGH,
     STANDARD,
     TRANSPOSED,

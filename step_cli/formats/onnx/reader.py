@@ -9,8 +9,8 @@ from step_cli.formats.checkpoint import Checkpoint, NamedTensor, ZeroPoint
 from step_cli.formats.files.mapped_file import MappedFile
 from step_cli.formats.onnx.data import TensorData, dtype_name
 from step_cli.formats.onnx.graph import Model, ModelReader, Node, Tensor
-from step_cli.formats.onnx.products import Scope, Use, scopes_of, uses_in
 from step_cli.formats.onnx.protobuf import WireError
+from step_cli.formats.onnx.weight_uses import Scope, Use, scopes_of, uses_in
 from step_cli.formats.plan import KEY, parse_plan
 
 

@@ -21,8 +21,8 @@ from step_cli.formats.files.patched_copy import (
     splice_of,
 )
 from step_cli.formats.onnx.graph import Graph, Model, ModelReader, Tensor
-from step_cli.formats.onnx.products import nodes_of_weights
 from step_cli.formats.onnx.protobuf import Field, encoded_varint
+from step_cli.formats.onnx.weight_uses import nodes_of_weights
 from step_cli.formats.plan import KEY, plan_json
 from step_cli.nm.plan import Plan
 

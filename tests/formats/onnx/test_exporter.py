@@ -20,7 +20,6 @@ from step_cli.formats.onnx.inputs import (  # noqa: E402
     example_tensors,
     inputs_of_onnx,
 )
-from step_cli.formats.onnx.products import nodes_of_weights  # noqa: E402
 from step_cli.formats.onnx.publish import OnnxPlace, staged_onnx  # noqa: E402
 from step_cli.formats.onnx.session import (  # noqa: E402
     OrtSession,
@@ -28,6 +27,7 @@ from step_cli.formats.onnx.session import (  # noqa: E402
     feeds_of,
     torch_outputs,
 )
+from step_cli.formats.onnx.weight_uses import nodes_of_weights  # noqa: E402
 from step_cli.formats.open import open_checkpoint  # noqa: E402
 from step_cli.nm.pattern import NMPattern  # noqa: E402
 from step_cli.nm.plan import LayerPlan, Plan  # noqa: E402
