@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from step_cli.formats.files.mapped_file import map_file
-from step_cli.formats.onnx.nodes import nodes_of_weights
 from step_cli.formats.onnx.reader import open_onnx
-from step_cli.formats.tensorrt.api import TrtRuntime
+from step_cli.formats.onnx.weight_uses import nodes_of_weights
+from step_cli.formats.tensorrt.api import TrtRuntime, compute_capabilities
 from step_cli.formats.tensorrt.engine import EngineOptions
-from step_cli.formats.tensorrt.evidence import Rungs, rungs, sparse_weights
-from step_cli.formats.tensorrt.gpus import compute_capabilities
-from step_cli.formats.tensorrt.log import BuildLog
+from step_cli.formats.tensorrt.evidence import (
+    BuildLog,
+    Evidence,
+    evidence_of,
+    sparse_weights,
+)
 from step_cli.nm.count import TensorToCheck
 from step_cli.nm.diagnosis import holds_pattern
 from step_cli.nm.pattern import NMPattern, NMSpec
@@ -79,9 +82,9 @@ def after_build(
 
 def _judged(layer: ExportLayer, seen: BuildLog, nodes: list[str]) -> ExportLayer:
     """By the node with the most evidence, where several share a weight."""
-    found = [rungs(seen, node) for node in nodes]
+    found = [evidence_of(seen, node) for node in nodes]
     found.sort(key=lambda one: (one.chosen is not True, one.eligible is not True))
-    best = found[0] if found else Rungs()
+    best = found[0] if found else Evidence()
     advice = layer.advice
     if best.chosen is True:
         advice = None

@@ -1,6 +1,6 @@
-"""The network in an ONNX file: its own graph proves which channels may move."""
+"""The channels of an ONNX file, followed through its own graph."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,18 +9,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.channels.axes import find
-from step_cli.channels.flow import Flow, Value
-from step_cli.channels.network import Network
-from step_cli.channels.onnx_rules import RULES, Call
+from step_cli.channels.graph import (
+    GraphAxes,
+    Network,
+    Operator,
+    Shape,
+    TensorAxes,
+    apply_rule,
+)
+from step_cli.channels.onnx_operators import ARGUMENTS, RULES, translate
 from step_cli.errors import MissingError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.onnx.inputs import GraphInput
-from step_cli.formats.onnx.nodes import inputs_of_onnx
+from step_cli.formats.onnx.inputs import GraphInput, inputs_of_onnx
 from step_cli.formats.onnx.session import OrtSession
 
 Array = npt.NDArray[Any]
-Shape = tuple[int, ...]
 
 MOST_NUMBERS = 1024  # of a constant that may be a shape or a list of axes
 FIRST_SIZE, APART, IMAGE = 2, 3, 32  # of open dimensions
@@ -47,8 +50,8 @@ def onnx_network(checkpoint: Checkpoint) -> Network:
             file=path,
         )
     feeds = _feeds(inputs_of_onnx(path))
-    flow = Flow()
-    tensors = _Graph(checkpoint, feeds, flow).follow()
+    graph = GraphAxes()
+    tensors = _OnnxGraph(checkpoint, feeds, graph).follow()
     before = {tensor.name: tensor.read for tensor in checkpoint.tensors}
 
     def outputs(now: Checkpoint) -> list[Array]:
@@ -59,7 +62,7 @@ def onnx_network(checkpoint: Checkpoint) -> Network:
         }
         return OrtSession(path, moved).run(feeds)
 
-    return Network(flow, tensors, outputs)
+    return Network(graph, tensors, outputs)
 
 
 def _feeds(inputs: list[GraphInput]) -> dict[str, Array]:
@@ -85,16 +88,16 @@ def _feeds(inputs: list[GraphInput]) -> dict[str, Array]:
     return feeds
 
 
-class _Graph:
+class _OnnxGraph:
     """A graph with the shapes of all values, as far as they can be inferred."""
 
     def __init__(
-        self, checkpoint: Checkpoint, feeds: Mapping[str, Array], flow: Flow
+        self, checkpoint: Checkpoint, feeds: Mapping[str, Array], axes: GraphAxes
     ) -> None:
         import onnx
 
         path = checkpoint.path
-        self._flow = flow
+        self._axes = axes
         model = onnx.load(str(path), load_external_data=False)
         self._graph = model.graph
         self._stored = {tensor.name: tensor for tensor in checkpoint.tensors}
@@ -103,19 +106,21 @@ class _Graph:
             default=1,
         )
         self._results = [output.name for output in model.graph.output]
+        self._read = {name for node in model.graph.node for name in _read_by(node)}
+        self._read |= set(self._results)
         self._inputs = feeds
         self._constants: dict[str, Array] = {}
-        self._values: dict[str, Value] = {}
+        self._values: dict[str, TensorAxes] = {}
         self._shapes: dict[str, Shape] = {}
         for name, value in _every_value(model, path.parent, feeds).items():
             self._shapes[name] = value.shape
             if value.size <= MOST_NUMBERS and value.dtype.kind in "iu":
                 self._constants[name] = value
 
-    def follow(self) -> dict[str, Value]:
+    def follow(self) -> dict[str, TensorAxes]:
         """Run all nodes through the rules; the axes of the checkpoint's tensors."""
         for name, feed in self._inputs.items():
-            self._values[name] = self._flow.fresh(feed.shape, "it enters the model")
+            self._values[name] = self._axes.new(feed.shape, "it enters the model")
         for tensor in self._graph.initializer:
             self._store(tensor.name, tensor)
         for node in self._graph.node:
@@ -128,7 +133,7 @@ class _Graph:
 
         shape = tuple(tensor.dims)
         why = None if name in self._stored else "it is a constant in the graph"
-        self._values[name] = self._flow.fresh(shape, why)
+        self._values[name] = self._axes.new(shape, why)
         inline = not tensor.external_data
         if inline and int(np.prod(shape, dtype=np.int64)) <= MOST_NUMBERS:
             self._constants[name] = numpy_helper.to_array(tensor)
@@ -141,40 +146,50 @@ class _Graph:
             self._store(node.output[0], attributes["value"])
             return
         made = None
-        known = node.domain in ("", "ai.onnx")
-        if known and node.op_type in RULES and self._complete(node):
-            call = Call(
-                self._flow,
-                [self._values.get(name) if name else None for name in node.input],
-                [self._constants.get(name) for name in node.input],
-                attributes,
-                [self._shapes[name] for name in node.output if name in self._shapes],
-                self._opset,
-            )
+        known = node.domain in ("", "ai.onnx") and node.op_type in RULES
+        names = self._used(node.output)
+        if known and all(name in self._shapes for name in names):
             with suppress(LookupError):  # an argument that the rule does not expect
-                made = RULES[node.op_type](call)
-        results = made if isinstance(made, list) else [made] if made else []
-        shapes = [self._shapes.get(name) for name in node.output[: len(results)]]
-        if not results or [_sizes(value) for value in results] != shapes:
+                operator = self._operator(node, attributes, names)
+                made = apply_rule(self._axes, RULES[node.op_type], operator)
+        if made is None:
             self._unknown(node)
         else:
-            self._values.update(zip(node.output, results, strict=False))
+            self._values.update(zip(names, made, strict=True))
 
-    def _complete(self, node: Any) -> bool:
-        """Whether the axes of all inputs and the shape of the output are known."""
-        given = all(not name or name in self._values for name in node.input)
-        return given and all(n in self._shapes for n in node.output[:1])
+    def _operator(
+        self, node: Any, arguments: dict[str, Any], names: list[str]
+    ) -> Operator:
+        """A node in the terms of the rules.
+
+        Raises:
+            LookupError: The axes of an input, or an argument, are not known.
+        """
+        for place, key in ARGUMENTS.get(node.op_type, {}).items():
+            if place < len(node.input) and node.input[place]:
+                constant = self._constants[node.input[place]]
+                arguments[key] = [int(number) for number in constant.reshape(-1)]
+        inputs = [self._values[name] if name else None for name in node.input]
+        shapes = [self._shapes[name] for name in names]
+        return translate(node.op_type, inputs, shapes, arguments, self._opset)
+
+    def _used(self, outputs: Sequence[str]) -> list[str]:
+        """The outputs of a node up to the last that anything reads."""
+        names = list(outputs)
+        while len(names) > 1 and names[-1] not in self._read:
+            names.pop()
+        return names
 
     def _unknown(self, node: Any) -> None:
         why = f"{node.op_type} may treat each channel in its own way"
-        self._fix([*node.input, *_inside(node)], why)
+        self._fix(_read_by(node), why)
         for name in node.output:
             if name in self._shapes:
-                self._values[name] = self._flow.fresh(self._shapes[name], why)
+                self._values[name] = self._axes.new(self._shapes[name], why)
 
-    def _fix(self, names: list[str], why: str) -> None:
+    def _fix(self, names: Iterable[str], why: str) -> None:
         for name in names:
-            self._flow.fix(self._values.get(name, ()), why)
+            self._axes.fix(self._values.get(name, ()), why)
 
 
 def _every_value(
@@ -190,15 +205,11 @@ def _every_value(
     return dict(zip(session.outputs, session.run(feeds), strict=True))
 
 
-def _inside(node: Any) -> Iterator[str]:
-    """Names that graphs within a node use."""
+def _read_by(node: Any) -> Iterator[str]:
+    """Names of what a node reads, in the graphs within it as well."""
+    yield from node.input
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
             for inner in graph.node:
-                yield from inner.input
-                yield from _inside(inner)
+                yield from _read_by(inner)
             yield from (output.name for output in graph.output)
-
-
-def _sizes(value: Value) -> Shape:
-    return tuple(find(axis).size for axis in value)

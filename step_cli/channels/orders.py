@@ -1,4 +1,4 @@
-"""A checkpoint as if its channels had always been in another order."""
+"""Orders of channels, applied to the axes of a checkpoint's tensors."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,11 +8,34 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from step_cli.channels.axes import Axis, find
+from step_cli.channels.channel_sets import ChannelSet, Index, occurrences
+from step_cli.channels.graph import TensorAxes
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.files.temporary import ArraysOnDisk
 
 Array = npt.NDArray[Any]
-Orders = Mapping[int, npt.NDArray[np.int64]]  # by axis
+Orders = Mapping[int, Index]  # by axis
+Found = Mapping[Axis, tuple[ChannelSet, Index]]  # by leaf: ``[*within, channels]``
+
+
+def orders_of(tensor: TensorAxes, found: Found) -> Orders:
+    """The order of each axis of a tensor that moves, for ``take``."""
+    orders = {place: _order_of(axis, found) for place, axis in enumerate(tensor)}
+    return {place: order for place, order in orders.items() if order is not None}
+
+
+def _order_of(axis: Axis, orders: Found) -> Index | None:
+    order = np.arange(find(axis).size)
+    moved = False
+    for found in occurrences(axis):
+        if found.leaf in orders:
+            channels, table = orders[found.leaf]
+            rows = table[tuple(found.beside[leaf] for leaf in channels.within)]
+            came = found.starts[:, None] + found.stride * rows
+            order[found.positions()] = order.copy()[came]
+            moved = True
+    return order if moved else None
 
 
 def reordered(

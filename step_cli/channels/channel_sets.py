@@ -1,4 +1,4 @@
-"""What may be permuted, alike or apart in each head, and which weights it concerns."""
+"""Sets of channels that may be permuted, and the layers that are pruned along them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from step_cli.channels.axes import Axis, factors, find, leaves
-from step_cli.channels.flow import Flow, Value
+from step_cli.channels.graph import GraphAxes, TensorAxes
 from step_cli.nm.pattern import NMSpec, Plan
 
 Array = npt.NDArray[Any]
@@ -38,7 +38,7 @@ class Occurrence:
 
 
 @dataclass
-class Unit:
+class ChannelSet:
     """Channels that are permuted together in every tensor that has them.
 
     Attributes:
@@ -99,83 +99,85 @@ def _multiplied(found: Occurrence, parts: Sequence[Axis], place: int) -> Occurre
     )
 
 
-def find_units(
-    flow: Flow, parameters: Mapping[str, Value], plan: Plan
-) -> tuple[list[Unit], dict[str, str]]:
-    """The units of a network, and why layers are in none.
+def find_channel_sets(
+    graph: GraphAxes, parameters: Mapping[str, TensorAxes], plan: Plan
+) -> tuple[list[ChannelSet], dict[str, str]]:
+    """The channels of a network that may be permuted, and why other layers have none.
 
     Args:
-        flow: All of its tensors.
+        graph: All of its tensors.
         parameters: The axes of its weights, by name.
         plan: The layers that are pruned.
     """
     sparse = {name: p for name, p in plan.items() if not p.pattern.dense}
-    met: dict[Axis, list[str]] = {}
-    why: dict[str, str] = {}
-    for name, promised in sparse.items():
+    by_leaf: dict[Axis, list[str]] = {}
+    reasons: dict[str, str] = {}
+    for name, layer in sparse.items():
         if name not in parameters:
-            why[name] = "the model does not use it as it is stored"
+            reasons[name] = "the model does not use it as it is stored"
             continue
-        found = [o for o in occurrences(parameters[name][promised.axis])]
-        free = [o.leaf for o in found if _may_move(o, promised)]
-        why[name] = _reason(found, promised)
-        for leaf in dict.fromkeys(free):
-            met.setdefault(leaf, []).append(name)
-    units = []
-    for leaf, names in met.items():
+        found = [o for o in occurrences(parameters[name][layer.axis])]
+        movable = [o.leaf for o in found if _may_move(o, layer)]
+        reasons[name] = _reason(found, layer)
+        for leaf in dict.fromkeys(movable):
+            by_leaf.setdefault(leaf, []).append(name)
+    sets = []
+    for leaf, names in by_leaf.items():
         problem = _problem(leaf, parameters, sparse)
         if problem is None:
-            units.append(Unit(leaf, (), names))
+            sets.append(ChannelSet(leaf, (), names))
         else:
-            why.update((name, problem) for name in names)
-    moving = {unit.leaf for unit in units}
-    within = _contexts(flow, parameters.values(), moving)
-    for unit in units:
-        order = sorted(within[unit.leaf], key=lambda leaf: leaf.size)
-        unit.within = tuple(order)
-        for name in unit.layers:
-            why.pop(name, None)
-    return units, why
+            reasons.update((name, problem) for name in names)
+    moving = {channels.leaf for channels in sets}
+    within = _separators(graph, parameters.values(), moving)
+    for channels in sets:
+        order = sorted(within[channels.leaf], key=lambda leaf: leaf.size)
+        channels.within = tuple(order)
+        for name in channels.layers:
+            reasons.pop(name, None)
+    return sets, reasons
 
 
-def _may_move(found: Occurrence, promised: NMSpec) -> bool:
+def _may_move(found: Occurrence, layer: NMSpec) -> bool:
     """Whether an order of the leaf changes what groups hold, and none crosses it."""
-    m = promised.pattern.m
+    m = layer.pattern.m
     whole = found.leaf.size % m == 0 and not (found.starts % m).any()
     return (
         found.leaf.fixed is None and found.stride == 1 and whole and found.leaf.size > m
     )
 
 
-def _reason(found: Iterable[Occurrence], promised: NMSpec) -> str:
+def _reason(found: Iterable[Occurrence], layer: NMSpec) -> str:
     for occurrence in found:
         if occurrence.leaf.fixed is not None:
             return occurrence.leaf.fixed
-    return f"groups of {promised.pattern.m} do not fit the parts of its inputs"
+    return f"groups of {layer.pattern.m} do not fit the parts of its inputs"
 
 
-def _problem(leaf: Axis, parameters: Mapping[str, Value], plan: Plan) -> str | None:
+def _problem(
+    leaf: Axis, parameters: Mapping[str, TensorAxes], plan: Plan
+) -> str | None:
     """Why a leaf must stay after all: some layer that has it would lose by it."""
     patterns = set()
-    for name, promised in plan.items():
+    for name, layer in plan.items():
         if name not in parameters:
             continue
-        m = promised.pattern.m
-        for found in occurrences(parameters[name][promised.axis]):
+        m = layer.pattern.m
+        for found in occurrences(parameters[name][layer.axis]):
             if found.leaf is not leaf:
                 continue
             if found.stride % m == 0 and not ((found.starts - found.inner) % m).any():
                 continue  # whole groups move
-            if not _may_move(found, promised):
+            if not _may_move(found, layer):
                 return f"groups of {name} would cross its channels"
-            patterns.add(promised.pattern)
+            patterns.add(layer.pattern)
     if len(patterns) > 1:
         return "layers of different patterns share its channels"
     return None
 
 
-def _contexts(
-    flow: Flow, parameters: Iterable[Value], moving: set[Axis]
+def _separators(
+    graph: GraphAxes, parameters: Iterable[TensorAxes], moving: set[Axis]
 ) -> dict[Axis, set[Axis]]:
     """Of each leaf: those along which its order may differ.
 
@@ -183,36 +185,36 @@ def _contexts(
     each channel of them has the leaf to itself. What an operator mixes is none.
     """
     found: dict[Axis, set[Axis]] = {}
-    for value in flow.values:
-        for leaf, beside in _beside(value, moving):
+    for tensor in graph.tensors:
+        for leaf, beside in _beside(tensor, moving):
             found[leaf] = found.get(leaf, beside) & beside
     # Orders of parameters are applied axis by axis, to whole blocks.
-    for value in parameters:
-        for axis in value:
+    for tensor in parameters:
+        for axis in tensor:
             for leaf, beside in _beside((axis,), moving, slower=True):
                 found[leaf] = found.get(leaf, beside) & beside
-    for axes, value in flow.mixed:
+    for axes, tensor in graph.mixed:
         inside = {leaf for axis in axes for leaf in leaves(axis)}
-        for leaf in {leaf for axis in value for leaf in leaves(axis)} - inside:
+        for leaf in {leaf for axis in tensor for leaf in leaves(axis)} - inside:
             if leaf in found:
                 found[leaf] = found[leaf] - inside
     return {leaf: found.get(leaf, set()) - moving for leaf in moving}
 
 
 def _beside(
-    value: Value, moving: set[Axis], *, slower: bool = False
+    tensor: TensorAxes, moving: set[Axis], *, slower: bool = False
 ) -> Iterator[tuple[Axis, set[Axis]]]:
     """Each moving leaf of a tensor as often as it stands there, and its co-factors.
 
     Args:
-        value: The tensor.
+        tensor: The tensor.
         moving: Leaves that matter.
         slower: Whether only those count that stand before it on its axis.
     """
-    for place, axis in enumerate(value):
+    for place, axis in enumerate(tensor):
         others = [
             leaf
-            for other, another in enumerate(value)
+            for other, another in enumerate(tensor)
             if other != place
             for leaf in _cofactors(another)
         ]
@@ -246,22 +248,3 @@ def _cofactors(axis: Axis) -> list[Axis]:
     if axis.kind == "leaf":
         return [axis]
     return [leaf for part in axis.parts for leaf in _cofactors(part)]
-
-
-def order_of(axis: Axis, orders: Mapping[Axis, tuple[Unit, Index]]) -> Index | None:
-    """The order of an axis, for ``take``; None if it stays.
-
-    Args:
-        axis: Of a parameter.
-        orders: Of each unit's leaf: ``[*within, channels]``.
-    """
-    order = np.arange(find(axis).size)
-    moved = False
-    for found in occurrences(axis):
-        if found.leaf in orders:
-            unit, table = orders[found.leaf]
-            rows = table[tuple(found.beside[leaf] for leaf in unit.within)]
-            came = found.starts[:, None] + found.stride * rows
-            order[found.positions()] = order.copy()[came]
-            moved = True
-    return order if moved else None
