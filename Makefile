@@ -1,4 +1,5 @@
 # Two commands: `make demo` runs the whole path on real data, `make test` checks it.
+SHELL  := /bin/bash
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -12,11 +13,12 @@ EXTRAS := train,export,hf,samples,track,tensorrt-rtx,dev
 demo: $(VENV)/.installed
 	$(BIN)/python sample_models/digits-resnet/demo.py
 
+# All but the slow ones; ends with the slowest twenty and the CPU seconds of all.
 test: lint
-	$(BIN)/pytest -n 2 -m "not slow and not gpu"
+	time -p $(BIN)/pytest -n 2 --dist loadscope --durations 20 -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed
-	$(BIN)/pytest -m "slow and not gpu"
+	time -p $(BIN)/pytest --durations 20 -m "slow and not gpu"
 
 # Damaged checkpoints against verify-nm; findings are kept in fuzz-findings/.
 fuzz: $(VENV)/.installed

@@ -3,13 +3,14 @@
 import io
 import json
 import logging
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import forks
 import pytest
+import undrawn
 
 from step_cli.cli import app as cli
 
@@ -38,6 +39,23 @@ class Outcome:
         assert len(lines) == 1, self.err
         assert "Traceback" not in self.err
         return lines[0]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Leave out what takes long and is not what the test is about.
+
+    ``draws``: matplotlib draws the curves of a run. ``new_process``: what step-cli
+    starts, as to read a torch file, is a new process and not a forked one.
+    """
+    page = sys.modules.get("step_cli.training.page")
+    with pytest.MonkeyPatch.context() as patch:
+        if page is not None and not item.get_closest_marker("draws"):
+            patch.setattr(page, "draw_curves", undrawn.draw_curves)
+        if not item.get_closest_marker("new_process"):
+            for module in forks.starters():
+                patch.setattr(module, "subprocess", forks.INSTEAD)
+        return (yield)
 
 
 @pytest.fixture(autouse=True)
@@ -69,12 +87,19 @@ def step_cli_process() -> Callable[..., Outcome]:
 
     def run(*arguments: object, **options: Any) -> Outcome:
         words = [sys.executable, "-m", "step_cli", *(str(word) for word in arguments)]
-        done = subprocess.run(
-            words, capture_output=True, text=True, timeout=600, check=False, **options
-        )
+        done = forks.run(words, capture_output=True, text=True, timeout=600, **options)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def compiler() -> None:
+    """`torch.compile` works here; tried when the first test asks for it."""
+    from step_cli.optim.compiled import can_compile
+
+    if not can_compile():
+        pytest.skip("torch.compile does not work here: no C++ compiler")
 
 
 @pytest.fixture(scope="session")

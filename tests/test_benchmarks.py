@@ -2,12 +2,12 @@
 
 import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import forks
 import pytest
 import torch
 from torch import Tensor
@@ -66,9 +66,7 @@ def run_gpu(out: Path, *words: str) -> tuple[int, dict[str, Any], str]:
     """gpu.py on a CPU with tiny sizes: exit code, what it wrote, what it said."""
     script = str(BENCHMARKS / "gpu.py")
     command = [sys.executable, script, "--device", "cpu", "--small", "--out", str(out)]
-    done = subprocess.run(
-        [*command, *words], capture_output=True, text=True, check=False
-    )
+    done = forks.run([*command, *words], capture_output=True, text=True, check=False)
     file = out / "gpu.json"
     document = json.loads(file.read_text()) if file.exists() else {}
     return done.returncode, document, done.stdout + done.stderr
@@ -204,7 +202,7 @@ def test_without_a_gpu_the_tensorrt_benchmark_exits_with_6(words: list[str]) -> 
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")
     script = str(BENCHMARKS / "tensorrt_gpu.py")
-    done = subprocess.run(
+    done = forks.run(
         [sys.executable, script, *words], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (6, "")

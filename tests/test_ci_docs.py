@@ -2,10 +2,10 @@
 
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -57,8 +57,9 @@ def replayed(block: str, folder: Path) -> str:
             lines += [line, str(code)]
         elif line.startswith("$ "):
             words = shlex.split(line.removeprefix("$ step-cli "))
-            done = subprocess.run(
+            done = forks.run(
                 [sys.executable, "-m", "step_cli", *words],
+                torch=False,
                 cwd=folder,
                 capture_output=True,
                 text=True,

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 from attacks.onnx_attacks import linear
@@ -114,7 +115,7 @@ def test_W12_json_is_one_document_while_libraries_print(tmp_path: Path) -> None:
         "from step_cli.cli.app import main; main()"
     )
     words = [sys.executable, "-c", code, "verify-nm", str(path), "--json"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = forks.run(words, torch=False, capture_output=True, text=True)
     assert done.returncode == 7
     assert json.loads(done.stdout)["error"]["exit"] == 7
     assert {"printed", "written"} <= set(done.stderr.splitlines())
@@ -131,7 +132,7 @@ def test_W13_a_bug_is_exit_70_without_local_values(tmp_path: Path) -> None:
     )
     for options, traceback in (([], False), (["--debug"], True), (["--json"], False)):
         words = [sys.executable, "-c", code, "verify-nm", str(path), *options]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        done = forks.run(words, torch=False, capture_output=True, text=True)
         assert done.returncode == 70
         assert "a bug in step-cli: RuntimeError: boom" in done.stderr
         assert "--debug" in done.stderr
@@ -196,7 +197,7 @@ def on_a_terminal(path: Path, env: dict[str, str]) -> str:
     leader, follower = os.openpty()
     words = [*STEP_CLI, "verify-nm", str(path)]
     environment = {"TERM": "xterm", **os.environ, **env}
-    with subprocess.Popen(words, stdout=follower, env=environment) as child:
+    with forks.Popen(words, torch=False, stdout=follower, env=environment) as child:
         os.close(follower)
         written = b""
         while True:

@@ -258,8 +258,9 @@ def linked(log: Path) -> Path:
     ("library", "suffix"), [("matplotlib", "svg"), ("jinja2", "html")]
 )
 def test_A07_without_its_library(tmp_path: Path, library: str, suffix: str) -> None:
-    import subprocess
     import sys
+
+    import forks
 
     log = record(tmp_path / "variance.jsonl", WORKED, 0.5)
     old = tmp_path / f"p.{suffix}"
@@ -269,7 +270,7 @@ def test_A07_without_its_library(tmp_path: Path, library: str, suffix: str) -> N
         "from step_cli.cli.app import run; sys.exit(run(sys.argv[1:], io.StringIO()))"
     )
     words = [sys.executable, "-c", script, "autoswitch-profile", log, "--plot", old]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = forks.run(words, torch=False, capture_output=True, text=True, check=False)
     assert done.returncode == 6
     assert f"drawing needs {library}: pip install 'step-cli[train]'" in done.stderr
     assert old.read_text() == "old"

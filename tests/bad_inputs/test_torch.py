@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forks
 import ml_dtypes
 import numpy as np
 import pytest
@@ -40,7 +41,8 @@ def chosen(
 
 
 def r12(folder: Path) -> Row:
-    return Row(files(folder, chosen(pickles(folder / "marker"), "memory", "stride 0")))
+    made = chosen(pickles(folder / "marker"), "memory", "stride 0")
+    return Row(files(folder, made), new=True)
 
 
 def r13(folder: Path) -> Row:
@@ -129,7 +131,7 @@ for path in sys.argv[1:]:
 def asked_in_one_child(paths: list[Path]) -> list[dict[str, object]]:
     """What the child says of each file; one process for all, as torch starts slowly."""
     words = [sys.executable, "-P", "-c", MANY, *map(str, paths)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    done = forks.run(words, capture_output=True, text=True, timeout=60, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

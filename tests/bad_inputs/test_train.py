@@ -5,12 +5,12 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 
@@ -351,7 +351,7 @@ def test_T12_a_signal_ends_the_run_after_its_step(
 def test_T12_a_signal_before_the_first_step(folder: Path, name: str, code: int) -> None:
     words = ["train", "c.toml", "--set", f"model.source={folder}/net.py:stopped_by"]
     words += ["--set", f"model.options.name={name}"]
-    done = subprocess.run(
+    done = forks.run(
         [sys.executable, "-m", "step_cli", *words],
         cwd=folder,
         capture_output=True,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 import typer
@@ -252,7 +253,7 @@ def test_names_in_errors_are_escaped(step_cli: Run, tmp_path: Path) -> None:
 def test_sigterm_is_exit_75_without_a_traceback(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "step_cli", "train", str(CONFIG)]
     words += ["--run-dir", str(tmp_path / "run"), "--set", "train.steps=100000"]
-    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child = forks.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while not (tmp_path / "run" / "metrics.jsonl").exists():
         assert time.monotonic() < deadline

@@ -28,12 +28,15 @@ def settings(*more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short STEP run, made once."""
+    """A short STEP run, made once, with its curves."""
     from step_cli.config.train import load_config
+    from step_cli.training import curves, page
     from step_cli.training.run import train
 
     run_dir = tmp_path_factory.mktemp("runs") / "step"
-    assert train(load_config(CONFIG, SHORT), run_dir).ok
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "draw_curves", curves.draw_curves)
+        assert train(load_config(CONFIG, SHORT), run_dir).ok
     return run_dir
 
 
@@ -91,9 +94,11 @@ def test_the_records_tell_the_run(finished: Path) -> None:
     assert metrics[-1]["eval_accuracy"] == report["metrics"]["eval_accuracy"]
     assert report["metrics"]["eval_accuracy"] > 0.3
     assert report["dense_metrics"]["eval_accuracy"] > 0.3
-    assert (finished / "curves.svg").read_text().startswith("<?xml")
+    curves = (finished / "curves.svg").read_text()
+    assert curves.startswith("<?xml") and "switch after" in curves
 
 
+@pytest.mark.draws
 def test_the_resolved_config_alone_reproduces_the_run(
     finished: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -160,8 +161,9 @@ def kill_rounds(scene: Scene, rounds: int, save_s: float, seed: int = 0) -> int:
             f"only {alive} of {tried} kills hit a living process"
         )
         tried += 1
-        child = subprocess.Popen(
+        child = forks.Popen(
             scene.command,
+            torch=False,
             cwd=scene.folder,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -182,7 +184,7 @@ def kill_rounds(scene: Scene, rounds: int, save_s: float, seed: int = 0) -> int:
 
 def save_seconds(scene: Scene) -> float:
     """From the first staged byte to the end of one run."""
-    child = subprocess.Popen(scene.command, cwd=scene.folder)
+    child = forks.Popen(scene.command, torch=False, cwd=scene.folder)
     while child.poll() is None and not scene.staging():
         time.sleep(0.0005)
     began = time.monotonic()

@@ -318,6 +318,7 @@ def test_a_share_that_leaves_nothing_is_told(tmp_path: Path, share: float) -> No
 def test_a_directory_without_a_tokenizer_is_told(
     tmp_path: Path, content: str | None
 ) -> None:
+    pytest.importorskip("transformers")
     folder = tmp_path / "tokenizer"
     if content is not None:
         folder.mkdir()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 WORDS = [
     "the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "good", "bad",
@@ -77,7 +78,7 @@ def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    import pyarrow
+    pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,6 +122,7 @@ def write_wmt(folder: Path, count: int = 20) -> Path:
 
 def write_tokenizer(folder: Path, *, marks: Sequence[str] = ("[CLS]", "[SEP]")) -> Path:
     """A word tokenizer in the files that transformers writes; BERT's marks, or none."""
+    pytest.importorskip("transformers")
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

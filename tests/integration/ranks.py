@@ -1,19 +1,24 @@
-"""Two processes that stay alive between tests, as importing torch takes seconds."""
+"""Two processes that stay alive between tests, as they take long to meet."""
 
 import datetime
 import io
 import multiprocessing
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
+import forks
 import torch
 import torch.distributed as dist
 
 WORLD = 2
+TESTS = str(Path(__file__).parents[1])
+SERVE = "import sys; sys.path.insert(0, sys.argv[1]); from integration import ranks; "
+SERVE += "ranks.serve(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))"
 PATIENCE_S = 600  # only a hang is to be found: a busy machine may take minutes
 
 
@@ -27,19 +32,19 @@ class Ranks:
     def __init__(self, folder: Path) -> None:
         self._folder, self._meetings = folder, 0
         self._pipes: list[Connection] = []
-        self._processes: list[SpawnProcess] = []
+        self._processes: list[forks.Popen] = []
 
     def _start(self) -> None:
         """Start the processes, and wait until they have met."""
-        context = multiprocessing.get_context("spawn")
         self._meetings += 1
         meeting = self._folder / f"meeting-{self._meetings}"
         for rank in range(WORLD):
-            here, there = context.Pipe()
-            process = context.Process(
-                target=_serve, args=(rank, str(meeting), there), daemon=True
+            here, there = multiprocessing.Pipe()
+            words = [TESTS, str(rank), str(meeting), str(there.fileno())]
+            process = forks.Popen(
+                [sys.executable, "-c", SERVE, *words], pass_fds=[there.fileno()]
             )
-            process.start()
+            there.close()
             self._pipes.append(here)
             self._processes.append(process)
         self._answers()
@@ -74,10 +79,11 @@ class Ranks:
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
-            process.join(5)
-            if process.is_alive():
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
                 process.kill()
-                process.join()
+                process.wait()
         self._pipes, self._processes = [], []
 
 
@@ -86,7 +92,9 @@ class _Failed:
         self.trace = trace
 
 
-def _serve(rank: int, meeting: str, pipe: Connection) -> None:
+def serve(rank: int, meeting: str, descriptor: int) -> None:
+    """Run what comes through a pipe, until it is closed."""
+    pipe = Connection(descriptor)
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",

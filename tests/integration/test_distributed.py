@@ -18,7 +18,6 @@ from integration.training import (
 )
 
 from step_cli.autoswitch.autoswitch import AutoSwitch, SwitchRule
-from step_cli.optim.compiled import can_compile
 from step_cli.optim.watch import MEETINGS
 from step_cli.recipes import RECIPES
 
@@ -65,7 +64,7 @@ def test_ranks_with_halves_of_the_data_hold_the_same_weights_and_masks(
 
 
 @pytest.mark.slow  # each rank compiles
-@pytest.mark.skipif(not can_compile(), reason="no C++ compiler")
+@pytest.mark.usefixtures("compiler")
 def test_compiled_mask_learning_on_shards_equals_the_eager_one(ranks: Ranks) -> None:
     options = {"switch": 3, "compile": True}
     alone(options)  # compiles what the ranks then find in the cache

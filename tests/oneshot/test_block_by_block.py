@@ -24,6 +24,7 @@ Batches = list[dict[str, Tensor]]
 
 
 def gpt2() -> nn.Module:
+    pytest.importorskip("transformers")
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -34,6 +35,7 @@ def gpt2() -> nn.Module:
 
 
 def bert() -> nn.Module:
+    pytest.importorskip("transformers")
     from transformers import BertConfig, BertForSequenceClassification
 
     sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32}
@@ -42,6 +44,7 @@ def bert() -> nn.Module:
 
 
 def llama() -> nn.Module:
+    pytest.importorskip("transformers")
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -52,6 +55,7 @@ def llama() -> nn.Module:
 
 
 def t5() -> nn.Module:
+    pytest.importorskip("transformers")
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from step_cli.nm.tensor_data import Array
 from step_cli.oneshot.layer_matrix import LayerMatrix
 
+Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
 LAYERS = [
     (nn.Linear(8, 6), (3, 8)),
     (nn.Linear(8, 6, bias=False), (2, 3, 8)),

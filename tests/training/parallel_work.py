@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import undrawn
 from stopped_run import stopping_at
 from torch import nn
 
 from step_cli.config.train import load_config
 from step_cli.data.batch import IGNORED, Dataset, TensorSplit
 from step_cli.errors import StepError, StoppedError
+from step_cli.training import page
 from step_cli.training import run as run_module
 from step_cli.training.distributed import Kind, Processes
 from step_cli.training.run import train_in
@@ -38,6 +40,7 @@ def train_one(
     """Train; the report, or how and with which exit code it ended."""
     here = processes(kind)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "draw_curves", undrawn.draw_curves)
         if stop_at and here.rank == stopping_rank:
             loop = stopping_at(stop_at, 15)
             patch.setattr(run_module.Trainer, "run", loop)

@@ -16,6 +16,8 @@ from step_cli.training.history import POINTS, Curve, History, read_history
 from step_cli.training.run import train
 from step_cli.training.setup import switch_rule
 
+pytestmark = pytest.mark.draws
+
 
 def history_of(run_dir: Path, config: TrainConfig) -> History:
     rule = switch_rule(config, make_recipe(config.sparsity.recipe, {}))

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn import metrics as oracle
 from torch import Tensor, nn
 
 from step_cli.data.batch import IGNORED, Batch, TensorSplit
@@ -15,6 +14,7 @@ from step_cli.errors import InputError, NonFiniteError
 from step_cli.training.distributed import Processes
 from step_cli.training.evaluate import evaluate, loss_of, scores_of
 
+oracle = pytest.importorskip("sklearn.metrics")
 CPU = torch.device("cpu")
 ALONE = Processes(CPU)
 

@@ -22,6 +22,8 @@ from step_cli.training import run as run_module
 from step_cli.training.records import PlannedLayer
 from step_cli.training.run import train
 
+pytestmark = pytest.mark.draws
+
 
 class Page(HTMLParser):
     """Tags with their attributes, and the text of each kind of element."""

@@ -7,8 +7,8 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from subprocess import Popen
 
+import forks
 import pytest
 from rich.console import Console
 from small_run import CONFIG, NET, set_words, small_config
@@ -129,12 +129,12 @@ def words(tmp_path: Path) -> list[str]:
 
 
 def written_to_a_terminal(words: list[str], env: dict[str, str]) -> Iterator[bytes]:
-    leader, callback = os.openpty()
+    leader, follower = os.openpty()
     plain = {"CI", "NO_COLOR", "TERM"}
     kept = {key: value for key, value in os.environ.items() if key not in plain}
     environment = {**kept, "TERM": "xterm", **env}
-    with Popen(words, stdout=callback, stderr=callback, env=environment) as child:
-        os.close(callback)
+    with forks.Popen(words, stdout=follower, stderr=follower, env=environment) as child:
+        os.close(follower)
         while True:
             try:
                 yield os.read(leader, 4096)

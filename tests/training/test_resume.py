@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 from stopped_run import stopping_at
 
@@ -197,7 +198,7 @@ def test_a_failure_keeps_the_last_good_checkpoint(
 def start(config_path: Path, run_dir: Path, *more: str) -> "subprocess.Popen[bytes]":
     words = [sys.executable, "-m", "step_cli", "train", str(config_path)]
     words += ["--run-dir", str(run_dir), *more]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return forks.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def newest(run_dir: Path) -> int:

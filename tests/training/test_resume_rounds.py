@@ -3,10 +3,10 @@
 import hashlib
 import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 
 STEPS, SWITCH, EVERY, ROUNDS = 24, 12, 4, 20
@@ -85,7 +85,7 @@ def train(config: Path, run_dir: Path, *more: str, **signals: object) -> int:
     words = [sys.executable, "-m", "step_cli", "train", str(config)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     env |= {name: str(value) for name, value in signals.items()}
-    done = subprocess.run(
+    done = forks.run(
         [*words, "--run-dir", str(run_dir), *more],
         capture_output=True,
         env=env,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import forks
 import pytest
 
 from step_cli.config.samples import sample_directory
@@ -113,7 +114,7 @@ def test_nothing_to_resume_makes_no_directories(tmp_path: Path) -> None:
 def test_kill_9_of_a_real_run(old: Path) -> None:
     words = [sys.executable, "-m", "step_cli", "train", str(CONFIG), "--force"]
     words += ["--run-dir", str(old), "--set", "train.checkpoint_every=100000"]
-    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child = forks.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 600
     while not (old / "metrics.jsonl").exists():
         assert child.poll() is None and time.monotonic() < deadline
@@ -121,7 +122,7 @@ def test_kill_9_of_a_real_run(old: Path) -> None:
     child.kill()
     _, said = child.communicate()
     assert b"the old run is kept in" in said
-    again = subprocess.run([*words[:5], *words[6:]], capture_output=True, check=False)
+    again = forks.run([*words[:5], *words[6:]], capture_output=True, check=False)
     assert again.returncode == 5 and b"exists" in again.stderr
     assert [path.name for path in old.iterdir()] == ["report.json"]
 

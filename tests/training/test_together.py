@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 
 from step_cli import verify
@@ -26,7 +26,7 @@ def trained(run_dir: Path, *more: str, launcher: tuple[str, ...] = ()) -> Any:
     words += ["--run-dir", str(run_dir), "--json"]
     for setting in (*SETTINGS, *more):
         words += ["--set", setting]
-    done = subprocess.run(
+    done = forks.run(
         words,
         capture_output=True,
         text=True,

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import forks
 import pytest
 
 from step_cli import verify
@@ -64,7 +65,7 @@ def written(folder: Path, *, steps: int) -> Path:
 
 
 def start(*words: object) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
+    return forks.Popen(
         [*TORCHRUN, *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

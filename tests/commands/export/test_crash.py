@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -102,7 +103,8 @@ def in_its_write(case: Case, number: int, rounds: int, seed: int = 0) -> list[in
 def started(case: Case) -> "subprocess.Popen[bytes]":
     """A run that has begun to write."""
     nowhere = subprocess.DEVNULL
-    child = subprocess.Popen(case.command, stdout=nowhere, stderr=nowhere)
+    torch = case.kind == "onnx"
+    child = forks.Popen(case.command, torch=torch, stdout=nowhere, stderr=nowhere)
     while child.poll() is None and not case.left():
         time.sleep(0.0005)
     return child
@@ -159,13 +161,14 @@ def test_many_kills_and_stops(
 
 
 def limited(case: Case, size: int) -> "subprocess.CompletedProcess[str]":
-    command = ["prlimit", f"--fsize={size}", *case.command]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    limit = f"import resource as r; r.setrlimit(r.RLIMIT_FSIZE, ({size}, {size}))\n"
+    code = f"{limit}from step_cli.__main__ import main; main()"
+    command = [sys.executable, "-c", code, *case.command[3:]]
+    torch = case.kind == "onnx"
+    return forks.run(command, torch=torch, capture_output=True, text=True)
 
 
 def refused(case: Case, sizes: Callable[[int], list[int]]) -> None:
-    if shutil.which("prlimit") is None:
-        pytest.skip("needs prlimit")
     for size in sizes(len(case.new)):
         case.reset()
         done = limited(case, size)

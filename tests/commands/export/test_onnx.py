@@ -3,12 +3,12 @@
 import json
 import math
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import onnx
 import onnx.numpy_helper
@@ -49,7 +49,7 @@ def test_the_onnx_file_is_checked_and_holds_its_pattern(exported: Path) -> None:
     }
     assert str(exported.parent).encode() not in exported.read_bytes()
     command = [sys.executable, "-m", "step_cli", "verify-nm", str(exported)]
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert forks.run(command, torch=False, capture_output=True).returncode == 0
 
 
 def test_one_changed_weight_in_the_onnx_file_is_found(
@@ -217,7 +217,7 @@ def test_stdout_is_one_document_and_stderr_is_quiet(tmp_path: Path) -> None:
     make_sample_run(sample)
     command = [sys.executable, "-m", "step_cli", "export", str(sample)]
     command += [str(tmp_path / "m.onnx"), "--to", "onnx", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = forks.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     document = json.loads(done.stdout)
     assert document["parity"]["ok"]

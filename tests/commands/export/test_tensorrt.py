@@ -2,11 +2,11 @@
 
 import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import onnx
 import onnx.numpy_helper
@@ -140,7 +140,7 @@ def test_the_commands_for_another_machine_work_as_they_are(
     words = shlex.split(commands.replace(", then trtexec", " ; trtexec"))
     first, second = words[: words.index(";")], words[words.index(";") + 1 :]
     assert first[0] == "step-cli"
-    done = subprocess.run([sys.executable, "-m", "step_cli", *first[1:]], check=False)
+    done = forks.run([sys.executable, "-m", "step_cli", *first[1:]])
     assert done.returncode == 0
     made = tmp_path / "m y.onnx"
     assert f"--onnx={made}" in second

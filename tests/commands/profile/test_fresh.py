@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 from autoswitch.recordings import row_of, words_of
 
@@ -231,8 +232,8 @@ def test_what_cannot_work_is_told_before_torch_is_imported(
     (config.parent / "no").mkdir()
     (config.parent / "no" / "such").touch()
     words = [sys.executable, "-c", script, "autoswitch-profile", str(config), *more]
-    done = subprocess.run(
-        words, capture_output=True, text=True, check=False, cwd=config.parent
+    done = forks.run(
+        words, torch=False, capture_output=True, text=True, cwd=config.parent
     )
     assert done.returncode == code, done.stderr
     assert re.search(said, done.stderr), done.stderr
@@ -267,7 +268,7 @@ def test_a_signal_ends_it_and_leaves_nothing(
     out = tmp_path / "kept"
     words = [sys.executable, "-m", "step_cli", "autoswitch-profile", str(config)]
     words += ["--out", str(out), "--steps", "1000000"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    process = forks.Popen(words, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 60
     while time.monotonic() < end and process.poll() is None:
         log = out / "variance.jsonl"

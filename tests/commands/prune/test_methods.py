@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from step_cli.commands.prune import run as prune
 from step_cli.config.commands import PruneConfig
@@ -23,6 +22,15 @@ from step_cli.oneshot.wanda import InputNorms
 from step_cli.optim.mask import nm_mask
 from step_cli.recipes.transposable import transposable_mask
 from step_cli.reports import PruneReport
+
+pytest.importorskip("transformers")
+
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 TWO_FOUR = NMPattern(2, 4)
 

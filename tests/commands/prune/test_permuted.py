@@ -17,14 +17,6 @@ from conftest import Outcome
 from onnx import helper, numpy_helper
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
 
 from step_cli.commands.prune import permuted as prune_permuted
 from step_cli.commands.prune import run as prune
@@ -34,6 +26,17 @@ from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.formats.open import open_checkpoint
 from step_cli.models.spec import build_model
 from step_cli.reports import PruneReport
+
+pytest.importorskip("transformers")
+
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 IDS = torch.arange(20).view(2, 10)
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -2,10 +2,10 @@
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import numpy as np
 import onnx
 import onnx.numpy_helper
@@ -90,7 +90,7 @@ def test_a_kill_between_data_and_model_leaves_nothing_that_the_next_run_keeps(
     save_mlp(model, data="model.onnx.data")
     target = folder / "m.onnx"
     die = [sys.executable, "-c", DIE, str(target), "before", str(model)]
-    died = subprocess.run(die, capture_output=True, check=False)
+    died = forks.run(die, capture_output=True, check=False)
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert "m.onnx.data" in names_in(folder) and "m.onnx" not in names_in(folder)
     with staged_onnx(target, force=False, inputs=[]) as place:
@@ -105,7 +105,7 @@ def test_a_kill_after_the_model_was_named_leaves_a_whole_export(tmp_path: Path) 
     save_mlp(model, data="model.onnx.data")
     target = folder / "m.onnx"
     die = [sys.executable, "-c", DIE, str(target), "after", str(model)]
-    assert subprocess.run(die, check=False).returncode == -signal.SIGKILL
+    assert forks.run(die, check=False).returncode == -signal.SIGKILL
     with (
         pytest.raises(OutputError, match="nothing better"),
         staged_onnx(target, force=True, inputs=[]),

@@ -125,6 +125,7 @@ def test_without_torch_it_says_what_to_install(
         opened(tmp_path, saved({"a": W}))
 
 
+@pytest.mark.new_process
 def test_a_module_in_the_working_directory_is_not_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +135,7 @@ def test_a_module_in_the_working_directory_is_not_imported(
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.new_process
 def test_a_child_that_takes_too_long_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
