@@ -39,14 +39,14 @@ def _order_of(axis: Axis, orders: Found) -> Index | None:
 
 
 def reordered(
-    checkpoint: Checkpoint, orders: Mapping[str, Orders], spill: ArraysOnDisk
+    checkpoint: Checkpoint, orders: Mapping[str, Orders], arrays: ArraysOnDisk
 ) -> Checkpoint:
     """The same checkpoint, some tensors taken in other orders.
 
     Args:
         checkpoint: What was read.
         orders: By the tensor's name; tied tensors have the same.
-        spill: Where what changes is put aside.
+        arrays: Where what changes is put aside.
     """
     done: dict[str, NamedTensor] = {}
     for tensor in checkpoint.tensors:
@@ -55,7 +55,7 @@ def reordered(
         elif tensor.tied_to is not None:
             done[tensor.name] = replace(tensor, read=done[tensor.tied_to].read)
         else:
-            moved = spill.add(taken(tensor.read(), orders[tensor.name]))
+            moved = arrays.add(taken(tensor.read(), orders[tensor.name]))
             done[tensor.name] = replace(tensor, read=partial(_given, moved))
     return replace(checkpoint, tensors=list(done.values()))
 

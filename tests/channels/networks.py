@@ -50,8 +50,8 @@ def shuffled(
             table[at] = random.permutation(channels.leaf.size)
         found[channels.leaf] = channels, table
     orders = {name: orders_of(axes, found) for name, axes in network.tensors.items()}
-    with closing(ArraysOnDisk()) as spill:
-        return sets, reordered(checkpoint, orders, spill)
+    with closing(ArraysOnDisk()) as arrays:
+        return sets, reordered(checkpoint, orders, arrays)
 
 
 def plan_of(checkpoint: Checkpoint, pattern: NMPattern = TWO_FOUR) -> Plan:

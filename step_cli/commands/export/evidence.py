@@ -42,21 +42,21 @@ def before_build(
         tensor = tensors.get(layer.onnx_name or "")
         if tensor is not None and tensor.axis is not None:
             plan = NMSpec(NMPattern.parse(layer.pattern), tensor.axis)
-            job = TensorToCheck(tensor.data(), plan)
+            to_check = TensorToCheck(tensor.data(), plan)
             holds = layer.pattern_ok is True
-            advice = layer.advice or tensorrt_view(tensor, job, holds=holds).advice
+            advice = layer.advice or tensorrt_view(tensor, to_check, holds=holds).advice
             layer = layer.model_copy(update={"advice": advice})
-            any_two_four = any_two_four or _is_two_four(job, holds=holds)
+            any_two_four = any_two_four or _is_two_four(to_check, holds=holds)
         advised.append(layer)
     return advised, any_two_four
 
 
-def _is_two_four(job: TensorToCheck, *, holds: bool) -> bool:
-    if holds and implies_two_four(job.spec.pattern):
+def _is_two_four(to_check: TensorToCheck, *, holds: bool) -> bool:
+    if holds and implies_two_four(to_check.spec.pattern):
         return True
-    axis = job.spec.axis
-    divisible = job.data.array.shape[axis] % TWO_FOUR.m == 0
-    return divisible and holds_pattern(job, TWO_FOUR, axis)
+    axis = to_check.spec.axis
+    divisible = to_check.data.array.shape[axis] % TWO_FOUR.m == 0
+    return divisible and holds_pattern(to_check, TWO_FOUR, axis)
 
 
 def after_build(

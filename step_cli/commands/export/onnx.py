@@ -174,7 +174,7 @@ def _layer(
         onnx_name, holds = counted.tensor.name, counted.ok
         if not holds:
             advice = (
-                f"{counted.tally.violations} of {counted.tally.groups} groups along "
+                f"{counted.counts.violations} of {counted.counts.groups} groups along "
                 f"axis {counted.plan.axis} of {onnx_name} break {plan.pattern} in the "
                 "graph"
             )

@@ -43,7 +43,7 @@ class Permuted:
         changes: Those that moved and are not pruned.
         moved: Names of layers that are pruned in another order.
         left: Why other layers are in the old one.
-        spill: Where the moved tensors are.
+        arrays: Where the moved tensors are.
     """
 
     layers: list[LayerToPrune]
@@ -51,7 +51,7 @@ class Permuted:
     changes: list[Change]
     moved: set[str]
     left: dict[str, str]
-    spill: ArraysOnDisk
+    arrays: ArraysOnDisk
 
 
 def permuted(
@@ -80,14 +80,14 @@ def permuted(
             f"--permute: no layer can be permuted, {_most_common(left)}"
         )
     orders = _orders(config, network, sets, layers)
-    spill = ArraysOnDisk(folder)
+    arrays = ArraysOnDisk(folder)
     try:
-        now = reordered(checkpoint, orders, spill)
+        now = reordered(checkpoint, orders, arrays)
         if orders:
             _compare(network.outputs(checkpoint), network.outputs(now))
-        return _result(now, layers, orders, left, spill)
+        return _result(now, layers, orders, left, arrays)
     except BaseException:
-        spill.close()
+        arrays.close()
         raise
 
 
@@ -167,7 +167,7 @@ def _result(
     layers: Sequence[LayerToPrune],
     orders: Mapping[str, Orders],
     left: dict[str, str],
-    spill: ArraysOnDisk,
+    arrays: ArraysOnDisk,
 ) -> Permuted:
     tensors = {tensor.name: tensor for tensor in now.tensors}
     planned = {layer.tensor.name for layer in layers}
@@ -182,7 +182,7 @@ def _result(
         if layer.plan.axis in orders.get(layer.tensor.name, {})
     }
     replaced = [replace(layer, tensor=tensors[layer.tensor.name]) for layer in layers]
-    return Permuted(replaced, now, changes, moved, left, spill)
+    return Permuted(replaced, now, changes, moved, left, arrays)
 
 
 def _change(tensor: NamedTensor) -> Change:
