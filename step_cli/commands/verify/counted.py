@@ -62,7 +62,9 @@ def count_layers(
     all_counts = count_tensors(
         TensorToCheck(tensor.data(), plan, exact) for tensor, plan in layers
     )
-    counted = sorted(zip(layers, all_counts, strict=True), key=lambda item: item[0][0].name)
+    counted = sorted(
+        zip(layers, all_counts, strict=True), key=lambda item: item[0][0].name
+    )
     ties = _first_listed([tensor for (tensor, _), _ in counted])
     others = {tensor.name: tensor for tensor in baseline.tensors} if baseline else {}
     found = []
