@@ -1,10 +1,10 @@
 """Speed and memory of `autoswitch-profile` on a long recording, as a whole process.
 
-    python benchmarks/autoswitch.py [--lines 10000000] [--dir DIR]
+    python benchmarks/autoswitch.py [--lines 1000000] [--dir DIR]
 
 The recording is like one of `train`: a falling, noisy change of v, one line a step, ten
 lines of each window by layer (of 50 layers). Memory is the peak of the
-resident set, imports included. The bars are 60 s and 300 MB for ten million lines.
+resident set, imports included. The bars are 20 s and 300 MB for a million lines.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from processor import processor
 
-from step_cli.autoswitch.autoswitch import VarianceSample
+from step_cli.autoswitch.criterion import VarianceSample
 from step_cli.autoswitch.variance_log import (
     RecordedLayer,
     VarianceHeader,
@@ -31,7 +31,7 @@ from step_cli.autoswitch.variance_log import (
 )
 
 D = 124_439_808  # coordinates: GPT-2
-SECONDS, MEGABYTES = 60, 300  # the bars
+SECONDS, MEGABYTES = 20, 300  # the bars
 CHILD = """
 import atexit, os, sys
 def tell():
@@ -45,7 +45,7 @@ main()
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lines", type=int, default=10_000_000)
+    parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument("--dir", help="where to put the recording: 150 bytes a line")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()

@@ -168,7 +168,7 @@ def draw_change_after(setting: dict[str, Any], runs: Path, name: str) -> None:
 def changes_after(runs: Path, seed: int) -> NDArray[np.float64]:
     """A thousandth of the sum of ||v_(t+1) - v_t||_1 from each t0 to t0 + 1000."""
     recording = Recording(runs / f"seed-{seed}" / "variance.jsonl")
-    changes = np.concatenate([block.dv_l1 for block in recording.blocks()])
+    changes = np.array([sample.dv_l1 for sample, _ in recording.steps()])
     sums = np.concatenate([[0.0], np.cumsum(changes)])
     after: NDArray[np.float64] = sums[STEPS_AFTER + 1 :] - sums[1:-STEPS_AFTER]
     return after / 1000

@@ -25,8 +25,7 @@ from typing import Any
 from step_cli.commands.export import run as export
 from step_cli.config.commands import ExportConfig
 from step_cli.errors import MissingError, StepError
-from step_cli.formats.tensorrt.api import find_runtime
-from step_cli.formats.tensorrt.gpus import compute_capabilities
+from step_cli.formats.tensorrt.api import compute_capabilities, find_runtime
 
 PRECISIONS = ("fp16", "bf16")
 

@@ -49,7 +49,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     ``draws``: matplotlib draws the curves of a run. ``new_process``: what step-cli
     starts, as to read a torch file, is a new process and not a forked one.
     """
-    page = sys.modules.get("step_cli.training.run_page")
+    page = sys.modules.get("step_cli.training.page")
     with pytest.MonkeyPatch.context() as patch:
         if page is not None and not item.get_closest_marker("draws"):
             patch.setattr(page, "draw_curves", undrawn.draw_curves)

@@ -341,7 +341,7 @@ def _patch() -> None:
     """What `conftest` does for a test."""
     child_process = importlib.import_module("step_cli.formats.child_process")
     child_process.subprocess = INSTEAD  # type: ignore[attr-defined]
-    page = sys.modules.get("step_cli.training.run_page")
+    page = sys.modules.get("step_cli.training.page")
     if page is not None:  # there is torch
         page.draw_curves = undrawn.draw_curves  # type: ignore[attr-defined]
         sys.modules[ELASTIC].Popen = Popen  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,3 +128,16 @@ def _named(node: ast.AST) -> list[str]:
     if isinstance(node, ast.ImportFrom):
         return [node.module or ""]
     return [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+
+
+def test_the_page_on_the_layout_names_every_room_and_only_files_that_exist() -> None:
+    page = PACKAGE.parent / "docs" / "architecture.md"
+    text = page.read_text(encoding="utf-8")
+    rooms = re.search(r"^\| room \|.*?\n\n", text, re.M | re.S)
+    assert rooms is not None
+    named = re.findall(
+        r"`(\w+)/?`", " ".join(re.findall(r"^\| (.*?) \|", rooms[0], re.M))
+    )
+    assert named == list(ROOMS)
+    for path in re.findall(r"`([\w/]+\.(?:py|c))`", text):
+        assert (PACKAGE / path).exists() or (PACKAGE.parent / path).exists(), path

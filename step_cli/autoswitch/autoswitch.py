@@ -52,7 +52,7 @@ class AutoSwitch(Criterion):
         return sample.dv_l1 / sample.d
 
     @override
-    def value(self, sample: VarianceSample) -> float | None:
+    def update(self, sample: VarianceSample) -> float | None:
         return self._mean.add(self.sample_change(sample))
 
     @property
@@ -104,7 +104,7 @@ class RelativeAutoSwitch(Criterion):
         self._change, self._norm = WindowMean(self.window), WindowMean(self.window)
 
     @override
-    def value(self, sample: VarianceSample) -> float | None:
+    def update(self, sample: VarianceSample) -> float | None:
         change, norm = self._change.add(sample.dv_l1), self._norm.add(sample.v_l1)
         return change / norm if change is not None and norm else None
 
@@ -166,7 +166,7 @@ def make_criterion(
 class SwitchRule:
     """A criterion with clipping: fire when t > t_max, or (met and t > t_min).
 
-    Feed it every step of the precondition phase with :meth:`observe`. A fixed step is
+    Feed it every step of the precondition phase with :meth:`update`. A fixed step is
     not clipped.
 
     Attributes:
@@ -193,13 +193,13 @@ class SwitchRule:
         first = max(self.criterion.first_step, self.t_min + 1)
         return first if self.t_max is None else min(first, self.t_max + 1)
 
-    def observe(self, sample: VarianceSample) -> str | None:
-        """Take one step in; say why it is the switch point, or None if it is not.
+    def update(self, sample: VarianceSample) -> str | None:
+        """Take one step in; return why it is the switch point, or None if it is not.
 
         Returns:
             ``threshold``, ``t_max``, ``fixed``, or None.
         """
-        value = self.value = self.criterion.value(sample)
+        value = self.value = self.criterion.update(sample)
         if value is not None:
             self.lowest = value if self.lowest is None else min(self.lowest, value)
         if value is not None and self.criterion.met(value) and sample.step > self.t_min:

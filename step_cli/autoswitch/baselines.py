@@ -26,7 +26,7 @@ class RelativeNorm(Criterion):
         self._previous: float | None = None
 
     @override
-    def value(self, sample: VarianceSample) -> float | None:
+    def update(self, sample: VarianceSample) -> float | None:
         previous, self._previous = self._previous, sample.v_l2
         return abs(sample.v_l2 - previous) / previous if previous else None
 
@@ -60,7 +60,7 @@ class Staleness(Criterion):
         self._norms: deque[float] = deque(maxlen=self.window + 1)
 
     @override
-    def value(self, sample: VarianceSample) -> float | None:
+    def update(self, sample: VarianceSample) -> float | None:
         self._norms.append(sample.v_l1)
         if len(self._norms) <= self.window or not self._norms[0]:
             return None
@@ -89,7 +89,7 @@ class Fixed(Criterion):
         self.step = step
 
     @override
-    def value(self, sample: VarianceSample) -> float | None:
+    def update(self, sample: VarianceSample) -> float | None:
         return float(sample.step)
 
     @override

@@ -97,7 +97,7 @@ class Criterion(ABC):
     window: int = 1
 
     @abstractmethod
-    def value(self, sample: VarianceSample) -> float | None:
+    def update(self, sample: VarianceSample) -> float | None:
         """Take one step in; return the tested value, None while it has no meaning."""
 
     def met(self, value: float) -> bool:

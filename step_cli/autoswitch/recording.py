@@ -1,32 +1,36 @@
-"""Reading a ``variance.jsonl`` as a stream of columns: ten million steps in seconds.
-
-Lines are parsed many at once. Where that finds anything out of the ordinary, the same
-lines are read again one by one, which says what is wrong and where.
-"""
+"""Reading a ``variance.jsonl``: one step after another, each line checked."""
 
 import json
-import math
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
-import numpy as np
-from numpy.typing import NDArray
-
-from step_cli.autoswitch.sample_block import LayerSums, SampleBlock
-from step_cli.autoswitch.variance_line import BEYOND, LARGEST, LineReader
-from step_cli.autoswitch.variance_log import FIELDS, VarianceHeader
-from step_cli.errors import InputError, StepError
+from step_cli.autoswitch.criterion import VarianceSample
+from step_cli.autoswitch.variance_log import (
+    FIELDS,
+    LAYER_FIELDS,
+    SCHEMA,
+    LayerSums,
+    RecordedLayer,
+    VarianceHeader,
+)
+from step_cli.errors import InputError, NonFiniteError
 from step_cli.formats.files.mapped_file import reason_of
 
-CHUNK = 1 << 20  # bytes parsed at a time
 LONGEST = 1 << 24  # bytes of a line
-FLOATS = ("v_l1", "v_l2", "dv_l1")
-WORDS = (b"true", b"false", b"NaN")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# Sums of a window of such values, and exp of the logarithm, are still finite.
+BEYOND = 1e290
+LARGEST = dict.fromkeys(("v_l1", "v_l2", "dv_l1", *LAYER_FIELDS), BEYOND) | {
+    "dv_log": 700.0,
+    "step": 2**62,
+    "d": 2**62,
+}
+NUMBERS = frozenset({int, float})  # not bool
+values_of = itemgetter(*FIELDS)
 
 
 class Recording:
@@ -43,117 +47,46 @@ class Recording:
 
     def __init__(self, path: Path) -> None:
         self.path, self.torn = path, False
-        self._lines = LineReader(path)
         self.header = VarianceHeader()
-        self._start = 0  # of the first sample, in bytes
+        self._first_line = 1
         with self._open() as file:
             self._end = os.fstat(file.fileno()).st_size  # a run may still be growing
-            mark = file.read(3) == BYTE_ORDER_MARK
-            file.seek(3 if mark else 0)
+            self._start = 3 if file.read(3) == BYTE_ORDER_MARK else 0  # of the samples
+            file.seek(self._start)
             first = file.readline(LONGEST)
-            self._start = 3 if mark else 0
-        if not first.endswith(b"\n") and self._is_torn(first):
+        if not first.endswith(b"\n") and _is_torn(first):
             return
-        record = self._lines.document(1, first)
+        record = self._document(1, first)
         if "schema" in record:
-            self.header = self._lines.header(record)
-            self._lines = LineReader(path, self.header.layers)
+            self.header = self._header(record)
             self._start += len(first)
-
-    @property
-    def _first_line(self) -> int:
-        return 1 if self._start in (0, 3) else 2
+            self._first_line = 2
 
     def count(self) -> int:
         """How many steps it holds, if all its lines are sound."""
-        lines, tail = 0, b""
-        with self._open() as file:
-            file.seek(self._start)
-            for data in self._pieces(file):
-                lines += data.count(b"\n")
-                tail = (tail + data)[-LONGEST:].rpartition(b"\n")[2]
-        return lines + (bool(tail) and not self._is_torn(tail))
+        return sum(1 for _ in self._lines())
 
-    def blocks(self) -> Iterator[SampleBlock]:
-        """All samples in order, many at a time; a torn last line is left out.
+    def steps(self) -> Iterator[tuple[VarianceSample, LayerSums]]:
+        """Each step in order, and what it did to each layer where that was recorded.
+
+        A torn last line is left out.
 
         Raises:
             InputError: A line is not a sample, or the steps do not rise.
             NonFiniteError: A value is NaN or infinite.
         """
-        last, number, rest = 0, self._first_line, b""
-        with self._open() as file:
-            file.seek(self._start)
-            for data in self._pieces(file):
-                lines, end, torn = (rest + data).rpartition(b"\n")
-                rest = torn
-                if len(rest) > LONGEST:
-                    raise InputError(
-                        f"line {number}: longer than {LONGEST >> 20} MiB, no recording",
-                        file=self.path,
-                    )
-                if end:
-                    block = self._block(lines + end, number, last)
-                    number, last = number + len(block), int(block.step[-1])
-                    yield block
-        self.torn = bool(rest) and self._is_torn(rest)
-        if rest and not self.torn:
-            yield self._block(rest + b"\n", number, last)
-
-    def _is_torn(self, line: bytes) -> bool:
-        try:
-            json.loads(line.decode())
-        except (ValueError, RecursionError):
-            return True
-        return False
-
-    def _block(self, data: bytes, number: int, last: int) -> SampleBlock:
-        """The samples of some lines."""
-        if b"\r\n" in data:
-            data = data.replace(b"\r\n", b"\n")
-        return self._at_once(data, number, last) or self._one_by_one(data, number, last)
-
-    def _at_once(self, data: bytes, number: int, last: int) -> SampleBlock | None:
-        """The samples of lines that are all as `train` writes them, None of others."""
-        try:
-            text = _objects_between_brackets(data)
-            if text is None:
-                return None
-            records = json.loads(text)
-            layers = self._layers(records, number) if b'"layer_' in data else []
-            block = _columns(records, layers)
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            OverflowError,
-            RecursionError,
-            StepError,
-        ):
-            return None
-        alike = len(block) == data.count(b"\n") and _is_sound(block, last)
-        return block if alike else None
-
-    def _layers(
-        self, records: Sequence[dict[str, Any]], number: int
-    ) -> list[LayerSums]:
-        more = (
-            self._lines.layers(at, record)
-            for at, record in enumerate(records, start=number)
-            if len(record) > len(FIELDS)
-        )
-        return [each for each in more if each is not None]
-
-    def _one_by_one(self, data: bytes, number: int, last: int) -> SampleBlock:
-        samples, layers = [], []
-        for at, line in enumerate(data[:-1].split(b"\n"), start=number):
-            record = self._lines.document(at, line)
-            samples.append(self._lines.sample(at, record))
-            self._lines.rising(at, samples[-1].step, last)
-            last = samples[-1].step
-            sums = self._lines.layers(at, record)
-            layers += [] if sums is None else [sums]
-        return SampleBlock.of(samples, layers)
+        last = 0
+        for number, line in self._lines():
+            record = self._document(number, line)
+            sample = self._sample(number, record)
+            step = sample.step
+            if step <= last:
+                raise self._wrong(
+                    number, f"step {step} after step {last}, steps must rise"
+                )
+            last = step
+            told = len(record) > len(FIELDS) and self.header.layers
+            yield sample, self._layers(number, record) if told else ()
 
     def _open(self) -> BinaryIO:
         try:
@@ -165,68 +98,134 @@ class Recording:
             raise InputError("not a regular file", file=self.path)
         return os.fdopen(file, "rb")
 
-    def _pieces(self, file: BinaryIO) -> Iterator[bytes]:
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        """Number and text of each line that holds a step."""
+        number, left = self._first_line, self._end - self._start
+        with self._open() as file:
+            file.seek(self._start)
+            while line := self._line(file, min(left, LONGEST + 1)):
+                left -= len(line)
+                if not line.endswith(b"\n"):
+                    if len(line) > LONGEST:
+                        raise self._wrong(
+                            number, f"longer than {LONGEST >> 20} MiB, no recording"
+                        )
+                    self.torn = _is_torn(line)
+                    if self.torn:
+                        return
+                yield number, line
+                number += 1
+
+    def _line(self, file: BinaryIO, most: int) -> bytes:
         try:
-            while data := file.read(min(CHUNK, self._end - file.tell())):
-                yield data
+            return file.readline(most)
         except OSError as error:
             raise InputError(reason_of(error), file=self.path) from None
 
+    def _document(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            record = json.loads(line.decode())
+        except UnicodeDecodeError:
+            raise self._wrong(number, "not UTF-8 text") from None
+        except (ValueError, RecursionError):
+            raise self._wrong(number, "not JSON") from None
+        if not isinstance(record, dict):
+            raise self._wrong(number, "not a JSON object")
+        return record
 
-def _objects_between_brackets(data: bytes) -> str | None:
-    """Whole lines as the text of one JSON list, where that says the same, else None.
+    def _header(self, record: Mapping[str, Any]) -> VarianceHeader:
+        """What a first line with a ``schema`` says."""
+        if record["schema"] != SCHEMA:
+            raise self._wrong(
+                1,
+                f"schema {record['schema']!r:.80}, expected {SCHEMA!r}: written by a "
+                "newer step-cli, or no variance recording",
+            )
+        beta2, eps, steps = (record.get(key) for key in ("beta2", "eps", "steps"))
+        given = [value for value in (beta2, eps, steps) if value is not None]
+        numbers = all(_is_number(value) and 0 < value < 2**62 for value in given)
+        whole = steps is None or (numbers and steps == int(steps))
+        if not (numbers and whole) or (beta2 is not None and not 0 < beta2 < 1):
+            raise self._wrong(
+                1, "beta2 (below 1), eps and steps (whole) are positive numbers"
+            )
+        layers = self._header_layers(record.get("layers", []))
+        return VarianceHeader(beta2, eps, None if steps is None else int(steps), layers)
 
-    With as many braces opened as there are lines, and every line end between two of
-    them, each object is one line: a line end inside a string, or an object inside
-    another, would make them fewer. The caller counts them.
-    """
-    text = data[:-1].replace(b"}\n{", b"},{")
-    lines = data.count(b"\n")
-    if not text.startswith(b"{") or b"\n" in text or data.count(b"{") != lines:
-        return None
-    # Words that numpy would take for numbers; no key has these letters, nor has null.
-    if (b"r" in text or b"a" in text) and any(word in text for word in WORDS):
-        return None
-    return f"[{text.decode()}]"
+    def _header_layers(self, given: object) -> tuple[RecordedLayer, ...]:
+        if not isinstance(given, list):
+            raise self._wrong(1, "layers is not a list")
+        layers = []
+        for item in given:
+            known = item if isinstance(item, dict) else {}
+            name, d = known.get("name"), known.get("d")
+            if not (isinstance(name, str) and _is_whole(d) and 0 < d < 2**62):
+                raise self._wrong(1, "each of layers has a name and a whole number d")
+            layers.append(RecordedLayer(name, d))
+        return tuple(layers)
+
+    def _sample(self, number: int, record: Mapping[str, Any]) -> VarianceSample:
+        try:
+            step, v_l1, v_l2, dv_l1, dv_log, d = values = values_of(record)
+        except KeyError:
+            missing = [name for name in FIELDS if name not in record]
+            raise self._wrong(number, f"{', '.join(missing)} missing") from None
+        for name, value in zip(FIELDS, values, strict=True):
+            if value is not None or name != "dv_log":
+                self._check_number(number, name, value)
+        if type(step) is not int or type(d) is not int or d < 1 or step < 1:
+            raise self._wrong(number, "step and d are whole numbers from 1 on")
+        log = None if dv_log is None else float(dv_log)
+        return VarianceSample(step, d, float(v_l1), float(v_l2), float(dv_l1), log)
+
+    def _layers(self, number: int, record: Mapping[str, Any]) -> LayerSums:
+        if not any(name in record for name in LAYER_FIELDS):
+            return ()
+        count = len(self.header.layers)
+        for name in LAYER_FIELDS:
+            values = record.get(name)
+            if not isinstance(values, list) or len(values) != count:
+                raise self._wrong(
+                    number,
+                    f"{name} is not a list of {count} numbers, one for each of the "
+                    "first line's layers",
+                )
+            for value in values:
+                self._check_number(number, name, value)
+        return list(zip(*(record[name] for name in LAYER_FIELDS), strict=True))
+
+    def _check_number(self, number: int, name: str, value: Any) -> None:
+        if type(value) not in NUMBERS:
+            raise self._wrong(number, f"{name} is not a number")
+        if not -BEYOND < value < LARGEST[name]:  # NaN too
+            raise NonFiniteError(
+                f"line {number}: {name} is {_short(value)}, not finite or beyond all "
+                "bounds",
+                file=self.path,
+            )
+        if value < 0 and name != "dv_log":
+            raise self._wrong(number, f"{name} is negative")
+
+    def _wrong(self, number: int, what: str) -> InputError:
+        return InputError(f"line {number}: {what}", file=self.path)
 
 
-def _columns(
-    records: Sequence[dict[str, Any]], layers: Sequence[LayerSums]
-) -> SampleBlock:
-    logs = _column(records, "dv_log")
-    if None in logs:
-        logs = [math.nan if log is None else log for log in logs]
-    step, d = (_numbers(_column(records, name), "i") for name in ("step", "d"))
-    floats = [_numbers(_column(records, name), "if") for name in FLOATS]
-    v_l1, v_l2, dv_l1, dv_log = (
-        column.astype(np.float64) for column in [*floats, _numbers(logs, "if")]
-    )
-    return SampleBlock(step, d, v_l1, v_l2, dv_l1, dv_log, tuple(layers))
+def _is_torn(line: bytes) -> bool:
+    try:
+        json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
-def _column(records: Sequence[dict[str, Any]], name: str) -> list[object]:
-    return list(map(itemgetter(name), records))
+def _short(value: float) -> str:
+    digits = repr(value)
+    return digits if len(digits) <= 30 else f"{digits[:12]}... ({len(digits)} digits)"
 
 
-def _numbers(values: Sequence[object], kinds: str) -> NDArray[Any]:
-    array = np.array(values)
-    if array.dtype.kind not in kinds or array.ndim != 1:
-        raise TypeError(array.dtype)
-    return array
+def _is_number(value: object) -> TypeGuard[float]:
+    return type(value) in NUMBERS
 
 
-def _is_sound(block: SampleBlock, last: int) -> bool:
-    steps = np.concatenate([[last], block.step])
-    bounded = all(
-        bool((column >= 0).all() and (column < LARGEST[name]).all())
-        for name, column in zip(
-            FLOATS, (block.v_l1, block.v_l2, block.dv_l1), strict=True
-        )
-    )
-    return (
-        bounded
-        and bool((np.diff(steps) > 0).all() and steps[-1] < LARGEST["step"])
-        and bool((block.d >= 1).all() and (block.d < LARGEST["d"]).all())
-        and not bool((block.dv_log >= LARGEST["dv_log"]).any())  # null: NaN
-        and not bool((block.dv_log <= -BEYOND).any())
-    )
+def _is_whole(value: object) -> TypeGuard[int]:
+    return type(value) is int

@@ -4,21 +4,13 @@ The metric after the switch is that of the STEP paper's Table 1.
 """
 
 import math
+from collections.abc import Iterator
 
-import numpy as np
-
-from step_cli.autoswitch.autoswitch import (
-    AutoSwitch,
-    Criterion,
-    Fixed,
-    RelativeAutoSwitch,
-    SwitchRule,
-)
-from step_cli.autoswitch.criterion_values import passes, values_of
-from step_cli.autoswitch.eps_ladder import EpsLadder
-from step_cli.autoswitch.sample_block import Booleans, Floats, SampleBlock
+from step_cli.autoswitch.autoswitch import AutoSwitch, RelativeAutoSwitch, SwitchRule
+from step_cli.autoswitch.criterion import Criterion, VarianceSample
 
 STEPS_AFTER = 1001  # terms of Table 1's sum, t0 to t0 + 1000
+SMALLEST_EPS = 1e-40  # below it no threshold is tried: such a change is none
 
 
 class Replay:
@@ -36,8 +28,8 @@ class Replay:
         raw_step: Where it would switch without clipping, or None.
         first_able: The first step at which its test could make it switch.
         v_mean: Mean over coordinates of v at the switch point, in squared gradients.
-        ladder: Where other thresholds would have decided; None where there is no
-            threshold to choose.
+        other_eps: At which step other thresholds would have decided; None where
+            there is no threshold to choose.
     """
 
     def __init__(self, rule: SwitchRule, last_step: int | None = None) -> None:
@@ -50,62 +42,51 @@ class Replay:
         self.first_able: int | None = None
         self.v_mean: float | None = None
         chosen = isinstance(rule.criterion, AutoSwitch | RelativeAutoSwitch)
-        self.ladder = EpsLadder(rule.t_max) if chosen else None
-        self._values = values_of(rule.criterion)
+        self.other_eps: dict[float, int] | None = {} if chosen else None
+        self._lowest = math.inf  # value at which the test could make it switch
         self._after: list[float] = []
+        self._is_complete = False
 
-    def observe(self, block: SampleBlock) -> None:
-        """Take the next steps in."""
-        if not len(block) or self._has_seen_all(int(block.step[0])):
+    def update(self, sample: VarianceSample) -> None:
+        """Take the next step in."""
+        if self._is_complete:
             return
-        values = self._values(block)
-        met = passes(self.criterion, values)
-        if self.raw_step is None and met.any():
-            self.raw_step = int(block.step[met.argmax()])
-        self._look_at_range(block, values)
+        step, rule = sample.step, self.rule
+        reason = rule.update(sample)
+        if rule.value is not None:
+            if self.raw_step is None and rule.criterion.met(rule.value):
+                self.raw_step = step
+            if step > rule.t_min:
+                self._note_able(step, rule.value)
         if self.switch_step is None:
-            after = self._look_for_switch(block, values, met)
+            in_time = self._last_step is None or step <= self._last_step
+            if reason is not None and in_time:
+                self.switch_step, self.reason, self.value = step, reason, rule.value
+                self.v_mean = sample.v_l1 / sample.d
+        elif len(self._after) < STEPS_AFTER:
+            self._after.append(sample.dv_l1)
         else:
-            after = block.dv_l1
-        self._after += after[: STEPS_AFTER - len(self._after)].tolist()
+            self._is_complete = self._has_seen_all(step)
 
-    def _look_for_switch(
-        self, block: SampleBlock, values: Floats, met: Booleans
-    ) -> Floats:
-        """Find the switch point; return the changes after it."""
-        by_test = met & (block.step > self.rule.t_min)
-        fires = by_test
-        if self.rule.t_max is not None:
-            fires = by_test | (block.step > self.rule.t_max)
-        if self._last_step is not None:
-            fires = fires & (block.step <= self._last_step)
-        if not fires.any():
-            return block.dv_l1[:0]
-        at = int(fires.argmax())
-        self.switch_step = int(block.step[at])
-        self.value = None if np.isnan(values[at]) else float(values[at])
-        self.v_mean = float(block.v_l1[at] / block.d[at])
-        self.reason = "t_max"
-        if by_test[at]:
-            fixed = isinstance(self.criterion, Fixed)
-            self.reason = "fixed" if fixed else "threshold"
-        return block.dv_l1[at + 1 :]
+    def _note_able(self, step: int, value: float) -> None:
+        """Note what the test says from the step on at which it may decide.
 
-    def _look_at_range(self, block: SampleBlock, values: Floats) -> None:
-        """Note what the test says from the step on at which it may decide."""
-        able = (block.step > self.rule.t_min) & ~np.isnan(values)
-        if not able.any():
-            return
+        A threshold above the first such value would decide nothing, as the first step
+        at which the criterion may fire would.
+        """
         if self.first_able is None:
-            self.first_able = int(block.step[able.argmax()])
-        if self.ladder is not None:
-            self.ladder.observe(block.step[able], values[able])
+            self.first_able, self._lowest = step, value
+        in_time = self.rule.t_max is None or step <= self.rule.t_max
+        if value < self._lowest and in_time and self.other_eps is not None:
+            below = thresholds_between(value, self._lowest)
+            self.other_eps |= dict.fromkeys(below, step)
+            self._lowest = value
 
     def _has_seen_all(self, step: int) -> bool:
-        """Whether nothing from ``step`` on can change the answers."""
+        """Whether nothing after ``step`` can change the answers."""
         t_max = self.rule.t_max
-        climbed = self.ladder is None or (t_max is not None and step > t_max)
-        return self.settled and self.raw_step is not None and climbed
+        past = self.other_eps is None or (t_max is not None and step >= t_max)
+        return past and self.settled and self.raw_step is not None
 
     def done_by(self, step: int) -> bool:
         """Whether all is known but what clipping hides, now that ``step`` was seen."""
@@ -158,3 +139,20 @@ class Replay:
         if not self.settled or math.isnan(self._after[-1]):
             return None
         return math.fsum(self._after) / 1000
+
+
+def thresholds_between(low: float, high: float) -> Iterator[float]:
+    """The thresholds of one digit with low < eps <= high, the largest first.
+
+    They are what people would type: 1e-8, 2e-8, ..., 9e-8, 1e-7.
+    """
+    low = max(low, SMALLEST_EPS)
+    if not low < high < math.inf:
+        return
+    for power in range(math.floor(math.log10(high)) + 1, -41, -1):
+        for digit in range(9, 0, -1):
+            eps = float(f"{digit}e{power}")
+            if eps <= low:
+                return
+            if eps <= high:
+                yield eps

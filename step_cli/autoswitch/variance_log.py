@@ -9,11 +9,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from step_cli.autoswitch.autoswitch import VarianceSample, window_of
+from step_cli.autoswitch.criterion import VarianceSample, window_of
 
 SCHEMA = "step-cli/variance/1"
 FIELDS = ("step", "v_l1", "v_l2", "dv_l1", "dv_log", "d")
 LAYER_FIELDS = ("layer_v_l1", "layer_dv_l1")
+# What a step did to each layer: L1 norm of its v, sum of its changes.
+LayerSums = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,8 @@ def layers_due(header: VarianceHeader, step: int) -> bool:
     return step % max(1, window_of(header.beta2) // 10) == 0
 
 
-def sample_line(
-    sample: VarianceSample, layers: Sequence[tuple[float, float]] = ()
-) -> str:
-    """The line of one step.
-
-    Args:
-        sample: What the step did to all of v.
-        layers: What it did to each layer: L1 norm of its v, sum of its changes.
-    """
+def sample_line(sample: VarianceSample, layers: LayerSums = ()) -> str:
+    """The line of one step: what it did to all of v, and to each layer."""
     document = {name: getattr(sample, name) for name in FIELDS}
     if layers:
         columns = zip(*layers, strict=True)

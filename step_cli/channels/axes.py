@@ -1,8 +1,8 @@
-"""Axes of tensors, and what is known of how their channels hang together.
+"""Axes of tensors, and which of their channels must move together.
 
 An axis starts as a leaf: channels of which nothing is known but their number. Reshaping
 splits a leaf into a product, heads times channels; slicing cuts it into a row, queries
-beside keys beside values. Two axes that one operator walks along together become one.
+beside keys beside values. Two axes that one operator goes along together become one.
 A leaf that no operator fixes may be permuted: every tensor that has it alike.
 """
 
@@ -91,13 +91,13 @@ def leaves(axis: Axis) -> Iterator[Axis]:
 
 
 def fix(axis: Axis, why: str) -> None:
-    """Say that no channel of an axis may change places."""
+    """Keep every channel of an axis in its place."""
     for found in leaves(axis):
         found.fixed = found.fixed or why
 
 
 def unify(one: Axis, other: Axis) -> None:
-    """Say that an operator walks along both: channel i of one goes with i of the other.
+    """Make two axes one: an operator takes channel i of both together.
 
     Where their parts do not match, all stay in place.
     """

@@ -1,4 +1,4 @@
-"""The best order found for each unit, on the weights that are pruned along it."""
+"""The best order found for a set of channels, on the weights pruned along it."""
 
 import math
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from step_cli.channels.axes import Axis
+from step_cli.channels.channel_sets import ChannelSet, Index, occurrences
 from step_cli.channels.permutation import kept_magnitude, search_permutation
-from step_cli.channels.units import Index, Unit, occurrences
 from step_cli.errors import StepError
 from step_cli.nm.pattern import NMPattern
 
@@ -21,8 +21,8 @@ LARGEST = 1 << 33
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A pruned weight as a unit sees it.
+class SearchedLayer:
+    """A weight that is pruned along the channels.
 
     Attributes:
         name: Of the tensor.
@@ -42,23 +42,23 @@ class Layer:
         return np.abs(wide).reshape(len(wide), -1)
 
 
-def search_unit(
-    unit: Unit, layers: list[Layer], pattern: NMPattern, *, seed: int
+def search_order(
+    channels: ChannelSet, layers: list[SearchedLayer], pattern: NMPattern, *, seed: int
 ) -> Index | None:
-    """The order of a unit, ``[*within, channels]``; None if nothing is gained.
+    """The order of a channel set, ``[*within, channels]``; None if nothing is gained.
 
     Raises:
         NonFiniteError: A weight is NaN or infinite.
     """
-    sizes = tuple(leaf.size for leaf in unit.within)
-    table = np.empty((*sizes, unit.leaf.size), np.int64)
+    sizes = tuple(leaf.size for leaf in channels.within)
+    table = np.empty((*sizes, channels.leaf.size), np.int64)
     gained = 0.0
-    rows = _rows(unit, layers)
+    rows = _rows(channels, layers)
     for at in np.ndindex(sizes):
-        context = dict(zip(unit.within, at, strict=True))
-        every = [_seen(unit, layer, context) for layer in layers]
+        context = dict(zip(channels.within, at, strict=True))
+        every = [_seen(channels, layer, context) for layer in layers]
         found = np.concatenate([magnitudes for magnitudes in every], axis=1)
-        most = max(1, LARGEST // unit.leaf.size**2)
+        most = max(1, LARGEST // channels.leaf.size**2)
         step = math.ceil(rows / most)
         try:
             order = search_permutation(found[:, ::step], pattern, seed=seed)
@@ -69,30 +69,32 @@ def search_unit(
         if gain > 0:
             table[at], gained = order, gained + gain
         else:
-            table[at] = np.arange(unit.leaf.size)
+            table[at] = np.arange(channels.leaf.size)
     return table if gained > 0 else None
 
 
-def _rows(unit: Unit, layers: list[Layer]) -> int:
+def _rows(channels: ChannelSet, layers: list[SearchedLayer]) -> int:
     total = 0
     for layer in layers:
         times = sum(
             len(found.starts)
             for found in occurrences(layer.channels)
-            if found.leaf is unit.leaf
+            if found.leaf is channels.leaf
         )
         total += times * layer.weight.size // layer.weight.shape[layer.axis]
-    return total // math.prod(leaf.size for leaf in unit.within)
+    return total // math.prod(leaf.size for leaf in channels.within)
 
 
-def _seen(unit: Unit, layer: Layer, context: Mapping[Axis, int]) -> Array:
-    """What a layer has of the unit in one context, ``[channels, rows]``."""
+def _seen(
+    channels: ChannelSet, layer: SearchedLayer, context: Mapping[Axis, int]
+) -> Array:
+    """What a layer has of the channels in one context, ``[channels, rows]``."""
     magnitudes, parts = layer.magnitudes(), []
     for found in occurrences(layer.channels):
-        if found.leaf is unit.leaf:
+        if found.leaf is channels.leaf:
             here = np.ones(len(found.starts), np.bool_)
             for leaf, at in context.items():
                 here &= found.beside[leaf] == at
             part = magnitudes[found.positions()[here]]  # [starts, channels, rows]
-            parts.append(part.transpose(1, 0, 2).reshape(unit.leaf.size, -1))
+            parts.append(part.transpose(1, 0, 2).reshape(channels.leaf.size, -1))
     return np.concatenate(parts, axis=1)

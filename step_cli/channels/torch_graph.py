@@ -1,26 +1,92 @@
-"""The flow of channels through a PyTorch model, traced with ``torch.export``.
+"""The channels of a PyTorch model, followed through its graph of ``torch.export``.
 
-The trace holds no weights, only their shapes. An operator that the tables below do not
-name keeps the channels of all it touches in place.
+The trace holds no weights, only their shapes. An operator that the rules do not know
+keeps the channels of all it touches in place.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
-from step_cli.channels.axes import find
-from step_cli.channels.flow import Flow, Value
-from step_cli.channels.torch_call import Call
-from step_cli.channels.torch_rules import CREATED, RULES, SILENT
-from step_cli.errors import InputError
+from step_cli.channels.graph import GraphAxes, Network, TensorAxes, apply_rule
+from step_cli.channels.torch_operators import RULES, SILENT, translate
+from step_cli.errors import InputError, UsageError
+from step_cli.formats.checkpoint import Checkpoint
+from step_cli.formats.huggingface.model import inputs_of, is_transformers
+from step_cli.formats.model_json import ModelSource
+from step_cli.formats.onnx.inputs import (
+    all_equal,
+    example_tensors,
+    inputs_of_examples,
+    parse_input,
+)
+from step_cli.formats.onnx.session import torch_outputs
 from step_cli.formats.quiet import quiet
+from step_cli.models.runnable import RunnableModel, open_model
 
 log = logging.getLogger(__name__)
+
+
+def torch_network(
+    source: ModelSource, checkpoint: Checkpoint, inputs: Sequence[str]
+) -> Network:
+    """Build the model, trace it, and follow its channels.
+
+    Args:
+        source: What builds it.
+        checkpoint: Its weights.
+        inputs: What it takes, ``NAME:DTYPE:SHAPE``; empty: as the model says.
+
+    Raises:
+        UsageError: Nothing says what it takes.
+        InputError: The weights do not fit it, or torch cannot trace it.
+    """
+    runnable = open_model(source, checkpoint, wide=False)
+    examples = _examples(runnable, inputs)
+    traced = trace(runnable.model, examples)
+    tensors = {
+        name: traced.parameters[place]
+        for name, place in runnable.names.items()
+        if place in traced.parameters
+    }
+    held = {id(axes) for axes in tensors.values()}
+    for axes in traced.parameters.values():
+        if id(axes) not in held:
+            traced.graph.fix(axes, "the checkpoint does not hold it as it is")
+    return Network(traced.graph, tensors, partial(_outputs, source, examples))
+
+
+def _outputs(
+    source: ModelSource, examples: Mapping[str, Tensor], checkpoint: Checkpoint
+) -> list[npt.NDArray[Any]]:
+    return torch_outputs(open_model(source, checkpoint).model, examples)
+
+
+def _examples(runnable: RunnableModel, inputs: Sequence[str]) -> dict[str, Tensor]:
+    """Seeded numbers to trace with, and to compare the outputs on."""
+    model: Any = runnable.model
+    if inputs:
+        return example_tensors([parse_input(text) for text in inputs])
+    if runnable.examples is not None:
+        given = dict(runnable.examples)
+        if not all_equal(given):
+            return given
+        return example_tensors(inputs_of_examples(given))
+    if is_transformers(model):
+        takes, vocabulary = inputs_of(model)
+        if takes:
+            return example_tensors(takes, highest=vocabulary)
+    raise UsageError(
+        "--permute traces the model: say what it takes, such as "
+        "--input x:float32:1x3x224x224"
+    )
 
 
 @dataclass
@@ -28,12 +94,12 @@ class Traced:
     """A model's graph, run through the rules.
 
     Attributes:
-        flow: All tensors of it.
+        graph: All tensors of it.
         parameters: The axes of each parameter and saved buffer, by its name.
     """
 
-    flow: Flow = field(default_factory=Flow)
-    parameters: dict[str, Value] = field(default_factory=dict)
+    graph: GraphAxes = field(default_factory=GraphAxes)
+    parameters: dict[str, TensorAxes] = field(default_factory=dict)
 
 
 def trace(model: nn.Module, examples: Mapping[str, Tensor]) -> Traced:
@@ -86,11 +152,11 @@ def _followed(model: nn.Module, program: "torch.export.ExportedProgram") -> Trac
     values: dict[fx.Node, Any] = _given(model, program, traced)
     for node in program.graph_module.graph.nodes:
         if node.op == "call_function":
-            values[node] = _called(node, values, traced.flow)
+            values[node] = _called(node, values, traced.graph)
         elif node.op == "output":
             for result in node.all_input_nodes:
-                for value in _each(values.get(result)):
-                    traced.flow.fix(value, "it leaves the model")
+                for axes in _each(values.get(result)):
+                    traced.graph.fix(axes, "it leaves the model")
     return traced
 
 
@@ -103,10 +169,10 @@ def _given(
         for name, value in model.state_dict(keep_vars=True).items()
         if isinstance(value, Tensor)
     }
-    one: dict[int, Value] = {}
+    one: dict[int, TensorAxes] = {}
     for name, tensor in saved.items():
         if id(tensor) not in one:
-            one[id(tensor)] = traced.flow.fresh(tensor.shape)
+            one[id(tensor)] = traced.graph.new(tensor.shape)
         traced.parameters[name] = one[id(tensor)]
     targets = {
         spec.arg.name: spec.target
@@ -118,55 +184,60 @@ def _given(
         if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor):
             known = traced.parameters.get(targets.get(node.name) or "")
             shape = node.meta["val"].shape
-            values[node] = known or traced.flow.fresh(shape, "it enters the model")
+            values[node] = known or traced.graph.new(shape, "it enters the model")
     return values
 
 
-def _called(node: fx.Node, values: Mapping[fx.Node, Any], flow: Flow) -> Any:
-    """What a node makes: a value, a list of values, or None for what is no tensor."""
+def _called(node: fx.Node, values: Mapping[fx.Node, Any], graph: GraphAxes) -> Any:
+    """What a node makes: a tensor, a list of them, or None for what is none."""
     if getattr(node.target, "__name__", "") == "getitem":
         source, place = node.args[0], int(str(node.args[1]))
         found = values.get(source) if isinstance(source, fx.Node) else None
         return found[place] if isinstance(found, list) else None
-    call = Call(flow, _arguments(node), _shapes(node.meta.get("val")), values)
-    name = _name_of(node.target)
+    name, result = _name_of(node.target), node.meta.get("val")
     if name in SILENT:
         return None
-    if name in CREATED:
-        return flow.fresh(call.shape, f"{name} makes it")
-    rule = RULES.get(name)
+    shapes = _shapes(result)
     made = None
-    if rule is not None:
+    if name in RULES:
         with suppress(LookupError):  # an argument that the rule does not expect
-            made = rule(call)
-    if [_sizes(value) for value in _each(made)] != call.shapes or made is None:
-        return _unknown(node, name, values, flow)
-    return made
-
-
-def _unknown(
-    node: fx.Node, name: str, values: Mapping[fx.Node, Any], flow: Flow
-) -> Any:
-    why = f"{name} may treat each channel in its own way"
-    for given in node.all_input_nodes:
-        for value in _each(values.get(given)):
-            flow.fix(value, why)
-    result = node.meta.get("val")
-    made = [flow.fresh(shape, why) for shape in _shapes(result)]
+            inputs, arguments = _arguments(node, values)
+            operator = translate(name, inputs, shapes, arguments)
+            made = apply_rule(graph, RULES[name], operator)
+    if made is None:
+        touched = [
+            axes for given in node.all_input_nodes for axes in _each(values.get(given))
+        ]
+        why = f"{name} may treat each channel in its own way"
+        made = graph.unknown(touched, shapes, why)
     return made if isinstance(result, list | tuple) else made[0] if made else None
 
 
-def _sizes(value: Value) -> tuple[int, ...]:
-    return tuple(find(axis).size for axis in value)
-
-
-def _arguments(node: fx.Node) -> dict[str, Any]:
+def _arguments(
+    node: fx.Node, values: Mapping[fx.Node, Any]
+) -> tuple[list[TensorAxes | None], dict[str, Any]]:
+    """The axes of tensors, in the order of the arguments; all others, by name."""
     schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return {}
-    given = dict(zip((a.name for a in schema.arguments), node.args, strict=False))
-    defaults = {a.name: a.default_value for a in schema.arguments}
-    return defaults | given | dict(node.kwargs)
+    declared = [] if schema is None else schema.arguments
+    given = dict(zip((a.name for a in declared), node.args, strict=False))
+    given = {a.name: a.default_value for a in declared} | given | dict(node.kwargs)
+    inputs: list[TensorAxes | None] = []
+    for argument in declared:
+        if "Tensor" in str(argument.type):
+            value = given.pop(argument.name)
+            listed = value if isinstance(value, list | tuple) else [value]
+            inputs += [_axes_of(item, values) for item in listed]
+    return inputs, given
+
+
+def _axes_of(item: Any, values: Mapping[fx.Node, Any]) -> TensorAxes | None:
+    """The axes of a tensor; None for a number, or what is left out."""
+    if not isinstance(item, fx.Node):
+        return None
+    found = values[item]
+    if not isinstance(found, tuple):
+        raise LookupError(item)
+    return found
 
 
 def _name_of(target: Any) -> str:
@@ -183,5 +254,5 @@ def _shapes(result: Any) -> list[tuple[int, ...]]:
     return []
 
 
-def _each(made: Any) -> list[Value]:
+def _each(made: Any) -> list[TensorAxes]:
     return [] if made is None else made if isinstance(made, list) else [made]

@@ -1,8 +1,7 @@
 """Write a checkpoint anew, in its own format, with some tensors changed."""
 
-import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from step_cli.formats.huggingface.rewriter import (
     rewrite_run,
     size_bytes,
 )
+from step_cli.formats.onnx.publish import free_names, staged_onnx
 from step_cli.formats.onnx.reader import open_onnx
 from step_cli.formats.onnx.rewriter import external_locations, rewrite_onnx
 from step_cli.formats.plan import plan_json
@@ -97,8 +97,8 @@ class Rewriter:
         if self.source.format == "torch":
             return [self.target, plan_path(self.target)]
         if self.source.format == "onnx":
-            folder = Path(os.path.realpath(self.target)).parent
-            return [self.target, *(folder / name for name in self._data_names.values())]
+            number = len(external_locations(map_file(self.source.path)))
+            return [self.target, *free_names(self.target, number, force=self.force)]
         return [self.target]
 
     def write(self, changes: Sequence[Change], plan: Plan, check: Check) -> None:
@@ -137,12 +137,13 @@ class Rewriter:
             size_bytes=self.needed_bytes,
         )
 
-    def _file(self, changes: Sequence[Change]) -> MappedFile:
-        """The source, mapped: the very object that the changes refer to."""
+    def _file(self, changes: Sequence[Change], path: Path | None = None) -> MappedFile:
+        """A file of the source, mapped: the very object that the changes refer to."""
+        path = path or self.source.path
         for change in changes:
-            if change.place.file.path == self.source.path:
+            if change.place.file.path == path:
                 return change.place.file
-        return map_file(self.source.path)
+        return map_file(path)
 
     def _write_directory(
         self, changes: Sequence[Change], plan: Plan, check: Check
@@ -167,58 +168,17 @@ class Rewriter:
             make_ready(beside, plan_path(self.target))
 
     def _write_onnx(self, changes: Sequence[Change], plan: Plan, check: Check) -> None:
-        file = self._file(changes)
-        old, names = self._old_locations(), self._data_names
-        made: list[Path] = []
-        with self._staged(self.target) as path:
-            try:
-                for location, name in names.items():
-                    target = path.with_name(name)
-                    self._write_data(file, location, target, changes)
-                    made.append(target)
-                rewrite_onnx(file, path, changes, plan, names)
-                check(replace(open_onnx(map_file(path)), path=self.target))
-            except BaseException:
-                for target in made:
-                    target.unlink(missing_ok=True)
-                raise
-        folder = Path(os.path.realpath(self.target)).parent
-        for name in old:  # data of the model that was replaced
-            if name.startswith(f"{self.target.name}.") and name not in names.values():
-                (folder / name).unlink(missing_ok=True)
-
-    def _write_data(
-        self, model: MappedFile, location: str, target: Path, changes: Sequence[Change]
-    ) -> None:
-        source_path = model.path.parent / location
-        for change in changes:
-            if change.place.file.path == source_path:
-                source = change.place.file
-                break
-        else:
-            source = map_file(source_path)
-        with self._staged(target) as path:
-            splices = [splice_of(change) for change in in_file(changes, source)]
-            copy_patched(source, path, splices)
-
-    def _old_locations(self) -> list[str]:
-        """The data files of the model that is about to be replaced."""
-        with suppress(Exception):  # whatever it is, it is being replaced
-            return external_locations(map_file(self.target))
-        return []
-
-    @property
-    def _data_names(self) -> dict[str, str]:
-        """A data file name for each location; never one that the old model uses.
-
-        So the old model stays whole until the new one takes its name.
-        """
-        old, names, number = self._old_locations(), dict[str, str](), 0
-        for location in external_locations(map_file(self.source.path)):
-            while True:
-                tail = f".{number}.data" if number else ".data"
-                number += 1
-                if self.target.name + tail not in old:
-                    break
-            names[location] = self.target.name + tail
-        return names
+        file, renamed = self._file(changes), dict[str, str]()
+        with staged_onnx(
+            self.target,
+            force=self.force,
+            inputs=self._inputs,
+            size_bytes=self.needed_bytes,
+        ) as place:
+            for number, location in enumerate(external_locations(file)):
+                data = self._file(changes, file.path.parent / location)
+                splices = [splice_of(change) for change in in_file(changes, data)]
+                copy_patched(data, place.data_file(number), splices)
+                renamed[location] = place.data_file(number).name
+            rewrite_onnx(file, place.path, changes, plan, renamed)
+            check(replace(open_onnx(map_file(place.path)), path=self.target))

@@ -7,14 +7,13 @@ at the sparse point: line 17 of STEP's Algorithm 1 (Lu et al., ICML 2023), which
 
 A step reads from top to bottom in `SparseOptimizer._step`: guards, then for each part
 of the weights gradient, update and projection, then the switch. `weights.py` has what
-one parameter is to a step, `recipe.py` what recipes may change.
+one parameter is to a step, `projection.py` what the model holds of it, `recipe.py` what
+recipes may change.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -30,8 +29,15 @@ from step_cli.optim.adam import EpsMode, adam_step
 from step_cli.optim.backward import RewiredForward, rewire
 from step_cli.optim.compiled import can_compile
 from step_cli.optim.mask import check_groups
-from step_cli.optim.recipe import Phase, Recipe, SparseLayer
-from step_cli.optim.shards import ShardSum, check_shards, shard_total
+from step_cli.optim.projection import (
+    Moment,
+    give_gradients,
+    project,
+    pruned_view,
+    view,
+)
+from step_cli.optim.recipe import Phase, Recipe
+from step_cli.optim.shards import ShardSum, check_shards
 from step_cli.optim.state import (
     create_state,
     has_stepped,
@@ -50,8 +56,6 @@ from step_cli.optim.weights import (
     is_precise,
     parts_of,
     resolve,
-    show_dense,
-    show_largest,
     spec_of,
 )
 
@@ -142,14 +146,14 @@ class SparseOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        phase, t = self.current_phase, self.steps_taken + 1
+        before, phase, t = self._now, self.current_phase, self.steps_taken + 1
         undecided = self.recipe.switches and self.switch_step is None
         self._check()
         self._finite.look(t, self._weights)
         with self._watching(phase, t, undecided=undecided), overflow_as_error(t):
             self._counters["t"] = t
             for part in self._parts:
-                self._give_gradients(part, phase)
+                give_gradients(part.weights, self.recipe.inner_recipe, before)
                 self._watch.before_update(part.weights)
                 self._mask_watch.before_update(part.weights)
                 self._update(part, phase)
@@ -197,17 +201,6 @@ class SparseOptimizer(Optimizer):
         self._watch.end()
         self._mask_watch.end()
 
-    def _give_gradients(self, part: Part, phase: Phase) -> None:
-        """Give the dense weights the gradients that the recipe asks for."""
-        inner = self.recipe.inner_recipe
-        for w in part.weights:
-            if w.dense is w.param:
-                continue
-            grad = w.grad()
-            if grad is not None and w.spec is not None and phase.sparse:
-                grad = inner.gradient(grad, w.shown, self._layer(w, w.spec, ago=1))
-            w.dense.grad = grad
-
     def _update(self, part: Part, phase: Phase) -> None:
         """Update the dense weights: by the base, or by Adam under a frozen variance."""
         if not self._updates_itself(phase):
@@ -228,48 +221,18 @@ class SparseOptimizer(Optimizer):
     # ------------------------------------------------------------------ the projection
 
     def _project(self, weights: list[Weight], *, starts: bool = False) -> None:
-        """Write into the model what it is to hold; nothing else writes it for good.
-
-        Args:
-            weights: All of them, or a part.
-            starts: See :class:`SparseLayer`.
-        """
-        apart = [w for w in weights if w.apart]
-        sparse = self.current_phase.sparse
-        masked = [w for w in apart if sparse and w.spec is not None]
-        show_dense([w for w in apart if not sparse or w.spec is None])
-        if self.recipe.inner_recipe.keeps_largest:
-            show_largest(masked, compiled=self._compiled)
-        else:
-            for w in masked:
-                assert w.spec is not None
-                layer = self._layer(w, w.spec, starts=starts)
-                self.recipe.inner_recipe.update_state(layer)
-                w.shown.copy_(self._view(w))
-        for w in apart:
-            w.version = w.present_version
+        """Write into the model what it is to hold of some weights, or of all."""
+        inner, now = self.recipe.inner_recipe, self._now
+        project(weights, inner, now, starts=starts, compiled=self._compiled)
 
     def _view(self, w: Weight) -> Tensor:
         """What the model is to hold of a weight in the present phase."""
-        if w.spec is None or not self.current_phase.sparse or not w.dense.numel():
-            return w.dense
-        return self.recipe.inner_recipe.project(self._layer(w, w.spec))
+        return view(w, self.recipe.inner_recipe, self._now)
 
-    def _layer(
-        self, w: Weight, spec: NMSpec, *, starts: bool = False, ago: int = 0
-    ) -> SparseLayer:
-        """What the recipe sees of a weight now, or saw ``ago`` steps ago."""
-        start = int(self._counters["switch_step"])
-        return SparseLayer(
-            w.dense,
-            spec,
-            age=self.steps_taken - start - ago,
-            start=start,
-            total_steps=self._counters["total_steps"] or None,
-            starts=starts,
-            state=w.local_state,
-            over_processes=partial(shard_total, w.param),
-        )
+    @property
+    def _now(self) -> Moment:
+        start, total = self._counters["switch_step"], self._counters["total_steps"]
+        return Moment(self.current_phase, self.steps_taken, int(start), total or None)
 
     @torch.no_grad()
     def _enter_phase(self) -> None:
@@ -392,7 +355,9 @@ class SparseOptimizer(Optimizer):
     @contextmanager
     def sparse_weights(self) -> Iterator[None]:
         """Let the model hold its pruned twin, in a dense phase too."""
-        with self._showing(self._view if self.current_phase.sparse else self._twin):
+        inner, now = self.recipe.inner_recipe, self._now
+        pruned = view if now.phase.sparse else pruned_view
+        with self._showing(lambda w: pruned(w, inner, now)):
             yield
 
     @contextmanager
@@ -411,18 +376,6 @@ class SparseOptimizer(Optimizer):
                 for w, values in own.items():
                     w.shown.copy_(values)
                     w.version = w.present_version
-
-    def _twin(self, w: Weight) -> Tensor:
-        """What the model would hold if the recipe pruned a weight now, for good."""
-        assert w.spec is not None
-        inner = self.recipe.inner_recipe
-        state = inner.create_state(w.dense, w.spec)
-        layer = replace(self._layer(w, w.spec, starts=True), state=state)
-        inner.update_state(layer)  # by all processes, also one without a shard
-        if not w.dense.numel():
-            return w.dense
-        end = max(layer.age, (layer.total_steps or 0) - layer.start)
-        return inner.project(replace(layer, age=end))
 
     # ------------------------------------------------------- a model that is exchanged
 

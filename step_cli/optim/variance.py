@@ -294,7 +294,7 @@ class VarianceWatch:
         reason = None
         for change in self._pending:
             assert self.rule is not None
-            reason = self.rule.observe(change.read())
+            reason = self.rule.update(change.read())
         self._pending.clear()
         return reason
 

@@ -15,8 +15,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from step_cli.nm.pattern import NMPattern, NMSpec
-from step_cli.optim.compiled_mask import compiled_project
-from step_cli.optim.mask import magnitude_mask, masked
 from step_cli.optim.recipe import Phase
 from step_cli.optim.shards import is_shard, local, local_grad, split_like
 
@@ -277,44 +275,6 @@ def _local(value: Any) -> Any:
 
 def _same_memory(own: Any, seen: Tensor) -> bool:
     return isinstance(own, Tensor) and local(own).data_ptr() == seen.data_ptr()
-
-
-# ------------------------------------------------------- what the model holds of them
-
-
-def show_dense(weights: Sequence[Weight]) -> None:
-    """Write the dense weights into the model as they are."""
-    if weights:
-        shown, dense = [w.shown for w in weights], [w.dense for w in weights]
-        torch._foreach_copy_(shown, dense)
-
-
-def show_largest(weights: Iterable[Weight], *, compiled: bool) -> None:
-    """Write into the model the largest of each group of the dense weights, else 0.
-
-    Args:
-        weights: Sparse ones.
-        compiled: Use the compiled kernel for large ones, of finite weights the same.
-    """
-    alike: defaultdict[tuple[Any, ...], list[Weight]] = defaultdict(list)
-    for w in weights:
-        dense, spec = w.dense, w.spec
-        assert spec is not None
-        contiguous = w.shown.is_contiguous() and dense.is_contiguous()
-        if not dense.numel():
-            continue  # more processes than rows: this one has no shard
-        if compiled and contiguous and not w.is_small:
-            compiled_project(w.shown, dense, spec.pattern, spec.axis)
-            continue
-        behind = dense.shape[spec.axis % dense.dim() + 1 :].numel()
-        kind = (dense.dtype, dense.device) if w.is_small else (w,)
-        alike[spec.pattern, behind, *kind].append(w)
-    for (pattern, behind, *_), some in alike.items():
-        together = [w.dense for w in some]
-        groups = flattened(together).view(-1, pattern.m, behind)
-        kept = masked(groups, magnitude_mask(groups, pattern, 1)).view(-1)
-        parts = torch._utils._unflatten_dense_tensors(kept, together)  # type: ignore[no-untyped-call]
-        torch._foreach_copy_([w.shown for w in some], parts)
 
 
 def flattened(tensors: list[Tensor]) -> Tensor:

@@ -1,5 +1,6 @@
 """What all drawings share: matplotlib without a screen, colours, files."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +49,29 @@ def name_lines(axis: Any) -> None:
     legend.set_in_layout(False)
 
 
+def require_drawing(*, page: bool = False) -> None:
+    """Refuse at the start what would fail at the end.
+
+    Args:
+        page: An HTML page is to be written too.
+
+    Raises:
+        MissingError: matplotlib, or jinja2 for a page, is not installed.
+    """
+    for name in ("matplotlib", "jinja2")[: 1 + page]:
+        if importlib.util.find_spec(name) is None:
+            raise MissingError(f"drawing needs {name}: pip install 'step-cli[train]'")
+
+
 def pyplot() -> Any:
     """Matplotlib without a screen, drawing the same bytes each time.
 
     Raises:
         MissingError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise MissingError(
-            "drawing needs matplotlib: pip install 'step-cli[train]'"
-        ) from None
+    require_drawing()
+    import matplotlib
+
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "step-cli"
     from matplotlib import pyplot as plt

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from step_cli.autoswitch.profile_curves import Curves
-from step_cli.autoswitch.sample_block import Floats
+from step_cli.autoswitch.curves import Curves, Floats
 from step_cli.plots.drawing import BLUE, GREEN, GRID, INK, ORANGE, PALE, PAPER, RED
 from step_cli.reports import AutoswitchProfileReport, CriterionReport
 
@@ -72,33 +71,37 @@ class Drawing:
 def draw_change(panel: Any, drawing: Drawing) -> None:
     """Change of v per coordinate against eps, as in the STEP paper's Figure 3."""
     curves, window = drawing.curves, drawing.report.window
-    panel.plot(
+    _plot(
+        panel,
         curves.step,
-        _positive(curves.change),
+        curves.change,
         color=PALE,
         linewidth=0.8,
         label=f"{CHANGE}, mean over weights",
     )
     for number, other in enumerate(drawing.others):
         label = "the same, other seeds" if number == 0 else None
-        panel.plot(
+        _plot(
+            panel,
             other.step,
-            _positive(other.arithmetic),
+            other.arithmetic,
             color=BLUE,
             alpha=0.35,
             linewidth=1,
             label=label,
             zorder=3,
         )
-    panel.plot(
+    _plot(
+        panel,
         curves.step,
-        _positive(curves.arithmetic),
+        curves.arithmetic,
         color=BLUE,
         label=f"its mean over {window} steps",
     )
-    panel.plot(
+    _plot(
+        panel,
         curves.step,
-        _positive(curves.geometric),
+        curves.geometric,
         color=BLUE,
         linestyle="--",
         linewidth=1,
@@ -112,20 +115,15 @@ def draw_change(panel: Any, drawing: Drawing) -> None:
 def draw_relative(panel: Any, drawing: Drawing) -> None:
     """Change of v relative to v."""
     curves = drawing.curves
-    panel.plot(
+    _plot(
+        panel,
         curves.step,
-        _positive(curves.relative),
+        curves.relative,
         color=GREEN,
         label=f"{CHANGE} / v, each summed over the window",
     )
     for other in drawing.others:
-        panel.plot(
-            other.step,
-            _positive(other.relative),
-            color=GREEN,
-            alpha=0.35,
-            linewidth=1,
-        )
+        _plot(panel, other.step, other.relative, color=GREEN, alpha=0.35, linewidth=1)
     bound = _threshold(drawing.report, "autoswitch-relative")
     if bound is None:
         bound = 1 - drawing.report.beta2
@@ -136,14 +134,8 @@ def draw_relative(panel: Any, drawing: Drawing) -> None:
 def draw_norms(panel: Any, drawing: Drawing) -> None:
     """The norms of v."""
     curves = drawing.curves
-    panel.plot(curves.step, _positive(curves.v_l1), color=INK, label="L1 norm")
-    panel.plot(
-        curves.step,
-        _positive(curves.v_l2),
-        color=GRID,
-        linestyle="--",
-        label="L2 norm",
-    )
+    _plot(panel, curves.step, curves.v_l1, color=INK, label="L1 norm")
+    _plot(panel, curves.step, curves.v_l2, color=GRID, linestyle="--", label="L2 norm")
     panel.set_ylabel(f"norm of v\n[{UNIT}]")
 
 
@@ -153,19 +145,19 @@ def draw_layers(panel: Any, drawing: Drawing, layers: LayerCurves) -> None:
     last = order[: len(LAYER_COLORS)]
     for at, name in enumerate(layers.names):
         if name not in last:
-            panel.plot(
+            _plot(
+                panel,
                 layers.step,
-                _positive(layers.change[:, at]),
+                layers.change[:, at],
                 color=GRID,
                 alpha=0.5,
                 linewidth=0.7,
             )
     for number, name in enumerate(last):
-        column = _positive(layers.change[:, layers.names.index(name)])
+        column = layers.change[:, layers.names.index(name)]
         label = _plain(name) + ("" if number else " (last)")
-        panel.plot(
-            layers.step, column, color=LAYER_COLORS[number], linewidth=1, label=label
-        )
+        color = LAYER_COLORS[number]
+        _plot(panel, layers.step, column, color=color, linewidth=1, label=label)
     _draw_threshold(panel, drawing.report.eps, None)
     panel.set_ylabel(f"change of v by layer\nper weight and step\n[{UNIT}]")
 
@@ -241,6 +233,11 @@ def _label(
         spread = f", seeds {row.switch_steps.min:g} to {row.switch_steps.max:g}"
     said = f"{row.name}: {row.switch_step} ({row.decided_by}{spread})"
     return f"{said}, recommended" if chosen else said
+
+
+def _plot(panel: Any, steps: Floats, values: Floats, **style: Any) -> None:
+    """Draw a curve, as far as a log axis can show it."""
+    panel.plot(steps, _positive(values), **style)
 
 
 def _draw_threshold(panel: Any, value: float, label: str | None) -> None:

@@ -25,8 +25,12 @@ from step_cli.formats.files.mapped_file import reason_of
 from step_cli.formats.files.staged import repair, staged
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.shards import local
-from step_cli.training.distributed import World
-from step_cli.training.own_state import read_by, read_own, write_own
+from step_cli.training.distributed import Processes
+from step_cli.training.process_state import (
+    files_read_by,
+    load_process_state,
+    save_process_state,
+)
 
 SCHEMA = "step-cli/training-state/1"
 STATE_LIMIT = 64 << 20  # bytes of state.json
@@ -37,7 +41,7 @@ def save_checkpoint(
     run_dir: Path,
     model: nn.Module,
     optimizer: SparseOptimizer,
-    world: World,
+    processes: Processes,
     *,
     keep: int,
 ) -> None:
@@ -55,22 +59,22 @@ def save_checkpoint(
         for value in (*model.state_dict().values(), *_tensors_of(saved["state"]))
         for part in [local(value)]
     )
-    size_bytes *= world.size if world.kind == "fsdp" else 1
-    with _staged_together(target, world, size_bytes) as staging:
-        names = write_own(staging, model, saved["state"], world)
-        digests = world.gathered({name: sha256(staging / name) for name in names})
-        if world.first:
+    size_bytes *= processes.size if processes.kind == "fsdp" else 1
+    with _staged_together(target, processes, size_bytes) as staging:
+        names = save_process_state(staging, model, saved["state"], processes)
+        digests = processes.gathered({name: sha256(staging / name) for name in names})
+        if processes.first:
             state = {
                 "schema": SCHEMA,
                 "step": optimizer.steps_taken,
                 "torch": torch.__version__,
-                "parallel": world.kind,
-                "world_size": world.size,
+                "parallel": processes.kind,
+                "world_size": processes.size,
                 "param_groups": saved["param_groups"],
                 "sha256": {k: v for of_one in digests for k, v in of_one.items()},
             }
             (staging / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    if world.first:
+    if processes.first:
         kept = _complete(run_dir)[-keep:]
         for old in target.parent.glob("step-*"):
             if old < kept[0]:
@@ -79,7 +83,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    run_dir: Path, model: nn.Module, optimizer: SparseOptimizer, world: World
+    run_dir: Path, model: nn.Module, optimizer: SparseOptimizer, processes: Processes
 ) -> int:
     """Continue from the newest complete checkpoint.
 
@@ -90,11 +94,11 @@ def load_checkpoint(
         InputError: There is none, it was changed, or another torch or another number
             of processes wrote it.
     """
-    if world.first:
+    if processes.first:
         _clear_up(run_dir)
-    path = world.from_first(_newest(run_dir) if world.first else run_dir)
-    state = _read_state(path, world)
-    read_own(path, model, optimizer, world, state["param_groups"])
+    path = processes.from_first(_newest(run_dir) if processes.first else run_dir)
+    state = _read_state(path, processes)
+    load_process_state(path, model, optimizer, processes, state["param_groups"])
     return int(state["step"])
 
 
@@ -149,31 +153,33 @@ def _tensors_of(states: dict[int, dict[str, Any]]) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _staged_together(target: Path, world: World, size_bytes: int) -> Iterator[Path]:
+def _staged_together(
+    target: Path, processes: Processes, size_bytes: int
+) -> Iterator[Path]:
     """Stage a directory that all processes write to; the first publishes it."""
     try:
-        if not world.first:
-            yield world.from_first(target)
+        if not processes.first:
+            yield processes.from_first(target)
             return
         target.parent.mkdir(exist_ok=True)
         with staged(
             target, force=True, directory=True, size_bytes=size_bytes
         ) as staging:
-            yield world.from_first(staging)
+            yield processes.from_first(staging)
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else target
         raise OutputError(reason_of(error), file=where) from error
 
 
-def _read_state(path: Path, world: World) -> dict[str, Any]:
+def _read_state(path: Path, processes: Processes) -> dict[str, Any]:
     file = path / "state.json"
     state = read_json(file, "a training state", limit_bytes=STATE_LIMIT)
     if state.get("schema") != SCHEMA:
         raise InputError(f"is not of schema {SCHEMA}: another step-cli", file=file)
     ours = {
         "torch": torch.__version__,
-        "parallel": world.kind,
-        "world_size": world.size,
+        "parallel": processes.kind,
+        "world_size": processes.size,
     }
     differ = [
         f"{key} is {value}, was {state.get(key)}"
@@ -184,7 +190,7 @@ def _read_state(path: Path, world: World) -> dict[str, Any]:
         raise InputError(
             f"{'; '.join(differ)}: the run would not go on bit for bit", file=path
         )
-    for name in sorted(read_by(world)):
+    for name in sorted(files_read_by(processes)):
         _check_digest(path / name, state["sha256"].get(name))
     return state
 

@@ -127,7 +127,7 @@ def _draw_flips(axis: Any, history: History) -> None:
 def _plot(axis: Any, curve: Curve, label: str, **style: Any) -> None:
     if curve:
         few = len(curve.steps) < 30
-        line = curve.thinned()
+        line = curve.downsampled()
         marker = {"marker": "o", "markersize": 3} if few else {}
         axis.plot(line.steps, line.values, label=label, **marker, **style)
 

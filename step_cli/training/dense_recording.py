@@ -3,46 +3,79 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from typing_extensions import override
 
-from step_cli.autoswitch.sample_block import LayerSums, SampleBlock
-from step_cli.autoswitch.variance_log import VarianceHeader
+from step_cli.autoswitch.criterion import VarianceSample
+from step_cli.autoswitch.variance_log import LayerSums
 from step_cli.config.train import TrainConfig, to_toml
 from step_cli.optim.optimizer import SparseOptimizer
-from step_cli.training.callback import Follower
-from step_cli.training.distributed import World, default_device
-from step_cli.training.progress import shown_progress
-from step_cli.training.run_files import Records, save_text
+from step_cli.training.callbacks import Callback
+from step_cli.training.distributed import Processes, default_device
+from step_cli.training.progress import progress_callbacks
+from step_cli.training.records import Records, save_text, variance_header
 from step_cli.training.setup import OPTIMIZER_OPTIONS, set_up
 from step_cli.training.trainer import Trainer
-from step_cli.training.variance_header import variance_header
 
 NEVER = 10**15  # steps: no evaluation, no checkpoint
-Watch = Callable[[SampleBlock], bool]
+IsEnough = Callable[[VarianceSample, LayerSums], bool]
 
 
-class VarianceFollower(Follower):
-    """Shows somebody what each step did to the variance, until they have seen enough.
+class VarianceCallback(Callback):
+    """Passes on what each step did to the variance, until that is enough.
 
     Args:
         optimizer: Measures it.
-        watch: Is shown each step; says when enough is recorded.
+        is_enough: Is given each step; returns True when no more is needed.
     """
 
-    def __init__(self, optimizer: SparseOptimizer, watch: Watch) -> None:
-        self._optimizer, self._watch = optimizer, watch
+    def __init__(self, optimizer: SparseOptimizer, is_enough: IsEnough) -> None:
+        self._optimizer, self._is_enough = optimizer, is_enough
         self.enough = False
 
     @override
-    def stepped(self, step: int, loss: float, lr: float) -> None:
-        sample, layers = self._optimizer.variance_sample(), []
+    def on_step(self, step: int, loss: float, lr: float) -> None:
+        sample = self._optimizer.variance_sample()
         assert sample is not None, "a dense run records every step"
-        changes = self._optimizer.layer_changes()
-        if changes:
-            columns = (np.array(column) for column in zip(*changes, strict=True))
-            layers.append(LayerSums(step, *columns))
-        self.enough = self._watch(SampleBlock.of([sample], layers))
+        self.enough = self._is_enough(sample, self._optimizer.layer_changes())
+
+
+class DenseRun:
+    """A dense training that records each step in the directory ``path``.
+
+    Args:
+        config: Whatever its recipe is, the run is dense.
+        path: Exists and is empty; a run directory then.
+
+    Attributes:
+        header: The first line of the recording.
+
+    Raises:
+        StepError: Something the user can mend; also by :meth:`record`.
+    """
+
+    def __init__(self, config: TrainConfig, path: Path) -> None:
+        config = dense_twin(config)
+        self._setup = set_up(config, Processes(default_device()), record=True)
+        self.header = variance_header(config, self._setup.model, self._setup.optimizer)
+        self._path = path
+        save_text(path / "config.toml", to_toml(config))
+        rarely = {"eval_every": NEVER, "checkpoint_every": NEVER}
+        train = config.train.model_copy(update=rarely)
+        self._config = config.model_copy(update={"train": train})
+
+    def record(self, is_enough: IsEnough, *, last_step: int) -> None:
+        """Train up to ``last_step``, or until enough is recorded."""
+        setup = self._setup
+        callback = VarianceCallback(setup.optimizer, is_enough)
+        with (
+            Records(self._path, self.header) as records,
+            progress_callbacks(setup.optimizer, last_step) as progress,
+        ):
+            callbacks = [callback, *progress]
+            trainer = Trainer(
+                self._config, setup, records, lambda: None, callbacks, last_step
+            )
+            trainer.run(lambda: callback.enough)
 
 
 def dense_twin(config: TrainConfig) -> TrainConfig:
@@ -51,38 +84,3 @@ def dense_twin(config: TrainConfig) -> TrainConfig:
     options = {key: config.sparsity.options[key] for key in sorted(kept)}
     dense = config.sparsity.model_copy(update={"recipe": "dense", "options": options})
     return config.model_copy(update={"sparsity": dense})
-
-
-def record_dense(
-    config: TrainConfig,
-    path: Path,
-    begin: Callable[[VarianceHeader], Watch],
-    *,
-    last_step: int,
-) -> None:
-    """Train densely and record each step in the directory ``path``.
-
-    Args:
-        config: Whatever its recipe is, the run is dense.
-        path: Exists and is empty; a run directory then.
-        begin: Is told the first line of the recording; its result says when to stop.
-        last_step: Where to stop at the latest.
-
-    Raises:
-        StepError: Something the user can mend.
-    """
-    config = dense_twin(config)
-    setup = set_up(config, World(default_device()), record=True)
-    header = variance_header(config, setup)
-    save_text(path / "config.toml", to_toml(config))
-    rarely = {"eval_every": NEVER, "checkpoint_every": NEVER}
-    quiet = config.model_copy(update={"train": config.train.model_copy(update=rarely)})
-    follower = VarianceFollower(setup.optimizer, begin(header))
-    with (
-        Records(path, header) as records,
-        shown_progress(setup.optimizer, last_step) as progress,
-    ):
-        trainer = Trainer(
-            quiet, setup, records, lambda: None, [follower, *progress], last_step
-        )
-        trainer.run(lambda: follower.enough)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from step_cli import torchrun as processes
+from step_cli import torchrun
 from step_cli.config.train import TrainSection
 from step_cli.errors import MissingError, UsageError
 
@@ -24,7 +24,7 @@ GLOO = re.compile(r"gloo|pair closure|closed by peer")  # it raises plain Runtim
 
 
 @dataclass(frozen=True)
-class World:
+class Processes:
     """All processes of a run, as one of them sees them.
 
     Attributes:
@@ -85,7 +85,7 @@ def default_device() -> torch.device:
     """The GPU of this process if there is one, else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    number = processes.local_rank()
+    number = torchrun.local_rank()
     if number >= torch.cuda.device_count():
         raise MissingError(
             f"process {number} of this machine finds {torch.cuda.device_count()} GPUs: "
@@ -95,7 +95,7 @@ def default_device() -> torch.device:
 
 
 @contextlib.contextmanager
-def joined(train: TrainSection) -> Iterator[World]:
+def process_group(train: TrainSection) -> Iterator[Processes]:
     """Join the other processes of this run, until the block ends.
 
     Raises:
@@ -104,44 +104,44 @@ def joined(train: TrainSection) -> Iterator[World]:
     """
     kind, device = _kind(train), default_device()
     if kind == "none":
-        yield World(device)
+        yield Processes(device)
         return
-    world = World(device, kind, processes.rank(), processes.count())
-    if train.batch_size % world.size:
+    processes = Processes(device, kind, torchrun.rank(), torchrun.count())
+    if train.batch_size % processes.size:
         raise UsageError(
             f"train.batch_size {train.batch_size} is that of all processes together: "
-            f"it does not divide among {world.size}"
+            f"it does not divide among {processes.size}"
         )
-    with _told_as_lost():
+    with _translate_lost_peers():
         if device.type == "cuda":
             torch.cuda.set_device(device)
             dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
         else:
             dist.init_process_group("gloo")
-        yield world
+        yield processes
     # After an error the others may not answer any more, and leaving would wait.
     dist.destroy_process_group()
 
 
 def _kind(train: TrainSection) -> Kind:
-    if train.parallel in ("ddp", "fsdp") and not processes.launched():
+    if train.parallel in ("ddp", "fsdp") and not torchrun.launched():
         raise MissingError(
             f"train.parallel = '{train.parallel}' needs processes to train together: "
             "start with torchrun --nproc-per-node N -m step_cli train ..."
         )
     if train.parallel != "auto":
-        if train.parallel == "none" and processes.count() > 1:
+        if train.parallel == "none" and torchrun.count() > 1:
             raise UsageError(
-                f"train.parallel = 'none', but {processes.count()} processes were "
+                f"train.parallel = 'none', but {torchrun.count()} processes were "
                 "started; use ddp or fsdp"
             )
         return train.parallel
-    return "ddp" if processes.count() > 1 else "none"
+    return "ddp" if torchrun.count() > 1 else "none"
 
 
 @contextlib.contextmanager
-def _told_as_lost() -> Iterator[None]:
-    """Tell in one line that other processes do not answer."""
+def _translate_lost_peers() -> Iterator[None]:
+    """Raise in one line that other processes do not answer."""
     try:
         yield
     except Exception as error:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from step_cli.data.batch import IGNORED, Batch, Split
 from step_cli.data.order import batches_of
 from step_cli.errors import InputError, NonFiniteError, StepError
-from step_cli.training.distributed import World
+from step_cli.training.distributed import Processes
 from step_cli.training.memory import is_out_of_memory
 from step_cli.training.metrics import metrics_of, sums_of
 
@@ -22,7 +22,7 @@ Precision = Literal["fp32", "bf16"]
 def evaluate(
     model: nn.Module,
     split: Split,
-    world: World,
+    processes: Processes,
     precision: Precision = "fp32",
     *,
     batch_size: int,
@@ -32,7 +32,7 @@ def evaluate(
     Args:
         model: On the device of this process.
         split: At least one sample.
-        world: The processes, each of which takes a share of the samples.
+        processes: The processes, each of which takes a share of the samples.
         precision: Of the forward pass.
         batch_size: Samples at a time, of all processes together; it changes no metric
             but by rounding.
@@ -45,14 +45,14 @@ def evaluate(
     model.eval()
     sums: dict[str, float] = {}
     with torch.no_grad():
-        own, share = batch_size // world.size, (world.rank, world.size)
+        own, share = batch_size // processes.size, (processes.rank, processes.size)
         for batch, counts in batches_of(split, own, share):
-            with autocast(world.device, precision):
-                scores, labels = scores_of(model, batch, world.device)
+            with autocast(processes.device, precision):
+                scores, labels = scores_of(model, batch, processes.device)
             loss = loss_of(scores, labels, reduction="sum")
             for name, value in sums_of(scores, labels, loss).items():
                 sums[name] = sums.get(name, 0.0) + (value if counts else 0.0)
-    whole = world.total(torch.tensor([*sums.values()], dtype=torch.float64))
+    whole = processes.total(torch.tensor([*sums.values()], dtype=torch.float64))
     sums = dict(zip(sums, whole.tolist(), strict=True))
     model.train(was_training)
     if not sums.get("items"):
@@ -77,7 +77,7 @@ def scores_of(
         InputError: The model does not fit the data.
     """
     inputs = {name: values.to(device) for name, values in batch.inputs.items()}
-    with told_as_misfit():
+    with translate_model_errors():
         output = model(*inputs.values()) if len(inputs) == 1 else model(**inputs)
         scores = _fitting(_scores_in(output), batch.labels)
         return scores.float(), batch.labels.to(device)
@@ -113,18 +113,22 @@ def loss_of(
 
 
 def loss_over(
-    world: World, scores: Tensor, labels: Tensor, *, label_smoothing: float = 0.0
+    processes: Processes,
+    scores: Tensor,
+    labels: Tensor,
+    *,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """The loss of a share of a batch.
 
     Its mean over processes is the mean loss over the scored items of the whole batch,
     of which one process may have more than another.
     """
-    if world.size == 1 or labels.dim() == 1:  # as many samples, each scored, on each
+    if processes.size == 1 or labels.dim() == 1:
         return loss_of(scores, labels, label_smoothing=label_smoothing)
-    items = world.total((labels != IGNORED).sum())
+    items = processes.total((labels != IGNORED).sum())
     loss = loss_of(scores, labels, reduction="sum", label_smoothing=label_smoothing)
-    return loss * world.size / items
+    return loss * processes.size / items
 
 
 def _fitting(scores: object, labels: Tensor) -> Tensor:
@@ -161,8 +165,8 @@ def _refuse_foreign(labels: Tensor, *, classes: int) -> None:
 
 
 @contextmanager
-def told_as_misfit() -> Iterator[None]:
-    """Tell what a model raises on its data in one line; memory is another matter."""
+def translate_model_errors() -> Iterator[None]:
+    """Raise what a model raises on its data in one line; memory is another matter."""
     try:
         yield
     except StepError:

@@ -5,18 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from step_cli.autoswitch.autoswitch import AutoSwitch, Fixed, SwitchRule
-from step_cli.autoswitch.criterion_values import changes_of, values_of
+from step_cli.autoswitch.curves import Downsampled
 from step_cli.autoswitch.recording import Recording
-from step_cli.autoswitch.thinned import Thinned
 from step_cli.config.train import TrainConfig
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.reports import SwitchPoint
 from step_cli.training.setup import criterion_of
 
-POINTS = 2000  # of a curve at most: one of millions of steps is thinned
+POINTS = 2000  # of a curve at most: one of millions of steps is downsampled
 NAN = float("nan")
 
 
@@ -30,7 +27,7 @@ class Curve:
     def __bool__(self) -> bool:
         return bool(self.steps)
 
-    def thinned(self) -> "Curve":
+    def downsampled(self) -> "Curve":
         """Every n-th point, so that few enough are left; the last one stays."""
         every = -(-len(self.steps) // POINTS)
         if every <= 1:
@@ -135,26 +132,25 @@ def _criterion(
     name = config.switch.criterion if decides else AutoSwitch.name
     criterion = criterion_of(config, name)
     assert criterion.threshold is not None
-    values, rows = values_of(criterion), Thinned(POINTS)
-    last = None
-    for block in Recording(log).blocks():
-        change = np.full(len(block), NAN)
+    kept, last = Downsampled(POINTS), None
+    for sample, _ in Recording(log).steps():
+        value, change = criterion.update(sample), NAN
         if isinstance(criterion, AutoSwitch):
-            change = changes_of(criterion, block)
-        points = np.stack([block.step, values(block), change], axis=1)
-        rows.add(points)
-        last = points[-1]
+            change = criterion.sample_change(sample)
+        last = (sample.step, NAN if value is None else value, change)
+        if kept.is_due():
+            kept.add(last)
     if last is None:
         return None
-    points = rows.rows()
-    if points[-1, 0] != last[0]:  # the last one decides
-        points = np.vstack([points, last])
-    steps, values_kept, changes = points.T
+    points = kept.rows().tolist()
+    if points[-1][0] != last[0]:  # the last one decides
+        points.append(list(last))
+    steps, values, changes = zip(*points, strict=True)
     return CriterionCurve(
         criterion.name,
         criterion.window,
         criterion.threshold,
-        Curve(steps.astype(int).tolist(), values_kept.tolist()),
-        Curve(steps.astype(int).tolist(), changes.tolist()),
+        Curve(list(map(int, steps)), list(values)),
+        Curve(list(map(int, steps)), list(changes)),
         config.clip if decides else None,
     )

@@ -10,7 +10,7 @@ from step_cli.config.train import TrainSection
 from step_cli.errors import MissingError
 
 # On a CPU torch raises a plain RuntimeError.
-SAID = re.compile(r"can't allocate memory|not enough memory|out of memory", re.I)
+NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.I)
 WANTED = re.compile(r"(?:tried|Unable) to allocate ([\d.]+ ?\w+)")
 FREE = re.compile(r"of which ([\d.]+ ?\w+) is free")
 
@@ -19,11 +19,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that a device or the host has no memory left."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and bool(SAID.search(str(error)))
+    return isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error)))
 
 
 @contextmanager
-def told_as_out_of_memory(train: TrainSection) -> Iterator[None]:
+def translate_memory_errors(train: TrainSection) -> Iterator[None]:
     """Say how much was wanted and free, and what needs less.
 
     Raises:

@@ -16,17 +16,17 @@ from typing_extensions import override
 from step_cli.autoswitch.autoswitch import Fixed, SwitchRule
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.render import live_display
-from step_cli.training.callback import Follower
+from step_cli.training.callbacks import Callback
 
 logger = logging.getLogger(__name__)
 
-SAY_EVERY_S = 10.0  # between lines of a log
+LOG_EVERY_S = 10.0  # between lines of a log
 PACE_S = 30.0  # of the past that the speed is told from
 LABEL = len("mask-learning")  # columns
 HELD_OUT, PRUNED = "eval_", "pruned_eval_"  # how metrics of held-out samples are named
 
 
-class Progress(Follower):
+class Progress(Callback):
     """Where a run stands, as plain values, and how it is said.
 
     Args:
@@ -43,11 +43,11 @@ class Progress(Follower):
         self._marks = deque([(time.monotonic(), self._step)])
 
     @override
-    def stepped(self, step: int, loss: float, lr: float) -> None:
+    def on_step(self, step: int, loss: float, lr: float) -> None:
         self._step, self._loss, self._lr = step, loss, lr
 
     @override
-    def recorded(self, values: Mapping[str, Any]) -> None:
+    def on_log(self, values: Mapping[str, Any]) -> None:
         self._logged = dict(values)
         if any(key.startswith(HELD_OUT) for key in values):
             self._evaluated = self._logged
@@ -116,8 +116,8 @@ class Progress(Follower):
         return self._optimizer.switch_step is not None
 
 
-class Lines(Follower):
-    """Says in the log how far a run is.
+class LogLines(Callback):
+    """Logs how far a run is.
 
     Args:
         progress: Where it stands.
@@ -126,33 +126,35 @@ class Lines(Follower):
 
     def __init__(self, progress: Progress, *, often: bool) -> None:
         self._progress, self._often = progress, often
-        self._said = time.monotonic()
+        self._logged_at = time.monotonic()
 
     @override
-    def stepped(self, step: int, loss: float, lr: float) -> None:
-        if self._often and time.monotonic() - self._said > SAY_EVERY_S:
-            self._say({})
+    def on_step(self, step: int, loss: float, lr: float) -> None:
+        if self._often and time.monotonic() - self._logged_at > LOG_EVERY_S:
+            self._log({})
 
     @override
-    def recorded(self, values: Mapping[str, Any]) -> None:
+    def on_log(self, values: Mapping[str, Any]) -> None:
         if any(key.startswith(HELD_OUT) for key in values):
-            self._say(values)
+            self._log(values)
 
-    def _say(self, values: Mapping[str, Any]) -> None:
-        self._said = time.monotonic()
+    def _log(self, values: Mapping[str, Any]) -> None:
+        self._logged_at = time.monotonic()
         logger.info("%s", self._progress.line(values))
 
 
 @contextlib.contextmanager
-def shown_progress(optimizer: SparseOptimizer, steps: int) -> Iterator[list[Follower]]:
-    """Tell how far the run is while the block runs, as stderr allows."""
+def progress_callbacks(
+    optimizer: SparseOptimizer, steps: int
+) -> Iterator[list[Callback]]:
+    """Show how far the run is while the block runs, as stderr allows."""
     progress = Progress(optimizer, steps)
     on_display = live_display.is_possible()
     display = (
         live_display.showing(progress.draw) if on_display else contextlib.nullcontext()
     )
     with display:
-        yield [progress, Lines(progress, often=not on_display)]
+        yield [progress, LogLines(progress, often=not on_display)]
 
 
 def switch_words(optimizer: SparseOptimizer) -> str:

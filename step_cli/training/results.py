@@ -1,21 +1,39 @@
-"""What a run ends with: its report, the model, the curves."""
+"""What a run ends with: its report, the ``model/`` directory, the curves.
+
+A model of transformers is saved as its library saves it, so that ``from_pretrained``
+loads it without step-cli; of any other, ``model.json`` says where it came from.
+"""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from step_cli.config.data import BYTES
 from step_cli.config.train import TrainConfig
-from step_cli.errors import StepError
-from step_cli.formats.model_json import ModelSource
+from step_cli.errors import OutputError, StepError
+from step_cli.formats.files.digest import digests
+from step_cli.formats.files.staged import staged
+from step_cli.formats.huggingface.directory import copy_tokenizer
+from step_cli.formats.huggingface.load import places_of
+from step_cli.formats.huggingface.model import is_transformers
+from step_cli.formats.model_json import ModelSource, write_source
+from step_cli.formats.open import open_checkpoint
+from step_cli.formats.plan import FILE as PLAN_FILE
+from step_cli.formats.plan import KEY as PLAN_KEY
+from step_cli.formats.plan import plan_json
+from step_cli.formats.pytorch.arrays import to_array
+from step_cli.formats.quiet import quiet
+from step_cli.formats.safetensors.writer import save_safetensors
+from step_cli.nm.pattern import Plan
 from step_cli.optim.layers import density
 from step_cli.reports import TrainReport
 from step_cli.training.history import switch_point
-from step_cli.training.model_files import save_model
-from step_cli.training.run_files import save_text
-from step_cli.training.run_page import show_run
+from step_cli.training.page import show_run
+from step_cli.training.records import save_text
 from step_cli.training.trainer import Trainer
 from step_cli.training.wrapping import shared_buffers, whole_state
 
@@ -30,24 +48,26 @@ def finish(trainer: Trainer, path: Path, run_dir: Path) -> TrainReport:
         path: The run directory.
         run_dir: How the user named it.
     """
-    setup = trainer.setup
-    report = _report(trainer, run_dir)
-    with shared_buffers(setup.model, setup.world):
-        state = whole_state(setup.model, setup.world)
-        if setup.world.first:
-            kept = density(state, setup.plan)
-            report = report.model_copy(update={"density": kept})
+    setup, processes = trainer.setup, trainer.setup.processes
+    metrics = trainer.evaluate()
+    dense_metrics = trainer.evaluate_dense() if setup.is_sparse else None
+    with shared_buffers(setup.model, processes):
+        state = whole_state(setup.model, processes)
+        kept = density(state, setup.plan) if processes.first else 0.0
+        kept = processes.from_first(kept)
+        report = _report(trainer, run_dir, metrics, dense_metrics, kept)
+        if processes.first:
             _write(trainer, state, report, path)
-    setup.world.wait()
+    processes.wait()
     return report
 
 
 def _write(
     trainer: Trainer, state: Mapping[str, Tensor], report: TrainReport, path: Path
 ) -> None:
-    config, setup, optimizer = trainer.config, trainer.setup, trainer.setup.optimizer
+    config, setup = trainer.config, trainer.setup
     if report.ok:
-        plan = setup.plan if optimizer.current_phase.sparse else None
+        plan = setup.plan if setup.is_sparse else None
         source = ModelSource(config.model.source, config.model.options)
         tokenizers = _tokenizers(config)
         save_model(path / "model", setup.model, plan, source, tokenizers, state)
@@ -57,13 +77,13 @@ def _write(
 
 def show_stopped(trainer: Trainer, path: Path) -> None:
     """Show how far a run came; the checkpoint is what a stop is about."""
-    world = trainer.setup.world
-    if world.first:
+    processes = trainer.setup.processes
+    if processes.first:
         try:
             show_run(path, trainer.config, trainer.setup, None)
         except StepError as error:
             logger.warning("no curves and no report: %s", error.message)
-    world.wait()
+    processes.wait()
 
 
 def _tokenizers(config: TrainConfig) -> list[Path]:
@@ -72,9 +92,15 @@ def _tokenizers(config: TrainConfig) -> list[Path]:
     return [Path(place) for place in given if place not in (None, BYTES)]
 
 
-def _report(trainer: Trainer, run_dir: Path) -> TrainReport:
+def _report(
+    trainer: Trainer,
+    run_dir: Path,
+    metrics: dict[str, float],
+    dense_metrics: dict[str, float] | None,
+    kept: float,
+) -> TrainReport:
     config, optimizer = trainer.config, trainer.setup.optimizer
-    sparse = optimizer.current_phase.sparse
+    sparse = trainer.setup.is_sparse
     reached = optimizer.switch_step is not None or not optimizer.recipe.switches
     return TrainReport(
         ok=reached,
@@ -82,12 +108,12 @@ def _report(trainer: Trainer, run_dir: Path) -> TrainReport:
         pattern=str(config.sparsity.pattern) if sparse else None,
         steps=optimizer.steps_taken,
         switch=switch_point(optimizer),
-        metrics=trainer.evaluate(),
-        dense_metrics=trainer.evaluate_dense() if sparse else None,
-        density=1.0,  # told when the weights are brought together
+        metrics=metrics,
+        dense_metrics=dense_metrics,
+        density=kept,
         run_dir=str(run_dir),
-        parallel=trainer.setup.world.kind,
-        processes=trainer.setup.world.size,
+        parallel=trainer.setup.processes.kind,
+        processes=trainer.setup.processes.size,
         advice=[] if reached else [_never_switched(trainer)],
     )
 
@@ -102,3 +128,68 @@ def _never_switched(trainer: Trainer) -> str:
         f"{rule.criterion.threshold}{seen}), and no model was written; lower "
         f"switch.t_max, now {t_max}, or raise switch.eps"
     )
+
+
+def save_model(
+    directory: Path,
+    model: nn.Module,
+    plan: Plan | None,
+    source: ModelSource,
+    tokenizers: Iterable[Path] = (),
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the model, complete or not at all.
+
+    Args:
+        directory: Becomes ``model/`` of the run.
+        model: With its final weights.
+        plan: Of its sparse weights, or None for a dense model.
+        source: What built it.
+        tokenizers: Hugging Face directories whose tokenizer goes with it.
+        state: Its ``state_dict``, where ``model`` holds but a share of it.
+    """
+    state = model.state_dict() if state is None else state
+    with staged(directory, force=True, directory=True) as staging:
+        for path in tokenizers:
+            copy_tokenizer(path, staging)
+        if is_transformers(model):
+            _save_transformers(staging, model, state, plan)
+            return
+        arrays = {name: to_array(value) for name, value in state.items()}
+        metadata = {"format": "pt"}
+        if plan:
+            metadata[PLAN_KEY] = plan_json(plan)
+        save_safetensors(staging / "model.safetensors", arrays, metadata)
+        write_source(staging, source)
+
+
+def _save_transformers(
+    directory: Path, model: Any, state: Mapping[str, Tensor], plan: Plan | None
+) -> None:
+    files = _save_pretrained(directory, model, state)
+    if not plan:
+        return
+    # It saves some models under the names, and in the pieces, of their first release.
+    opened = open_checkpoint(directory)
+    saved = {ours: theirs for theirs, ours in places_of(model, opened).items()}
+    if not saved.keys() >= plan.keys():
+        # The plan speaks of tensors in one piece; transformers reads both forms.
+        for file in files:
+            file.unlink()
+        files = _save_pretrained(directory, model, state, save_original_format=False)
+        saved = {name: name for name in plan}
+    renamed = {saved[name]: layer for name, layer in plan.items()}
+    text = plan_json(renamed, indent=2, files=digests(files))
+    (directory / PLAN_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _save_pretrained(
+    directory: Path, model: Any, state: Mapping[str, Tensor], **options: bool
+) -> list[Path]:
+    """Have transformers save a model; returns the files of its weights."""
+    try:
+        with quiet():
+            model.save_pretrained(directory, state_dict=dict(state), **options)
+    except SafetensorError as error:
+        raise OutputError(str(error).splitlines()[0], file=directory) from None
+    return sorted(directory.glob("*.safetensors"))

@@ -2,11 +2,12 @@
 
 import logging
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from step_cli.autoswitch.autoswitch import Criterion, Fixed, SwitchRule, make_criterion
@@ -14,6 +15,7 @@ from step_cli.config.train import TrainConfig
 from step_cli.config.types import to_step
 from step_cli.data.batch import Dataset
 from step_cli.data.load import load_data
+from step_cli.data.order import batch_at
 from step_cli.errors import NothingSelectedError, UsageError
 from step_cli.formats.plan import read_plan
 from step_cli.models.spec import start_model
@@ -23,10 +25,12 @@ from step_cli.optim.layers import param_groups, plan_for
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.recipe import Recipe
 from step_cli.recipes import make_recipe
-from step_cli.training.distributed import World
-from step_cli.training.domino import find_patterns
-from step_cli.training.random_state import seed_all
-from step_cli.training.wrapping import spread
+from step_cli.recipes.domino_search import DominoSearch
+from step_cli.recipes.domino_training import search
+from step_cli.training.distributed import Processes
+from step_cli.training.evaluate import loss_of, scores_of
+from step_cli.training.process_state import seed_all
+from step_cli.training.wrapping import parallelize
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +47,7 @@ class Setup:
         optimizer: Owns the dense weights.
         plan: What the chosen weights are to become, in the order of the model.
         data: What to train on.
-        world: The processes that train it.
+        processes: The processes that train it.
     """
 
     model: nn.Module
@@ -51,17 +55,22 @@ class Setup:
     optimizer: SparseOptimizer
     plan: Plan
     data: Dataset
-    world: World
+    processes: Processes
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the model holds the N:M weights by now, not the dense ones."""
+        return self.optimizer.current_phase.sparse
 
 
 def set_up(
-    config: TrainConfig, world: World, *, record: bool, plan: Plan | None = None
+    config: TrainConfig, processes: Processes, *, record: bool, plan: Plan | None = None
 ) -> Setup:
     """Build model, data and optimizer.
 
     Args:
         config: The configuration.
-        world: The processes that train together.
+        processes: The processes that train together.
         record: Measure the variance at every step in which it is updated.
         plan: What an earlier part of the run has settled; None: it is to be found.
 
@@ -84,11 +93,11 @@ def set_up(
         )
     data = load_data(config.data)
     if plan is None:
-        if world.kind != "fsdp":  # a share of it at a time is what its device can hold
-            model.to(world.device)
-        plan = world.from_first(find_patterns(config, recipe, model, wanted, data))
+        if processes.kind != "fsdp":  # its device need not hold the whole model
+            model.to(processes.device)
+        plan = processes.from_first(find_patterns(config, recipe, model, wanted, data))
     plan = {name: plan[name] for name, _ in model.named_parameters() if name in plan}
-    forward = spread(model, plan, world, compile=config.train.compile)
+    forward = parallelize(model, plan, processes, compile=config.train.compile)
     optimizer = SparseOptimizer(
         _base(config, param_groups(model, plan)),
         recipe,
@@ -99,8 +108,8 @@ def set_up(
         **for_optimizer,
     )
     optimizer.rewire(model)
-    seed_all(config.train.seed, world.rank)
-    return Setup(model, forward, optimizer, plan, data, world)
+    seed_all(config.train.seed, processes.rank)
+    return Setup(model, forward, optimizer, plan, data, processes)
 
 
 def _that_train(plan: Plan, model: nn.Module) -> Plan:
@@ -180,3 +189,29 @@ def _base(config: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:
         eps=train.eps,
         weight_decay=train.weight_decay,
     )
+
+
+def find_patterns(
+    config: TrainConfig, recipe: Recipe, model: nn.Module, plan: Plan, data: Dataset
+) -> Plan:
+    """The plan with the patterns that the recipe wants, searched where it says so.
+
+    The search sees the batches of training in their order and leaves ``model`` as it
+    is, so the same configuration finds the same patterns again.
+    """
+    inner, weights = recipe.inner_recipe, dict(model.named_parameters())
+    if not isinstance(inner, DominoSearch) or not inner.search_steps:
+        return inner.plan_layers(weights, plan)
+    train, batches = config.train, count()
+    device = next(model.parameters()).device
+
+    def loss(trial: nn.Module) -> Tensor:
+        batch = batch_at(
+            data.train, index=next(batches), size=train.batch_size, seed=train.seed
+        )
+        scores, labels = scores_of(trial, batch, device)
+        return loss_of(scores, labels)
+
+    density = inner.target(weights, plan)
+    steps, lr = inner.search_steps, inner.search_lr
+    return search(model, plan, loss, density, steps=steps, lr=lr)

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any
 
 from step_cli.errors import INTERRUPTED, StoppedError
-from step_cli.training.distributed import World
+from step_cli.training.distributed import Processes
 
 SIGNALS = tuple(
     getattr(signal, name)
@@ -25,24 +25,24 @@ class StopRequest:
     computes, so that none waits for it; a request counts one step later then.
 
     Attributes:
-        world: The processes.
+        processes: The processes.
         signal_number: What was heard, by any process once all know.
     """
 
-    world: World
+    processes: Processes
     signal_number: int | None = None
     _pending: Callable[[], int] | None = None
     _agreed: bool = False
 
     def __call__(self) -> bool:
         """Whether the loop is to end after this step; to be asked once a step."""
-        if self.world.size == 1 or self._agreed:
+        if self.processes.size == 1 or self._agreed:
             return self.signal_number is not None
         heard = self._pending() if self._pending else 0
         if heard:
             self.signal_number, self._agreed = heard, True
             return True
-        self._pending = self.world.begin_max(self.signal_number or 0)
+        self._pending = self.processes.begin_max(self.signal_number or 0)
         return False
 
     def stopped_at(self, step: int) -> StoppedError:
@@ -56,9 +56,9 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_on_request(world: World) -> Iterator[StopRequest]:
+def stop_on_request(processes: Processes) -> Iterator[StopRequest]:
     """Let a first signal only be noted; a second one ends the process at once."""
-    request = StopRequest(world)
+    request = StopRequest(processes)
     before: dict[int, Any] = {}
 
     def restore() -> None:

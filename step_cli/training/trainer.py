@@ -14,17 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from step_cli.config.train import TrainConfig
+from step_cli.config.train import TrainConfig, TrainSection
 from step_cli.data.batch import Batch
 from step_cli.data.order import ReadAhead, batch_at
 from step_cli.errors import InputError, NonFiniteError, OutputError
-from step_cli.training.callback import Follower
-from step_cli.training.clipping import clip_gradients
+from step_cli.training.callbacks import Callback
 from step_cli.training.evaluate import autocast, evaluate, loss_over, scores_of
-from step_cli.training.run_files import Unrecorded
-from step_cli.training.schedule import lr_at
+from step_cli.training.records import Unrecorded
 from step_cli.training.setup import Setup
-from step_cli.training.wrapping import shared_buffers, without_exchange
+from step_cli.training.wrapping import clip_gradients, shared_buffers, without_exchange
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +37,7 @@ class Trainer:
             weights first, sparse ones then. The optimizer counts the steps.
         records: Where logged steps go.
         save: Saves a checkpoint.
-        followers: Are told of each step.
+        callbacks: Are told of each step.
         last_step: Where it ends, if not after ``train.steps``.
     """
 
@@ -47,7 +45,7 @@ class Trainer:
     setup: Setup
     records: Unrecorded
     save: Callable[[], None]
-    followers: Sequence[Follower] = ()
+    callbacks: Sequence[Callback] = ()
     last_step: int | None = None
     _batches: ReadAhead = field(init=False, repr=False)
 
@@ -72,14 +70,14 @@ class Trainer:
             loss = self._step(step, lr, watch=logged)
             with self._saving_at_failure():
                 self._record_variance()
-                for follower in self.followers:
-                    follower.stepped(step, loss, lr)
+                for callback in self.callbacks:
+                    callback.on_step(step, loss, lr)
                 if logged or evaluated:
                     values = self._values(step, lr, loss)
                     values |= self._evaluations() if evaluated else {}
                     self.records.metrics(values)
-                    for follower in self.followers:
-                        follower.recorded(values)
+                    for callback in self.callbacks:
+                        callback.on_log(values)
             if step % train.checkpoint_every == 0 and step < last_step:
                 self.save()
 
@@ -89,18 +87,18 @@ class Trainer:
         try:
             yield
         except OutputError:
-            if self.setup.world.size == 1:  # others would not come to save with it
+            if self.setup.processes.size == 1:  # others would not come to save with it
                 self.save()
             raise
 
     def evaluate(self) -> dict[str, float]:
         """The metrics of the model as it is."""
         setup, train = self.setup, self.config.train
-        with shared_buffers(setup.model, setup.world):
+        with shared_buffers(setup.model, setup.processes):
             return evaluate(
                 setup.model,
                 setup.data.held_out,
-                setup.world,
+                setup.processes,
                 train.precision,
                 batch_size=train.batch_size,
             )
@@ -116,15 +114,15 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = lr
         losses = [self._backward(step, part) for part in range(train.grad_accumulation)]
-        world = self.setup.world
-        loss = float(world.total(torch.stack(losses).sum())) / world.size
+        processes = self.setup.processes
+        loss = float(processes.total(torch.stack(losses).sum())) / processes.size
         if not math.isfinite(loss):
             raise NonFiniteError(
                 f"step {step}: the loss is {loss}; lower the learning rate or clip the "
                 "gradient"
             )
         if train.grad_clip > 0:
-            clip_gradients(self.setup.model.parameters(), train.grad_clip, world)
+            clip_gradients(self.setup.model.parameters(), train.grad_clip, processes)
         optimizer.watch_masks = watch
         optimizer.watch_layers = self.records.wants_layers(step)
         optimizer.step()
@@ -135,14 +133,14 @@ class Trainer:
         return loss
 
     def _backward(self, step: int, part: int) -> Tensor:
-        train, setup, world = self.config.train, self.setup, self.setup.world
+        train, setup, processes = self.config.train, self.setup, self.setup.processes
         batch = self._batches[(step - 1) * train.grad_accumulation + part]
         last = part == train.grad_accumulation - 1
         with nullcontext() if last else without_exchange(setup.forward):
-            with autocast(world.device, train.precision):
-                scores, labels = scores_of(setup.forward, batch, world.device)
+            with autocast(processes.device, train.precision):
+                scores, labels = scores_of(setup.forward, batch, processes.device)
             smoothing = train.label_smoothing
-            loss = loss_over(world, scores, labels, label_smoothing=smoothing)
+            loss = loss_over(processes, scores, labels, label_smoothing=smoothing)
             loss = loss / train.grad_accumulation
             if not loss.requires_grad:
                 raise InputError(
@@ -153,13 +151,13 @@ class Trainer:
         return loss.detach()
 
     def _batch(self, index: int) -> Batch:
-        train, world = self.config.train, self.setup.world
+        train, processes = self.config.train, self.setup.processes
         return batch_at(
             self.setup.data.train,
             index=index,
             size=train.batch_size,
             seed=train.seed,
-            share=(world.rank, world.size),
+            share=(processes.rank, processes.size),
         )
 
     def _record_variance(self) -> None:
@@ -184,8 +182,28 @@ class Trainer:
         """The model's metrics; before the switch, those of its pruned twin too."""
         values = self.evaluate()
         optimizer = self.setup.optimizer
-        if optimizer.recipe.switches and not optimizer.current_phase.sparse:
+        if optimizer.recipe.switches and not self.setup.is_sparse:
             with optimizer.sparse_weights():
                 pruned = self.evaluate()
             values |= {f"pruned_{name}": value for name, value in pruned.items()}
         return values
+
+
+def lr_at(step: int, train: TrainSection) -> float:
+    """The learning rate of ``step``, counted from 1.
+
+    It rises linearly over ``warmup_steps``, then stays (``constant``), falls to
+    ``lr_end`` after the last step and stays there, linearly or along a half cosine,
+    or falls with the square root of the step (``inverse-sqrt``, Vaswani et al., 2017).
+    """
+    warmup, span = train.warmup_steps, train.lr - train.lr_end
+    if step <= warmup:
+        return train.lr * step / warmup
+    done = min(1.0, (step - 1 - warmup) / max(1, train.steps - warmup))
+    if train.schedule == "linear":
+        return train.lr_end + span * (1 - done)
+    if train.schedule == "cosine":
+        return train.lr_end + span * 0.5 * (1 + math.cos(math.pi * done))
+    if train.schedule == "inverse-sqrt":
+        return train.lr * math.sqrt(max(1, warmup) / step)
+    return train.lr

@@ -1,15 +1,17 @@
 """A model spread over processes by DDP or FSDP2, and compiled.
 
 FSDP2 splits each block of the model by itself, so that only one is whole at a time, and
-along an axis that cuts no group of M: then masks need no communication.
+along an axis that cuts no group of M: then masks need no communication. Gradients are
+clipped alike however they are split.
 """
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -17,9 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from step_cli.errors import MissingError, UsageError
 from step_cli.nm.pattern import Plan
 from step_cli.optim.compiled import can_compile
-from step_cli.optim.shards import is_shard, whole_axis
-from step_cli.training.distributed import World
+from step_cli.optim.shards import is_shard, local, whole_axis
+from step_cli.training.distributed import Processes
 
+TINY = 1e-6  # added to a norm of gradients, as torch does
 LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Statistics of batches are averaged when they are used, see `shared_buffers`.
 _KNOWN = inspect.signature(DistributedDataParallel).parameters
@@ -28,13 +31,15 @@ _NAME = "forward_sync_buffers" if _NEW else "broadcast_buffers"
 _DDP: dict[str, Any] = {_NAME: False, "gradient_as_bucket_view": True}  # no copies
 
 
-def spread(model: nn.Module, plan: Plan, world: World, *, compile: bool) -> nn.Module:
+def parallelize(
+    model: nn.Module, plan: Plan, processes: Processes, *, compile: bool
+) -> nn.Module:
     """Put ``model`` on its device or devices.
 
     Args:
         model: Equal on all processes but for what is random; rank 0's weights hold.
         plan: Which groups of weights must not be cut.
-        world: The processes.
+        processes: The processes.
         compile: Compile forward and backward.
 
     Returns:
@@ -49,11 +54,11 @@ def spread(model: nn.Module, plan: Plan, world: World, *, compile: bool) -> nn.M
             "train.compile needs a C++ compiler, and torch.compile found none; "
             "install one, or leave it off"
         )
-    if world.kind == "fsdp":
-        _shard(model, plan, world, compile=compile)
+    if processes.kind == "fsdp":
+        _shard(model, plan, processes, compile=compile)
         return model
-    forward = model.to(world.device)
-    if world.kind == "ddp":
+    forward = model.to(processes.device)
+    if processes.kind == "ddp":
         forward = DistributedDataParallel(model, **_DDP)
     if compile:
         forward.compile()
@@ -69,15 +74,15 @@ def without_exchange(forward: nn.Module) -> AbstractContextManager[object]:
 
 
 @contextlib.contextmanager
-def shared_buffers(model: nn.Module, world: World) -> Iterator[None]:
+def shared_buffers(model: nn.Module, processes: Processes) -> Iterator[None]:
     """Let batch normalization use the mean of what all processes have seen.
 
     Each keeps its own statistics otherwise, and has them again afterwards.
     """
     owned = {buffer: buffer.clone() for buffer in _statistics(model)}
-    if world.size > 1:
+    if processes.size > 1:
         for buffer in owned:
-            world.total(buffer).div_(world.size)
+            processes.total(buffer).div_(processes.size)
     try:
         yield
     finally:
@@ -85,7 +90,7 @@ def shared_buffers(model: nn.Module, world: World) -> Iterator[None]:
             buffer.copy_(own)
 
 
-def whole_state(model: nn.Module, world: World) -> dict[str, Tensor]:
+def whole_state(model: nn.Module, processes: Processes) -> dict[str, Tensor]:
     """The ``state_dict`` of a model, brought together on the host where it is split.
 
     All processes must call it, only the first gets it. Names of one weight share one
@@ -98,9 +103,9 @@ def whole_state(model: nn.Module, world: World) -> dict[str, Tensor]:
         key = weights.get(name, value)
         if key not in whole:
             whole[key] = value.full_tensor() if is_shard(value) else value
-            whole[key] = whole[key].cpu() if world.first else value
+            whole[key] = whole[key].cpu() if processes.first else value
         state[name] = whole[key]
-    return state if world.first else {}
+    return state if processes.first else {}
 
 
 def _statistics(model: nn.Module) -> Iterator[Tensor]:
@@ -111,15 +116,17 @@ def _statistics(model: nn.Module) -> Iterator[Tensor]:
                     yield buffer
 
 
-def _shard(model: nn.Module, plan: Plan, world: World, *, compile: bool) -> None:
+def _shard(
+    model: nn.Module, plan: Plan, processes: Processes, *, compile: bool
+) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import Shard
 
     for tensor in model.state_dict().values():
         dist.broadcast(tensor, src=0)
-    axes = _axes(model, plan, world.size)
-    mesh = init_device_mesh(world.device.type, (world.size,))
+    axes = _axes(model, plan, processes.size)
+    mesh = init_device_mesh(processes.device.type, (processes.size,))
     blocks = list(blocks_of(model))
     for module in [*blocks, model]:
         fully_shard(
@@ -176,3 +183,29 @@ def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
                 yield from inside(child, path)
 
     return inside(model, "")
+
+
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], max_norm: float, processes: Processes
+) -> None:
+    """Scale all gradients so that their norm is at most ``max_norm``, in place.
+
+    As ``torch.nn.utils.clip_grad_norm_``, with the norm in fp64: sums of shares then
+    round to the same factor as sums of whole gradients, so that FSDP trains what DDP
+    and one process do, bit for bit.
+
+    Args:
+        parameters: Those without a gradient are left out.
+        max_norm: Of all gradients together, L2.
+        processes: The processes; with ``fsdp`` each holds a share of every gradient.
+    """
+    grads = [local(p.grad) for p in parameters if p.grad is not None]
+    if not grads:
+        return
+    norms = [torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in grads]
+    squares = torch.stack(norms).square().sum()
+    if processes.kind == "fsdp":
+        squares = processes.total(squares)
+    factor = (max_norm / (squares.sqrt() + TINY)).clamp(max=1.0).float()
+    for grad in grads:
+        grad.mul_(factor)

@@ -25,7 +25,7 @@ from step_cli.autoswitch.autoswitch import (
 
 
 def switch_step(rule: SwitchRule, stream: list[VarianceSample]) -> int | None:
-    return next((s.step for s in stream if rule.observe(s) is not None), None)
+    return next((s.step for s in stream if rule.update(s) is not None), None)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_autoswitch_on_the_worked_example(
 
 def test_the_windowed_means_of_the_worked_example() -> None:
     criterion = AutoSwitch(0.5, 0.3)
-    values = [criterion.value(sample) for sample in samples(GRADIENTS, 0.5)[:6]]
+    values = [criterion.update(sample) for sample in samples(GRADIENTS, 0.5)[:6]]
     assert values[0] is None
     assert values[1:] == pytest.approx([1.25, 1.0, 0.5, 0.41875, 0.253125])
 
@@ -90,15 +90,15 @@ def test_equation_10_fires_at_step_3_on_constant_gradients(beta2: float) -> None
 )
 def test_equation_10_on_its_examples(before: float, after: float, fires: bool) -> None:
     criterion = RelativeNorm()
-    criterion.value(VarianceSample(1, 1, before, before, 1.0, 0.0))
-    value = criterion.value(VarianceSample(2, 1, after, after, 1.0, 0.0))
+    criterion.update(VarianceSample(1, 1, before, before, 1.0, 0.0))
+    value = criterion.update(VarianceSample(2, 1, after, after, 1.0, 0.0))
     assert value is not None and criterion.met(value) is fires
 
 
 def test_equation_11_fires_after_one_window_on_constant_gradients() -> None:
     stream = samples([(1.0,)] * 2001, 0.999)
     criterion = Staleness(0.999)
-    values = [criterion.value(sample) for sample in stream]
+    values = [criterion.update(sample) for sample in stream]
     assert values[:1000] == [None] * 1000
     assert values[1000] == pytest.approx(632.67, abs=0.01)
     assert values[1999] == pytest.approx(1.368, abs=0.001)
@@ -110,8 +110,8 @@ def test_equation_11_fires_after_one_window_on_constant_gradients() -> None:
 )
 def test_equation_11_on_its_examples(before: float, after: float, fires: bool) -> None:
     criterion = Staleness(0.5, window=1)
-    criterion.value(VarianceSample(1, 1, before, 1.0, 1.0, 0.0))
-    value = criterion.value(VarianceSample(2, 1, after, 1.0, 1.0, 0.0))
+    criterion.update(VarianceSample(1, 1, before, 1.0, 1.0, 0.0))
+    value = criterion.update(VarianceSample(2, 1, after, 1.0, 1.0, 0.0))
     assert value is not None and criterion.met(value) is fires
 
 
@@ -146,7 +146,7 @@ def test_a_fixed_step_is_not_clipped() -> None:
     rule = SwitchRule(Fixed(3), t_min=10, t_max=20)
     stream = samples(GRADIENTS, 0.5)
     assert switch_step(rule, stream) == 3
-    assert SwitchRule(Fixed(3)).observe(stream[2]) == "fixed"
+    assert SwitchRule(Fixed(3)).update(stream[2]) == "fixed"
 
 
 @pytest.mark.parametrize("name", CRITERION_NAMES)
@@ -159,10 +159,10 @@ def test_a_criterion_continues_from_its_state(name: str, cut: int, seed: int) ->
     stream = samples([(rng.gauss(0, 1), rng.gauss(0, 3)) for _ in range(100)], 0.9)
     whole = make_criterion(name, beta2=0.9, step=50)
     first, second = (make_criterion(name, beta2=0.9, step=50) for _ in range(2))
-    expected = [whole.value(sample) for sample in stream]
-    found = [first.value(sample) for sample in stream[:cut]]
+    expected = [whole.update(sample) for sample in stream]
+    found = [first.update(sample) for sample in stream[:cut]]
     second.load(first.state())
-    found += [second.value(sample) for sample in stream[cut:]]
+    found += [second.update(sample) for sample in stream[cut:]]
     assert found == expected
 
 

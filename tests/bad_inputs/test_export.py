@@ -12,7 +12,7 @@ from bad_inputs.sound import NAME, broken, put, put_bytes, sparse
 
 from step_cli.commands.export import run as export
 from step_cli.errors import InputError, MissingError
-from step_cli.formats.tensorrt import gpus as cuda_device
+from step_cli.formats.tensorrt import api as trt_api
 from step_cli.formats.tensorrt.engine import _finished
 
 HERE = Path(__file__)
@@ -90,10 +90,10 @@ def test_E02_weights_that_break_their_pattern_write_nothing(
 def test_E08_a_gpu_without_sparse_cores_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cuda_device, "compute_capabilities", lambda: ["7.5"])
+    monkeypatch.setattr(trt_api, "compute_capabilities", lambda: ["7.5"])
     with pytest.raises(MissingError, match=r"need compute capability 8\.0, found 7\.5"):
         export._need_sparse_cores()
-    monkeypatch.setattr(cuda_device, "compute_capabilities", lambda: ["8.0"])
+    monkeypatch.setattr(trt_api, "compute_capabilities", lambda: ["8.0"])
     export._need_sparse_cores()
 
 

@@ -20,7 +20,7 @@ from stopped_run import stopping_at  # noqa: E402
 
 from step_cli.errors import OutputError, StoppedError  # noqa: E402
 from step_cli.formats.open import open_checkpoint  # noqa: E402
-from step_cli.training import checkpoints, run_files  # noqa: E402
+from step_cli.training import checkpoints, records  # noqa: E402
 from step_cli.training import run as run_module  # noqa: E402
 
 HERE = Path(__file__)
@@ -399,7 +399,7 @@ def test_T12_a_signal_while_results_are_written(
 def test_T13_a_checkpoint_that_cannot_be_saved_costs_no_other(
     train: Train, folder: Path, full: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = checkpoints.write_own, []
+    real, calls = checkpoints.save_process_state, []
 
     def write(*given: Any) -> Any:
         calls.append(given)
@@ -413,7 +413,7 @@ def test_T13_a_checkpoint_that_cannot_be_saved_costs_no_other(
         return type("Usage", (), {"free": free})
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "write_own", write)
+        patch.setattr(checkpoints, "save_process_state", write)
         patch.setattr("step_cli.formats.files.staged.shutil.disk_usage", usage)
         words = "no space left: needs .* KiB, 1000 bytes free"
         said = {"disk": "no space left", "limit": "quota", "space": words}[full]
@@ -447,15 +447,15 @@ def test_T14_records_torn_by_a_crash(
 def test_T14_records_that_cannot_be_written_stop_the_run(
     train: Train, folder: Path, record: str, t_max: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = run_files.LineRecord.write
+    real = records.JsonLines.write
 
-    def write(self: run_files.LineRecord, line: str) -> None:
+    def write(self: records.JsonLines, line: str) -> None:
         if record in self._file.name and json.loads(line).get("step", 0) >= 6:
             raise OutputError("no space left on device", file=self._file.name)
         real(self, line)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_files.LineRecord, "write", write)
+        patch.setattr(records.JsonLines, "write", write)
         train(f"switch.t_max={t_max}", code=5, said=rf"{record}.jsonl: no space left")
     reached = saved(folder)[-1]
     assert reached >= 6 and reached % 4  # saved for this, and not when it was due

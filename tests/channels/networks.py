@@ -10,10 +10,10 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from step_cli.channels.network import Network
-from step_cli.channels.reordered import reordered
+from step_cli.channels.channel_sets import ChannelSet, find_channel_sets
+from step_cli.channels.graph import Network
+from step_cli.channels.orders import orders_of, reordered
 from step_cli.channels.torch_graph import Traced, trace
-from step_cli.channels.units import Unit, find_units, order_of
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.open import open_checkpoint
@@ -38,23 +38,20 @@ def spread(module: nn.Module, seed: int = 0) -> nn.Module:
 
 def shuffled(
     network: Network, checkpoint: Checkpoint, plan: Plan, seed: int = 0
-) -> tuple[list[Unit], Checkpoint]:
-    """The units of a network, and the checkpoint with each in a random order."""
-    units, _ = find_units(network.flow, network.tensors, plan)
+) -> tuple[list[ChannelSet], Checkpoint]:
+    """The channel sets of a network, and the checkpoint with each in a random order."""
+    sets, _ = find_channel_sets(network.graph, network.tensors, plan)
     random = np.random.default_rng(seed)
     found = {}
-    for unit in units:
-        sizes = tuple(leaf.size for leaf in unit.within)
-        table = np.empty((*sizes, unit.leaf.size), np.int64)
+    for channels in sets:
+        sizes = tuple(leaf.size for leaf in channels.within)
+        table = np.empty((*sizes, channels.leaf.size), np.int64)
         for at in np.ndindex(sizes):
-            table[at] = random.permutation(unit.leaf.size)
-        found[unit.leaf] = unit, table
-    orders = {}
-    for name, value in network.tensors.items():
-        axes = {place: order_of(axis, found) for place, axis in enumerate(value)}
-        orders[name] = {k: order for k, order in axes.items() if order is not None}
-    with closing(ArraysOnDisk()) as spill:
-        return units, reordered(checkpoint, orders, spill)
+            table[at] = random.permutation(channels.leaf.size)
+        found[channels.leaf] = channels, table
+    orders = {name: orders_of(axes, found) for name, axes in network.tensors.items()}
+    with closing(ArraysOnDisk()) as arrays:
+        return sets, reordered(checkpoint, orders, arrays)
 
 
 def plan_of(checkpoint: Checkpoint, pattern: NMPattern = TWO_FOUR) -> Plan:
@@ -68,28 +65,30 @@ def saved(module: nn.Module, folder: Path) -> Checkpoint:
     return open_checkpoint(folder / "net.safetensors")
 
 
-def traced(module: nn.Module, **examples: Tensor) -> tuple[list[Unit], dict[str, str]]:
-    """Units of a module, and why weights are in none; all 2:4 along axis 1."""
+def traced(
+    module: nn.Module, **examples: Tensor
+) -> tuple[list[ChannelSet], dict[str, str]]:
+    """Channel sets of a module, and why weights are in none; all 2:4 along axis 1."""
     found: Traced = trace(module.eval(), examples)
     plan = {
         name: NMSpec(TWO_FOUR, 1)
         for name, value in module.state_dict().items()
         if value.dim() > 1
     }
-    return find_units(found.flow, found.parameters, plan)
+    return find_channel_sets(found.graph, found.parameters, plan)
 
 
 def changed_outputs(
     module: nn.Module, examples: Mapping[str, Tensor], folder: Path, seed: int = 0
 ) -> float:
-    """How far outputs move when every unit is put in a random order."""
+    """How far outputs move when every channel set is put in a random order."""
     checkpoint = saved(module, folder)
     found = trace(module, examples)
     names = {tensor.name for tensor in checkpoint.tensors}
     tensors = {n: v for n, v in found.parameters.items() if n in names}
-    network = Network(found.flow, tensors, lambda now: [])
-    units, now = shuffled(network, checkpoint, plan_of(checkpoint), seed)
-    assert units
+    network = Network(found.graph, tensors, lambda now: [])
+    sets, now = shuffled(network, checkpoint, plan_of(checkpoint), seed)
+    assert sets
     with torch.no_grad():
         before = module(**examples)
         state = {t.name: torch.from_numpy(t.read().copy()) for t in now.tensors}

@@ -1,4 +1,4 @@
-"""Axes: what splitting, cutting and unifying says of their channels."""
+"""Axes: what splitting, cutting and unifying does to their channels."""
 
 from step_cli.channels.axes import (
     ONE,

@@ -48,7 +48,7 @@ def slow_splits(both: list[int], m: int) -> list[tuple[list[int], list[int]]]:
 
 
 def slow_search(weight: Array, pattern: NMPattern) -> list[int]:
-    """The search as the paper tells it, everything tried anew in each round."""
+    """The search of the paper, everything tried anew in each round."""
     n, m = pattern.n, pattern.m
     columns = weight.T.tolist()
     stripes = [list(range(i, i + m)) for i in range(0, len(columns), m)]

@@ -11,7 +11,7 @@ from torch.nn import functional
 X = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
 
 
-class Chain(nn.Module):
+class TwoLayers(nn.Module):
     """Two layers, and what stands between them."""
 
     def __init__(self, between: nn.Module | None = None, width: int = 16) -> None:
@@ -33,10 +33,14 @@ class Between(nn.Module):
         return self.function(x)  # type: ignore[operator]
 
 
-def test_a_chain_has_one_unit_and_inputs_stay() -> None:
-    units, why = traced(Chain(), x=X)
-    (unit,) = units
-    assert (unit.leaf.size, unit.layers, unit.within) == (16, ["second.weight"], ())
+def test_two_layers_have_one_channel_set_and_inputs_stay() -> None:
+    sets, why = traced(TwoLayers(), x=X)
+    (channels,) = sets
+    assert (channels.leaf.size, channels.layers, channels.within) == (
+        16,
+        ["second.weight"],
+        (),
+    )
     assert why == {"first.weight": "it enters the model"}
 
 
@@ -69,19 +73,19 @@ NOT = {
 def test_what_treats_all_channels_alike_lets_them_move(
     name: str, tmp_path: Path
 ) -> None:
-    chain = spread(Chain(Between(EQUIVARIANT[name])))
-    units, _ = traced(chain, x=X)
-    assert len(units) == 1
-    assert changed_outputs(chain, {"x": X}, tmp_path) < 1e-5
+    net = spread(TwoLayers(Between(EQUIVARIANT[name])))
+    sets, _ = traced(net, x=X)
+    assert len(sets) == 1
+    assert changed_outputs(net, {"x": X}, tmp_path) < 1e-5
 
 
 @pytest.mark.parametrize("name", NOT)
 def test_what_tells_channels_apart_keeps_them(name: str, tmp_path: Path) -> None:
-    chain = spread(Chain(Between(NOT[name])))
-    units, why = traced(chain, x=X)
-    if units:  # a part of them may still move
-        assert changed_outputs(chain, {"x": X}, tmp_path) < 1e-5
-        assert all(unit.leaf.size < 16 or unit.within for unit in units)
+    net = spread(TwoLayers(Between(NOT[name])))
+    sets, why = traced(net, x=X)
+    if sets:  # a part of them may still move
+        assert changed_outputs(net, {"x": X}, tmp_path) < 1e-5
+        assert all(channels.leaf.size < 16 or channels.within for channels in sets)
     else:
         assert "second.weight" in why
 
@@ -96,8 +100,8 @@ def test_a_network_of_convolutions_computes_what_it_did(
 
 
 def test_each_part_of_a_network_of_convolutions_is_found() -> None:
-    units, why = traced(ConvNet(), x=torch.zeros(2, 3, 8, 8))
-    layers = {name for unit in units for name in unit.layers}
+    sets, why = traced(ConvNet(), x=torch.zeros(2, 3, 8, 8))
+    layers = {name for channels in sets for name in channels.layers}
     # What is left: the pixels, a weight with one input, one whose groups are places.
     assert set(why) == {"stem.weight", "depthwise.weight", "head.weight"}
     assert {"conv1.weight", "grouped.weight", "conv2.weight"} <= layers
@@ -113,8 +117,8 @@ def test_attention_with_one_weight_computes_what_it_did(
 
 
 def test_each_head_of_attention_has_its_own_order() -> None:
-    units, _ = traced(Attention(), x=torch.zeros(2, 5, 6))
-    by_layer = {name: unit for unit in units for name in unit.layers}
+    sets, _ = traced(Attention(), x=torch.zeros(2, 5, 6))
+    by_layer = {name: channels for channels in sets for name in channels.layers}
     heads = by_layer["attention.out_proj.weight"]
     assert heads.leaf.size == 8
     assert [leaf.size for leaf in heads.within] == [4]
@@ -135,13 +139,13 @@ def test_groups_that_would_cross_heads_stay() -> None:
             heads = self.first(x).view(3, 2, 6).softmax(-1)
             return self.second(heads.reshape(3, 12))
 
-    units, why = traced(Heads(), x=X)
-    assert not units
+    sets, why = traced(Heads(), x=X)
+    assert not sets
     assert why["second.weight"] == "groups of 4 do not fit the parts of its inputs"
 
 
 def test_a_constant_of_the_model_keeps_its_channels() -> None:
-    class Scaled(Chain):
+    class Scaled(TwoLayers):
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("scale", torch.rand(16), persistent=False)
@@ -149,15 +153,15 @@ def test_a_constant_of_the_model_keeps_its_channels() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.second(self.first(x) * self.scale)
 
-    units, why = traced(Scaled(), x=X)
-    assert not units
+    sets, why = traced(Scaled(), x=X)
+    assert not sets
     assert why["second.weight"] == "it enters the model"
 
 
 def test_dropout_that_draws_keeps_its_channels() -> None:
-    units, _ = traced(Chain(nn.Dropout()), x=X)
-    assert units
-    units, _ = traced(
-        Chain(Between(lambda x: functional.dropout(x, training=True))), x=X
+    sets, _ = traced(TwoLayers(nn.Dropout()), x=X)
+    assert sets
+    sets, _ = traced(
+        TwoLayers(Between(lambda x: functional.dropout(x, training=True))), x=X
     )
-    assert not units
+    assert not sets

@@ -30,12 +30,12 @@ def settings(*more: str) -> list[str]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short STEP run, made once, with its curves."""
     from step_cli.config.train import load_config
-    from step_cli.training import curves, run_page
+    from step_cli.training import curves, page
     from step_cli.training.run import train
 
     run_dir = tmp_path_factory.mktemp("runs") / "step"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_page, "draw_curves", curves.draw_curves)
+        patch.setattr(page, "draw_curves", curves.draw_curves)
         assert train(load_config(CONFIG, SHORT), run_dir).ok
     return run_dir
 
@@ -319,7 +319,7 @@ def test_bf16_accumulation_and_clipping_train_too(
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "inverse-sqrt"])
 def test_the_learning_rate_warms_up_and_falls(schedule: str) -> None:
     from step_cli.config.train import TrainSection
-    from step_cli.training.schedule import lr_at
+    from step_cli.training.trainer import lr_at
 
     train = TrainSection(steps=100, lr=2.0, schedule=schedule, warmup_steps=10)  # type: ignore[arg-type]
     rates = [lr_at(step, train) for step in range(1, 101)]
@@ -355,7 +355,7 @@ def test_labels_are_smoothed_in_training_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_the_learning_rate_ends_where_it_is_told_to(schedule: str) -> None:
     from step_cli.config.train import TrainSection
-    from step_cli.training.schedule import lr_at
+    from step_cli.training.trainer import lr_at
 
     train = TrainSection(steps=1000, lr=2.0, lr_end=0.5, schedule=schedule)  # type: ignore[arg-type]
     assert lr_at(1, train) == pytest.approx(2.0)

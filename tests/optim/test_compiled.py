@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from step_cli.nm.pattern import NMPattern
-from step_cli.optim import compiled
+from step_cli.optim import compiled, projection
 from step_cli.optim import weights as module
 from step_cli.optim.adam import adam_directions
 from step_cli.optim.compiled import (
@@ -114,13 +114,13 @@ def test_bf16_parameters_are_projected_by_the_compiled_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = []
-    real = module.compiled_project
+    real = projection.compiled_project
 
     def spy(p: torch.Tensor, *rest: object) -> None:
         seen.append(p.dtype)
         real(p, *rest)
 
-    monkeypatch.setattr(module, "compiled_project", spy)
+    monkeypatch.setattr(projection, "compiled_project", spy)
     monkeypatch.setattr(module, "SMALL", 0)
     p = nn.Parameter(weights((16, 32), "normal").bfloat16())
     group = {"params": [p], "pattern": "2:4", "axis": 1}

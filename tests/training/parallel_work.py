@@ -13,17 +13,17 @@ from torch import nn
 from step_cli.config.train import load_config
 from step_cli.data.batch import IGNORED, Dataset, TensorSplit
 from step_cli.errors import StepError, StoppedError
+from step_cli.training import page
 from step_cli.training import run as run_module
-from step_cli.training import run_page
-from step_cli.training.distributed import Kind, World
+from step_cli.training.distributed import Kind, Processes
 from step_cli.training.run import train_in
 
 
-def world(kind: Kind) -> World:
+def processes(kind: Kind) -> Processes:
     """The processes of the test, or this one alone."""
     if kind == "none":
-        return World(torch.device("cpu"))
-    return World(torch.device("cpu"), kind, dist.get_rank(), dist.get_world_size())
+        return Processes(torch.device("cpu"))
+    return Processes(torch.device("cpu"), kind, dist.get_rank(), dist.get_world_size())
 
 
 def train_one(
@@ -38,14 +38,14 @@ def train_one(
     forget_random_state: bool = False,
 ) -> Any:
     """Train; the report, or how and with which exit code it ended."""
-    here = world(kind)
+    here = processes(kind)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_page, "draw_curves", undrawn.draw_curves)
+        patch.setattr(page, "draw_curves", undrawn.draw_curves)
         if stop_at and here.rank == stopping_rank:
             loop = stopping_at(stop_at, 15)
             patch.setattr(run_module.Trainer, "run", loop)
         if forget_random_state:
-            name = "step_cli.training.own_state.restore_random_states"
+            name = "step_cli.training.process_state.restore_random_states"
             patch.setattr(name, lambda states, device: None)
         if "tokens" in overrides:
             patch.setattr("step_cli.training.setup.load_data", lambda section: TOKENS)

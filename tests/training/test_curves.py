@@ -107,7 +107,7 @@ def test_the_same_run_draws_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "three.svg").read_bytes() == one.read_bytes()
 
 
-def test_a_long_run_is_thinned_and_keeps_its_last_step(tmp_path: Path) -> None:
+def test_a_long_run_is_downsampled_and_keeps_its_last_step(tmp_path: Path) -> None:
     config = small_config(tmp_path)
     train(config, tmp_path / "run")
     log = tmp_path / "run" / "variance.jsonl"
@@ -119,5 +119,5 @@ def test_a_long_run_is_thinned_and_keeps_its_last_step(tmp_path: Path) -> None:
     seen = history_of(tmp_path / "run", config).criterion
     assert seen is not None
     assert len(seen.value.steps) <= POINTS + 1 and seen.value.steps[-1] == count
-    thin = Curve(list(range(count)), [0.0] * count).thinned()
+    thin = Curve(list(range(count)), [0.0] * count).downsampled()
     assert len(thin.steps) <= POINTS and thin.steps[-1] == count - 1

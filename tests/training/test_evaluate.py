@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from step_cli.data.batch import IGNORED, Batch, TensorSplit
 from step_cli.errors import InputError, NonFiniteError
-from step_cli.training.distributed import World
+from step_cli.training.distributed import Processes
 from step_cli.training.evaluate import evaluate, loss_of, scores_of
 
 oracle = pytest.importorskip("sklearn.metrics")
 CPU = torch.device("cpu")
-ALONE = World(CPU)
+ALONE = Processes(CPU)
 
 
 class Given(nn.Module):

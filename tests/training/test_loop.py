@@ -16,7 +16,7 @@ from step_cli.data.load import load_data
 from step_cli.data.order import batch_at
 from step_cli.errors import MissingError
 from step_cli.training.run import train
-from step_cli.training.schedule import lr_at
+from step_cli.training.trainer import lr_at
 
 STEPS = 8
 SHORT = (f"train.steps={STEPS}", "switch.t_max=5")

@@ -72,8 +72,8 @@ def test_the_display_holds_what_is_worth_watching() -> None:
     progress = Progress(optimizer, 12)
     assert len(shown(progress)) == 2  # nothing but the bar, and the switch
     train(model, optimizer, 3)
-    progress.stepped(3, 0.25, 1e-3)
-    progress.recorded({**VALUES, "pruned_eval_loss": 1.5})
+    progress.on_step(3, 0.25, 1e-3)
+    progress.on_log({**VALUES, "pruned_eval_loss": 1.5})
     lines = "\n".join(shown(progress))
     for words in (
         "3/12", "steps/s", "left", "precondition   loss 0.2500  lr 0.001",
@@ -81,7 +81,7 @@ def test_the_display_holds_what_is_worth_watching() -> None:
         "at step 3", "pruned twin    loss 1.5000", "mask flips 1.50% a step",
     ):  # fmt: skip
         assert words in lines
-    progress.recorded({"step": 4, "flip_rate": None})
+    progress.on_log({"step": 4, "flip_rate": None})
     assert "accuracy 0.8750  at step 3" in "\n".join(shown(progress))
 
 
@@ -90,8 +90,8 @@ def test_the_display_fits_its_terminal(width: int) -> None:
     model, optimizer = build("step", steps=12, switch=by_autoswitch(2, 1e-30, t_max=4))
     progress = Progress(optimizer, 12)
     train(model, optimizer, 3)
-    progress.stepped(3, 0.25, 1e-3)
-    progress.recorded({**VALUES, "pruned_eval_loss": 1.5})
+    progress.on_step(3, 0.25, 1e-3)
+    progress.on_log({**VALUES, "pruned_eval_loss": 1.5})
     lines = shown(progress, width)
     assert len(lines) == 5
     assert all(len(line) <= width for line in lines)

@@ -78,7 +78,7 @@ def test_without_the_random_state_the_bits_differ(
         patch.setattr(run_module.Trainer, "run", stopping_at(5, signal.SIGTERM))
         with pytest.raises(StoppedError):
             train(config, tmp_path / "cut")
-    name = "step_cli.training.own_state.restore_random_states"
+    name = "step_cli.training.process_state.restore_random_states"
     monkeypatch.setattr(name, lambda states, device: None)
     train(config, tmp_path / "cut", resume=True)
     one, other = (tmp_path / run / RESULTS[0] for run in ("whole", "cut"))

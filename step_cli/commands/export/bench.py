@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 from step_cli.config.commands import ExportConfig
 from step_cli.formats.files.temporary import temporary_directory
 from step_cli.formats.onnx.session import OrtSession, feeds_of
-from step_cli.formats.tensorrt.api import TrtRuntime
+from step_cli.formats.tensorrt.api import TrtRuntime, compute_capabilities
 from step_cli.formats.tensorrt.engine import EngineBuild, EngineOptions, build_engine
-from step_cli.formats.tensorrt.gpus import compute_capabilities
 from step_cli.formats.tensorrt.timing import engine_ms
 from step_cli.reports import BenchReport
 
@@ -27,7 +26,7 @@ def times_engine(config: ExportConfig) -> bool:
 
 def time_against_dense(path: Path, examples: Examples) -> BenchReport:
     """Median times of the file, and of the same file with its zeros filled."""
-    from step_cli.formats.onnx.dense_twin import save_dense_twin
+    from step_cli.formats.onnx.rewriter import save_dense_twin
 
     feeds = feeds_of(examples)
     with temporary_directory("bench") as folder:

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from step_cli.formats.files.mapped_file import map_file
-from step_cli.formats.onnx.nodes import nodes_of_weights
 from step_cli.formats.onnx.reader import open_onnx
-from step_cli.formats.tensorrt.api import TrtRuntime
+from step_cli.formats.onnx.weight_uses import nodes_of_weights
+from step_cli.formats.tensorrt.api import TrtRuntime, compute_capabilities
 from step_cli.formats.tensorrt.engine import EngineOptions
-from step_cli.formats.tensorrt.evidence import Rungs, rungs, sparse_weights
-from step_cli.formats.tensorrt.gpus import compute_capabilities
-from step_cli.formats.tensorrt.log import BuildLog
+from step_cli.formats.tensorrt.evidence import (
+    BuildLog,
+    Evidence,
+    evidence_of,
+    sparse_weights,
+)
 from step_cli.nm.count import TensorToCheck
 from step_cli.nm.diagnosis import holds_pattern
 from step_cli.nm.pattern import NMPattern, NMSpec
@@ -39,21 +42,21 @@ def before_build(
         tensor = tensors.get(layer.onnx_name or "")
         if tensor is not None and tensor.axis is not None:
             plan = NMSpec(NMPattern.parse(layer.pattern), tensor.axis)
-            job = TensorToCheck(tensor.data(), plan)
+            to_check = TensorToCheck(tensor.data(), plan)
             holds = layer.pattern_ok is True
-            advice = layer.advice or tensorrt_view(tensor, job, holds=holds).advice
+            advice = layer.advice or tensorrt_view(tensor, to_check, holds=holds).advice
             layer = layer.model_copy(update={"advice": advice})
-            any_two_four = any_two_four or _is_two_four(job, holds=holds)
+            any_two_four = any_two_four or _is_two_four(to_check, holds=holds)
         advised.append(layer)
     return advised, any_two_four
 
 
-def _is_two_four(job: TensorToCheck, *, holds: bool) -> bool:
-    if holds and implies_two_four(job.spec.pattern):
+def _is_two_four(to_check: TensorToCheck, *, holds: bool) -> bool:
+    if holds and implies_two_four(to_check.spec.pattern):
         return True
-    axis = job.spec.axis
-    divisible = job.data.array.shape[axis] % TWO_FOUR.m == 0
-    return divisible and holds_pattern(job, TWO_FOUR, axis)
+    axis = to_check.spec.axis
+    divisible = to_check.data.array.shape[axis] % TWO_FOUR.m == 0
+    return divisible and holds_pattern(to_check, TWO_FOUR, axis)
 
 
 def after_build(
@@ -79,9 +82,9 @@ def after_build(
 
 def _judged(layer: ExportLayer, seen: BuildLog, nodes: list[str]) -> ExportLayer:
     """By the node with the most evidence, where several share a weight."""
-    found = [rungs(seen, node) for node in nodes]
+    found = [evidence_of(seen, node) for node in nodes]
     found.sort(key=lambda one: (one.chosen is not True, one.eligible is not True))
-    best = found[0] if found else Rungs()
+    best = found[0] if found else Evidence()
     advice = layer.advice
     if best.chosen is True:
         advice = None

@@ -125,7 +125,7 @@ def in_precision(given: GraphInput, precision: Precision) -> GraphInput:
 
 
 def _built(source: ModelSource, checkpoint: Checkpoint, plan: Plan) -> LoadedModel:
-    from step_cli.formats.onnx.example_inputs import inputs_of_examples
+    from step_cli.formats.onnx.inputs import inputs_of_examples
     from step_cli.models.spec import build_model, load_weights
 
     built = build_model(source.spec, source.options)
@@ -157,7 +157,7 @@ def examples_for(
     loaded: LoadedModel, shapes: Mapping[str, Sequence[int]] | None = None
 ) -> "dict[str, Tensor]":
     """Tensors to trace and to compare with, in the precision of the model."""
-    from step_cli.formats.onnx.example_inputs import all_equal, example_tensors
+    from step_cli.formats.onnx.inputs import all_equal, example_tensors
 
     if loaded.examples is not None and not all_equal(loaded.examples):
         return {

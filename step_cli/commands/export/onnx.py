@@ -20,9 +20,9 @@ from step_cli.formats.onnx.exporter import (
     export_onnx,
     need_export_libraries,
 )
-from step_cli.formats.onnx.nodes import operators_of
 from step_cli.formats.onnx.publish import OnnxPlace, staged_onnx
 from step_cli.formats.onnx.reader import open_onnx
+from step_cli.formats.onnx.weight_uses import operators_of
 from step_cli.nm.pattern import NMSpec
 from step_cli.reports import BenchReport, ExportLayer, Parity
 
@@ -174,7 +174,7 @@ def _layer(
         onnx_name, holds = counted.tensor.name, counted.ok
         if not holds:
             advice = (
-                f"{counted.tally.violations} of {counted.tally.groups} groups along "
+                f"{counted.counts.violations} of {counted.counts.groups} groups along "
                 f"axis {counted.plan.axis} of {onnx_name} break {plan.pattern} in the "
                 "graph"
             )

@@ -91,7 +91,7 @@ def _tensorrt(config: ExportConfig) -> ExportReport:
 
 
 def _need_sparse_cores() -> None:
-    from step_cli.formats.tensorrt.gpus import compute_capabilities
+    from step_cli.formats.tensorrt.api import compute_capabilities
 
     found = compute_capabilities()[:1]
     if found and float(found[0]) < SPARSE_SINCE:

@@ -111,9 +111,9 @@ def open_source(config: ExportConfig) -> Source:
 def refuse_nonfinite(counted: Sequence[Counted], file: Path) -> None:
     """Raise NonFiniteError for the first layer with NaN or infinity."""
     for layer in counted:
-        if layer.tally.nonfinite:
+        if layer.counts.nonfinite:
             raise NonFiniteError(
-                f"{layer.tally.nonfinite} NaN or infinity, the first at "
+                f"{layer.counts.nonfinite} NaN or infinity, the first at "
                 f"{layer.first_nonfinite}; fix the training run first",
                 file=file,
                 tensor=layer.tensor.name,

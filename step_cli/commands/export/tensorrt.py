@@ -26,14 +26,12 @@ from step_cli.config.commands import ExportConfig
 from step_cli.errors import MissingError, StepError
 from step_cli.formats.files.staged import staged
 from step_cli.formats.files.temporary import temporary_directory
-from step_cli.formats.onnx.example_inputs import example_tensors
 from step_cli.formats.onnx.exporter import need_export_libraries
-from step_cli.formats.onnx.inputs import GraphInput
-from step_cli.formats.onnx.nodes import inputs_of_onnx
+from step_cli.formats.onnx.inputs import GraphInput, example_tensors, inputs_of_onnx
 from step_cli.formats.onnx.publish import OnnxPlace
 from step_cli.formats.tensorrt.api import TrtRuntime, check_targets, find_runtime
 from step_cli.formats.tensorrt.engine import EngineBuild, EngineOptions, build_engine
-from step_cli.formats.tensorrt.log import BuildLog, parse_log
+from step_cli.formats.tensorrt.evidence import BuildLog, parse_log
 from step_cli.formats.tensorrt.profiles import Profile, make_profiles
 from step_cli.reports import BackendReport, BenchReport, ExportLayer, ExportReport
 
@@ -138,7 +136,7 @@ def _graph(config: ExportConfig, source: Source, folder: Path) -> Graph:
     # Wrong shapes are refused before the model is traced.
     profiles = make_profiles(loaded.inputs, _shapes(config))
     optima = {profile.name: profile.shapes[1] for profile in profiles}
-    place = OnnxPlace(folder / "model.onnx", "model.onnx.data")
+    place = OnnxPlace(folder / "model.onnx")
     written = write_onnx(config, loaded, place, _fixed(optima, loaded.inputs))
     return Graph(place.path, written.layers, written)
 

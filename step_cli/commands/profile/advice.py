@@ -142,13 +142,12 @@ def _never(replay: Replay, replays: Replays, settings: Settings, steps: int) -> 
 
 def _what_would_have(replay: Replay, replays: Replays) -> str:
     """The thresholds that would have decided, as a range; else the rules that did."""
-    ladder = replay.ladder
-    if ladder is None:
+    if replay.other_eps is None:
         raw = replay.raw_step
         if raw is None or raw == replay.switch_step:
             return ""
         return f"; without clipping, step {raw}"
-    if not ladder.steps:
+    if not replay.other_eps:
         did = [
             f"{name} did, at step {other.switch_step}"
             for name, other in replays.items()
@@ -156,8 +155,8 @@ def _what_would_have(replay: Replay, replays: Replays) -> str:
         ]
         words = "; no eps would have: between the clips its value fell no further"
         return words + "".join(f"; {each}" for each in did)
-    rungs = list(ladder.steps.items())
-    (high, first), (low, last) = rungs[0], rungs[-1]
+    thresholds = list(replay.other_eps.items())
+    (high, first), (low, last) = thresholds[0], thresholds[-1]
     if high == low:
         return f"; eps = {high:g} would have decided, at step {first}"
     return (

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from step_cli.autoswitch.criterion import VarianceSample
 from step_cli.autoswitch.replay import STEPS_AFTER
-from step_cli.autoswitch.sample_block import SampleBlock
-from step_cli.autoswitch.variance_log import VarianceHeader
+from step_cli.autoswitch.variance_log import LayerSums, VarianceHeader
 from step_cli.commands.profile.replay import Profile
 from step_cli.commands.profile.settings import Settings, settings_of
 from step_cli.config.commands import AutoswitchProfileConfig
@@ -46,22 +46,6 @@ def config_to_record(options: AutoswitchProfileConfig) -> TrainConfig:
     return config
 
 
-def record_and_replay(
-    options: AutoswitchProfileConfig,
-    config: TrainConfig,
-    names: Sequence[str],
-    folder: Path,
-) -> list[Profile]:
-    """Train once for each seed, replaying the criteria on the way.
-
-    Raises:
-        StepError: Something the user can mend.
-    """
-    return [
-        _one(options, config, names, folder, number) for number in range(options.seeds)
-    ]
-
-
 @contextmanager
 def run_folder(options: AutoswitchProfileConfig) -> Iterator[Path]:
     """Where the runs are recorded: ``--out``, or a place that is cleared again.
@@ -79,14 +63,19 @@ def run_folder(options: AutoswitchProfileConfig) -> Iterator[Path]:
         yield path
 
 
-def _one(
+def record_and_replay(
     options: AutoswitchProfileConfig,
     config: TrainConfig,
     names: Sequence[str],
     folder: Path,
     number: int,
 ) -> Profile:
-    from step_cli.training.dense_recording import Watch, record_dense
+    """Train with one seed, the ``number``-th, replaying the criteria on the way.
+
+    Raises:
+        StepError: Something the user can mend.
+    """
+    from step_cli.training.dense_recording import DenseRun
 
     seed = config.train.seed + number
     settings = _settings(options, config)
@@ -98,22 +87,15 @@ def _one(
         logger.info("seed %d, %d of %d", seed, number + 1, options.seeds)
         path = folder / f"seed-{seed}"
         path.mkdir()
-    profiles: list[Profile] = []
+    run, draw = DenseRun(seeded, path), options.plot is not None
+    profile = Profile(settings, names, run.header, draw=draw, seed=seed)
 
-    def begin(header: VarianceHeader) -> Watch:
-        draw = options.plot is not None
-        profile = Profile.begin(settings, names, header, draw=draw, seed=seed)
-        profiles.append(profile)
+    def is_enough(sample: VarianceSample, layers: LayerSums) -> bool:
+        profile.update(sample, layers)
+        return options.steps is None and profile.is_decided
 
-        def watch(block: SampleBlock) -> bool:
-            profile.observe(block)
-            return options.steps is None and profile.is_decided
-
-        return watch
-
-    most = options.steps or settings.total_steps + STEPS_AFTER
-    record_dense(seeded, path, begin, last_step=most)
-    return profiles[0]
+    run.record(is_enough, last_step=options.steps or settings.total_steps + STEPS_AFTER)
+    return profile
 
 
 def _settings(options: AutoswitchProfileConfig, config: TrainConfig) -> Settings:

@@ -2,12 +2,12 @@
 
 import stat
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
+from step_cli.autoswitch.other_beta2 import ANSWERED, OtherBeta2
 from step_cli.autoswitch.recording import Recording
-from step_cli.autoswitch.sample_block import SampleBlock
 from step_cli.autoswitch.variance_log import VarianceHeader
-from step_cli.autoswitch.what_if import ANSWERED, OtherBeta2
 from step_cli.commands.profile.replay import Profile
 from step_cli.commands.profile.settings import settings_of
 from step_cli.config.commands import AutoswitchProfileConfig
@@ -51,32 +51,16 @@ def _seed(log: Path) -> tuple[int, str]:
     return int(number) if number.isdecimal() else 0, number
 
 
-def replay_recordings(
-    options: AutoswitchProfileConfig, logs: Sequence[Path], names: Sequence[str]
-) -> list[Profile]:
-    """Replay the criteria over recordings of one configuration, one for each seed.
-
-    Raises:
-        InputError: One is damaged, holds no step, or has other settings.
-        NonFiniteError: One holds NaN or infinity.
-        UsageError: An option contradicts them.
-    """
-    first, *others = logs
-    profiles = [_replay(options, first, names)]
-    for log in others:
-        profiles.append(_replay(options, log, names))
-        if profiles[-1].settings != profiles[0].settings:
-            raise InputError(
-                f"recorded with other settings than {first.parent.name}: "
-                "these are not seeds of one configuration",
-                file=log,
-            )
-    return profiles
-
-
-def _replay(
+def replay_recording(
     options: AutoswitchProfileConfig, log: Path, names: Sequence[str]
 ) -> Profile:
+    """Replay the criteria over one recording.
+
+    Raises:
+        InputError: It is damaged, or holds no step.
+        NonFiniteError: It holds NaN or infinity.
+        UsageError: An option contradicts it.
+    """
     recording = Recording(log)
     header = recording.header
     other = _other_beta2(options, header, names)
@@ -86,20 +70,18 @@ def _replay(
         raise InputError("no step is recorded in it", file=log)
     switch = None if run is None else run.switch
     settings = settings_of(options, header, switch, recorded)
-    profile = Profile.begin(
+    profile = Profile(
         settings,
         names,
         header,
         draw=options.plot is not None,
         seed=None if run is None else run.train.seed,
     )
-    for block in recording.blocks():
-        left = None if options.steps is None else options.steps - profile.steps
-        profile.observe((other or _same)(block[:left]))
-        if left is not None and left <= len(block):
-            break
-    if not profile.steps:
-        raise InputError("no step is recorded in it", file=log)
+    for sample, layers in islice(recording.steps(), options.steps):
+        if other is None:
+            profile.update(sample, layers)
+        else:
+            profile.update(other(sample), ())
     if run is not None and run.sparsity.recipe not in DENSE_AT_FIRST:
         profile.notes.append(
             f"recorded by the recipe {run.sparsity.recipe}: its v is not that of a "
@@ -116,8 +98,19 @@ def _replay(
     return profile
 
 
-def _same(block: SampleBlock) -> SampleBlock:
-    return block
+def refuse_other_settings(profiles: Sequence[Profile], logs: Sequence[Path]) -> None:
+    """Refuse recordings that are not seeds of one configuration.
+
+    Raises:
+        InputError: One has other settings than the first.
+    """
+    for profile, log in zip(profiles, logs, strict=True):
+        if profile.settings != profiles[0].settings:
+            raise InputError(
+                f"recorded with other settings than {logs[0].parent.name}: "
+                "these are not seeds of one configuration",
+                file=log,
+            )
 
 
 def _config_beside(log: Path) -> TrainConfig | None:
@@ -146,7 +139,7 @@ def _other_beta2(
 
 
 def _refuse_inexact(other: OtherBeta2, profile: Profile, log: Path) -> None:
-    if any("not recorded" in note for note in profile.notes):
+    if profile.has_gaps:
         raise UsageError(
             "--beta2: steps are missing from the recording, and without them its sums "
             "cannot answer for another",

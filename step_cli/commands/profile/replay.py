@@ -1,67 +1,58 @@
 """One run, and what the criteria of ``autoswitch-profile`` say of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-from step_cli.autoswitch.layer_view import LayerView
-from step_cli.autoswitch.profile_curves import CurveRecorder
-from step_cli.autoswitch.replay import Replay
-from step_cli.autoswitch.sample_block import SampleBlock
-from step_cli.autoswitch.variance_log import VarianceHeader
+from step_cli.autoswitch.criterion import VarianceSample
+from step_cli.autoswitch.curves import CurveRecorder
+from step_cli.autoswitch.layers import LayerReadiness
+from step_cli.autoswitch.variance_log import LayerSums, VarianceHeader
 from step_cli.commands.profile.settings import Settings
 
 
-@dataclass
 class Profile:
-    """One run, and what the criteria say of it.
+    """One run, fed step by step, and what the criteria say of it.
+
+    Args:
+        settings: With what the criteria are replayed.
+        names: The criteria, in the order they are shown.
+        header: Of the recording.
+        draw: Keep the curves that are drawn.
+        seed: Of the run, where that is known.
 
     Attributes:
-        settings: With what they were replayed.
-        replays: By name, in the order they are shown.
-        layers: The view by layer, and the layers' names; None where none is recorded.
+        replays: By name of the criterion.
+        layers: When each layer is ready; None where none is recorded.
         curves: What is drawn; None where nothing is.
-        seed: Of the run, where that is known.
         steps: How many were looked at.
         last_step: The last of them.
+        has_gaps: Steps are missing from the recording.
         notes: What a reader should know of the recording.
     """
 
-    settings: Settings
-    replays: dict[str, Replay]
-    layers: LayerView | None = None
-    curves: CurveRecorder | None = None
-    header: VarianceHeader = field(default_factory=VarianceHeader)
-    seed: int | None = None
-    steps: int = 0
-    notes: list[str] = field(default_factory=list)
-    last_step: int = 0
-
-    @classmethod
-    def begin(
-        cls,
+    def __init__(
+        self,
         settings: Settings,
         names: Sequence[str],
         header: VarianceHeader,
         *,
         draw: bool,
         seed: int | None,
-    ) -> "Profile":
-        """A profile that has seen no step yet."""
-        sizes = [layer.d for layer in header.layers]
-        view = LayerView(
-            sizes,
-            window=settings.window,
-            eps=settings.eps,
-            relative_eps=settings.relative_eps,
-        )
-        return cls(
-            settings,
-            {name: settings.replay(name) for name in names},
-            view if sizes else None,
-            CurveRecorder(settings.window) if draw else None,
-            header,
-            seed,
-        )
+    ) -> None:
+        self.settings, self.header, self.seed = settings, header, seed
+        self.replays = {name: settings.replay(name) for name in names}
+        self.layers: LayerReadiness | None = None
+        if header.layers:
+            self.layers = LayerReadiness(
+                [layer.d for layer in header.layers],
+                window=settings.window,
+                eps=settings.eps,
+                relative_eps=settings.relative_eps,
+            )
+        curves = CurveRecorder(settings.beta2, settings.window)
+        self.curves = curves if draw else None
+        self.steps = self.last_step = 0
+        self.has_gaps = False
+        self.notes: list[str] = []
 
     @property
     def beyond(self) -> bool:
@@ -73,22 +64,19 @@ class Profile:
         """Whether nothing asked for needs another step."""
         return all(each.done_by(self.last_step) for each in self.replays.values())
 
-    def observe(self, block: SampleBlock) -> None:
-        """Take the next steps in."""
-        if not len(block):
-            return
-        first, last = int(block.step[0]), int(block.step[-1])
-        whole = self.last_step + 1 == first and last - first + 1 == len(block)
-        if not whole and not any("not recorded" in note for note in self.notes):
+    def update(self, sample: VarianceSample, layers: LayerSums) -> None:
+        """Take the next step in."""
+        if sample.step != self.last_step + 1 and not self.has_gaps:
+            self.has_gaps = True
             self.notes.append(
-                "not recorded are some steps before step "
-                f"{last}: windows count the steps that are"
+                f"not recorded are some steps before step {sample.step}: windows count "
+                "the steps that are"
             )
-        self.last_step, self.steps = last, self.steps + len(block)
+        self.last_step = sample.step
+        self.steps += 1
         for replay in self.replays.values():
-            replay.observe(block)
+            replay.update(sample)
         if self.curves is not None:
-            self.curves.observe(block)
-        if self.layers is not None:
-            for sums in block.layers:
-                self.layers.observe(sums)
+            self.curves.update(sample)
+        if layers and self.layers is not None:
+            self.layers.update(sample.step, layers)

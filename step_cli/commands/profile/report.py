@@ -4,11 +4,17 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from step_cli.autoswitch.autoswitch import (
+    AutoSwitch,
+    Fixed,
+    RelativeAutoSwitch,
+    RelativeNorm,
+)
 from step_cli.autoswitch.replay import Replay
 from step_cli.autoswitch.theory import theorem_1_minimum
 from step_cli.commands.profile.advice import reason_for, recommended, warnings_on
 from step_cli.commands.profile.replay import Profile
-from step_cli.commands.profile.settings import raw_toml, switch_toml
+from step_cli.commands.profile.settings import Settings
 from step_cli.config.commands import AutoswitchProfileConfig
 from step_cli.reports import (
     AutoswitchProfileReport,
@@ -70,7 +76,7 @@ def _rows(profile: Profile) -> list[CriterionReport]:
 
 def _row(name: str, replay: Replay, profile: Profile) -> CriterionReport:
     settings, step = profile.settings, replay.switch_step
-    ladder = {} if replay.ladder is None else replay.ladder.steps
+    other_eps = replay.other_eps or {}
     minimum = theorem_1_minimum(settings.beta2)
     return CriterionReport(
         name=name,
@@ -84,9 +90,9 @@ def _row(name: str, replay: Replay, profile: Profile) -> CriterionReport:
         value=replay.value,
         margin=replay.margin,
         meets_theorem_1=None if step is None else step >= minimum,
-        other_eps=[OtherEps(eps=eps, switch_step=at) for eps, at in ladder.items()],
-        switch_toml=switch_toml(name, replay, settings),
-        raw_toml=raw_toml(name, replay, settings),
+        other_eps=[OtherEps(eps=eps, switch_step=at) for eps, at in other_eps.items()],
+        switch_toml=_switch_toml(name, replay, settings),
+        raw_toml=_raw_toml(name, replay, settings),
     )
 
 
@@ -147,3 +153,44 @@ def _latest_first(layer: LayerReport) -> tuple[float, float, float]:
     steps = [layer.ready_step, layer.relative_ready_step]
     late = [-(math.inf if step is None else step) for step in steps]
     return late[0], late[1], -(layer.change or 0.0)
+
+
+def _switch_toml(name: str, replay: Replay, settings: Settings) -> str | None:
+    """The ``[switch]`` block with which `train` switches there; None if it never does.
+
+    Steps are absolute: the block holds for a training of as many steps.
+    """
+    if replay.switch_step is None:
+        return None
+    said = f"{replay.switch_step} ({replay.reason})"
+    return _block(name, replay, settings, said, settings.t_min, settings.t_max)
+
+
+def _raw_toml(name: str, replay: Replay, settings: Settings) -> str | None:
+    """The block without clipping; None if the training then never switches."""
+    step, steps = replay.raw_step, settings.total_steps
+    if step is None or step > steps:
+        return None
+    said = f"{step}, without clipping"
+    return _block(name, replay, settings, said, 0, steps)
+
+
+def _block(
+    name: str, replay: Replay, settings: Settings, said: str, t_min: int, t_max: int
+) -> str:
+    lines = [
+        f"# switches after step {said}, in a training of {settings.total_steps} steps",
+        f"# with train.betas = [..., {settings.beta2!r}]",
+        "[switch]",
+        f'criterion = "{name}"',
+    ]
+    if isinstance(replay.criterion, Fixed):
+        return "\n".join([*lines, f"step = {settings.fixed_step}"]) + "\n"
+    if isinstance(replay.criterion, AutoSwitch | RelativeAutoSwitch):
+        eps = settings.eps_of(name)
+        is_default = name == RelativeAutoSwitch.name and eps == 1 - settings.beta2
+        # As a number it would be 0.050000000000000044 for a beta2 of 0.95.
+        lines.append("# eps = 1 - beta2" if is_default else f"eps = {eps!r}")
+    if not isinstance(replay.criterion, RelativeNorm):
+        lines.append(f"window = {settings.window}")
+    return "\n".join([*lines, f"t_min = {t_min}", f"t_max = {t_max}"]) + "\n"

@@ -1,7 +1,6 @@
 """``autoswitch-profile``: where each criterion would switch, on a dense run."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from step_cli.autoswitch.autoswitch import CRITERION_NAMES
@@ -10,15 +9,21 @@ from step_cli.commands.profile.fresh import (
     record_and_replay,
     run_folder,
 )
-from step_cli.commands.profile.recorded import recorded_runs, replay_recordings
+from step_cli.commands.profile.recorded import (
+    recorded_runs,
+    refuse_other_settings,
+    replay_recording,
+)
 from step_cli.commands.profile.replay import Profile
 from step_cli.commands.profile.report import report_on
 from step_cli.config.commands import AutoswitchProfileConfig
-from step_cli.errors import MissingError, UsageError, nearest
+from step_cli.errors import UsageError, nearest
 from step_cli.formats.files.target import checked_target
+from step_cli.plots.drawing import require_drawing
 from step_cli.reports import AutoswitchProfileReport
 
 NONE_TRAINED = AutoswitchProfileConfig(source=Path())
+Results = tuple[Sequence[Profile], AutoswitchProfileReport]
 PLOT_SUFFIXES = (".svg", ".png", ".html")
 
 
@@ -35,29 +40,31 @@ def run(options: AutoswitchProfileConfig) -> AutoswitchProfileReport:
     if options.plot is not None and options.plot.suffix not in PLOT_SUFFIXES:
         raise UsageError(f"--plot: use one of {', '.join(PLOT_SUFFIXES)}")
     if options.source.suffix == ".toml" and not options.source.is_dir():
-        return _fresh(options, names)
-    return _recorded(options, names)
-
-
-def _fresh(
-    options: AutoswitchProfileConfig, names: Sequence[str]
-) -> AutoswitchProfileReport:
-    config = config_to_record(options)
-    _check_plot(options.plot, [options.source])
-    with run_folder(options) as folder:
-        profiles = record_and_replay(options, config, names, folder)
-        report = report_on(options, profiles)
-        if options.out is not None:
-            from step_cli.training.run_files import save_text
-
-            save_text(folder / "autoswitch.json", report.document() + "\n")
-    _draw(options, report, profiles)
+        profiles, report = _train(options, names)
+    else:
+        profiles, report = _replay(options, names)
+    if options.plot is not None:
+        _draw(options.plot, report, profiles)
     return report
 
 
-def _recorded(
-    options: AutoswitchProfileConfig, names: Sequence[str]
-) -> AutoswitchProfileReport:
+def _train(options: AutoswitchProfileConfig, names: Sequence[str]) -> Results:
+    config = config_to_record(options)
+    _check_plot(options.plot, [options.source])
+    with run_folder(options) as folder:
+        profiles = [
+            record_and_replay(options, config, names, folder, number)
+            for number in range(options.seeds)
+        ]
+        report = report_on(options, profiles)
+        if options.out is not None:
+            from step_cli.training.records import save_text
+
+            save_text(folder / "autoswitch.json", report.document() + "\n")
+    return profiles, report
+
+
+def _replay(options: AutoswitchProfileConfig, names: Sequence[str]) -> Results:
     logs = recorded_runs(options.source)
     for name in ("seeds", "set", "out", "force"):
         if getattr(options, name) != getattr(NONE_TRAINED, name):
@@ -66,10 +73,9 @@ def _recorded(
                 "recording, and nothing is trained"
             )
     _check_plot(options.plot, logs)
-    profiles = replay_recordings(options, logs, names)
-    report = report_on(options, profiles)
-    _draw(options, report, profiles)
-    return report
+    profiles = [replay_recording(options, log, names) for log in logs]
+    refuse_other_settings(profiles, logs)
+    return profiles, report_on(options, profiles)
 
 
 def _check_plot(plot: Path | None, inputs: Sequence[Path]) -> None:
@@ -77,20 +83,12 @@ def _check_plot(plot: Path | None, inputs: Sequence[Path]) -> None:
     if plot is None:
         return
     checked_target(plot, force=True, inputs=inputs)
-    for library in ("matplotlib", *(["jinja2"] if plot.suffix == ".html" else [])):
-        if find_spec(library) is None:
-            raise MissingError(
-                f"drawing needs {library}: pip install 'step-cli[train]'"
-            )
+    require_drawing(page=plot.suffix == ".html")
 
 
 def _draw(
-    options: AutoswitchProfileConfig,
-    report: AutoswitchProfileReport,
-    profiles: Sequence[Profile],
+    plot: Path, report: AutoswitchProfileReport, profiles: Sequence[Profile]
 ) -> None:
-    if options.plot is None:
-        return
     from step_cli.plots.profile_panels import Drawing, LayerCurves
     from step_cli.plots.profile_plot import draw_profile
 
@@ -99,7 +97,7 @@ def _draw(
     if profiles[0].layers is not None:
         names = [layer.name for layer in profiles[0].header.layers]
         layers = LayerCurves(names, *profiles[0].layers.curves())
-    draw_profile(options.plot, Drawing(report, first, others, layers))
+    draw_profile(plot, Drawing(report, first, others, layers))
 
 
 def _criteria(asked: Sequence[str]) -> Sequence[str]:

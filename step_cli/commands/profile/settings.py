@@ -1,15 +1,9 @@
-"""With what the criteria of ``autoswitch-profile`` are replayed.
-
-And the ``[switch]`` block that says the same to `train`.
-"""
+"""With what the criteria of ``autoswitch-profile`` are replayed."""
 
 from dataclasses import dataclass, field
 
 from step_cli.autoswitch.autoswitch import (
-    AutoSwitch,
-    Fixed,
     RelativeAutoSwitch,
-    RelativeNorm,
     SwitchRule,
     make_criterion,
     window_of,
@@ -118,44 +112,3 @@ def settings_of(
         total_steps=steps,
         most_steps=min(recorded, steps, options.steps or steps),
     )
-
-
-def switch_toml(name: str, replay: Replay, settings: Settings) -> str | None:
-    """The ``[switch]`` block with which `train` switches there; None if it never does.
-
-    Steps are absolute: the block holds for a training of as many steps.
-    """
-    if replay.switch_step is None:
-        return None
-    said = f"{replay.switch_step} ({replay.reason})"
-    return _block(name, replay, settings, said, settings.t_min, settings.t_max)
-
-
-def raw_toml(name: str, replay: Replay, settings: Settings) -> str | None:
-    """The block without clipping; None if the training then never switches."""
-    step, steps = replay.raw_step, settings.total_steps
-    if step is None or step > steps:
-        return None
-    said = f"{step}, without clipping"
-    return _block(name, replay, settings, said, 0, steps)
-
-
-def _block(
-    name: str, replay: Replay, settings: Settings, said: str, t_min: int, t_max: int
-) -> str:
-    lines = [
-        f"# switches after step {said}, in a training of {settings.total_steps} steps",
-        f"# with train.betas = [..., {settings.beta2!r}]",
-        "[switch]",
-        f'criterion = "{name}"',
-    ]
-    if isinstance(replay.criterion, Fixed):
-        return "\n".join([*lines, f"step = {settings.fixed_step}"]) + "\n"
-    if isinstance(replay.criterion, AutoSwitch | RelativeAutoSwitch):
-        eps = settings.eps_of(name)
-        is_default = name == RelativeAutoSwitch.name and eps == 1 - settings.beta2
-        # As a number it would be 0.050000000000000044 for a beta2 of 0.95.
-        lines.append("# eps = 1 - beta2" if is_default else f"eps = {eps!r}")
-    if not isinstance(replay.criterion, RelativeNorm):
-        lines.append(f"window = {settings.window}")
-    return "\n".join([*lines, f"t_min = {t_min}", f"t_max = {t_max}"]) + "\n"

@@ -75,7 +75,7 @@ class Calibrated:
     Attributes:
         sparsegpt: Whether by SparseGPT, else by Wanda.
         transposable: Whether the pattern is to hold along the outputs as well.
-        spill: Where the new weights are.
+        arrays: Where the new weights are.
         results: The new weight of each tensor, by name.
         layers: By the name of the weight in the model.
         done: What was done to each tensor, by name.
@@ -83,7 +83,7 @@ class Calibrated:
 
     sparsegpt: bool
     transposable: bool
-    spill: ArraysOnDisk
+    arrays: ArraysOnDisk
     results: dict[str, Array] = field(default_factory=dict)
     layers: dict[str, LayerToPrune] = field(default_factory=dict)
     done: dict[str, Pruned] = field(default_factory=dict)
@@ -123,7 +123,7 @@ class Calibrated:
                 new = self._updated(layer, stored, view, seen)
             else:
                 new = self._masked(layer, stored, view, seen)
-        self.results[layer.tensor.name] = aside = self.spill.add(new)
+        self.results[layer.tensor.name] = aside = self.arrays.add(new)
         parameter = nn.Parameter(mapped_tensor(aside), requires_grad=False)
         watched.module.weight = parameter
 
@@ -135,7 +135,7 @@ class Calibrated:
 
     def close(self) -> None:
         """See `Method`."""
-        self.spill.close()
+        self.arrays.close()
 
     def _masked(
         self, layer: LayerToPrune, stored: Tensor, view: LayerMatrix, seen: InputNorms

@@ -11,12 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from step_cli.channels.axes import Axis
-from step_cli.channels.flow import Value
-from step_cli.channels.network import Network
-from step_cli.channels.reordered import Orders, reordered
-from step_cli.channels.search import Layer as SearchedLayer
-from step_cli.channels.search import search_unit
-from step_cli.channels.units import Index, Unit, find_units, order_of
+from step_cli.channels.channel_sets import ChannelSet, Index, find_channel_sets
+from step_cli.channels.graph import Network
+from step_cli.channels.orders import Orders, orders_of, reordered
+from step_cli.channels.search import SearchedLayer, search_order
 from step_cli.commands.prune.tensors import LayerToPrune, place_of
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
@@ -45,7 +43,7 @@ class Permuted:
         changes: Those that moved and are not pruned.
         moved: Names of layers that are pruned in another order.
         left: Why other layers are in the old one.
-        spill: Where the moved tensors are.
+        arrays: Where the moved tensors are.
     """
 
     layers: list[LayerToPrune]
@@ -53,7 +51,7 @@ class Permuted:
     changes: list[Change]
     moved: set[str]
     left: dict[str, str]
-    spill: ArraysOnDisk
+    arrays: ArraysOnDisk
 
 
 def permuted(
@@ -72,35 +70,35 @@ def permuted(
     _tie(network, checkpoint)
     for tensor in checkpoint.tensors:
         if tensor.place is None and tensor.name in network.tensors:
-            network.flow.fix(
+            network.graph.fix(
                 network.tensors[tensor.name], "it is not stored in one piece"
             )
     plan = {x.tensor.name: x.plan for x in layers if x.tensor.tied_to is None}
-    units, left = find_units(network.flow, network.tensors, plan)
-    if not units:
+    sets, left = find_channel_sets(network.graph, network.tensors, plan)
+    if not sets:
         raise NothingSelectedError(
             f"--permute: no layer can be permuted, {_most_common(left)}"
         )
-    orders = _orders(config, network, units, layers)
-    spill = ArraysOnDisk(folder)
+    orders = _orders(config, network, sets, layers)
+    arrays = ArraysOnDisk(folder)
     try:
-        now = reordered(checkpoint, orders, spill)
+        now = reordered(checkpoint, orders, arrays)
         if orders:
             _compare(network.outputs(checkpoint), network.outputs(now))
-        return _result(now, layers, orders, left, spill)
+        return _result(now, layers, orders, left, arrays)
     except BaseException:
-        spill.close()
+        arrays.close()
         raise
 
 
 def _network(config: PruneConfig, checkpoint: Checkpoint) -> Network:
     if checkpoint.format == "onnx":
-        from step_cli.channels.onnx_network import onnx_network
+        from step_cli.channels.onnx_graph import onnx_network
 
         if config.model is not None or config.input:
             raise UsageError("--model and --input do not apply to ONNX")
         return onnx_network(checkpoint)
-    from step_cli.channels.torch_network import torch_network
+    from step_cli.channels.torch_graph import torch_network
 
     source = model_source(config.model, checkpoint)
     return torch_network(source, checkpoint, config.input)
@@ -113,49 +111,44 @@ def _tie(network: Network, checkpoint: Checkpoint) -> None:
             network.tensors.get(name) for name in (tensor.tied_to or "", tensor.name)
         )
         if first is not None and other is not None:
-            network.flow.same(first, other)
+            network.graph.same(first, other)
         elif tensor.tied_to is not None:
             for value in (first, other):
-                network.flow.fix(value or (), "it is tied to what the model lacks")
+                network.graph.fix(value or (), "it is tied to what the model lacks")
 
 
 def _orders(
     config: PruneConfig,
     network: Network,
-    units: Sequence[Unit],
+    sets: Sequence[ChannelSet],
     layers: Sequence[LayerToPrune],
 ) -> dict[str, Orders]:
     """The order of each axis of each tensor that moves."""
     by_name = {layer.tensor.name: layer for layer in layers}
-    found: dict[Axis, tuple[Unit, Index]] = {}
-    for number, unit in enumerate(units, 1):
+    found: dict[Axis, tuple[ChannelSet, Index]] = {}
+    for number, channels in enumerate(sets, 1):
         searched = []
-        for name in unit.layers:
+        for name in channels.layers:
             layer, value = by_name[name], network.tensors[name]
             axis = layer.plan.axis
             weight = layer.tensor.read()
             searched.append(SearchedLayer(name, weight, axis, value[axis]))
-        pattern = by_name[unit.layers[0]].plan.pattern
+        pattern = by_name[channels.layers[0]].plan.pattern
         log.info(
             "permuting %d of %d: %d channels of %s",
             number,
-            len(units),
-            unit.leaf.size,
-            ", ".join(unit.layers[:3]),
+            len(sets),
+            channels.leaf.size,
+            ", ".join(channels.layers[:3]),
         )
-        table = search_unit(unit, searched, pattern, seed=config.seed)
+        table = search_order(channels, searched, pattern, seed=config.seed)
         if table is not None:
-            found[unit.leaf] = unit, table
+            found[channels.leaf] = channels, table
     return {
         name: orders
         for name, value in network.tensors.items()
-        if (orders := _orders_of(value, found))
+        if (orders := orders_of(value, found))
     }
-
-
-def _orders_of(value: Value, found: Mapping[Axis, tuple[Unit, Index]]) -> Orders:
-    orders = {place: order_of(axis, found) for place, axis in enumerate(value)}
-    return {place: order for place, order in orders.items() if order is not None}
 
 
 def _compare(before: Sequence[Array], after: Sequence[Array]) -> None:
@@ -174,7 +167,7 @@ def _result(
     layers: Sequence[LayerToPrune],
     orders: Mapping[str, Orders],
     left: dict[str, str],
-    spill: ArraysOnDisk,
+    arrays: ArraysOnDisk,
 ) -> Permuted:
     tensors = {tensor.name: tensor for tensor in now.tensors}
     planned = {layer.tensor.name for layer in layers}
@@ -189,7 +182,7 @@ def _result(
         if layer.plan.axis in orders.get(layer.tensor.name, {})
     }
     replaced = [replace(layer, tensor=tensors[layer.tensor.name]) for layer in layers]
-    return Permuted(replaced, now, changes, moved, left, spill)
+    return Permuted(replaced, now, changes, moved, left, arrays)
 
 
 def _change(tensor: NamedTensor) -> Change:

@@ -49,7 +49,7 @@ def run(config: PruneConfig) -> PruneReport:
         folder = None if config.dry_run else _parent(config)
         moved = _permuted(config, checkpoint, layers, folder)
         if moved is not None:
-            stack.callback(moved.spill.close)
+            stack.callback(moved.arrays.close)
             checkpoint, layers = moved.checkpoint, moved.layers
         own = [layer for layer in layers if layer.tensor.tied_to is None]
         method = method_of(config, checkpoint, own, folder)
@@ -116,11 +116,13 @@ def _check(
     tensors = {tensor.name: tensor for tensor in written.tensors}
     if written.plan not in (None, plan):
         raise OutputError("the plan that was written does not read back")
-    jobs = (TensorToCheck(tensors[x.tensor.name].data(), plan) for x, plan in promised)
-    for (layer, _), tally in zip(promised, count_tensors(jobs), strict=True):
-        wrong = tally.violations or tally.nonfinite
+    to_check = (
+        TensorToCheck(tensors[x.tensor.name].data(), plan) for x, plan in promised
+    )
+    for (layer, _), counts in zip(promised, count_tensors(to_check), strict=True):
+        wrong = counts.violations or counts.nonfinite
         if not layer.tensor.tied_to:
-            wrong = wrong or tally.nonzeros != done[layer.tensor.name].nonzeros
+            wrong = wrong or counts.nonzeros != done[layer.tensor.name].nonzeros
         if wrong:
             raise OutputError(
                 "what was written does not read back as pruned; check the disk",

@@ -17,7 +17,7 @@ class Counted:
     Attributes:
         tensor: Whose weights were counted.
         plan: The pattern and axis that it is to hold.
-        tally: The counts.
+        counts: The counts.
         exact: Whether exactly N of each group are to be non-zero, not at most N.
         tied_to: The first listed name of the same storage, or None.
         difference: Where its mask is not that of the baseline, if there is one.
@@ -25,7 +25,7 @@ class Counted:
 
     tensor: NamedTensor
     plan: NMSpec
-    tally: TensorCounts
+    counts: TensorCounts
     exact: bool = False
     tied_to: str | None = None
     difference: MaskDifference | None = None
@@ -33,13 +33,13 @@ class Counted:
     @property
     def ok(self) -> bool:
         """Whether nothing is wrong with it."""
-        wrong = self.tally.violations or self.tally.nonfinite or self.difference
+        wrong = self.counts.violations or self.counts.nonfinite or self.difference
         return not wrong
 
     @property
     def first_nonfinite(self) -> list[int] | None:
         """The index of the first NaN or infinity."""
-        position = self.tally.nonfinite_at
+        position = self.counts.nonfinite_at
         return None if position is None else list(index_of(position, self.tensor.shape))
 
 
@@ -59,20 +59,20 @@ def count_layers(
     Returns:
         The layers in the order of their names.
     """
-    tallies = count_tensors(
+    all_counts = count_tensors(
         TensorToCheck(tensor.data(), plan, exact) for tensor, plan in layers
     )
     counted = sorted(
-        zip(layers, tallies, strict=True), key=lambda item: item[0][0].name
+        zip(layers, all_counts, strict=True), key=lambda item: item[0][0].name
     )
     ties = _first_listed([tensor for (tensor, _), _ in counted])
     others = {tensor.name: tensor for tensor in baseline.tensors} if baseline else {}
     found = []
-    for ((tensor, plan), tally), tied_to in zip(counted, ties, strict=True):
+    for ((tensor, plan), counts), tied_to in zip(counted, ties, strict=True):
         other = None
         if baseline is not None:
             other = _difference(tensor, others.get(tensor.name))
-        found.append(Counted(tensor, plan, tally, exact, tied_to, other))
+        found.append(Counted(tensor, plan, counts, exact, tied_to, other))
     return found
 
 

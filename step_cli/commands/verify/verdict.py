@@ -30,7 +30,7 @@ def verdicts_on(
     """
     failing = [layer for layer in counted if not layer.ok]
     hints = _dense_heads([layer.tensor.name for layer in failing])
-    worst = sorted(failing, key=lambda layer: -layer.tally.violations)[:EXPLAINED]
+    worst = sorted(failing, key=lambda layer: -layer.counts.violations)[:EXPLAINED]
     explained = {layer.tensor.name for layer in worst}
     verdicts = []
     for layer in counted:
@@ -48,8 +48,8 @@ def verdicts_on(
 def _verdict(
     layer: Counted, message: str | None, tensorrt: TensorrtView | None
 ) -> LayerVerdict:
-    tensor, plan, tally = layer.tensor, layer.plan, layer.tally
-    notes = ["all zero"] if tally.nonzeros == 0 else []
+    tensor, plan, counts = layer.tensor, layer.plan, layer.counts
+    notes = ["all zero"] if counts.nonzeros == 0 else []
     notes += ["dense by plan"] if plan.pattern.dense else []
     return LayerVerdict(
         name=tensor.name,
@@ -58,13 +58,13 @@ def _verdict(
         pattern=str(plan.pattern),
         axis=plan.axis,
         ok=layer.ok,
-        groups=tally.groups,
-        violations=tally.violations,
-        elements=tally.elements,
-        nonzeros=tally.nonzeros,
-        density=tally.nonzeros / tally.elements,
+        groups=counts.groups,
+        violations=counts.violations,
+        elements=counts.elements,
+        nonzeros=counts.nonzeros,
+        density=counts.nonzeros / counts.elements,
         first_violation=_first_violation(layer),
-        nonfinite=tally.nonfinite,
+        nonfinite=counts.nonfinite,
         first_nonfinite=layer.first_nonfinite,
         tied_to=layer.tied_to,
         baseline=layer.difference,
@@ -75,9 +75,9 @@ def _verdict(
 
 
 def _first_violation(layer: Counted) -> GroupAt | None:
-    if layer.tally.violation is None:
+    if layer.counts.violation is None:
         return None
-    position, nonzeros = layer.tally.violation
+    position, nonzeros = layer.counts.violation
     index = index_of(position, layer.tensor.shape)
     return GroupAt(index=list(index), nonzeros=nonzeros)
 
@@ -86,8 +86,8 @@ def _tensorrt(layer: Counted) -> TensorrtView:
     from step_cli.nm.targets import tensorrt_view
 
     tensor = layer.tensor
-    job = TensorToCheck(tensor.data(), layer.plan)
-    view = tensorrt_view(tensor, job, holds=layer.tally.violations == 0)
+    to_check = TensorToCheck(tensor.data(), layer.plan)
+    view = tensorrt_view(tensor, to_check, holds=layer.counts.violations == 0)
     return TensorrtView(possible=view.possible, likely=view.likely, advice=view.advice)
 
 
@@ -106,9 +106,9 @@ def _message(
     first = _first_violation(layer)
     if first is not None:
         parts.append(_broken(layer, first, planned=planned))
-    if layer.tally.nonfinite:
+    if layer.counts.nonfinite:
         at = f"the first at {layer.first_nonfinite}"
-        parts.append(f"{layer.tally.nonfinite} NaN or infinity, {at}")
+        parts.append(f"{layer.counts.nonfinite} NaN or infinity, {at}")
     if layer.difference is not None:
         parts.append(layer.difference.message)
     if first is not None and explain:
@@ -119,7 +119,7 @@ def _message(
 
 def _broken(layer: Counted, first: GroupAt, *, planned: bool) -> str:
     plan = layer.plan
-    count = f"{layer.tally.violations} of {layer.tally.groups} groups break it"
+    count = f"{layer.counts.violations} of {layer.counts.groups} groups break it"
     if planned:
         claim = f"plan promises {plan.pattern}, {count}"
     else:
@@ -138,17 +138,17 @@ def _looks_like(layer: Counted, *, planned: bool) -> str | None:
         pattern_that_holds,
     )
 
-    job = TensorToCheck(layer.tensor.data(), layer.plan)
-    if holds_as_fp16(job):
+    to_check = TensorToCheck(layer.tensor.data(), layer.plan)
+    if holds_as_fp16(to_check):
         return "the values too many are zero after a cast to fp16; cast it, then check"
-    axis = axis_that_holds(job)
+    axis = axis_that_holds(to_check)
     if axis is not None:
         option = quoted(f"{layer.tensor.name}={axis}")
         return f"holds along axis {axis}; use --axis {option}"
-    pattern = pattern_that_holds(job)
+    pattern = pattern_that_holds(to_check)
     if pattern == layer.plan.pattern:
         return f"complies with at most {pattern}, without --exact"
-    violations, groups = layer.tally.violations, layer.tally.groups
+    violations, groups = layer.counts.violations, layer.counts.groups
     if pattern is not None and violations >= MISTAKEN * groups:
         where = "change the plan" if planned else f"use --nm {pattern}"
         return f"complies with {pattern}, if that is what it should be: {where}"
@@ -156,7 +156,7 @@ def _looks_like(layer: Counted, *, planned: bool) -> str | None:
 
 
 def _to_do(layer: Counted) -> str:
-    dense = layer.tally.nonzeros == layer.tally.elements
+    dense = layer.counts.nonzeros == layer.counts.elements
     option = quoted(layer.tensor.name)
     remedy = f"prune it, or leave it out with --exclude {option}"
     return f"it is dense; {remedy}" if dense else remedy

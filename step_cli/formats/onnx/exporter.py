@@ -170,7 +170,7 @@ def _trace(
 
 
 def _check_dynamic(graph: "onnx_ir.Model", inputs: Sequence[GraphInput]) -> None:
-    """A size the tracer found fixed must not have been asked to vary."""
+    """Refuse a size that is to vary, where the tracer found it fixed."""
     traced = {value.name: value.shape for value in graph.graph.inputs}
     for given in inputs:
         shape = traced.get(given.name)

@@ -1,4 +1,4 @@
-"""The parts of an ONNX model that say where weights are, read by position.
+"""The parts of an ONNX model that locate its weights, read by position.
 
 Field numbers are those of onnx.proto. The onnx package would load all weights, twice
 where they are inline, and take longer to import than a model takes to check.
@@ -46,6 +46,7 @@ class Attribute:
 class Node:
     """A NodeProto."""
 
+    name: str = ""
     op_type: str = ""
     domain: str = ""
     inputs: list[str] = field(default_factory=list)
@@ -159,6 +160,8 @@ class ModelReader:
                 node.inputs.append(self._text(item))
             elif item.number == 2:
                 node.outputs.append(self._text(item))
+            elif item.number == 3:
+                node.name = self._text(item)
             elif item.number == 4:
                 node.op_type = self._text(item)
             elif item.number == 5:

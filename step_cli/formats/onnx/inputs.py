@@ -1,9 +1,15 @@
-"""What goes into a model: name, type and shape, as typed or as an ONNX file says."""
+"""What goes into a model: as typed, as an ONNX file declares it, and as tensors."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from step_cli.errors import UsageError
+from step_cli.errors import InputError, StepError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Dimension = int | str  # a number, or the name of a dynamic dimension
 
@@ -19,6 +25,8 @@ DTYPES = (
     "uint8",
     "bool",
 )
+# Sizes of 0 and 1 are special to the tracer, so named dimensions start at 2.
+DYNAMIC_SIZE = 2
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -71,3 +79,90 @@ def _dimensions(name: str, text: str) -> tuple[Dimension, ...]:
                 f"batch,128, got {text}"
             )
     return tuple(shape)
+
+
+def inputs_of_onnx(path: Path) -> list[GraphInput]:
+    """The inputs of an ONNX file, without its weights.
+
+    Raises:
+        InputError: An input has no shape, or the file is no ONNX model.
+    """
+    import onnx
+
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except StepError:
+        raise
+    except Exception as error:  # protobuf's own class, which is not public
+        raise InputError(f"not an ONNX model: {error}", file=path) from None
+    stored = {initializer.name for initializer in graph.initializer}
+    return [
+        _graph_input(value, path) for value in graph.input if value.name not in stored
+    ]
+
+
+def _graph_input(value: Any, path: Path) -> GraphInput:  # an onnx.ValueInfoProto
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    kind = value.type.tensor_type
+    if not kind.HasField("shape"):
+        raise InputError("this input has no shape", file=path, tensor=value.name)
+    shape: list[Dimension] = [
+        dimension.dim_value
+        if dimension.HasField("dim_value") and dimension.dim_value > 0
+        else dimension.dim_param or f"{value.name}_{index}"
+        for index, dimension in enumerate(kind.shape.dim)
+    ]
+    dtype = tensor_dtype_to_np_dtype(kind.elem_type).name
+    return GraphInput(value.name, dtype, tuple(shape))
+
+
+def example_tensors(
+    inputs: Sequence[GraphInput],
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    highest: int = 2,
+) -> dict[str, "Tensor"]:
+    """One tensor for each input: normal numbers, small integers, masks of ones.
+
+    Args:
+        inputs: What the model takes.
+        shapes: Sizes for inputs with named dimensions; without one, each different
+            name gets a different size.
+        highest: Integers stay below it, as indices into a table must.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    names = {
+        size: None for given in inputs for size in given.shape if isinstance(size, str)
+    }
+    sizes = {name: DYNAMIC_SIZE + 3 * place for place, name in enumerate(names)}
+    tensors = {}
+    for given in inputs:
+        wanted = (shapes or {}).get(given.name)
+        shape = wanted or [
+            sizes[size] if isinstance(size, str) else size for size in given.shape
+        ]
+        dtype = getattr(torch, given.dtype)
+        if dtype.is_floating_point:
+            values = torch.randn(*shape, generator=generator)
+        elif "mask" in given.name:
+            values = torch.ones(*shape)
+        else:
+            values = torch.randint(0, highest, tuple(shape), generator=generator)
+        tensors[given.name] = values.to(dtype)
+    return tensors
+
+
+def inputs_of_examples(examples: Mapping[str, "Tensor"]) -> list[GraphInput]:
+    """The inputs that example tensors stand for; all sizes fixed."""
+    return [
+        GraphInput(name, str(value.dtype).removeprefix("torch."), tuple(value.shape))
+        for name, value in examples.items()
+    ]
+
+
+def all_equal(examples: Mapping[str, "Tensor"]) -> bool:
+    """Whether every tensor is constant: a shape to trace with, no test of the maths."""
+    return all(bool((value == value.flatten()[0]).all()) for value in examples.values())

@@ -1,4 +1,4 @@
-"""Which module each weight of an exported graph belongs to, and names that say so.
+"""Which module each weight of an exported graph belongs to, and names after it.
 
 The exporter's own names are no guide: with a bias ``node_linear`` is the Add and the
 product is ``node_MatMul_1``. So it starts from the node that owns a weight, takes the
@@ -14,14 +14,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from step_cli.formats.onnx.weight_uses import (
+    SEEN_THROUGH,
+    STANDARD,
+    TRANSPOSED,
+    WEIGHT_INPUTS,
+    permuted_axes,
+    summed_axis,
+)
+
 if TYPE_CHECKING:
     import onnx_ir
     from torch import Tensor
 
-SEEN_THROUGH = frozenset(
-    {"Transpose", "Cast", "Identity", "QuantizeLinear", "DequantizeLinear"}
-)
-WEIGHT_INPUTS = {"Conv": (1,), "Gemm": (0, 1), "MatMul": (0, 1)}
 SCOPES = "pkg.torch.onnx.name_scopes"
 # TensorRT joins names with " + " and ", ", and breaks its log at a newline.
 _UNSAFE = re.compile(r"[^A-Za-z0-9_./-]")
@@ -161,7 +166,7 @@ def _uses(model: "onnx_ir.Model") -> Iterator[_Use]:
     """Every product by a stored weight, the weight's own group axis with it."""
     for node in model.graph.all_nodes():
         for index in WEIGHT_INPUTS.get(node.op_type, ()):
-            if node.domain in ("", "ai.onnx") and index < len(node.inputs):
+            if node.domain in STANDARD and index < len(node.inputs):
                 use = _traced(node, index)
                 if use is not None:
                     yield use
@@ -176,26 +181,17 @@ def _traced(node: "onnx_ir.Node", index: int) -> _Use | None:
             return None
         between.append(maker)
         value = maker.inputs[0]
-    if value is None or value.shape is None or len(value.shape) < 2:
+    if value is None or value.shape is None:
         return None
-    axes = list(range(len(value.shape)))
+    axes = tuple(range(len(value.shape)))
     for step in reversed(between):
         if step.op_type == "Transpose":
             perm = step.attributes.get("perm")
-            order = perm.as_ints() if perm is not None else range(len(axes))[::-1]
-            axes = [axes[axis] for axis in order]
-    return _Use(node, value, axes[_reduced(node, index, len(axes))])
-
-
-def _reduced(node: "onnx_ir.Node", index: int, rank: int) -> int:
-    """The axis of a node's input that it sums over."""
-    if node.op_type == "Conv":
-        return 1
-    if node.op_type == "MatMul":
-        return rank - 1 if index == 0 else rank - 2
-    flag = node.attributes.get("transA" if index == 0 else "transB")
+            axes = permuted_axes(axes, None if perm is None else perm.as_ints())
+    flag = node.attributes.get(TRANSPOSED[index])
     transposed = flag is not None and flag.as_int() != 0
-    return int(transposed) if index == 1 else int(not transposed)
+    axis = summed_axis(node.op_type, index, axes, transposed=transposed)
+    return None if axis is None else _Use(node, value, axis)
 
 
 def _source(use: _Use, state: Mapping[str, "Tensor"]) -> str | None:

@@ -4,11 +4,14 @@ The model is copied byte for byte around the changes. Where a message gets longe
 lengths of all messages around it are written anew.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from step_cli.formats.files.mapped_file import MappedFile
+import numpy as np
+
+from step_cli.formats.files.mapped_file import MappedFile, map_file
 from step_cli.formats.files.patched_copy import (
     Change,
     Splice,
@@ -19,6 +22,7 @@ from step_cli.formats.files.patched_copy import (
 )
 from step_cli.formats.onnx.graph import Graph, Model, ModelReader, Tensor
 from step_cli.formats.onnx.protobuf import Field, encoded_varint
+from step_cli.formats.onnx.weight_uses import nodes_of_weights
 from step_cli.formats.plan import KEY, plan_json
 from step_cli.nm.pattern import Plan
 
@@ -39,7 +43,7 @@ def rewrite_onnx(
     target: Path,
     changes: Sequence[Change],
     plan: Plan,
-    renamed: dict[str, str],
+    renamed: Mapping[str, str],
 ) -> None:
     """Write the model file ``source`` to ``target``.
 
@@ -56,13 +60,42 @@ def rewrite_onnx(
     model = ModelReader(source.data.data).model()
     splices = [splice_of(change) for change in in_file(changes, source)]
     splices += _plan_splices(model, source, plan)
-    edits = [
-        (tensor, renamed[tensor.external["location"]])
-        for tensor in _all_tensors(model)
-        if renamed.get(tensor.external.get("location", "")) is not None
-    ]
-    splices += _location_splices(edits)
+    splices += _location_splices(model, renamed)
     copy_patched(source, target, splices)
+
+
+def relocate_data(path: Path, renamed: Mapping[str, str]) -> None:
+    """Have the model file ``path`` look for its weights in other files beside it.
+
+    Args:
+        path: Changed, unless nothing is renamed.
+        renamed: The new location of each external data file.
+    """
+    if renamed:
+        source = map_file(path)
+        model = ModelReader(source.data.data).model()
+        beside = path.with_name(f"{path.name}.relocated")
+        try:
+            copy_patched(source, beside, _location_splices(model, renamed))
+            os.rename(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def save_dense_twin(source: Path, target: Path) -> None:
+    """Write ``source`` to ``target`` with every zero of its weights made small."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(str(source))
+    weights = nodes_of_weights(source)
+    for tensor in model.graph.initializer:
+        if tensor.name in weights:
+            values = numpy_helper.to_array(tensor)
+            dense = np.where(values == 0, np.asarray(1e-3, values.dtype), values)
+            tensor.CopyFrom(numpy_helper.from_array(dense, tensor.name))
+    data = f"{target.name}.data"
+    onnx.save(model, str(target), save_as_external_data=True, location=data)
 
 
 def _all_tensors(model: Model) -> list[Tensor]:
@@ -91,7 +124,12 @@ def _plan_splices(model: Model, source: MappedFile, plan: Plan) -> list[Splice]:
     return [added] if old is None else [replaced(*old, b""), added]
 
 
-def _location_splices(edits: Sequence[tuple[Tensor, str]]) -> list[Splice]:
+def _location_splices(model: Model, renamed: Mapping[str, str]) -> list[Splice]:
+    edits = [
+        (tensor, renamed[location])
+        for tensor in _all_tensors(model)
+        if (location := tensor.external.get("location", "")) in renamed
+    ]
     splices: list[Splice] = []
     grown: dict[Field, int] = {}  # bytes that each message around an edit gains
     for tensor, location in edits:

@@ -1,9 +1,10 @@
-"""The TensorRT library of this machine: which one, and what it can do.
+"""The TensorRT library and the GPUs of this machine: which, and what they can do.
 
 TensorRT 10.x, 11.x and TensorRT-RTX 1.x share one Python interface with differences.
 Members are asked for with ``hasattr``, never inferred from a version number.
 """
 
+import ctypes
 import importlib
 import re
 from collections.abc import Sequence
@@ -12,7 +13,6 @@ from types import ModuleType
 from typing import Any, Literal
 
 from step_cli.errors import MissingError, StepError, UsageError
-from step_cli.formats.tensorrt.gpus import compute_capabilities
 
 Kind = Literal["tensorrt", "tensorrt-rtx"]
 Wanted = Literal["auto", "tensorrt", "tensorrt-rtx"]
@@ -23,6 +23,7 @@ MODULES: tuple[tuple[str, Kind], ...] = (
     ("tensorrt_rtx", "tensorrt-rtx"),
     ("tensorrt_rtx_bindings", "tensorrt-rtx"),
 )
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*, cuda.h
 
 
 @dataclass(frozen=True)
@@ -139,3 +140,26 @@ def network_flags(trt: Any) -> int:
         if member is not None:
             flags |= 1 << int(member)
     return flags
+
+
+def compute_capabilities() -> list[str]:
+    """Compute capability of each GPU, such as ``["8.6"]``; empty without a driver.
+
+    The driver itself is asked: no torch, no toolkit.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        count = ctypes.c_int()
+        if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+            return []
+        return [_capability(driver, device) for device in range(count.value)]
+    except (OSError, AttributeError):
+        return []
+
+
+def _capability(driver: ctypes.CDLL, ordinal: int) -> str:
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    driver.cuDeviceGet(ctypes.byref(device), ordinal)
+    driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
+    driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
+    return f"{major.value}.{minor.value}"

@@ -14,8 +14,8 @@ from step_cli.errors import InputError
 from step_cli.formats.child_process import ChildDiedError, ask
 from step_cli.formats.files.temporary import temporary_directory
 from step_cli.formats.tensorrt.api import TrtRuntime
+from step_cli.formats.tensorrt.evidence import EngineLayer, parse_layers
 from step_cli.formats.tensorrt.failures import crashed, explain
-from step_cli.formats.tensorrt.layers import EngineLayer, parse_layers
 from step_cli.formats.tensorrt.profiles import Profile
 
 log = logging.getLogger(__name__)

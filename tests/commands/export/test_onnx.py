@@ -31,7 +31,7 @@ from step_cli.errors import (  # noqa: E402
     UsageError,
 )
 from step_cli.formats.model_json import ModelSource, write_source  # noqa: E402
-from step_cli.formats.onnx.nodes import inputs_of_onnx  # noqa: E402
+from step_cli.formats.onnx.inputs import inputs_of_onnx  # noqa: E402
 from step_cli.formats.open import open_checkpoint  # noqa: E402
 from step_cli.formats.plan import KEY, plan_json  # noqa: E402
 from step_cli.formats.pytorch.arrays import to_array  # noqa: E402

@@ -30,7 +30,7 @@ from step_cli.formats.open import open_checkpoint  # noqa: E402
 from step_cli.formats.tensorrt import api as trt_api  # noqa: E402
 from step_cli.formats.tensorrt.api import TrtRuntime  # noqa: E402
 from step_cli.formats.tensorrt.engine import EngineBuild  # noqa: E402
-from step_cli.formats.tensorrt.log import parse_log  # noqa: E402
+from step_cli.formats.tensorrt.evidence import parse_log  # noqa: E402
 
 
 @pytest.fixture

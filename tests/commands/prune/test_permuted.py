@@ -80,7 +80,7 @@ def permuted_state(source: Path, **options: object) -> dict[str, torch.Tensor]:
     checkpoint = open_checkpoint(source)
     layers, _ = choose_layers(checkpoint, config)
     found = prune_permuted.permuted(config, checkpoint, layers, None)
-    with closing(found.spill):
+    with closing(found.arrays):
         tensors = found.checkpoint.tensors
         return {t.name: torch.from_numpy(t.read().copy()) for t in tensors}
 
@@ -264,9 +264,9 @@ def test_outputs_that_would_change_are_refused(
     _, source = digits(tmp_path)
     real = prune_permuted.reordered
 
-    def torn(checkpoint: Any, orders: Any, spill: Any) -> Any:
+    def torn(checkpoint: Any, orders: Any, arrays: Any) -> Any:
         assert orders.pop("blocks.1.conv2.weight")
-        return real(checkpoint, orders, spill)
+        return real(checkpoint, orders, arrays)
 
     monkeypatch.setattr(prune_permuted, "reordered", torn)
     with pytest.raises(InputError, match="would change by"):
@@ -371,9 +371,9 @@ def test_onnx_outputs_that_would_change_are_refused(
     source = onnx_file(tmp_path / "net.onnx")
     real = prune_permuted.reordered
 
-    def torn(checkpoint: Any, orders: Any, spill: Any) -> Any:
+    def torn(checkpoint: Any, orders: Any, arrays: Any) -> Any:
         assert orders.pop("fc_b")
-        return real(checkpoint, orders, spill)
+        return real(checkpoint, orders, arrays)
 
     monkeypatch.setattr(prune_permuted, "reordered", torn)
     with pytest.raises(InputError, match="would change by"):

@@ -1,11 +1,8 @@
 """The rows of what torch's exporter does to weights, on one model that has them all."""
 
-import signal
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import forks
 import numpy as np
 import onnx
 import pytest
@@ -16,14 +13,12 @@ pytest.importorskip("onnxruntime")
 
 from torch import Tensor, nn  # noqa: E402
 
-from step_cli.errors import InputError, OutputError, UsageError  # noqa: E402
-from step_cli.formats.onnx import publish as onnx_file  # noqa: E402
-from step_cli.formats.onnx.example_inputs import example_tensors  # noqa: E402
+from step_cli.errors import InputError, UsageError  # noqa: E402
 from step_cli.formats.onnx.exporter import OnnxExport, export_onnx  # noqa: E402
-from step_cli.formats.onnx.inputs import GraphInput  # noqa: E402
-from step_cli.formats.onnx.nodes import (  # noqa: E402
+from step_cli.formats.onnx.inputs import (  # noqa: E402
+    GraphInput,
+    example_tensors,
     inputs_of_onnx,
-    nodes_of_weights,
 )
 from step_cli.formats.onnx.publish import OnnxPlace, staged_onnx  # noqa: E402
 from step_cli.formats.onnx.session import (  # noqa: E402
@@ -32,6 +27,7 @@ from step_cli.formats.onnx.session import (  # noqa: E402
     feeds_of,
     torch_outputs,
 )
+from step_cli.formats.onnx.weight_uses import nodes_of_weights  # noqa: E402
 from step_cli.formats.open import open_checkpoint  # noqa: E402
 from step_cli.nm.pattern import (  # noqa: E402
     NMPattern,
@@ -217,94 +213,6 @@ def test_large_weights_go_into_a_data_file_that_moves_with_the_model(
     (tmp_path / data[0]).rename(tmp_path / "elsewhere")
     with pytest.raises(InputError):
         OrtSession(target)
-
-
-def test_a_taken_data_name_is_refused_and_left_alone(tmp_path: Path) -> None:
-    taken = tmp_path / "m.onnx.data"
-    taken.write_bytes(b"precious")
-    with (
-        pytest.raises(OutputError, match="use --force"),
-        staged_onnx(tmp_path / "m.onnx", force=False, inputs=[]) as place,
-    ):
-        place.path.write_bytes(b"")
-        place.data.write_bytes(b"new")
-    assert taken.read_bytes() == b"precious"
-    assert names_in(tmp_path) == ["m.onnx.data"]
-
-
-def test_neither_file_appears_when_the_model_cannot_be_renamed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*paths: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with (
-        pytest.raises(OutputError, match="no space left"),
-        staged_onnx(tmp_path / "m.onnx", force=False, inputs=[]) as place,
-    ):
-        place.path.write_bytes(b"")
-        place.data.write_bytes(b"new")
-        monkeypatch.setattr(onnx_file.os, "replace", refuse)
-    assert names_in(tmp_path) == []
-
-
-def test_data_files_of_runs_that_died_are_swept(tmp_path: Path) -> None:
-    (tmp_path / ".m.onnx.tmp-123456789.data").write_bytes(b"half")
-    (tmp_path / ".other.onnx.tmp-123456789.data").write_bytes(b"not ours")
-    with staged_onnx(tmp_path / "m.onnx", force=False, inputs=[]) as place:
-        place.path.write_bytes(b"")
-    assert names_in(tmp_path) == [".other.onnx.tmp-123456789.data", "m.onnx"]
-
-
-DIE = """
-import os, signal, sys
-from pathlib import Path
-from step_cli.formats.files import staged
-from step_cli.formats.onnx.publish import staged_onnx
-real = os.replace
-def die(*paths):
-    if sys.argv[2] == "after":
-        real(*paths)
-    os.kill(os.getpid(), signal.SIGKILL)
-staged.os.replace = die
-with staged_onnx(Path(sys.argv[1]), force=False, inputs=[]) as place:
-    place.path.write_bytes(Path(sys.argv[3]).read_bytes())
-    place.data.write_bytes(b"x" * 4096)
-"""
-
-
-def test_a_kill_between_data_and_model_leaves_nothing_that_the_next_run_keeps(
-    tmp_path: Path,
-) -> None:
-    folder, model = tmp_path / "out", tmp_path / "model.onnx"
-    folder.mkdir()
-    place = OnnxPlace(model, "model.onnx.data")
-    write_small(place)
-    target = folder / "m.onnx"
-    die = [sys.executable, "-c", DIE, str(target), "before", str(model)]
-    died = forks.run(die, capture_output=True, check=False)
-    assert died.returncode == -signal.SIGKILL, died.stderr
-    assert "m.onnx.data" in names_in(folder) and "m.onnx" not in names_in(folder)
-    with staged_onnx(target, force=False, inputs=[]) as place:
-        write_small(place)
-    OrtSession(target)
-    assert names_in(folder) == ["m.onnx", "m.onnx.data"]
-
-
-def test_a_kill_after_the_model_was_named_leaves_a_whole_export(tmp_path: Path) -> None:
-    folder, model = tmp_path / "out", tmp_path / "model.onnx"
-    folder.mkdir()
-    write_small(OnnxPlace(model, "model.onnx.data"))
-    target = folder / "m.onnx"
-    die = [sys.executable, "-c", DIE, str(target), "after", str(model)]
-    assert forks.run(die, check=False).returncode == -signal.SIGKILL
-    with (
-        pytest.raises(OutputError, match="nothing better"),
-        staged_onnx(target, force=True, inputs=[]),
-    ):
-        raise OutputError("nothing better")
-    assert names_in(folder) == ["m.onnx", "m.onnx.data"]
-    assert (folder / "m.onnx.data").read_bytes() == b"x" * 4096
 
 
 class Fixed(nn.Module):

@@ -7,11 +7,9 @@ import pytest
 from formats.onnx.small_graphs import MODELS, save_mlp
 
 from step_cli.errors import InputError, UsageError
-from step_cli.formats.tensorrt.api import TrtRuntime, find_runtime
+from step_cli.formats.tensorrt.api import TrtRuntime, compute_capabilities, find_runtime
 from step_cli.formats.tensorrt.engine import EngineOptions, build_engine
-from step_cli.formats.tensorrt.evidence import rungs
-from step_cli.formats.tensorrt.gpus import compute_capabilities
-from step_cli.formats.tensorrt.log import parse_log
+from step_cli.formats.tensorrt.evidence import evidence_of, parse_log
 from step_cli.formats.tensorrt.profiles import Profile
 
 
@@ -111,4 +109,4 @@ def test_full_tensorrt_names_eligible_layers(tmp_path: Path) -> None:
     )
     log = parse_log(build.log)
     assert log.pairs, "the builder says nothing of sparsity: has its wording changed?"
-    assert rungs(log, "up").eligible is True
+    assert evidence_of(log, "up").eligible is True

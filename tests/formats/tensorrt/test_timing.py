@@ -15,8 +15,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from step_cli.errors import MissingError  # noqa: E402
-from step_cli.formats.tensorrt.api import TrtRuntime  # noqa: E402
-from step_cli.formats.tensorrt.gpus import compute_capabilities  # noqa: E402
+from step_cli.formats.tensorrt.api import (  # noqa: E402
+    TrtRuntime,
+    compute_capabilities,
+)
 from step_cli.formats.tensorrt.timing import (  # noqa: E402
     TimingFailedError,
     bind,

@@ -1,0 +1,168 @@
+"""``curves.svg`` and ``report.html`` of a run, finished or stopped."""
+
+import math
+import platform
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from step_cli.config.train import TrainConfig, to_toml
+from step_cli.formats.open import open_checkpoint
+from step_cli.formats.pytorch.arrays import to_array
+from step_cli.nm.count import TensorToCheck, count_tensors
+from step_cli.nm.pattern import Plan
+from step_cli.nm.tensor_data import TensorData
+from step_cli.optim.optimizer import SparseOptimizer
+from step_cli.optim.shards import is_shard
+from step_cli.plots.drawing import INKS
+from step_cli.render.run_page import LayerRow, MetricRow, RunPage, html
+from step_cli.reports import TrainReport
+from step_cli.training.curves import draw_curves
+from step_cli.training.history import History, read_history, switch_point
+from step_cli.training.records import read_layers, save_text
+from step_cli.training.setup import Setup
+
+LIBRARIES = ("step-cli", "torch", "numpy")
+
+
+def show_run(
+    run_dir: Path, config: TrainConfig, setup: Setup, report: TrainReport | None
+) -> None:
+    """Draw the curves and write the page.
+
+    Args:
+        run_dir: Where the records are, and both files go.
+        config: The configuration.
+        setup: The parts of the run, as they are now.
+        report: The results; None if the run was stopped.
+
+    Raises:
+        MissingError: matplotlib, jinja2 or tomli-w is not installed.
+        OutputError: A file cannot be written.
+    """
+    optimizer = setup.optimizer
+    history = read_history(run_dir, config, optimizer.rule, switch_point(optimizer))
+    draw_curves(run_dir / "curves.svg", history)
+    page = RunPage(
+        name=run_dir.name,
+        state=_state(optimizer, history, report),
+        ok=None if report is None else report.ok,
+        facts=list(_facts(config, setup, history, report)),
+        advice=[] if report is None else report.advice,
+        metrics=_metrics(history, report),
+        measured=history.last_evaluation.get("step", 0),
+        curves=(run_dir / "curves.svg").read_text(encoding="utf-8"),
+        layers=list(_layers(run_dir, setup)),
+        config=to_toml(config),
+        versions=list(_versions(setup)),
+    )
+    save_text(run_dir / "report.html", html(page, INKS))
+
+
+def _state(
+    optimizer: SparseOptimizer, history: History, report: TrainReport | None
+) -> str:
+    if report is None:
+        taken, steps = optimizer.steps_taken, history.steps
+        return f"stopped after step {taken} of {steps}, go on with --resume"
+    return f"finished {report.steps} steps" if report.ok else "the switch never came"
+
+
+def _facts(
+    config: TrainConfig, setup: Setup, history: History, report: TrainReport | None
+) -> Iterator[tuple[str, str]]:
+    optimizer, sparse = setup.optimizer, setup.is_sparse
+    yield "recipe", config.sparsity.recipe
+    patterns = sorted({str(layer.pattern) for layer in setup.plan.values()})
+    yield "pattern", ", ".join(patterns) if optimizer.recipe.ends_sparse else "none"
+    yield "model", config.model.source
+    yield "data", config.data.source
+    yield "phase", optimizer.phase
+    yield "switch", _switch(history, switches=optimizer.recipe.switches)
+    yield "sparse layers", f"{len(setup.plan) if sparse else 0} of {len(setup.plan)}"
+    if report is not None:
+        yield "density", f"{report.density:.4f}"
+    yield "steps", f"{optimizer.steps_taken} of {history.steps}"
+
+
+def _switch(history: History, *, switches: bool) -> str:
+    switch, seen = history.switch, history.criterion
+    if not switches:
+        return "none in this recipe"
+    if switch is None:
+        return "not yet"
+    told = f"after step {switch.step}: "
+    if switch.reason == "fixed":
+        return told + "as configured"
+    assert seen is not None
+    last = seen.value.values[-1]
+    value = f"{seen.name} {last:.3g}, threshold {seen.threshold:.3g}"
+    if math.isnan(last):
+        value = f"{seen.name}: its window of {seen.window} steps was not full"
+    reached = "t_max reached" if switch.reason == "t_max" else "threshold passed"
+    return f"{told}{reached} ({value})"
+
+
+def _metrics(history: History, report: TrainReport | None) -> list[MetricRow]:
+    """Those of the end, or of the last evaluation."""
+    last = history.last_evaluation
+    if report is not None:
+        dense = report.dense_metrics or {}
+        return [
+            MetricRow(key.removeprefix("eval_"), value, dense.get(key))
+            for key, value in report.metrics.items()
+        ]
+    return [
+        MetricRow(key.removeprefix("eval_"), value, pruned=last.get(f"pruned_{key}"))
+        for key, value in last.items()
+        if key.startswith("eval_")
+    ]
+
+
+def _layers(run_dir: Path, setup: Setup) -> Iterator[LayerRow]:
+    """Each planned weight: counted in what was written, else in what there is."""
+    recorded = read_layers(run_dir)
+    sparse = setup.is_sparse
+    weights = _weights(run_dir, setup)
+    counted = dict(zip(weights, count_tensors(_jobs(weights, setup.plan)), strict=True))
+    for number, layer in enumerate(recorded.layers):
+        count = counted.get(layer.name)
+        yield LayerRow(
+            layer.name,
+            layer.shape,
+            layer.pattern if setup.optimizer.recipe.ends_sparse else "dense",
+            layer.axis,
+            None if count is None else count.nonzeros / max(1, count.elements),
+            count.violations if count is not None and sparse else None,
+            recorded.of(number),
+        )
+
+
+def _weights(run_dir: Path, setup: Setup) -> dict[str, TensorData]:
+    if (run_dir / "model").is_dir():
+        stored = open_checkpoint(run_dir / "model").tensors
+        return {t.name: t.data() for t in stored if t.name in setup.plan}
+    held = setup.model.state_dict()
+    whole = {name: held[name] for name in setup.plan if name in held}
+    return {
+        name: TensorData(array := to_array(value), str(array.dtype))
+        for name, value in whole.items()
+        if not is_shard(value)
+    }
+
+
+def _jobs(weights: Mapping[str, TensorData], plan: Plan) -> Iterator[TensorToCheck]:
+    return (TensorToCheck(data, plan[name]) for name, data in weights.items())
+
+
+def _versions(setup: Setup) -> Iterator[tuple[str, str]]:
+    """Nothing that tells whose machine it was."""
+    for name in LIBRARIES:
+        yield name, metadata.version(name)
+    yield "Python", platform.python_version()
+    yield "system", f"{platform.system()} {platform.machine()}"
+    device = setup.processes.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    yield "device", name
