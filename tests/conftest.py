@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import forks
+import hypothesis
 import pytest
 import undrawn
 
@@ -17,6 +18,11 @@ from step_cli.formats import child_process
 
 if TYPE_CHECKING:
     from integration.ranks import Ranks
+
+
+# The same examples each time, and no wall-clock limit: a busy machine is no failure.
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("tests")
 
 
 @dataclass(frozen=True)

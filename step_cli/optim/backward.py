@@ -137,7 +137,7 @@ class RewiredForward:
 def rewire(
     model: nn.Module,
     rules: Mapping[Tensor, tuple[int, Backward | None]],
-    recipe: str,
+    recipe: str = "the recipe",
 ) -> dict[Tensor, RewiredForward]:
     """Replace the forward of each layer whose weight has a rule.
 

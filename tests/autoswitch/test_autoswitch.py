@@ -116,7 +116,7 @@ def test_equation_11_on_its_examples(before: float, after: float, fires: bool) -
 
 
 @given(st.floats(1e-6, 1e6), st.integers(0, 1000))
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 def test_our_criterion_ignores_the_scale_of_the_loss(scale: float, seed: int) -> None:
     import random
 
@@ -151,7 +151,7 @@ def test_a_fixed_step_is_not_clipped() -> None:
 
 @pytest.mark.parametrize("name", CRITERION_NAMES)
 @given(cut=st.integers(1, 80), seed=st.integers(0, 100))
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15)
 def test_a_criterion_continues_from_its_state(name: str, cut: int, seed: int) -> None:
     import random
 

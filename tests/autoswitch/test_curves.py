@@ -8,7 +8,7 @@ from step_cli.autoswitch.curves import Downsampled
 
 
 @given(st.integers(2, 9), st.integers(0, 300))
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80)
 def test_each_kth_row_is_kept(most: int, total: int) -> None:
     rows, kept = [(float(at), -float(at)) for at in range(total)], Downsampled(most)
     for row in rows:

@@ -112,8 +112,6 @@ def plainly(text: str) -> list[VarianceSample] | None:
 @given(data=st.data())
 @settings(
     max_examples=400,
-    deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_strange_lines_are_read_or_refused_with_their_number(

@@ -21,7 +21,7 @@ from step_cli.autoswitch.replay import Replay
 
 @pytest.mark.parametrize("name", CRITERION_NAMES)
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 def test_a_replay_decides_what_the_rule_decides(name: str, seed: int) -> None:
     rng = random.Random(seed)
     beta2, stream = 0.9, random_samples(seed, 120, 0.9)

@@ -279,7 +279,7 @@ def test_A07_without_its_library(tmp_path: Path, library: str, suffix: str) -> N
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--criterion", "autoswich"], "no such criterion .*did you mean 'autoswitch"),
+        (["--criterion", "autoswich"], "no such criterion .*did you mean autoswitch"),
         (["--beta2", "1"], "--beta2: expected less than 1"),
         (["--beta2", "0"], "--beta2: expected greater than 0"),
         (["--beta2", "nan"], "--beta2: expected"),

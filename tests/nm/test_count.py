@@ -101,7 +101,7 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, NMPattern, int, bool]:
 
 
 @given(cases())
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 def test_any_pattern_axis_and_dtype_equals_the_slow_loop(
     case: tuple[np.ndarray, NMPattern, int, bool],
 ) -> None:
@@ -113,7 +113,7 @@ def test_any_pattern_axis_and_dtype_equals_the_slow_loop(
 
 
 @given(cases())
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 def test_small_pieces_and_threads_change_nothing(
     case: tuple[np.ndarray, NMPattern, int, bool],
 ) -> None:

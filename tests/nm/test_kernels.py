@@ -38,7 +38,7 @@ def pieces(draw: st.DrawFn, dtypes: list[str]) -> tuple[np.ndarray, str]:
 
 
 @given(pieces(COUNTED), st.data())
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=400)
 def test_counts_equal_those_of_a_comparison(
     piece: tuple[np.ndarray, str], data: st.DataObject
 ) -> None:
@@ -76,7 +76,7 @@ def test_one_infinity_is_seen_wherever_it_stands(
 
 
 @given(pieces(PRUNED), st.data())
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=400)
 def test_pruned_is_what_the_mask_of_numpy_keeps(
     piece: tuple[np.ndarray, str], data: st.DataObject
 ) -> None:

@@ -50,7 +50,7 @@ def grouped_scores(draw: st.DrawFn) -> tuple[torch.Tensor, int, int, int]:
 
 
 @given(grouped_scores())
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 def test_mask_equals_a_slow_loop_over_groups(
     case: tuple[torch.Tensor, int, int, int],
 ) -> None:
@@ -85,7 +85,7 @@ def sorted_mask(scores: torch.Tensor, n: int, m: int, axis: int) -> torch.Tensor
 
 
 @given(wide_weights())
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 def test_masks_of_wide_groups_and_long_rows_equal_a_stable_sort(
     case: tuple[torch.Tensor, int, int, int],
 ) -> None:
@@ -98,8 +98,6 @@ def test_masks_of_wide_groups_and_long_rows_equal_a_stable_sort(
 @given(wide_weights(), st.integers(1, 400))
 @settings(
     max_examples=100,
-    deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_masks_made_in_several_chunks_equal_a_stable_sort(
@@ -114,7 +112,7 @@ def test_masks_made_in_several_chunks_equal_a_stable_sort(
 
 
 @given(st.integers(1, 20), st.integers(1, 3), st.integers(0, 999), st.booleans())
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_convolutions_stored_channels_last_have_the_mask_of_the_plain_ones(
     m: int, kernel: int, seed: int, half: bool
 ) -> None:

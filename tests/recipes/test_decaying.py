@@ -147,7 +147,7 @@ def test_groups_too_wide_for_a_layer_are_left_out() -> None:
 
 
 @given(st.integers(1, 40), st.integers(0, 39), st.integers(0, 200), st.integers(1, 200))
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 def test_n_never_rises_and_ends_at_the_target(
     m: int, below: int, age: int, span: int
 ) -> None:

@@ -137,7 +137,7 @@ def test_the_search_stops_within_its_tolerance() -> None:
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.floats(0.07, 1))
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 def test_allocation_fits_the_budget_and_wastes_little(
     sizes: list[int], density: float
 ) -> None:

@@ -74,7 +74,7 @@ def test_two_of_four_has_the_worked_chances_and_variance(
 
 
 @given(groups())
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 def test_the_expectation_is_the_value(case: tuple[Tensor, int]) -> None:
     values, n = case
     mean, variance = exactly(values, n)
@@ -84,7 +84,7 @@ def test_the_expectation_is_the_value(case: tuple[Tensor, int]) -> None:
 
 
 @given(groups())
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 def test_chances_are_chances_and_use_the_whole_budget(case: tuple[Tensor, int]) -> None:
     values, n = case
     found = torch.tensor(chances(tuple(values.tolist()), n), dtype=torch.float64)

@@ -138,7 +138,7 @@ def groups(draw: st.DrawFn) -> tuple[Tensor, NMSpec]:
 
 
 @given(groups(), st.integers(0, 1000), st.floats(1e-6, 1))
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 def test_s_moves_at_most_twice_as_far_as_the_weights(
     case: tuple[Tensor, NMSpec], seed: int, size: float
 ) -> None:
@@ -151,7 +151,7 @@ def test_s_moves_at_most_twice_as_far_as_the_weights(
 
 
 @given(groups())
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 def test_s_lies_within_the_hard_mask_and_scales(case: tuple[Tensor, NMSpec]) -> None:
     weight, plan = case
     found = soft_threshold(weight, plan)

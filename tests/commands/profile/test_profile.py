@@ -135,8 +135,6 @@ def test_the_first_recommended_is_the_first_whose_threshold_decided(
 @given(seed=st.integers(0, 10_000))
 @settings(
     max_examples=12,
-    deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_a_replay_decides_what_the_optimizer_decided(

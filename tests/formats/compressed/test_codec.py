@@ -84,7 +84,7 @@ def sparse_tensors(draw: st.DrawFn) -> tuple[Array, Layout]:
     return np.where(keep, array, np.zeros((), dtype)), layout
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(sparse_tensors())
 def test_round_trip_is_bit_exact_and_matches_the_loop(
     case: tuple[Array, Layout],

@@ -112,7 +112,7 @@ def convert(source: Path, out: Path, to: str) -> None:
     assert export.run(ExportConfig(checkpoint=source, out=out, to=to)).ok
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(tensors(), min_size=1, max_size=3))
 def test_every_file_reads_by_the_spec_and_comes_back_bit_for_bit(
     drawn: list[tuple[np.ndarray[Any, Any], NMSpec]],
