@@ -55,12 +55,9 @@ def room_of(path: Path) -> str:
 
 
 def imports_of(path: Path, known: dict[str, Path]) -> set[str]:
-    """The modules of the package that a file imports, at its top or when it runs.
-
-    Imports for type checking alone are left out: nothing is loaded by them.
-    """
+    """The modules of the package that a file imports, wherever it does."""
     found = set()
-    for node in _running(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"

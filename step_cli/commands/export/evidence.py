@@ -1,13 +1,15 @@
 """The evidence on each layer: size advice, eligible, chosen, sparse tactic."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.onnx.reader import open_onnx
 from step_cli.formats.onnx.weight_uses import nodes_of_weights
 from step_cli.formats.tensorrt.api import TrtRuntime, compute_capabilities
-from step_cli.formats.tensorrt.engine import EngineOptions
+from step_cli.formats.tensorrt.engine import EngineBuild, EngineOptions
 from step_cli.formats.tensorrt.evidence import (
     BuildLog,
     Evidence,
@@ -20,11 +22,42 @@ from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.nm.targets import TWO_FOUR, implies_two_four, tensorrt_view
 from step_cli.reports import BackendReport, ExportLayer
 
+if TYPE_CHECKING:
+    from step_cli.commands.export.onnx import WrittenOnnx
+
 NOT_ELIGIBLE = (
     "not eligible: look for an operation between the weight and its product, "
     "such as a reshape, a multiplication, or a concatenation"
 )
 NOT_CHOSEN = "a dense kernel was faster at this shape; try a larger --opt batch"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine that was built, and what is known of it.
+
+    Attributes:
+        build: As it was built.
+        options: What it was built with.
+        seen: The evidence in the build log, and of the engine inspector.
+        layers: What the build showed of each.
+        backend: The library.
+        written: What the checks of its ONNX file found; None where that was the input.
+        onnx_sha256: Of that file.
+    """
+
+    build: EngineBuild
+    options: EngineOptions
+    seen: BuildLog
+    layers: list[ExportLayer]
+    backend: BackendReport
+    written: "WrittenOnnx | None"
+    onnx_sha256: str
+
+    @property
+    def used(self) -> bool:
+        """Whether a sparse tactic was chosen."""
+        return self.backend.sparse_weights == "used"
 
 
 def before_build(

@@ -9,8 +9,8 @@ from step_cli.reports import BenchReport, ExportBytes, ExportReport, SparsityCou
 
 if TYPE_CHECKING:
     from step_cli.commands.export.compressed import Compressed, Decompressed
+    from step_cli.commands.export.evidence import Engine
     from step_cli.commands.export.onnx import WrittenOnnx
-    from step_cli.commands.export.tensorrt import Engine
 
 NOTHING_VERIFIED = "no layer of the plan is a weight of the graph: nothing to verify"
 IGNORED = "this backend ignores sparse weights: the engine is real, and runs dense"

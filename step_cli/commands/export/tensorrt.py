@@ -13,6 +13,7 @@ from step_cli.commands.export.bench import (
     times_engine,
 )
 from step_cli.commands.export.evidence import (
+    Engine,
     after_build,
     backend_report,
     before_build,
@@ -31,9 +32,9 @@ from step_cli.formats.onnx.inputs import GraphInput, example_tensors, inputs_of_
 from step_cli.formats.onnx.publish import OnnxPlace
 from step_cli.formats.tensorrt.api import TrtRuntime, check_targets, find_runtime
 from step_cli.formats.tensorrt.engine import EngineBuild, EngineOptions, build_engine
-from step_cli.formats.tensorrt.evidence import BuildLog, parse_log
+from step_cli.formats.tensorrt.evidence import parse_log
 from step_cli.formats.tensorrt.profiles import Profile, make_profiles
-from step_cli.reports import BackendReport, BenchReport, ExportLayer, ExportReport
+from step_cli.reports import BenchReport, ExportLayer, ExportReport
 
 log = logging.getLogger(__name__)
 
@@ -51,34 +52,6 @@ class Graph:
     path: Path
     layers: list[ExportLayer]
     written: WrittenOnnx | None
-
-
-@dataclass(frozen=True)
-class Engine:
-    """An engine that was built, and what is known of it.
-
-    Attributes:
-        build: As it was built.
-        options: What it was built with.
-        seen: The evidence in the build log, and of the engine inspector.
-        layers: What the build showed of each.
-        backend: The library.
-        written: What the checks of its ONNX file found; None where that was the input.
-        onnx_sha256: Of that file.
-    """
-
-    build: EngineBuild
-    options: EngineOptions
-    seen: BuildLog
-    layers: list[ExportLayer]
-    backend: BackendReport
-    written: WrittenOnnx | None
-    onnx_sha256: str
-
-    @property
-    def used(self) -> bool:
-        """Whether a sparse tactic was chosen."""
-        return self.backend.sparse_weights == "used"
 
 
 def find_backend(config: ExportConfig) -> TrtRuntime:
