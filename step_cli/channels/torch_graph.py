@@ -20,7 +20,6 @@ from step_cli.channels.torch_operators import RULES, SILENT, translate
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.huggingface.model import inputs_of, is_transformers
-from step_cli.formats.model_json import ModelSource
 from step_cli.formats.onnx.inputs import (
     all_equal,
     example_tensors,
@@ -30,6 +29,7 @@ from step_cli.formats.onnx.inputs import (
 from step_cli.formats.onnx.session import torch_outputs
 from step_cli.formats.quiet import quiet
 from step_cli.models.runnable import RunnableModel, open_model
+from step_cli.models.source import ModelSource
 
 log = logging.getLogger(__name__)
 

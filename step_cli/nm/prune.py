@@ -14,8 +14,13 @@ from step_cli.errors import NonFiniteError
 from step_cli.nm import kernels
 from step_cli.nm.dtypes import RawBits, dtype_info
 from step_cli.nm.groups import Mask, index_of
-from step_cli.nm.magnitude import FLOATS, INTEGERS, float_magnitude, magnitude_sum
-from step_cli.nm.mask import keep_highest
+from step_cli.nm.mask import (
+    FLOATS,
+    INTEGERS,
+    float_magnitude,
+    keep_highest,
+    magnitude_sum,
+)
 from step_cli.nm.pattern import NMSpec
 from step_cli.nm.tensor_data import TensorData
 from step_cli.nm.threads import in_order

@@ -18,7 +18,7 @@ from step_cli.plots.profile_panels import (
     draw_relative,
     draw_switches,
 )
-from step_cli.render.html_page import filled, inline
+from step_cli.render.html_pages import filled, inline
 from step_cli.reports import AutoswitchProfileReport
 
 

@@ -17,7 +17,7 @@ from step_cli.nm.tensor_data import TensorData
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.shards import is_shard
 from step_cli.plots.drawing import INKS
-from step_cli.render.run_page import LayerRow, MetricRow, RunPage, html
+from step_cli.render.html_pages import LayerRow, MetricRow, RunPage, html
 from step_cli.reports import TrainReport
 from step_cli.training.curves import draw_curves
 from step_cli.training.history import History, read_history, switch_point

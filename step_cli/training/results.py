@@ -20,7 +20,6 @@ from step_cli.formats.files.staged import staged
 from step_cli.formats.huggingface.directory import copy_tokenizer
 from step_cli.formats.huggingface.load import places_of
 from step_cli.formats.huggingface.model import is_transformers
-from step_cli.formats.model_json import ModelSource, write_source
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import FILE as PLAN_FILE
 from step_cli.formats.plan import KEY as PLAN_KEY
@@ -28,6 +27,7 @@ from step_cli.formats.plan import plan_json
 from step_cli.formats.pytorch.arrays import to_array
 from step_cli.formats.quiet import quiet
 from step_cli.formats.safetensors.writer import save_safetensors
+from step_cli.models.source import ModelSource, write_source
 from step_cli.nm.pattern import Plan
 from step_cli.optim.layers import density
 from step_cli.reports import TrainReport

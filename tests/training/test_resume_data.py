@@ -11,7 +11,7 @@ from step_cli.config.data import DataSection
 from step_cli.data.batch import Dataset
 from step_cli.data.load import load_data
 from step_cli.errors import InputError
-from step_cli.training.resume import FILE, record_data, refuse_other_data
+from step_cli.training.run_directory import FILE, record_data, refuse_other_data
 
 
 def load(path: Path) -> Dataset:

@@ -7,10 +7,13 @@ set the step.
 import math
 from collections.abc import Mapping, Sequence
 
-from step_cli.autoswitch.autoswitch import RelativeAutoSwitch
+from step_cli.autoswitch.autoswitch import (
+    RelativeAutoSwitch,
+    noise_below,
+    theorem_1_minimum,
+)
 from step_cli.autoswitch.replay import Replay
-from step_cli.autoswitch.theory import noise_below, theorem_1_minimum
-from step_cli.commands.profile.settings import Settings
+from step_cli.commands.profile.replay import Settings
 
 Replays = Mapping[str, Replay]
 

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from step_cli.autoswitch.other_beta2 import ANSWERED, OtherBeta2
 from step_cli.autoswitch.recording import Recording
+from step_cli.autoswitch.replay import ANSWERED, OtherBeta2
 from step_cli.autoswitch.variance_log import VarianceHeader
-from step_cli.commands.profile.replay import Profile
-from step_cli.commands.profile.settings import settings_of
+from step_cli.commands.profile.replay import Profile, settings_of
 from step_cli.config.commands import AutoswitchProfileConfig
 from step_cli.config.train import TrainConfig, load_config
 from step_cli.errors import InputError, UsageError

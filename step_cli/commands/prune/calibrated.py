@@ -17,8 +17,8 @@ from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.huggingface.model import is_hugging_face
 from step_cli.formats.pytorch.arrays import mapped_tensor, to_array
-from step_cli.models.of_checkpoint import model_source
 from step_cli.models.runnable import RunnableModel, open_model
+from step_cli.models.source import model_source
 from step_cli.nm.groups import Mask
 from step_cli.nm.prune import OneShot, Pruned
 from step_cli.oneshot.block_by_block import Calibration, prune_in_order

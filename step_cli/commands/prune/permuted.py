@@ -13,8 +13,13 @@ import numpy.typing as npt
 from step_cli.channels.axes import Axis
 from step_cli.channels.channel_sets import ChannelSet, Index, find_channel_sets
 from step_cli.channels.graph import Network
-from step_cli.channels.orders import Orders, orders_of, reordered
-from step_cli.channels.search import SearchedLayer, search_order
+from step_cli.channels.orders import (
+    Orders,
+    SearchedLayer,
+    orders_of,
+    reordered,
+    search_order,
+)
 from step_cli.commands.prune.tensors import LayerToPrune, place_of
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
@@ -22,7 +27,7 @@ from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.onnx.session import difference
-from step_cli.models.of_checkpoint import model_source
+from step_cli.models.source import model_source
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]

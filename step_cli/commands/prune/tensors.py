@@ -13,8 +13,7 @@ from step_cli.commands.select import (
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
-from step_cli.nm.allocation import allocate
-from step_cli.nm.energies import kept_squares
+from step_cli.nm.allocation import allocate, kept_squares
 from step_cli.nm.pattern import NMSpec
 from step_cli.nm.prune import PRUNABLE
 from step_cli.nm.weight_rule import is_head, output_axis

@@ -18,8 +18,7 @@ from pathlib import Path
 
 from step_cli.errors import OutputError
 from step_cli.formats.files.mapped_file import in_units, reason_of
-from step_cli.formats.files.target import checked_target
-from step_cli.formats.files.target_lock import locked
+from step_cli.formats.files.target import checked_target, locked
 
 _AT_FDCWD = -100
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
