@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from step_cli.config.data import BYTES
 from step_cli.config.train import TrainConfig
 from step_cli.errors import OutputError, StepError
-from step_cli.formats.files.digest import digests
 from step_cli.formats.files.staged import staged
 from step_cli.formats.huggingface.directory import copy_tokenizer
 from step_cli.formats.huggingface.load import places_of
@@ -23,7 +22,7 @@ from step_cli.formats.huggingface.model import is_transformers
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import FILE as PLAN_FILE
 from step_cli.formats.plan import KEY as PLAN_KEY
-from step_cli.formats.plan import plan_json
+from step_cli.formats.plan import digests, plan_json
 from step_cli.formats.pytorch.arrays import to_array
 from step_cli.formats.quiet import quiet
 from step_cli.formats.safetensors.writer import save_safetensors

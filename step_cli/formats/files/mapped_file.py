@@ -3,6 +3,7 @@
 Pages of a mapped file are the kernel's to drop, so a file of any size costs no memory.
 """
 
+import hashlib
 import mmap
 import os
 import stat
@@ -111,3 +112,8 @@ def in_units(size_bytes: int) -> str:
             return f"{value:.{digits}f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file, in hexadecimal."""
+    return hashlib.sha256(map_file(path).data.data).hexdigest()

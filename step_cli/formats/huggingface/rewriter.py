@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from step_cli.errors import InputError
-from step_cli.formats.files.digest import digests
 from step_cli.formats.files.mapped_file import MappedFile
 from step_cli.formats.files.patched_copy import Change, copy_file
 from step_cli.formats.huggingface.directory import find_weights, inside
-from step_cli.formats.plan import FILE, plan_json
+from step_cli.formats.plan import FILE, digests, plan_json
 from step_cli.formats.pytorch.rewriter import rewrite_torch
 from step_cli.formats.safetensors.rewriter import rewrite_safetensors
 from step_cli.nm.pattern import Plan

@@ -17,9 +17,9 @@ from step_cli.errors import SET_TMPDIR, InputError, MissingError, OutputError
 from step_cli.formats import plan as plans
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.formats.child_process import ChildDiedError, ask
-from step_cli.formats.files.digest import check_digest
 from step_cli.formats.files.mapped_file import MappedFile, in_units, map_file
 from step_cli.formats.files.temporary import temporary_file
+from step_cli.formats.plan import check_digest
 from step_cli.formats.pytorch.archive import read_members
 from step_cli.nm.dtypes import numpy_dtype
 from step_cli.nm.pattern import Plan
