@@ -78,7 +78,7 @@ def permuted(
             network.graph.fix(
                 network.tensors[tensor.name], "it is not stored in one piece"
             )
-    plan = {x.tensor.name: x.plan for x in layers if x.tensor.tied_to is None}
+    plan = {x.tensor.name: x.spec for x in layers if x.tensor.tied_to is None}
     sets, left = find_channel_sets(network.graph, network.tensors, plan)
     if not sets:
         raise NothingSelectedError(
@@ -135,10 +135,10 @@ def _orders(
         searched = []
         for name in channels.layers:
             layer, value = by_name[name], network.tensors[name]
-            axis = layer.plan.axis
+            axis = layer.spec.axis
             weight = layer.tensor.read()
             searched.append(SearchedLayer(name, weight, axis, value[axis]))
-        pattern = by_name[channels.layers[0]].plan.pattern
+        pattern = by_name[channels.layers[0]].spec.pattern
         log.info(
             "permuting %d of %d: %d channels of %s",
             number,
@@ -184,7 +184,7 @@ def _result(
     moved = {
         layer.tensor.name
         for layer in layers
-        if layer.plan.axis in orders.get(layer.tensor.name, {})
+        if layer.spec.axis in orders.get(layer.tensor.name, {})
     }
     replaced = [replace(layer, tensor=tensors[layer.tensor.name]) for layer in layers]
     return Permuted(replaced, now, changes, moved, left, arrays)
