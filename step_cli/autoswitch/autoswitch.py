@@ -90,7 +90,7 @@ class GeometricAutoSwitch(AutoSwitch):
 class RelativeAutoSwitch(Criterion):
     """Ours: the windowed change of v relative to v itself, below 1 - beta2.
 
-    One step moves v by (1 - beta2) (g^2 - v), so the test says that squared gradients
+    One step moves v by (1 - beta2) (g^2 - v), so the test means that squared gradients
     differ from v by less than v: v has caught up with them. Both sides scale with the
     square of the loss, so unlike AutoSwitch the decision does not depend on its unit.
     """
@@ -174,7 +174,7 @@ class SwitchRule:
     Attributes:
         criterion: The test.
         t_min: No switch at this step or before.
-        t_max: A switch right after this step whatever the test says; None for never.
+        t_max: A switch right after this step whatever the value is; None for never.
         value: The tested value of the last step.
         lowest: The lowest value so far.
     """

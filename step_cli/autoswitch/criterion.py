@@ -90,7 +90,7 @@ class Criterion(ABC):
         name: What a user types.
         needs: The fields of a sample that are read.
         threshold: What the value is compared with; None where there is no value.
-        above: The test asks for a value above the threshold, not below.
+        above: A value above the threshold passes, not one below.
         window: How many steps the value is taken over.
     """
 

@@ -81,7 +81,7 @@ class Replay:
             self._is_complete = self._has_seen_all(step)
 
     def _note_able(self, step: int, value: float) -> None:
-        """Note what the test says from the step on at which it may decide.
+        """Note the value of the test from the step on at which it may decide.
 
         A threshold above the first such value would decide nothing, as the first step
         at which the criterion may fire would.
@@ -178,20 +178,20 @@ class OtherBeta2:
 
     Args:
         recorded: beta2 of the recording, from its first step on.
-        asked: The other one.
+        other: The other one.
 
     Attributes:
         worst: Largest relative error of a norm so far, as rounding may have left it.
     """
 
-    def __init__(self, recorded: float, asked: float) -> None:
-        self._scale = (1 - asked) / (1 - recorded)
-        self._asked, self._gap = asked, asked - recorded
+    def __init__(self, recorded: float, other: float) -> None:
+        self._scale = (1 - other) / (1 - recorded)
+        self._beta2, self._gap = other, other - recorded
         self._sum = self._previous = self.worst = 0.0
 
     def __call__(self, sample: VarianceSample) -> VarianceSample:
         """The step as the other beta2 would have left it; NaN where it is unknown."""
-        self._sum = self._asked * self._sum + self._previous
+        self._sum = self._beta2 * self._sum + self._previous
         self._previous = sample.v_l1
         past = self._gap * self._sum
         norm = self._scale * (sample.v_l1 + past)

@@ -42,10 +42,10 @@ def torch_network(
     Args:
         source: What builds it.
         checkpoint: Its weights.
-        inputs: What it takes, ``NAME:DTYPE:SHAPE``; empty: as the model says.
+        inputs: What it takes, ``NAME:DTYPE:SHAPE``; empty: those of the model.
 
     Raises:
-        UsageError: Nothing says what it takes.
+        UsageError: What it takes is not known.
         InputError: The weights do not fit it, or torch cannot trace it.
     """
     runnable = open_model(source, checkpoint, wide=False)
@@ -84,7 +84,7 @@ def _examples(runnable: RunnableModel, inputs: Sequence[str]) -> dict[str, Tenso
         if takes:
             return example_tensors(takes, highest=vocabulary)
     raise UsageError(
-        "--permute traces the model: say what it takes, such as "
+        "--permute traces the model: give what it takes, such as "
         "--input x:float32:1x3x224x224"
     )
 

@@ -123,7 +123,7 @@ def _layer(name: str, layer: object, file: object) -> NMSpec:
         raise InputError("its plan has no 'pattern'", file=file, tensor=name)
     if type(axis) is not int:
         raise InputError(
-            f"its plan says axis {axis!r:.40}, expected 0, 1, ...",
+            f"its plan has axis {axis!r:.40}, expected 0, 1, ...",
             file=file,
             tensor=name,
         )

@@ -54,7 +54,7 @@ def read_source(directory: Path) -> ModelSource | None:
     spec, options = document.get("source"), document.get("options", {})
     known = document.get("schema") == SCHEMA
     if not known or not isinstance(spec, str) or not isinstance(options, dict):
-        raise InputError(f"does not say a model by {SCHEMA}; pass --model", file=path)
+        raise InputError(f"names no model by {SCHEMA}; pass --model", file=path)
     return ModelSource(spec, options)
 
 
@@ -76,7 +76,7 @@ def model_source(spec: str | None, checkpoint: Checkpoint) -> ModelSource:
         return ModelSource(str(home))
     if recorded is None:
         raise UsageError(
-            "the checkpoint does not say which model it is of; pass --model "
+            "the checkpoint does not name its model; pass --model "
             "sample:NAME, a Hugging Face directory, or net.py:build",
             file=checkpoint.path,
         )

@@ -25,7 +25,7 @@ def transposable_keep(
     Args:
         weights: What to prune.
         spec: The pattern and the input axis; the output axis follows from the shape.
-        scores: What ranks the weights, of the same shape; by default magnitude.
+        scores: What orders the weights, of the same shape; by default magnitude.
 
     Returns:
         Boolean mask, shape of the weights.
@@ -40,8 +40,8 @@ def transposable_keep(
     out, m = keep.transpose(order), spec.pattern.m
     for rows in row_pieces(matrix, m, PIECE):
         size = np.abs(values_of(matrix, rows))
-        ranked = size if scores is None else scores.transpose(order)[rows]
-        mask = transposable_mask(torch.from_numpy(ranked.copy()), spec.pattern).numpy()
+        ordered = size if scores is None else scores.transpose(order)[rows]
+        mask = transposable_mask(torch.from_numpy(ordered.copy()), spec.pattern).numpy()
         out[rows] = mask | _compliant(size != 0, spec.pattern.n, m)
     return keep
 

@@ -1,7 +1,7 @@
 """What a run ends with: its report, the ``model/`` directory, the curves.
 
 A model of transformers is saved as its library saves it, so that ``from_pretrained``
-loads it without step-cli; of any other, ``model.json`` says where it came from.
+loads it without step-cli; of any other, ``model.json`` names where it came from.
 """
 
 import logging
@@ -172,7 +172,7 @@ def _save_transformers(
     opened = open_checkpoint(directory)
     saved = {ours: theirs for theirs, ours in places_of(model, opened).items()}
     if not saved.keys() >= plan.keys():
-        # The plan speaks of tensors in one piece; transformers reads both forms.
+        # The plan names tensors in one piece; transformers reads both forms.
         for file in files:
             file.unlink()
         files = _save_pretrained(directory, model, state, save_original_format=False)

@@ -55,7 +55,7 @@ def train(
     Raises:
         StepError: Something the user can mend; a run directory is left only if it can
             be resumed.
-        StoppedError: A signal asked to stop, and a checkpoint was saved.
+        StoppedError: A signal to stop came, and a checkpoint was saved.
     """
     require_drawing(page=True)
     with (

@@ -21,7 +21,7 @@ from step_cli.training.records import save_text
 
 logger = logging.getLogger(__name__)
 
-DATA_FILE = "data.json"  # by what the data of the run are told from others
+DATA_FILE = "data.json"  # by what the data of the run are known
 DATA_SCHEMA = "step-cli/data/1"
 DATA_LIMIT = 1 << 20  # bytes of the file
 SPLITS = {"train": "to train on", "held_out": "held out"}
@@ -150,7 +150,7 @@ def _old_runs(final: Path) -> list[Path]:
 
 
 def record_data(run_dir: Path, data: Dataset) -> None:
-    """Record by what these data can be told from others: ``data.json``."""
+    """Record by what these data are known again: ``data.json``."""
     document = {"schema": DATA_SCHEMA, **fingerprint_of(data)}
     save_text(run_dir / DATA_FILE, json.dumps(document, indent=2) + "\n")
 

@@ -121,9 +121,9 @@ def _config_beside(log: Path) -> TrainConfig | None:
 def _other_beta2(
     options: AutoswitchProfileConfig, header: VarianceHeader, names: Sequence[str]
 ) -> OtherBeta2 | None:
-    """What answers for another beta2 than the recorded one, if one is asked for."""
-    asked, recorded = options.beta2, header.beta2
-    if asked is None or recorded is None or asked == recorded:
+    """What answers for another beta2 than the recorded one, if one is given."""
+    other, recorded = options.beta2, header.beta2
+    if other is None or recorded is None or other == recorded:
         return None
     unknown = [name for name in names if name not in ANSWERED]
     if unknown:
@@ -134,7 +134,7 @@ def _other_beta2(
         )
     if options.plot is not None:
         raise UsageError("--plot: nothing to draw for another beta2 than the recorded")
-    return OtherBeta2(recorded, asked)
+    return OtherBeta2(recorded, other)
 
 
 def _refuse_inexact(other: OtherBeta2, profile: Profile, log: Path) -> None:

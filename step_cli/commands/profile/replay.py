@@ -19,7 +19,7 @@ from step_cli.config.train import SwitchSection
 from step_cli.config.types import to_step
 from step_cli.errors import UsageError
 
-FIXED_FRACTION = 0.25  # of the training, where nothing says at which step
+FIXED_FRACTION = 0.25  # of the training, where no step is given
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Settings:
             window=self.window,
             step=self.fixed_step,
         )
-        # A t_max that nobody asked for does not decide for a window that never fills.
+        # A default t_max does not decide for a window that never fills.
         fills = criterion.first_step <= self.most_steps
         t_max = self.t_max if self.t_max_is_asked or fills else None
         return Replay(SwitchRule(criterion, self.t_min, t_max), self.total_steps)
@@ -83,7 +83,7 @@ def settings_of(
         header: Of the recording.
         switch: ``[switch]`` of the run; None where its configuration is not known.
         recorded: Steps that are there; the training has as many, where the header
-            tells no number.
+            holds no number.
 
     Raises:
         UsageError: t_min lies after t_max.
@@ -98,7 +98,7 @@ def settings_of(
         if options.t_min is None:
             raise UsageError(f"--t-max: {t_max} lies before t_min {t_min}")
         raise UsageError(f"--t-min: {t_min} lies after t_max {t_max}")
-    # One key of the run is the threshold of whichever rule it asked for.
+    # One key of the run is the threshold of whichever rule it names.
     ours = RelativeAutoSwitch.name
     alone = options.eps if list(options.criterion) == [ours] else None
     run_eps = switch.eps if switch.criterion != ours else None
@@ -170,7 +170,7 @@ class Profile:
 
     @property
     def is_decided(self) -> bool:
-        """Whether nothing asked for needs another step."""
+        """Whether no criterion needs another step."""
         return all(each.done_by(self.last_step) for each in self.replays.values())
 
     def update(self, sample: VarianceSample, layers: LayerSums) -> None:

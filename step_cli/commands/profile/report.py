@@ -65,7 +65,7 @@ def report_on(
 def _beyond(profile: Profile) -> str:
     return (
         f"steps {profile.settings.total_steps + 1} to {profile.last_step} come after "
-        "the end of the training: they tell how v goes on, and no switch lies there"
+        "the end of the training: they show how v goes on, and no switch lies there"
     )
 
 

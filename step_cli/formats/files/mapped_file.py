@@ -21,7 +21,7 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class MappedFile:
-    """The bytes of a file, read-only, and what tells whether it has changed since."""
+    """The bytes of a file, read-only, and by what a later change is seen."""
 
     path: Path
     data: Bytes
@@ -88,7 +88,7 @@ def _mapped(descriptor: int, path: Path) -> MappedFile:
     if not stat.S_ISREG(status.st_mode):
         raise InputError("not a regular file", file=path)
     if status.st_size == 0:
-        # Entries of /proc say that they are empty, and are not.
+        # Entries of /proc have size 0, and are not empty.
         empty = not os.read(descriptor, 1)
         found = "file is empty, get it again" if empty else "not a regular file"
         raise InputError(found, file=path)

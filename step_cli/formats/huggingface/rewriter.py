@@ -45,7 +45,7 @@ def rewrite_directory(
         if file is None:
             copy_file(shard, target / shard.name)
         elif shard.suffix == ".safetensors":
-            # The plan of the directory says it all: one in a shard would go stale.
+            # The plan of the directory is enough: one in a shard would go stale.
             rewrite_safetensors(file, target / shard.name, changes, None)
         else:
             rewrite_torch(file, target / shard.name, changes)
