@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.nm.dtypes import RawBits
+from step_cli.nm.dtypes import RawBits, numpy_dtype
 from step_cli.nm.groups import Mask
 from step_cli.nm.pattern import NMPattern
 
@@ -75,7 +75,7 @@ def _sum_of(values: npt.NDArray[np.float32]) -> float:
 @lru_cache
 def _to_float32(dtype: str) -> tuple[int, float]:
     """How far to shift, and what to multiply with afterwards."""
-    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    kind = numpy_dtype(dtype)
     limits: Any = ml_dtypes.finfo
     shift = 23 - int(limits(kind).nmant)
     one = np.ones(1, kind).view(f"u{kind.itemsize}").astype(np.uint32) << shift
