@@ -1,4 +1,4 @@
-"""Deciding the switch point t0: AutoSwitch, and what holds for every criterion.
+"""Deciding the switch point t0: AutoSwitch, clipping, and what the theory gives.
 
 Sources: STEP (Lu et al., ICML 2023), Algorithm 2. ``autoswitch-relative`` is our own.
 """
@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 from typing_extensions import override
 
-from step_cli.autoswitch.baselines import Fixed, RelativeNorm, Staleness
 from step_cli.autoswitch.criterion import (
     Criterion,
+    Fixed,
+    RelativeNorm,
+    Staleness,
     VarianceSample,
     WindowMean,
     window_of,
@@ -88,7 +90,7 @@ class GeometricAutoSwitch(AutoSwitch):
 class RelativeAutoSwitch(Criterion):
     """Ours: the windowed change of v relative to v itself, below 1 - beta2.
 
-    One step moves v by (1 - beta2) (g^2 - v), so the test says that squared gradients
+    One step moves v by (1 - beta2) (g^2 - v), so the test means that squared gradients
     differ from v by less than v: v has caught up with them. Both sides scale with the
     square of the loss, so unlike AutoSwitch the decision does not depend on its unit.
     """
@@ -172,7 +174,7 @@ class SwitchRule:
     Attributes:
         criterion: The test.
         t_min: No switch at this step or before.
-        t_max: A switch right after this step whatever the test says; None for never.
+        t_max: A switch right after this step whatever the value is; None for never.
         value: The tested value of the last step.
         lowest: The lowest value so far.
     """
@@ -207,3 +209,25 @@ class SwitchRule:
         if self.t_max is not None and sample.step > self.t_max:
             return "t_max"
         return None
+
+
+# Adam's v of steady noise of standard deviation sigma changes by (1 - beta2) times
+# E|g^2 - sigma^2| = 4 phi(1) sigma^2 a step, phi the standard normal density.
+STEADY_CHANGE = 4 * math.exp(-0.5) / math.sqrt(2 * math.pi)
+
+
+def theorem_1_minimum(beta2: float) -> int:
+    """The smallest t0 for which Theorem 1 of STEP holds: t0 > log_beta2(1 - 1/sqrt 2).
+
+    Before it the bias correction of v still exceeds sqrt 2. 1228 at beta2 = 0.999.
+    """
+    return math.floor(math.log(1 - math.sqrt(0.5)) / math.log(beta2)) + 1
+
+
+def noise_below(eps: float, beta2: float) -> float:
+    """The standard deviation below which steady noise alone changes v by less than eps.
+
+    Where gradients are smaller than that, AutoSwitch fires as soon as it may: eps
+    cannot decide.
+    """
+    return math.sqrt(eps / (STEADY_CHANGE * (1 - beta2)))

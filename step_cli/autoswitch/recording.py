@@ -38,7 +38,7 @@ class Recording:
 
     Attributes:
         path: Where it is.
-        header: The settings that its first line tells.
+        header: The settings in its first line.
         torn: Whether its last line was cut short, known once it has been read.
 
     Raises:
@@ -85,8 +85,8 @@ class Recording:
                     number, f"step {step} after step {last}, steps must rise"
                 )
             last = step
-            told = len(record) > len(FIELDS) and self.header.layers
-            yield sample, self._layers(number, record) if told else ()
+            by_layer = len(record) > len(FIELDS) and self.header.layers
+            yield sample, self._layers(number, record) if by_layer else ()
 
     def _open(self) -> BinaryIO:
         try:
@@ -134,7 +134,7 @@ class Recording:
         return record
 
     def _header(self, record: Mapping[str, Any]) -> VarianceHeader:
-        """What a first line with a ``schema`` says."""
+        """The settings in a first line with a ``schema``."""
         if record["schema"] != SCHEMA:
             raise self._wrong(
                 1,

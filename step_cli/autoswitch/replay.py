@@ -1,16 +1,28 @@
 """Replaying a recorded run: where one criterion would have switched, and what then.
 
-The metric after the switch is that of the STEP paper's Table 1.
+The metric after the switch is that of the STEP paper's Table 1. Another beta2 can be
+replayed in part: v is linear in the squared gradients, so its L1 norm follows from the
+recorded norms; sums of |v_t - v_(t-1)| and of squares do not.
 """
 
 import math
 from collections.abc import Iterator
 
-from step_cli.autoswitch.autoswitch import AutoSwitch, RelativeAutoSwitch, SwitchRule
+from step_cli.autoswitch.autoswitch import (
+    CRITERIA,
+    AutoSwitch,
+    Fixed,
+    RelativeAutoSwitch,
+    Staleness,
+    SwitchRule,
+)
 from step_cli.autoswitch.criterion import Criterion, VarianceSample
 
 STEPS_AFTER = 1001  # terms of Table 1's sum, t0 to t0 + 1000
 SMALLEST_EPS = 1e-40  # below it no threshold is tried: such a change is none
+ROUNDING = 2.0**-23  # relative, of the recorded norms: they are sums in fp32
+# What needs no more than the L1 norm of v, which another beta2 leaves known.
+ANSWERED = tuple(kind.name for kind in CRITERIA if kind in (Staleness, Fixed))
 
 
 class Replay:
@@ -69,7 +81,7 @@ class Replay:
             self._is_complete = self._has_seen_all(step)
 
     def _note_able(self, step: int, value: float) -> None:
-        """Note what the test says from the step on at which it may decide.
+        """Note the value of the test from the step on at which it may decide.
 
         A threshold above the first such value would decide nothing, as the first step
         at which the criterion may fire would.
@@ -156,3 +168,41 @@ def thresholds_between(low: float, high: float) -> Iterator[float]:
                 return
             if eps <= high:
                 yield eps
+
+
+class OtherBeta2:
+    """Turns the steps of a recording into those of a run with another beta2.
+
+    With b the recorded one and c the other, the norm is
+    (1 - c) / (1 - b) (v_t + (c - b) s_t), s_t = c s_(t-1) + v_(t-1).
+
+    Args:
+        recorded: beta2 of the recording, from its first step on.
+        other: The other one.
+
+    Attributes:
+        worst: Largest relative error of a norm so far, as rounding may have left it.
+    """
+
+    def __init__(self, recorded: float, other: float) -> None:
+        self._scale = (1 - other) / (1 - recorded)
+        self._beta2, self._gap = other, other - recorded
+        self._sum = self._previous = self.worst = 0.0
+
+    def __call__(self, sample: VarianceSample) -> VarianceSample:
+        """The step as the other beta2 would have left it; NaN where it is unknown."""
+        self._sum = self._beta2 * self._sum + self._previous
+        self._previous = sample.v_l1
+        past = self._gap * self._sum
+        norm = self._scale * (sample.v_l1 + past)
+        error = self._scale * ROUNDING * (sample.v_l1 + abs(past))
+        if error > 0:
+            self.worst = max(self.worst, error / max(norm, 1e-300))
+        return VarianceSample(
+            sample.step,
+            sample.d,
+            v_l1=max(norm, 0.0),
+            v_l2=math.nan,
+            dv_l1=math.nan,
+            dv_log=None,
+        )

@@ -1,7 +1,7 @@
 """``variance.jsonl``: what each step did to Adam's variance, one line a step.
 
-A first line may say with which settings it was recorded. Some lines may tell more,
-layer by layer: ``layer_v_l1`` and ``layer_dv_l1``, in the order of the first line's
+A first line may hold the settings of the recording. Some lines may hold more, layer by
+layer: ``layer_v_l1`` and ``layer_dv_l1``, in the order of the first line's
 ``layers``. Needs no torch.
 """
 
@@ -28,13 +28,13 @@ class RecordedLayer:
 
 @dataclass(frozen=True)
 class VarianceHeader:
-    """The settings of a recording; None where it does not say.
+    """The settings of a recording; None where it does not hold one.
 
     Attributes:
         beta2: Adam's beta2.
         eps: Adam's eps.
         steps: Steps the training was to have, which fractions refer to.
-        layers: What lines that tell more are about.
+        layers: What the lines with sums of each layer are about.
     """
 
     beta2: float | None = None
@@ -53,7 +53,7 @@ def header_line(header: VarianceHeader) -> str:
 
 
 def layers_due(header: VarianceHeader, step: int) -> bool:
-    """Whether the line of ``step`` tells more: ten of them do in each window.
+    """Whether the line of ``step`` holds sums of each layer: ten in each window do.
 
     That is enough for means over a window, and adds little to the file.
     """

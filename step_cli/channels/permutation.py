@@ -171,7 +171,7 @@ def _check(channels: Array, pattern: NMPattern) -> None:
             "exclude this layer or pad it"
         )
     if not np.isfinite(channels).all():
-        raise NonFiniteError("a weight is NaN or infinite, which has no rank")
+        raise NonFiniteError("a weight is NaN or infinite, which cannot be ordered")
 
 
 def _objective(channels: Array, order: Array, n: int) -> float:

@@ -20,7 +20,6 @@ from step_cli.channels.torch_operators import RULES, SILENT, translate
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.huggingface.model import inputs_of, is_transformers
-from step_cli.formats.model_json import ModelSource
 from step_cli.formats.onnx.inputs import (
     all_equal,
     example_tensors,
@@ -30,6 +29,7 @@ from step_cli.formats.onnx.inputs import (
 from step_cli.formats.onnx.session import torch_outputs
 from step_cli.formats.quiet import quiet
 from step_cli.models.runnable import RunnableModel, open_model
+from step_cli.models.source import ModelSource
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +42,10 @@ def torch_network(
     Args:
         source: What builds it.
         checkpoint: Its weights.
-        inputs: What it takes, ``NAME:DTYPE:SHAPE``; empty: as the model says.
+        inputs: What it takes, ``NAME:DTYPE:SHAPE``; empty: those of the model.
 
     Raises:
-        UsageError: Nothing says what it takes.
+        UsageError: What it takes is not known.
         InputError: The weights do not fit it, or torch cannot trace it.
     """
     runnable = open_model(source, checkpoint, wide=False)
@@ -84,7 +84,7 @@ def _examples(runnable: RunnableModel, inputs: Sequence[str]) -> dict[str, Tenso
         if takes:
             return example_tensors(takes, highest=vocabulary)
     raise UsageError(
-        "--permute traces the model: say what it takes, such as "
+        "--permute traces the model: give what it takes, such as "
         "--input x:float32:1x3x224x224"
     )
 

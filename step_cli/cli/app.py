@@ -14,8 +14,7 @@ from step_cli import render, torchrun
 from step_cli.cli import signals, startup
 from step_cli.cli.failures import detail_of
 from step_cli.cli.global_options import GlobalOptions, command_of
-from step_cli.cli.logs import log_to_stderr
-from step_cli.cli.stdout import ClosedStdout, results_only_on_stdout
+from step_cli.cli.streams import ClosedStdout, log_to_stderr, results_only_on_stdout
 from step_cli.config.commands import (
     AutoswitchProfileConfig,
     ExportConfig,

@@ -66,7 +66,7 @@ class DataSection(Config):
 
     source: str = Field(description="Name of built-in data, or a local path")
     kind: Literal["auto", Kind] = Field(
-        "auto", description="How to read the path; auto: told by what is there"
+        "auto", description="How to read the path; auto: by what is there"
     )
     held_out: PathOrShare | None = Field(
         None,
@@ -80,7 +80,7 @@ class DataSection(Config):
         None, description="Column that holds the label (default: by name)"
     )
     skip_bad_rows: bool | None = Field(
-        None, description="Leave out rows that cannot be read, and say how many"
+        None, description="Leave out rows that cannot be read, and report how many"
     )
     languages: tuple[str, str] | None = Field(
         None, description='Which language into which: ["de", "en"]'

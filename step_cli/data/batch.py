@@ -33,7 +33,7 @@ class Batch:
 
 
 class Split(Protocol):
-    """Samples by number, in memory or read when asked for."""
+    """Samples by number, in memory or read when needed."""
 
     def __len__(self) -> int: ...
 
@@ -76,7 +76,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Subset:
-    """Some samples of a split: ``index`` says which, int64 ``[n]``."""
+    """Some samples of a split: by ``index``, int64 ``[n]``."""
 
     split: Split
     index: Tensor

@@ -29,7 +29,7 @@ MEAN_100, STD_100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
 @dataclass(frozen=True)
 class CifarSplit:
-    """Records in mapped files; pixels are read when asked for.
+    """Records in mapped files; pixels are read when needed.
 
     Attributes:
         files: Of each file its records, uint8 ``[records, bytes]``.

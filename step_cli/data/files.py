@@ -43,7 +43,7 @@ def kind_of(section: DataSection) -> Kind:
         kind = _of_directory(path, section) if directory else _of_file(path, section)
     if kind is None:
         raise InputError(
-            f"cannot tell how to read it; give data.kind, or what is known: {EXPECTED}",
+            f"its kind is not clear; give data.kind, or what is known: {EXPECTED}",
             file=path,
         )
     try:
@@ -65,7 +65,7 @@ def os_error_as_input_error(path: Path) -> Iterator[None]:
 
 
 def role_of(path: Path) -> str | None:
-    """What a file is for: ``train``, ``held-out`` or ``test`` if its name says so."""
+    """What a file is for: ``train``, ``held-out`` or ``test`` by its name."""
     words = set(re.split(r"[^a-z]+", path.name.lower()))
     if "train" in words:
         return "train"
@@ -158,13 +158,13 @@ def _of_role(role: str, files: list[Path], directory: Path) -> list[Path]:
         names = ", ".join(sorted(file.name for file in kinds.values())[:3])
         key = "data.source" if role == "train" else "data.held_out"
         raise InputError(
-            f"{names} are different data; say in {key} which to read", file=directory
+            f"{names} are different data; give {key}, which to read", file=directory
         )
     return chosen
 
 
 def _unnamed(files: list[Path], suffixes: Sequence[str], path: Path) -> list[Path]:
-    """Files whose names say nothing: then all of them are trained on."""
+    """Files whose names are no guide: then all of them are trained on."""
     chosen = [file for file in files if role_of(file) is None]
     if not chosen:
         raise InputError(f"has no {', '.join(suffixes)} file to train on", file=path)

@@ -1,6 +1,6 @@
 """A folder of images, a subfolder per class: ImageNet and its like.
 
-Only names are in memory; images are decoded when asked for, in threads.
+Only names are in memory; images are decoded when needed, in threads.
 """
 
 import math
@@ -24,7 +24,7 @@ from step_cli.formats.files.mapped_file import Bytes, is_directory, reason_of
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # Whatever the file is called; others, such as EPS, would have Pillow run programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-SIDE = 224  # pixels, unless the configuration says otherwise
+SIDE = 224  # pixels, unless configured otherwise
 CENTRE = 0.875  # share of the shorter side that is kept without augmentation
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 # Random crops as in Szegedy et al., CVPR 2015, section 6.

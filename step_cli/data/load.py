@@ -27,7 +27,7 @@ def load_data(section: DataSection) -> Dataset:
     """Load the data that ``section`` describes.
 
     Raises:
-        InputError: It cannot be read as what it is said to be.
+        InputError: It cannot be read as its kind.
         UsageError: A key does not apply to it.
         MissingError: A library it needs is not installed.
     """

@@ -85,7 +85,7 @@ class ReadAhead:
 
     Args:
         read: Gives the batch of a number, by arithmetic alone; it is called in another
-            thread, and once for a batch that may never be asked for.
+            thread, and once for a batch that may never be needed.
     """
 
     def __init__(self, read: Callable[[int], Batch]) -> None:

@@ -63,7 +63,7 @@ class PairSplit:
 def load_parallel(section: DataSection) -> Dataset:
     """Two files of equally many lines, or two columns, tokenized once, in memory.
 
-    Pairs of which one side is empty are left out, and how many is said.
+    Pairs of which one side is empty are left out, and how many is logged.
 
     Raises:
         InputError: A file is missing or damaged, or line counts differ.
@@ -176,7 +176,7 @@ def _of_bare_tsv(path: Path) -> Pairs:
         if len(fields) != 2:
             raise InputError(
                 f"line {number}: {len(fields)} fields, a text and its translation are "
-                "wanted, or a header with the languages",
+                "needed, or a header with the languages",
                 file=path,
             )
         yield fields[0], fields[1]

@@ -78,7 +78,7 @@ class Row:
         """The text in a column.
 
         Raises:
-            ValueError: There is none; why is said.
+            ValueError: There is none, with the reason.
         """
         if self.error is not None:
             raise ValueError(self.error)
@@ -95,7 +95,7 @@ class Row:
 
 
 def rows_of(path: Path) -> Iterator[Row]:
-    """The rows of a file, read as its suffix says.
+    """The rows of a file, read by its suffix.
 
     Raises:
         InputError: The file cannot be read as such.

@@ -231,7 +231,7 @@ class _Reader:
             key = "text_columns" if texts is None else "label_column"
             shown = ", ".join(map(repr, there[:8]))
             raise InputError(
-                f"no column of a known name; say data.{key}, there are {shown}",
+                f"no column of a known name; give data.{key}, there are {shown}",
                 file=path,
             )
         return _Columns(texts, label)

@@ -14,7 +14,7 @@ from step_cli.config.data import BYTES
 from step_cli.errors import InputError
 from step_cli.formats.quiet import quiet
 
-LENGTH = 128  # tokens of a sample, unless the configuration says otherwise
+LENGTH = 128  # tokens of a sample, unless configured otherwise
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Tokenizer(Protocol):
     def encode_marked(
         self, first: Sequence[str], second: Sequence[str] | None, length: int
     ) -> list[Encoded]:
-        """Texts or pairs as a classifier wants them, cut to ``length`` tokens."""
+        """Texts or pairs as a classifier takes them, cut to ``length`` tokens."""
         ...
 
 

@@ -39,16 +39,16 @@ class Place:
 
 @dataclass(frozen=True)
 class NamedTensor:
-    """One tensor of a file: its description, and its data when asked for.
+    """One tensor of a file: its description, and its data when read.
 
     Attributes:
         name: As stored, unescaped.
         dtype: NumPy spelling; ``bfloat16`` and ``float8_*`` too.
         shape: As stored.
         read: Returns the data as a read-only array of ``shape``, mapped where possible.
-        axis: The group axis if the file tells (ONNX node, Conv1D), else None: by rule.
+        axis: The group axis if the file has it (ONNX node, Conv1D), else None: by rule.
         skip: Why the file itself rules it out (``consumer``, ``kind``), or None.
-        is_weight: True if the file itself tells that it is a weight (ONNX node).
+        is_weight: True if the file itself marks it as one (ONNX node).
         tied_to: The earlier name that shares this storage, or None.
         zero_point: For integer codes, which code means zero.
         place: Where it lies row by row, for those who write a changed copy of the file.
@@ -87,7 +87,7 @@ class Checkpoint:
         plan: The plan stored with the weights, or None.
         notes: What the user should know of how it was read.
         files: The files that were read, for those who must not write onto them.
-        integrity: What told that the data is undamaged: ``sha256``, ``crc32``, or
+        integrity: What showed that the data is undamaged: ``sha256``, ``crc32``, or
             ``unchecked`` where nothing is recorded.
         compressed: Whether tensors are stored compressed, though read as dense ones.
         negative_zeros: How many -0.0 were dropped by who compressed them; None where

@@ -68,7 +68,7 @@ def open_any_safetensors(file: MappedFile) -> Checkpoint:
     """The checkpoint in a safetensors file, plain or compressed.
 
     Raises:
-        InputError: The header does not hold, or what it says of the tensors.
+        InputError: The header does not hold, or its entries on the tensors.
     """
     from step_cli.formats.safetensors.header import COMPRESSED_KEY, read_header
 

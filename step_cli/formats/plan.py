@@ -1,13 +1,20 @@
-"""The plan as text: which tensor has which pattern, ``step-cli/plan/1``."""
+"""The plan as text: which tensor has which pattern, ``step-cli/plan/1``.
+
+Beside safetensors and torch files it holds their digests, as they cannot show damage.
+"""
 
 import json
 import re
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from step_cli.errors import InputError
 from step_cli.formats.files.json_text import json_object, read_json
+from step_cli.formats.files.mapped_file import sha256
 from step_cli.nm.pattern import NMPattern, NMSpec, Plan
+from step_cli.nm.threads import in_order
 
 KEY = "step_cli.plan"  # in safetensors metadata and ONNX metadata_props
 FILE = "nm_plan.json"  # in a directory; FILE.nm_plan.json beside a .pt
@@ -67,6 +74,36 @@ def plan_json(plan: Plan, *, indent: int | None = None, **extra: object) -> str:
     return json.dumps({"schema": SCHEMA, "layers": layers, **extra}, indent=indent)
 
 
+def digests(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """The field ``files`` of a plan: size in bytes and sha256 of each file, by name."""
+    found = sorted(paths)
+    sums = in_order((partial(sha256, p) for p in found), threads=len(found) > 1)
+    return {
+        path.name: {"size": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(found, sums, strict=True)
+    }
+
+
+def check_digest(path: Path, document: dict[str, Any], plan: Path) -> bool:
+    """Compare a file with what was recorded of it; False if nothing was.
+
+    Raises:
+        InputError: It has another size or digest.
+    """
+    recorded = document.get("files")
+    entry = recorded.get(path.name) if isinstance(recorded, dict) else None
+    wanted = entry.get("sha256") if isinstance(entry, dict) else None
+    if wanted is None:
+        return False
+    if wanted != sha256(path):
+        raise InputError(
+            f"its sha256 differs from the one in {plan.name}: damaged, or from "
+            "another run; remove that entry if the change was meant",
+            file=path,
+        )
+    return True
+
+
 def _check_schema(schema: object, file: object) -> None:
     match = re.fullmatch(r"step-cli/plan/([0-9]{1,9})", str(schema))
     if match is None:
@@ -86,7 +123,7 @@ def _layer(name: str, layer: object, file: object) -> NMSpec:
         raise InputError("its plan has no 'pattern'", file=file, tensor=name)
     if type(axis) is not int:
         raise InputError(
-            f"its plan says axis {axis!r:.40}, expected 0, 1, ...",
+            f"its plan has axis {axis!r:.40}, expected 0, 1, ...",
             file=file,
             tensor=name,
         )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the block, unless the user wants to hear more (``--verbose``)."""
+    """Silence the block, unless the user chose ``--verbose``."""
     if logging.getLogger("step_cli").isEnabledFor(logging.DEBUG):
         yield
         return

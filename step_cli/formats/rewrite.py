@@ -8,7 +8,6 @@ from pathlib import Path
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.content import SUFFIXES
-from step_cli.formats.files.digest import digests
 from step_cli.formats.files.mapped_file import MappedFile, map_file
 from step_cli.formats.files.patched_copy import (
     Change,
@@ -28,7 +27,7 @@ from step_cli.formats.huggingface.rewriter import (
 from step_cli.formats.onnx.publish import free_names, staged_onnx
 from step_cli.formats.onnx.reader import open_onnx
 from step_cli.formats.onnx.rewriter import external_locations, rewrite_onnx
-from step_cli.formats.plan import plan_json
+from step_cli.formats.plan import digests, plan_json
 from step_cli.formats.pytorch.reader import open_torch, plan_path
 from step_cli.formats.pytorch.rewriter import rewrite_torch
 from step_cli.formats.safetensors.reader import open_safetensors

@@ -18,8 +18,8 @@ from step_cli.errors import StepError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.huggingface.load import fit_names
 from step_cli.formats.huggingface.model import build_hugging_face, is_hugging_face
-from step_cli.formats.model_json import ModelSource
 from step_cli.formats.pytorch.arrays import mapped_tensor
+from step_cli.models.source import ModelSource
 from step_cli.models.spec import build_model, load_weights
 
 

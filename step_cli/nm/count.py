@@ -19,7 +19,7 @@ from step_cli.nm.threads import in_order, own_scratch
 First = TypeVar("First", int, tuple[int, int])
 
 WORTH_A_THREAD = 1 << 24  # weights; below it, starting one costs more than it saves
-TASK_BYTES = 1 << 24  # some tasks are ahead of the one whose result is wanted
+TASK_BYTES = 1 << 24  # some tasks are ahead of the one whose result is due
 
 
 @dataclass(slots=True)

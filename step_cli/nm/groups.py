@@ -138,7 +138,7 @@ class Scratch:
 class Counts:
     """The non-zeros of each group of a piece, shape (x, b): ``words >> shift``.
 
-    Shifting costs a pass over the words, so it is left to who wants every count.
+    Shifting costs a pass over the words, so it is left to who needs every count.
     """
 
     def __init__(self, words: RawBits, shift: int = 0) -> None:

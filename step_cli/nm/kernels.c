@@ -1,5 +1,5 @@
 /* The loops that a file of gigabytes waits for: counting the non-zeros of groups,
-   pruning them by magnitude, and summing up what is written. `kernels.py` says when
+   pruning them by magnitude, and summing up what is written. `kernels.py` decides when
    they run, and what runs elsewhere. `hatch_build.py` compiles this for each set of
    instructions, with -DVECTOR: the bytes of a vector, 64 for AVX-512 and 32 for AVX2.
 

@@ -168,7 +168,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    """The same, told what its functions take."""
+    """The same, with the types of what its functions take."""
     size, pointer = ctypes.c_ssize_t, ctypes.c_void_p
     library.step_checksum.argtypes = [pointer, size]
     library.step_checksum.restype = ctypes.c_uint64

@@ -1,6 +1,6 @@
 """The N:M pattern: at most N of each M consecutive weights are non-zero.
 
-A plan says which tensor has which pattern along which axis.
+A plan gives tensors their patterns, each along an axis.
 """
 
 import re

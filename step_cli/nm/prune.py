@@ -14,8 +14,13 @@ from step_cli.errors import NonFiniteError
 from step_cli.nm import kernels
 from step_cli.nm.dtypes import RawBits, dtype_info
 from step_cli.nm.groups import Mask, index_of
-from step_cli.nm.magnitude import FLOATS, INTEGERS, float_magnitude, magnitude_sum
-from step_cli.nm.mask import keep_highest
+from step_cli.nm.mask import (
+    FLOATS,
+    INTEGERS,
+    float_magnitude,
+    keep_highest,
+    magnitude_sum,
+)
 from step_cli.nm.pattern import NMSpec
 from step_cli.nm.tensor_data import TensorData
 from step_cli.nm.threads import in_order
@@ -101,7 +106,7 @@ class OneShot:
     def blocks(self) -> Iterator[Array]:
         """The pruned tensor in contiguous pieces, in order; counts in ``done``.
 
-        A block is overwritten once the next one is asked for.
+        A block is overwritten once the next one is taken.
 
         Raises:
             NonFiniteError: A weight is NaN or infinite.
@@ -187,7 +192,7 @@ class OneShot:
         return float(magnitude.sum(dtype=np.int64))
 
     def _check_finite(self, magnitude: RawBits, codes: Array, origin: int) -> None:
-        # Where NaN is a code of its own, the one of -0.0 elsewhere, the sign tells.
+        # Where NaN is a code of its own, the one of -0.0 elsewhere, the sign decides.
         by_code = self._limits.nan is not None
         if self._limits.nonfinite(codes if by_code else magnitude) is None:
             return
@@ -197,7 +202,7 @@ class OneShot:
         _, m, inner = self._codes.shape
         index = index_of(origin + (x * m + member) * inner + b, self.data.array.shape)
         raise NonFiniteError(
-            f"NaN or infinity at {list(index)}, which has no rank; "
+            f"NaN or infinity at {list(index)}, which cannot be ordered; "
             "find out where training diverged",
             tensor=self.name,
         )

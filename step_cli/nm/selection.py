@@ -54,7 +54,7 @@ class Selection:
         axes: Globs with the group axis for the tensors they match; the last match wins.
         patterns: Globs with the pattern of the tensors they match; the first match
             wins, also over ``pattern``.
-        pattern: For every selected tensor; None: as the plan says, 2:4 without one.
+        pattern: For every selected tensor; None: that of the plan, 2:4 without one.
         plan: Selects its layers and no others.
         prefix: What stands before these names where the user gave them.
     """
@@ -126,7 +126,7 @@ class Selection:
             return reason or "excluded"
         if named or self.plan is not None:
             return None
-        # Of a kind that cannot be read, but otherwise a weight: --strict asks.
+        # Of a kind that cannot be read, but otherwise a weight: --strict fails on it.
         by_name = tensor.is_weight or name_reason(tensor.name, tensor.shape) is None
         return None if reason == "kind" and by_name else reason
 

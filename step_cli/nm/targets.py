@@ -42,15 +42,15 @@ def tensorrt_view(tensor: Described, given: TensorToCheck, *, holds: bool) -> Vi
     return _view(tensor, axis, is_two_four=found)
 
 
-def planned_view(tensor: Described, plan: NMSpec) -> View:
+def planned_view(tensor: Described, spec: NMSpec) -> View:
     """Judge one layer by what it promises, without its data."""
     axis = _input_axis(tensor)
-    return _view(tensor, axis, is_two_four=planned_two_four(plan, axis))
+    return _view(tensor, axis, is_two_four=planned_two_four(spec, axis))
 
 
-def planned_two_four(plan: NMSpec, axis: int) -> bool:
-    """Whether what holds ``plan`` is 2:4 along ``axis``."""
-    return plan.axis == axis and implies_two_four(plan.pattern)
+def planned_two_four(spec: NMSpec, axis: int) -> bool:
+    """Whether what holds ``spec`` is 2:4 along ``axis``."""
+    return spec.axis == axis and implies_two_four(spec.pattern)
 
 
 def _input_axis(tensor: Described) -> int:

@@ -22,7 +22,7 @@ def workers() -> int:
 
 
 def in_order(tasks: Iterable[Callable[[], R]], *, threads: bool = True) -> Iterator[R]:
-    """Run tasks a few ahead of the one whose result is wanted.
+    """Run tasks a few ahead of the one whose result is due.
 
     Args:
         tasks: Taken from one by one, as they are started.

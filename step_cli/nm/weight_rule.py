@@ -50,7 +50,7 @@ class Described(Protocol):
 
     @property
     def axis(self) -> int | None:
-        """The group axis, where the source tells it; else None: by name and shape."""
+        """The group axis, where the source gives it; else None: by name and shape."""
 
     @property
     def skip(self) -> str | None:
@@ -58,7 +58,7 @@ class Described(Protocol):
 
     @property
     def is_weight(self) -> bool:
-        """Whether the source itself tells that it is a weight, whatever its name."""
+        """Whether the source itself marks it as a weight, whatever its name."""
 
 
 @dataclass(frozen=True)

@@ -35,14 +35,14 @@ def read_batches(
     """Read samples and join them to batches of equal shapes.
 
     Args:
-        path: The file; read as its suffix says.
+        path: The file; read by its suffix.
         runnable: The model they are for.
         most: How many samples to use; of more, evenly spaced ones.
         tokenizer: A Hugging Face directory with the tokenizer of the model.
 
     Raises:
         InputError: The file cannot be read, holds no sample, or one does not fit.
-        UsageError: It is text, and nothing says which numbers stand for it.
+        UsageError: It is text, and which numbers stand for it is not known.
     """
     if path.suffix == ".npz":
         samples = _from_arrays(path)
@@ -59,7 +59,7 @@ def read_batches(
 
 def _from_arrays(path: Path) -> list[Sample]:
     """Arrays named as the model's inputs are; the first axis counts samples."""
-    map_file(path)  # says what is wrong with a file that cannot be read
+    map_file(path)  # its error is clear for a file that cannot be read
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(info.file_size for info in archive.infolist())

@@ -199,22 +199,22 @@ def _check(
 
 
 def sparsegpt_weight(
-    weight: Tensor, view: LayerMatrix, seen: InputHessian, plan: NMSpec
+    weight: Tensor, view: LayerMatrix, seen: InputHessian, spec: NMSpec
 ) -> Tensor:
     """The pruned and updated weight of a layer, in its own shape and dtype.
 
     Raises:
         UsageError: Its groups do not run along the inputs, or M does not fit.
     """
-    if plan.axis != view.input_axis:
+    if spec.axis != view.input_axis:
         raise UsageError(
             f"SparseGPT prunes along the inputs, axis {view.input_axis}, not "
-            f"{plan.axis}; use --method wanda or --exclude it"
+            f"{spec.axis}; use --method wanda or --exclude it"
         )
-    m = plan.pattern.m
+    m = spec.pattern.m
     block = max(BLOCK // m, 1) * m
     pruned = [
-        _damped_enough(part, hessian, plan.pattern, block)
+        _damped_enough(part, hessian, spec.pattern, block)
         for part, hessian in zip(view.of_weight(weight), seen.hessian, strict=True)
     ]
     return view.to_weight(torch.stack(pruned)).contiguous()

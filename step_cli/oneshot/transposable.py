@@ -16,7 +16,7 @@ PIECE = 1 << 22  # weights looked at together
 
 
 def transposable_keep(
-    weights: TensorData, plan: NMSpec, scores: npt.NDArray[Any] | None = None
+    weights: TensorData, spec: NMSpec, scores: npt.NDArray[Any] | None = None
 ) -> Mask:
     """Mark what to keep so that N of M hold along the input and the output axis.
 
@@ -24,8 +24,8 @@ def transposable_keep(
 
     Args:
         weights: What to prune.
-        plan: The pattern and the input axis; the output axis follows from the shape.
-        scores: What ranks the weights, of the same shape; by default magnitude.
+        spec: The pattern and the input axis; the output axis follows from the shape.
+        scores: What orders the weights, of the same shape; by default magnitude.
 
     Returns:
         Boolean mask, shape of the weights.
@@ -33,16 +33,16 @@ def transposable_keep(
     Raises:
         UsageError: One of the two sizes is not a multiple of M.
     """
-    order = matrix_order(weights.array.shape, plan.axis)
+    order = matrix_order(weights.array.shape, spec.axis)
     matrix = weights.transposed(order)  # [out, in, ...]
-    check_blocks(matrix.array.shape, plan.pattern)
+    check_blocks(matrix.array.shape, spec.pattern)
     keep = np.empty(weights.array.shape, np.bool_)
-    out, m = keep.transpose(order), plan.pattern.m
+    out, m = keep.transpose(order), spec.pattern.m
     for rows in row_pieces(matrix, m, PIECE):
         size = np.abs(values_of(matrix, rows))
-        ranked = size if scores is None else scores.transpose(order)[rows]
-        mask = transposable_mask(torch.from_numpy(ranked.copy()), plan.pattern).numpy()
-        out[rows] = mask | _compliant(size != 0, plan.pattern.n, m)
+        ordered = size if scores is None else scores.transpose(order)[rows]
+        mask = transposable_mask(torch.from_numpy(ordered.copy()), spec.pattern).numpy()
+        out[rows] = mask | _compliant(size != 0, spec.pattern.n, m)
     return keep
 
 

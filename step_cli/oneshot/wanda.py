@@ -90,7 +90,7 @@ def wanda_keep(
     weight: Tensor,
     view: LayerMatrix,
     seen: InputNorms,
-    plan: NMSpec,
+    spec: NMSpec,
     choose: Callable[[Tensor], Mask] | None = None,
 ) -> Mask:
     """Mark the weights of a layer that Wanda keeps.
@@ -101,7 +101,7 @@ def wanda_keep(
         weight: Of the layer, in its own shape.
         view: The layer's module as a matrix.
         seen: The norms of the layer's inputs.
-        plan: The pattern and its axis.
+        spec: The pattern and its axis.
         choose: Turns scores into a mask; by default N:M along the axis.
     """
     parts = zip(view.of_weight(weight), seen.norms, strict=True)
@@ -109,9 +109,9 @@ def wanda_keep(
     scores = scores.contiguous()
     if choose is not None:
         return choose(scores)
-    keep = keep_mask(scores, plan.pattern, plan.axis)
-    groups = to_groups(weight, plan.pattern.m, plan.axis)
-    complies = groups.ne(0).sum(1, keepdim=True).le(plan.pattern.n)
+    keep = keep_mask(scores, spec.pattern, spec.axis)
+    groups = to_groups(weight, spec.pattern.m, spec.axis)
+    complies = groups.ne(0).sum(1, keepdim=True).le(spec.pattern.n)
     keep |= complies.expand(groups.shape).reshape(weight.shape)
     mask: Mask = keep.numpy()
     return mask

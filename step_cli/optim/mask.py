@@ -33,7 +33,7 @@ def nm_mask(scores: Tensor, pattern: NMPattern | str, axis: int) -> Tensor:
     Raises:
         UsageError: The axis does not exist, its size is not a multiple of M, or the
             scores are complex or of 8 bits.
-        NonFiniteError: A score is NaN, which has no rank.
+        NonFiniteError: A score is NaN, which cannot be ordered.
     """
     pattern = NMPattern.of(pattern)
     if scores.layout != torch.strided:
@@ -42,7 +42,7 @@ def nm_mask(scores: Tensor, pattern: NMPattern | str, axis: int) -> Tensor:
     if scores.is_complex() or scores.dtype.itemsize == 1:
         raise UsageError(f"scores of {scores.dtype} have no order here: use float32")
     if bool(torch.isnan(scores).any()):
-        raise NonFiniteError("a score is NaN, which has no rank")
+        raise NonFiniteError("a score is NaN, which cannot be ordered")
     return keep_mask(scores, pattern, axis)
 
 

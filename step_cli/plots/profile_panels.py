@@ -56,7 +56,7 @@ class Drawing:
     """What is drawn.
 
     Attributes:
-        report: What the criteria say.
+        report: The results of the criteria.
         curves: Of the first seed.
         others: Of the other seeds.
         layers: Of the first seed; None where none were recorded.

@@ -18,12 +18,12 @@ from step_cli.plots.profile_panels import (
     draw_relative,
     draw_switches,
 )
-from step_cli.render.html_page import filled, inline
+from step_cli.render.html_pages import filled, inline
 from step_cli.reports import AutoswitchProfileReport
 
 
 def draw_profile(path: Path, drawing: Drawing) -> None:
-    """Draw to a file of the kind its suffix says: svg, png, or a page around an svg.
+    """Draw to a file of the kind its suffix names: svg, png, or a page around an svg.
 
     Raises:
         MissingError: A library is not installed.

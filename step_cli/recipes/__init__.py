@@ -1,22 +1,32 @@
 """The recipes by the names a user types."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
+from typing_extensions import override
+
 from step_cli.errors import UsageError, nearest
-from step_cli.optim.recipe import Recipe
+from step_cli.optim.recipe import DENSE, Phase, Recipe
 from step_cli.recipes.asp import ASP
 from step_cli.recipes.bi_mask import BiMask
-from step_cli.recipes.decaying_mask import DecayingMask
-from step_cli.recipes.dense import Dense
+from step_cli.recipes.decaying import DecayingMask, MaskDecay
 from step_cli.recipes.domino_search import DominoSearch
-from step_cli.recipes.mask_decay import MaskDecay
 from step_cli.recipes.s_ste import SSTE
-from step_cli.recipes.sr_ste import SRSTE
-from step_cli.recipes.ste import STE
+from step_cli.recipes.sr_ste import SRSTE, STE
 from step_cli.recipes.step import Step
 from step_cli.recipes.t_sr_ste import TSRSTE
+
+
+@dataclass(frozen=True)
+class Dense(Recipe):
+    """No mask at any time: what the other recipes are measured against."""
+
+    @property
+    @override
+    def before(self) -> Phase:
+        return DENSE
+
 
 RECIPES: dict[str, type[Recipe]] = {
     "dense": Dense,

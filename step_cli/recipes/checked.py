@@ -13,7 +13,7 @@ TYPES = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
 
 @dataclass(frozen=True)
 class CheckedRecipe(Recipe):
-    """A recipe with options; the type of each field says which values it takes.
+    """A recipe with options; the type of each field sets which values it takes.
 
     Raises:
         UsageError: A value does not fit its type.

@@ -90,15 +90,15 @@ def _energies(weight: Tensor, layer: NMSpec) -> dict[int, float]:
     return found
 
 
-def thresholds(weight: Tensor, plan: NMSpec) -> Tensor:
+def thresholds(weight: Tensor, spec: NMSpec) -> Tensor:
     """T_g: mean of the smaller half of each group's magnitudes, ``[X, 1, B]``."""
-    groups = to_groups(weight.abs(), plan.pattern.m, plan.axis)
-    return groups.sort(dim=1).values[:, : plan.pattern.m // 2].mean(1, keepdim=True)
+    groups = to_groups(weight.abs(), spec.pattern.m, spec.axis)
+    return groups.sort(dim=1).values[:, : spec.pattern.m // 2].mean(1, keepdim=True)
 
 
-def vote(weight: Tensor, limits: Tensor, n: int, plan: NMSpec) -> float:
+def vote(weight: Tensor, limits: Tensor, n: int, spec: NMSpec) -> float:
     """Share of groups of which fewer than ``n`` magnitudes exceed the group's limit."""
-    groups = to_groups(weight.abs(), plan.pattern.m, plan.axis)
+    groups = to_groups(weight.abs(), spec.pattern.m, spec.axis)
     return float((groups > limits).sum(1).lt(n).float().mean())
 
 

@@ -43,7 +43,7 @@ class _Searched:
     """
 
     weight: Tensor
-    plan: NMSpec
+    spec: NMSpec
     dense: Tensor = field(init=False)
     limits: Tensor = field(init=False)
     trial: int = field(init=False)
@@ -52,8 +52,8 @@ class _Searched:
 
     def __post_init__(self) -> None:
         self.dense = self.weight.detach().clone()
-        self.limits = domino.thresholds(self.dense, self.plan)
-        self.trial = self.n = self.plan.pattern.m
+        self.limits = domino.thresholds(self.dense, self.spec)
+        self.trial = self.n = self.spec.pattern.m
 
     def write_to_model(self) -> None:
         """Write the weights under the trial mask into the model."""
@@ -70,7 +70,7 @@ class _Searched:
         """Lower the trial N if enough groups vote for it; whether N was committed."""
         if self.trial > 1:
             shown = masked(self.dense, self._keep())
-            share = domino.vote(shown, self.limits, self.trial, self.plan)
+            share = domino.vote(shown, self.limits, self.trial, self.spec)
             self.trial -= share >= domino.VOTES_NEEDED
         commits = self.trial != self.n and self.trial in allocation.allowed(self.m)
         self.n = self.trial if commits else self.n
@@ -78,11 +78,11 @@ class _Searched:
 
     @property
     def m(self) -> int:
-        return self.plan.pattern.m
+        return self.spec.pattern.m
 
     def _keep(self) -> Tensor:
         pattern = NMPattern(self.trial, self.m)
-        return magnitude_mask(self.dense, pattern, self.plan.axis)
+        return magnitude_mask(self.dense, pattern, self.spec.axis)
 
 
 def search(

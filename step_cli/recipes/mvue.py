@@ -151,7 +151,7 @@ def token_sampler(
     """What an option of recipes names; None where nothing is to be sampled.
 
     Raises:
-        UsageError: The approximation is asked for another pattern than 2:4.
+        UsageError: The approximation is given another pattern than 2:4.
     """
     if kind == "off" or pattern.dense:
         return None

@@ -173,7 +173,7 @@ def _check_switch(recipe: Recipe, switch: Any) -> None:
 
 
 def _fixed(recipe: Recipe, total_steps: int | None) -> int | None:
-    """The step at which the recipe itself wants to switch."""
+    """The step at which the recipe itself switches."""
     if not isinstance(recipe.switch_step, float):
         return recipe.switch_step
     if total_steps is None:

@@ -1,8 +1,8 @@
-"""SR-STE: plain STE that also pulls the pruned weights towards zero.
+"""STE, and SR-STE, which also pulls the pruned weights towards zero.
 
-Source: Zhou et al., ICLR 2021, arXiv 2102.04010. The term is added once per optimizer
-step, to the gradient the optimizer sees: added inside autograd it would be counted once
-for each micro-batch and process, and vanish under fp16 loss scaling.
+Source: Zhou et al., ICLR 2021, arXiv 2102.04010. SR-STE's term is added once per
+optimizer step, to the gradient the optimizer sees: added inside autograd it would be
+counted once for each micro-batch and process, and vanish under fp16 loss scaling.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from step_cli.optim.mask import masked
-from step_cli.optim.recipe import SparseLayer
+from step_cli.optim.recipe import Recipe, SparseLayer
 from step_cli.recipes.checked import CheckedRecipe
+
+
+@dataclass(frozen=True)
+class STE(Recipe):
+    """Mask learning from the first step, gradients passed straight through."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from step_cli.optim.recipe import (
     Recipe,
 )
 from step_cli.recipes.checked import CheckedRecipe
-from step_cli.recipes.ste import STE
+from step_cli.recipes.sr_ste import STE
 
 
 @dataclass(frozen=True)

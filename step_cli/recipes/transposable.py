@@ -42,12 +42,12 @@ def transposable_mask(
 
     Raises:
         UsageError: One of the two sizes is not a multiple of M.
-        NonFiniteError: A score is NaN, which has no rank.
+        NonFiniteError: A score is NaN, which cannot be ordered.
     """
     pattern = NMPattern.of(pattern)
     check_blocks(tuple(scores.shape), pattern)
     if bool(torch.isnan(scores).any()):
-        raise NonFiniteError("a score is NaN, which has no rank")
+        raise NonFiniteError("a score is NaN, which cannot be ordered")
     if pattern.dense:
         return torch.ones_like(scores, dtype=torch.bool)
     # Rows are outputs, so that one matrix and its transpose agree.

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from step_cli.errors import InputError, NonFiniteError, OutputError
-from step_cli.formats.files.digest import sha256
 from step_cli.formats.files.json_text import read_json
-from step_cli.formats.files.mapped_file import reason_of
+from step_cli.formats.files.mapped_file import reason_of, sha256
 from step_cli.formats.files.staged import repair, staged
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.shards import local

@@ -1,4 +1,4 @@
-"""A dense run that is recorded until the switch criteria have all they ask for."""
+"""A dense run that is recorded until the switch criteria have all they need."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -183,7 +183,7 @@ def translate_model_errors() -> Iterator[None]:
 def autocast(
     device: torch.device, precision: Precision
 ) -> AbstractContextManager[object]:
-    """Where the forward pass runs in bf16, if the configuration says so."""
+    """Where the forward pass runs in bf16, if the configuration has it so."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)

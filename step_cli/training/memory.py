@@ -1,4 +1,4 @@
-"""Memory that runs out, told in one line: what torch says of it is a page."""
+"""Memory that runs out, in one line: torch's own message is a page."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ FREE = re.compile(r"of which ([\d.]+ ?\w+) is free")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that a device or the host has no memory left."""
+    """Whether an exception means that a device or the host has no memory left."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error)))
@@ -24,7 +24,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def translate_memory_errors(train: TrainSection) -> Iterator[None]:
-    """Say how much was wanted and free, and what needs less.
+    """Report how much was needed and free, and what needs less.
 
     Raises:
         MissingError: Memory ran out in the block.

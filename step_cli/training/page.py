@@ -17,7 +17,7 @@ from step_cli.nm.tensor_data import TensorData
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.shards import is_shard
 from step_cli.plots.drawing import INKS
-from step_cli.render.run_page import LayerRow, MetricRow, RunPage, html
+from step_cli.render.html_pages import LayerRow, MetricRow, RunPage, html
 from step_cli.reports import TrainReport
 from step_cli.training.curves import draw_curves
 from step_cli.training.history import History, read_history, switch_point
@@ -93,16 +93,16 @@ def _switch(history: History, *, switches: bool) -> str:
         return "none in this recipe"
     if switch is None:
         return "not yet"
-    told = f"after step {switch.step}: "
+    words = f"after step {switch.step}: "
     if switch.reason == "fixed":
-        return told + "as configured"
+        return words + "as configured"
     assert seen is not None
     last = seen.value.values[-1]
     value = f"{seen.name} {last:.3g}, threshold {seen.threshold:.3g}"
     if math.isnan(last):
         value = f"{seen.name}: its window of {seen.window} steps was not full"
     reached = "t_max reached" if switch.reason == "t_max" else "threshold passed"
-    return f"{told}{reached} ({value})"
+    return f"{words}{reached} ({value})"
 
 
 def _metrics(history: History, report: TrainReport | None) -> list[MetricRow]:
@@ -158,7 +158,7 @@ def _jobs(weights: Mapping[str, TensorData], plan: Plan) -> Iterator[TensorToChe
 
 
 def _versions(setup: Setup) -> Iterator[tuple[str, str]]:
-    """Nothing that tells whose machine it was."""
+    """Nothing that shows whose machine it was."""
     for name in LIBRARIES:
         yield name, metadata.version(name)
     yield "Python", platform.python_version()

@@ -21,16 +21,16 @@ from step_cli.training.callbacks import Callback
 logger = logging.getLogger(__name__)
 
 LOG_EVERY_S = 10.0  # between lines of a log
-PACE_S = 30.0  # of the past that the speed is told from
+PACE_S = 30.0  # of the past that the speed is computed from
 LABEL = len("mask-learning")  # columns
 HELD_OUT, PRUNED = "eval_", "pruned_eval_"  # how metrics of held-out samples are named
 
 
 class Progress(Callback):
-    """Where a run stands, as plain values, and how it is said.
+    """Where a run stands, as plain values, and in words.
 
     Args:
-        optimizer: Its phase and its switch rule are told.
+        optimizer: Its phase and its switch rule are shown.
         steps: Length of the run.
     """
 

@@ -1,7 +1,7 @@
 """The records of a run, one flushed JSON line at a time.
 
 ``metrics.jsonl``, ``variance.jsonl``, and ``layers.jsonl``: how much of each layer's
-mask flipped, at every logged step; its first line tells the layers: name, shape,
+mask flipped, at every logged step; its first line lists the layers: name, shape,
 pattern and group axis.
 """
 
@@ -79,7 +79,7 @@ class Unrecorded:
     def __init__(self, header: VarianceHeader) -> None:
         self._header = header
 
-    def wants_layers(self, step: int) -> bool:
+    def takes_layers(self, step: int) -> bool:
         """Whether ``step`` is to be recorded layer by layer too."""
         return layers_due(self._header, step)
 
@@ -178,7 +178,7 @@ class LayerRecords(Callback):
     Args:
         run_dir: Where it is.
         model: Gives names and shapes.
-        optimizer: Measures the flips when it is told to watch the masks.
+        optimizer: Measures the flips where it is to watch the masks.
         plan: Pattern and axis of each weight, by name.
         after: The step to go on after.
     """

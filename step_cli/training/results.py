@@ -1,7 +1,7 @@
 """What a run ends with: its report, the ``model/`` directory, the curves.
 
 A model of transformers is saved as its library saves it, so that ``from_pretrained``
-loads it without step-cli; of any other, ``model.json`` says where it came from.
+loads it without step-cli; of any other, ``model.json`` names where it came from.
 """
 
 import logging
@@ -15,19 +15,18 @@ from torch import Tensor, nn
 from step_cli.config.data import BYTES
 from step_cli.config.train import TrainConfig
 from step_cli.errors import OutputError, StepError
-from step_cli.formats.files.digest import digests
 from step_cli.formats.files.staged import staged
 from step_cli.formats.huggingface.directory import copy_tokenizer
 from step_cli.formats.huggingface.load import places_of
 from step_cli.formats.huggingface.model import is_transformers
-from step_cli.formats.model_json import ModelSource, write_source
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import FILE as PLAN_FILE
 from step_cli.formats.plan import KEY as PLAN_KEY
-from step_cli.formats.plan import plan_json
+from step_cli.formats.plan import digests, plan_json
 from step_cli.formats.pytorch.arrays import to_array
 from step_cli.formats.quiet import quiet
 from step_cli.formats.safetensors.writer import save_safetensors
+from step_cli.models.source import ModelSource, write_source
 from step_cli.nm.pattern import Plan
 from step_cli.optim.layers import density
 from step_cli.reports import TrainReport
@@ -173,7 +172,7 @@ def _save_transformers(
     opened = open_checkpoint(directory)
     saved = {ours: theirs for theirs, ours in places_of(model, opened).items()}
     if not saved.keys() >= plan.keys():
-        # The plan speaks of tensors in one piece; transformers reads both forms.
+        # The plan names tensors in one piece; transformers reads both forms.
         for file in files:
             file.unlink()
         files = _save_pretrained(directory, model, state, save_original_format=False)

@@ -33,9 +33,11 @@ from step_cli.training.records import (
     variance_header,
 )
 from step_cli.training.results import finish, show_stopped
-from step_cli.training.resume import record_data, refuse_other_config, refuse_other_data
 from step_cli.training.run_directory import (
+    record_data,
     refuse_impossible,
+    refuse_other_config,
+    refuse_other_data,
     resumed_directory,
     run_directory,
 )
@@ -53,7 +55,7 @@ def train(
     Raises:
         StepError: Something the user can mend; a run directory is left only if it can
             be resumed.
-        StoppedError: A signal asked to stop, and a checkpoint was saved.
+        StoppedError: A signal to stop came, and a checkpoint was saved.
     """
     require_drawing(page=True)
     with (

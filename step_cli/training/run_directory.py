@@ -1,6 +1,7 @@
-"""Taking possession of a run directory: one trainer at a time, never by accident."""
+"""A run directory: one trainer at a time, and a run that goes on as it began."""
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -9,13 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from step_cli.config.train import TrainConfig, keys_of, load_config
+from step_cli.data.batch import Dataset, fingerprint_of
 from step_cli.errors import InputError, OutputError, StoppedError
+from step_cli.formats.files.json_text import read_json
 from step_cli.formats.files.mapped_file import reason_of
-from step_cli.formats.files.target import checked_target
-from step_cli.formats.files.target_lock import locked
+from step_cli.formats.files.target import checked_target, locked
 from step_cli.training.checkpoints import has_checkpoint
+from step_cli.training.records import save_text
 
 logger = logging.getLogger(__name__)
+
+DATA_FILE = "data.json"  # by what the data of the run are known
+DATA_SCHEMA = "step-cli/data/1"
+DATA_LIMIT = 1 << 20  # bytes of the file
+SPLITS = {"train": "to train on", "held_out": "held out"}
 
 
 @contextmanager
@@ -138,3 +147,50 @@ def _old_runs(final: Path) -> list[Path]:
     name = re.compile(re.escape(f".{final.name}.old-") + "[0-9]+")
     found = [path for path in final.parent.iterdir() if name.fullmatch(path.name)]
     return sorted(found, key=lambda path: path.stat().st_ctime_ns)
+
+
+def record_data(run_dir: Path, data: Dataset) -> None:
+    """Record by what these data are known again: ``data.json``."""
+    document = {"schema": DATA_SCHEMA, **fingerprint_of(data)}
+    save_text(run_dir / DATA_FILE, json.dumps(document, indent=2) + "\n")
+
+
+def refuse_other_data(run_dir: Path, data: Dataset) -> None:
+    """Refuse to go on with other data than the run began with.
+
+    Raises:
+        InputError: They are others, or there is no record.
+    """
+    begun = read_json(run_dir / DATA_FILE, "a record of data", limit_bytes=DATA_LIMIT)
+    for split, now in fingerprint_of(data).items():
+        then = begun.get(split)
+        if now == then:
+            continue
+        purpose = SPLITS[split]
+        was = then.get("samples") if isinstance(then, dict) else None
+        found = f"{now['samples']} samples {purpose}, were {was}"
+        if now["samples"] == was:
+            found = f"the {was} samples {purpose} are others than they were"
+        raise InputError(
+            f"not the data the run began with: {found}; it would not go on bit for bit",
+            file=run_dir,
+        )
+
+
+def refuse_other_config(config: TrainConfig, run_dir: Path) -> None:
+    """Refuse to go on with another configuration than the run began with.
+
+    Raises:
+        InputError: There is no run, or keys differ.
+    """
+    path = run_dir / "config.toml"
+    if not path.is_file():
+        raise InputError("nothing to resume: no run was begun here", file=run_dir)
+    ours, theirs = dict(keys_of(config)), dict(keys_of(load_config(path)))
+    differ = [
+        f"{key} is {ours.get(key)!r}, was {theirs.get(key)!r}"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    ]
+    if differ:
+        raise InputError(f"another configuration: {'; '.join(differ)}", file=run_dir)

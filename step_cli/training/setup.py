@@ -84,7 +84,7 @@ def set_up(
     switch = switch_rule(config, recipe)
     model = load_model(config)
     if not any(p.requires_grad for p in model.parameters()):
-        raise NothingSelectedError("no parameter of the model asks for gradients")
+        raise NothingSelectedError("no parameter of the model requires gradients")
     wanted = plan or _that_train(plan_for(model, selection(config)), model)
     if not wanted:
         raise NothingSelectedError(
@@ -194,7 +194,7 @@ def _base(config: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:
 def find_patterns(
     config: TrainConfig, recipe: Recipe, model: nn.Module, plan: Plan, data: Dataset
 ) -> Plan:
-    """The plan with the patterns that the recipe wants, searched where it says so.
+    """The plan with the patterns that the recipe gives, searched where it needs that.
 
     The search sees the batches of training in their order and leaves ``model`` as it
     is, so the same configuration finds the same patterns again.

@@ -19,14 +19,14 @@ SIGNALS = tuple(
 
 @dataclass
 class StopRequest:
-    """Whether a signal asked to stop: this process, or any of those it trains with.
+    """Whether a signal to stop came, to this process or any of those it trains with.
 
-    All see it at the same step. What they have heard is exchanged while a step
+    All see it at the same step. What has come is exchanged while a step
     computes, so that none waits for it; a request counts one step later then.
 
     Attributes:
         processes: The processes.
-        signal_number: What was heard, by any process once all know.
+        signal_number: What came, to any process once all know.
     """
 
     processes: Processes
@@ -35,7 +35,7 @@ class StopRequest:
     _agreed: bool = False
 
     def __call__(self) -> bool:
-        """Whether the loop is to end after this step; to be asked once a step."""
+        """Whether the loop is to end after this step; to be called once a step."""
         if self.processes.size == 1 or self._agreed:
             return self.signal_number is not None
         heard = self._pending() if self._pending else 0

@@ -32,12 +32,12 @@ class Trainer:
     """One run in progress.
 
     Attributes:
-        config: What was asked for.
+        config: Of the run.
         setup: Model, optimizer and data. The model holds what will be deployed: dense
             weights first, sparse ones then. The optimizer counts the steps.
         records: Where logged steps go.
         save: Saves a checkpoint.
-        callbacks: Are told of each step.
+        callbacks: Are called at each step.
         last_step: Where it ends, if not after ``train.steps``.
     """
 
@@ -50,7 +50,7 @@ class Trainer:
     _batches: ReadAhead = field(init=False, repr=False)
 
     def run(self, stop: Callable[[], bool]) -> None:
-        """Train up to the last step, or until ``stop`` says so after a step.
+        """Train up to the last step, or until ``stop`` is true after a step.
 
         Raises:
             NonFiniteError: The loss or a gradient is NaN or infinite.
@@ -124,7 +124,7 @@ class Trainer:
         if train.grad_clip > 0:
             clip_gradients(self.setup.model.parameters(), train.grad_clip, processes)
         optimizer.watch_masks = watch
-        optimizer.watch_layers = self.records.wants_layers(step)
+        optimizer.watch_layers = self.records.takes_layers(step)
         optimizer.step()
         optimizer.zero_grad()
         if optimizer.switch_step != switched:

@@ -75,7 +75,7 @@ def pickles(marker: Path) -> dict[str, tuple[bytes, str]]:
         "gadget, legacy": (pickle.dumps({"w": run}), "refused|not a torch checkpoint"),
         "gadget, then broken": (b"\x80\x02" + raw, "refused|not a torch checkpoint"),
         "no data": (without_data(), "holds no data for 'w'"),
-        "memory": (saved({"w": W, "x": Gadget(bytearray, 2**34)}), "asks for more"),
+        "memory": (saved({"w": W, "x": Gadget(bytearray, 2**34)}), "needs more"),
         "stride 0": (
             saved({"w": torch.zeros(1).expand(2**20, 2**20)}),
             "4.0 TiB logical, 4 bytes stored",

@@ -13,7 +13,7 @@ from bad_inputs.console import Row, Want, check
 from bad_inputs.sound import NAME, plan_of, put, put_bytes, put_json, sharded, sparse
 from safetensors.numpy import save
 
-from step_cli.formats.files.digest import digests
+from step_cli.formats.plan import digests
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".onnx")
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n"

@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from step_cli.cli import app as cli
 from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.compressed.writer import save_compressed
-from step_cli.formats.files.digest import digests
+from step_cli.formats.plan import digests
 from step_cli.nm.pattern import NMPattern, NMSpec
 
 PAGE = 4096

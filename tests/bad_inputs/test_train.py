@@ -250,7 +250,7 @@ def test_T04_no_weight_is_selected(train: Train, folder: Path) -> None:
     train('sparsity.include=["1.wieght"]', code=3, said="nearest: .*1.weight")
     train('sparsity.exclude=["*"]', code=3, said="no layer of the model can hold 2:4")
     frozen = [f"model.source={folder}/net.py:frozen", "model.options.all=true"]
-    train(*frozen, code=3, said="no parameter of the model asks for gradients")
+    train(*frozen, code=3, said="no parameter of the model requires gradients")
     assert not (folder / "run").exists()
 
 

@@ -76,7 +76,7 @@ def test_a_file_is_known_by_its_suffix(tmp_path: Path, name: str, wanted: str) -
 def test_what_cannot_be_told_is_said_with_what_is_known(tmp_path: Path) -> None:
     (tmp_path / "weights.npz").write_bytes(b"x")
     for path in (tmp_path, tmp_path / "weights.npz"):
-        with pytest.raises(InputError, match="cannot tell how to read it") as error:
+        with pytest.raises(InputError, match="its kind is not clear") as error:
             kind(path)
         assert error.value.file == str(path)
         assert "\n" not in error.value.message and "parallel" in error.value.message

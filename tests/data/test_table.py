@@ -250,12 +250,12 @@ def test_held_out_labels_are_of_the_kind_trained_on(
         (
             "train.tsv",
             b"words\tlabel\nx\t1\n",
-            "say data.text_columns, there are 'words'",
+            "give data.text_columns, there are 'words'",
         ),
         (
             "train.tsv",
             b"text\tclass\nx\t1\n",
-            "say data.label_column, there are 'text'",
+            "give data.label_column, there are 'text'",
         ),
         ("train.csv", b'text,label\n"x,1\n', "line 2: unexpected end of data"),
         ("train.parquet", b"PAR1 and no more", "cannot be read as parquet"),
@@ -289,7 +289,7 @@ def test_which_files_are_held_out_must_be_clear(tmp_path: Path) -> None:
     assert len(load(tmp_path).held_out) == 2
     write_tsv(tmp_path / "dev_mismatched.tsv", header, rows)
     with pytest.raises(
-        InputError, match=r"dev_matched.* are different data; say in data\.h"
+        InputError, match=r"dev_matched.* are different data; give data\.h"
     ):
         load(tmp_path)
     assert len(load(tmp_path, held_out=str(one)).held_out) == 2

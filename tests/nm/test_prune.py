@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from step_cli.errors import NonFiniteError
 from step_cli.nm import prune as module
-from step_cli.nm.magnitude import FLOATS
+from step_cli.nm.mask import FLOATS
 from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.nm.prune import OneShot, Pruned
 from step_cli.nm.tensor_data import TensorData

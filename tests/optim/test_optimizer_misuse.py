@@ -18,7 +18,7 @@ from step_cli.autoswitch.autoswitch import (
 from step_cli.errors import StepError, UsageError
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.recipes.sparse_adamw import sparse, sparse_adamw
-from step_cli.recipes.ste import STE
+from step_cli.recipes.sr_ste import STE
 
 
 def model() -> nn.Sequential:

@@ -12,9 +12,8 @@ from step_cli.optim.mask import count_violations
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.recipes import RECIPES, make_recipe
 from step_cli.recipes.bi_mask import BiMask
-from step_cli.recipes.decaying_mask import DecayingMask
+from step_cli.recipes.decaying import DecayingMask, MaskDecay
 from step_cli.recipes.domino_search import DominoSearch
-from step_cli.recipes.mask_decay import MaskDecay
 from step_cli.recipes.s_ste import SSTE
 from step_cli.recipes.sparse_adamw import sparse_adamw
 from step_cli.recipes.sr_ste import SRSTE

@@ -10,15 +10,17 @@ from torch import Tensor
 from step_cli.errors import UsageError
 from step_cli.nm.pattern import NMPattern
 from step_cli.optim.mask import nm_mask
-from step_cli.recipes.decaying_mask import (
+from step_cli.recipes.decaying import (
     DecayingMask,
+    MaskDecay,
     check_lengths,
     decay_span,
+    exponential_fade,
     geometric_stages,
+    linear_fade,
     stage_at,
     stepwise_stages,
 )
-from step_cli.recipes.mask_decay import MaskDecay, exponential_fade, linear_fade
 from step_cli.recipes.step import Step
 
 

@@ -13,10 +13,10 @@ pytest.importorskip("transformers")
 from step_cli.commands.export import run as export  # noqa: E402
 from step_cli.commands.verify import run as verify_nm  # noqa: E402
 from step_cli.config.commands import ExportConfig, VerifyConfig  # noqa: E402
-from step_cli.formats.model_json import ModelSource, write_source  # noqa: E402
 from step_cli.formats.plan import KEY, plan_json  # noqa: E402
 from step_cli.formats.pytorch.arrays import to_array  # noqa: E402
 from step_cli.formats.safetensors.writer import save_safetensors  # noqa: E402
+from step_cli.models.source import ModelSource, write_source  # noqa: E402
 from step_cli.models.spec import build_model  # noqa: E402
 from step_cli.nm.pattern import NMPattern, NMSpec  # noqa: E402
 from step_cli.nm.weight_rule import (  # noqa: E402

@@ -14,8 +14,8 @@ from torch import nn  # noqa: E402
 from step_cli import verify  # noqa: E402
 from step_cli.errors import InputError  # noqa: E402
 from step_cli.formats.huggingface.load import load_hugging_face  # noqa: E402
-from step_cli.formats.model_json import ModelSource, read_source  # noqa: E402
 from step_cli.formats.open import open_checkpoint  # noqa: E402
+from step_cli.models.source import ModelSource, read_source  # noqa: E402
 from step_cli.nm.pattern import NMPattern, Plan  # noqa: E402
 from step_cli.nm.selection import Selection  # noqa: E402
 from step_cli.optim.layers import plan_for  # noqa: E402

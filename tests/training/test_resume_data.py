@@ -11,7 +11,7 @@ from step_cli.config.data import DataSection
 from step_cli.data.batch import Dataset
 from step_cli.data.load import load_data
 from step_cli.errors import InputError
-from step_cli.training.resume import FILE, record_data, refuse_other_data
+from step_cli.training.run_directory import DATA_FILE, record_data, refuse_other_data
 
 
 def load(path: Path) -> Dataset:
@@ -28,7 +28,7 @@ def cifar(tmp_path: Path) -> Path:
 def test_the_same_data_elsewhere_are_taken(tmp_path: Path, cifar: Path) -> None:
     refuse_other_data(tmp_path, load(cifar))
     refuse_other_data(tmp_path, load(shutil.copytree(cifar, tmp_path / "moved")))
-    assert json.loads((tmp_path / FILE).read_text())["train"]["samples"] == 24
+    assert json.loads((tmp_path / DATA_FILE).read_text())["train"]["samples"] == 24
 
 
 def test_another_number_of_samples_is_told(tmp_path: Path, cifar: Path) -> None:
@@ -53,8 +53,8 @@ def test_a_damaged_record_is_told(
     tmp_path: Path, cifar: Path, content: str | None
 ) -> None:
     if content is None:
-        (tmp_path / FILE).unlink()
+        (tmp_path / DATA_FILE).unlink()
     else:
-        (tmp_path / FILE).write_text(content)
+        (tmp_path / DATA_FILE).write_text(content)
     with pytest.raises(InputError):
         refuse_other_data(tmp_path, load(cifar))

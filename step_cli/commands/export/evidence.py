@@ -74,8 +74,8 @@ def before_build(
     for layer in layers:
         tensor = tensors.get(layer.onnx_name or "")
         if tensor is not None and tensor.axis is not None:
-            plan = NMSpec(NMPattern.parse(layer.pattern), tensor.axis)
-            to_check = TensorToCheck(tensor.data(), plan)
+            spec = NMSpec(NMPattern.parse(layer.pattern), tensor.axis)
+            to_check = TensorToCheck(tensor.data(), spec)
             holds = layer.pattern_ok is True
             advice = layer.advice or tensorrt_view(tensor, to_check, holds=holds).advice
             layer = layer.model_copy(update={"advice": advice})

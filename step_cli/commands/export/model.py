@@ -11,9 +11,8 @@ from step_cli.commands.export.bench import times_engine
 from step_cli.config.commands import ExportConfig, Precision
 from step_cli.errors import InputError, NonFiniteError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.model_json import ModelSource
 from step_cli.formats.onnx.inputs import GraphInput, parse_input
-from step_cli.models.of_checkpoint import model_source
+from step_cli.models.source import ModelSource, model_source
 from step_cli.nm.pattern import Plan
 
 if TYPE_CHECKING:

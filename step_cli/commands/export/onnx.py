@@ -144,14 +144,14 @@ def _layers(loaded: LoadedModel, export: OnnxExport, path: Path) -> list[ExportL
         axis = stored[place].axis if place in stored else None
         if layer is not None and axis is not None:
             in_graph[weight.name][place] = NMSpec(layer.pattern, axis)
-    every = {item for plans in in_graph.values() for item in plans.items()}
-    counted = count_layers([(stored[place], plan) for place, plan in every])
+    every = {item for specs in in_graph.values() for item in specs.items()}
+    counted = count_layers([(stored[place], spec) for place, spec in every])
     refuse_nonfinite(counted, path)
-    found = {(layer.tensor.name, layer.plan): layer for layer in counted}
+    found = {(layer.tensor.name, layer.spec): layer for layer in counted}
     operators = operators_of(path)
     layers = []
-    for name, plans in in_graph.items():
-        own = [found[item] for item in sorted(plans.items())]
+    for name, specs in in_graph.items():
+        own = [found[item] for item in sorted(specs.items())]
         worst = min(own, key=lambda layer: layer.ok, default=None)
         layers.append(_layer(loaded, name, worst, operators.get(name)))
     return sorted(layers, key=lambda layer: layer.name)
@@ -168,14 +168,14 @@ def _layer(
         counted: The weight as a product of the graph uses it, or None.
         operators: What uses it else; None if it is not in the graph.
     """
-    plan = loaded.plan[name]
+    spec = loaded.plan[name]
     onnx_name, holds, advice = None, None, None
     if counted is not None:
         onnx_name, holds = counted.tensor.name, counted.ok
         if not holds:
             advice = (
                 f"{counted.counts.violations} of {counted.counts.groups} groups along "
-                f"axis {counted.plan.axis} of {onnx_name} break {plan.pattern} in the "
+                f"axis {counted.spec.axis} of {onnx_name} break {spec.pattern} in the "
                 "graph"
             )
     elif operators is None:
@@ -186,8 +186,8 @@ def _layer(
     return ExportLayer(
         name=loaded.checkpoint_names[name],
         onnx_name=onnx_name,
-        pattern=str(plan.pattern),
-        axis=plan.axis,
+        pattern=str(spec.pattern),
+        axis=spec.axis,
         pattern_ok=holds,
         advice=advice,
     )

@@ -69,7 +69,7 @@ def find_backend(config: ExportConfig) -> TrtRuntime:
             f"{error.message}; or, on a GPU machine: {commands}"
         ) from None
     named = config.backend != "auto"
-    check_targets(runtime, config.compute_capability, asked=named)
+    check_targets(runtime, config.compute_capability, chosen=named)
     if config.require_sparse and not runtime.honours_sparsity:
         raise MissingError(
             f"--require-sparse: {runtime.kind} {runtime.version} ignores sparse "

@@ -7,10 +7,13 @@ set the step.
 import math
 from collections.abc import Mapping, Sequence
 
-from step_cli.autoswitch.autoswitch import RelativeAutoSwitch
+from step_cli.autoswitch.autoswitch import (
+    RelativeAutoSwitch,
+    noise_below,
+    theorem_1_minimum,
+)
 from step_cli.autoswitch.replay import Replay
-from step_cli.autoswitch.theory import noise_below, theorem_1_minimum
-from step_cli.commands.profile.settings import Settings
+from step_cli.commands.profile.replay import Settings
 
 Replays = Mapping[str, Replay]
 
@@ -35,12 +38,12 @@ def recommended(runs: Sequence[Replays]) -> str | None:
 
 def reason_for(name: str | None, runs: Sequence[Replays]) -> str:
     """Why ``name`` is recommended, in a sentence."""
-    asked = [other for other in OURS if other in runs[0]]
+    ours = [other for other in OURS if other in runs[0]]
     if name is None:
         return (
             "no AutoSwitch rule switched in every run"
-            if asked
-            else "none: the rules asked for are baselines"
+            if ours
+            else "none: the chosen rules are baselines"
         )
     replay = runs[0][name]
     every = " for every seed" if len(runs) > 1 else ""
@@ -53,7 +56,7 @@ def reason_for(name: str | None, runs: Sequence[Replays]) -> str:
         f"{name}: its threshold decided{every}, at {_steps(name, runs)}, between the "
         "clips"
     )
-    for other in asked[: asked.index(name)]:
+    for other in ours[: ours.index(name)]:
         never = any(run[other].switch_step is None for run in runs)
         words += f"; {other} " + ("never switched" if never else "was clipped")
     lower = [
@@ -66,7 +69,7 @@ def reason_for(name: str | None, runs: Sequence[Replays]) -> str:
         words += (
             f"; v changed less after {', '.join(lower)}"
             if lower
-            else "; nothing asked for left v to change less"
+            else "; no chosen rule left v to change less"
         )
     return words
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from step_cli.autoswitch.criterion import VarianceSample
 from step_cli.autoswitch.replay import STEPS_AFTER
 from step_cli.autoswitch.variance_log import LayerSums, VarianceHeader
-from step_cli.commands.profile.replay import Profile
-from step_cli.commands.profile.settings import Settings, settings_of
+from step_cli.commands.profile.replay import Profile, Settings, settings_of
 from step_cli.config.commands import AutoswitchProfileConfig
 from step_cli.config.train import SEEDS, TrainConfig, load_config
 from step_cli.errors import OutputError, UsageError

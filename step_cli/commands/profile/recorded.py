@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from step_cli.autoswitch.other_beta2 import ANSWERED, OtherBeta2
 from step_cli.autoswitch.recording import Recording
+from step_cli.autoswitch.replay import ANSWERED, OtherBeta2
 from step_cli.autoswitch.variance_log import VarianceHeader
-from step_cli.commands.profile.replay import Profile
-from step_cli.commands.profile.settings import settings_of
+from step_cli.commands.profile.replay import Profile, settings_of
 from step_cli.config.commands import AutoswitchProfileConfig
 from step_cli.config.train import TrainConfig, load_config
 from step_cli.errors import InputError, UsageError
@@ -122,9 +121,9 @@ def _config_beside(log: Path) -> TrainConfig | None:
 def _other_beta2(
     options: AutoswitchProfileConfig, header: VarianceHeader, names: Sequence[str]
 ) -> OtherBeta2 | None:
-    """What answers for another beta2 than the recorded one, if one is asked for."""
-    asked, recorded = options.beta2, header.beta2
-    if asked is None or recorded is None or asked == recorded:
+    """What answers for another beta2 than the recorded one, if one is given."""
+    other, recorded = options.beta2, header.beta2
+    if other is None or recorded is None or other == recorded:
         return None
     unknown = [name for name in names if name not in ANSWERED]
     if unknown:
@@ -135,7 +134,7 @@ def _other_beta2(
         )
     if options.plot is not None:
         raise UsageError("--plot: nothing to draw for another beta2 than the recorded")
-    return OtherBeta2(recorded, asked)
+    return OtherBeta2(recorded, other)
 
 
 def _refuse_inexact(other: OtherBeta2, profile: Profile, log: Path) -> None:

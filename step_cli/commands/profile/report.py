@@ -9,12 +9,11 @@ from step_cli.autoswitch.autoswitch import (
     Fixed,
     RelativeAutoSwitch,
     RelativeNorm,
+    theorem_1_minimum,
 )
 from step_cli.autoswitch.replay import Replay
-from step_cli.autoswitch.theory import theorem_1_minimum
 from step_cli.commands.profile.advice import reason_for, recommended, warnings_on
-from step_cli.commands.profile.replay import Profile
-from step_cli.commands.profile.settings import Settings
+from step_cli.commands.profile.replay import Profile, Settings
 from step_cli.config.commands import AutoswitchProfileConfig
 from step_cli.reports import (
     AutoswitchProfileReport,
@@ -66,7 +65,7 @@ def report_on(
 def _beyond(profile: Profile) -> str:
     return (
         f"steps {profile.settings.total_steps + 1} to {profile.last_step} come after "
-        "the end of the training: they tell how v goes on, and no switch lies there"
+        "the end of the training: they show how v goes on, and no switch lies there"
     )
 
 

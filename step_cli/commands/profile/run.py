@@ -100,9 +100,9 @@ def _draw(
     draw_profile(plot, Drawing(report, first, others, layers))
 
 
-def _criteria(asked: Sequence[str]) -> Sequence[str]:
-    for name in asked:
+def _criteria(chosen: Sequence[str]) -> Sequence[str]:
+    for name in chosen:
         if name not in CRITERION_NAMES:
             hint = nearest(name, CRITERION_NAMES)
             raise UsageError(f"--criterion: no such criterion {name!r}{hint}")
-    return list(dict.fromkeys(asked)) or CRITERION_NAMES
+    return list(dict.fromkeys(chosen)) or CRITERION_NAMES

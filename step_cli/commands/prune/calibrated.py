@@ -17,8 +17,8 @@ from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.huggingface.model import is_hugging_face
 from step_cli.formats.pytorch.arrays import mapped_tensor, to_array
-from step_cli.models.of_checkpoint import model_source
 from step_cli.models.runnable import RunnableModel, open_model
+from step_cli.models.source import model_source
 from step_cli.nm.groups import Mask
 from step_cli.nm.prune import OneShot, Pruned
 from step_cli.oneshot.block_by_block import Calibration, prune_in_order
@@ -143,16 +143,16 @@ class Calibrated:
         weights = layer.tensor.data()
 
         def choose(scores: Tensor) -> Mask:
-            return transposable_keep(weights, layer.plan, scores.numpy())
+            return transposable_keep(weights, layer.spec, scores.numpy())
 
         keep = wanda_keep(
             stored.float(),
             view,
             seen,
-            layer.plan,
+            layer.spec,
             choose if self.transposable else None,
         )
-        work = OneShot(weights, layer.plan, name=layer.tensor.name, keep=keep)
+        work = OneShot(weights, layer.spec, name=layer.tensor.name, keep=keep)
         new = np.concatenate([block.copy() for block in work.blocks()])
         self.done[layer.tensor.name] = work.done
         return new.view(weights.array.dtype).reshape(weights.array.shape)
@@ -164,12 +164,12 @@ class Calibrated:
         view: LayerMatrix,
         seen: InputHessian,
     ) -> Array:
-        wide = sparsegpt_weight(stored.float(), view, seen, layer.plan)
+        wide = sparsegpt_weight(stored.float(), view, seen, layer.spec)
         new = wide.to(stored.dtype)
         if not bool(torch.isfinite(new).all()):
             raise NonFiniteError(f"an updated weight overflows {layer.tensor.dtype}")
         weights, keep = layer.tensor.data(), (new != 0).numpy()
-        work = OneShot(weights, layer.plan, name=layer.tensor.name, keep=keep)
+        work = OneShot(weights, layer.spec, name=layer.tensor.name, keep=keep)
         for _ in work.blocks():
             pass
         self.done[layer.tensor.name] = replace(work.done, nonzeros=int(keep.sum()))

@@ -125,7 +125,7 @@ class Transposable:
         from step_cli.oneshot.transposable import transposable_keep
 
         weights = layer.tensor.data()
-        keep = transposable_keep(weights, layer.plan)
+        keep = transposable_keep(weights, layer.spec)
         yield from pruned_blocks(layer, weights, self.done, keep=keep)
 
     def close(self) -> None:
@@ -141,12 +141,12 @@ def pruned_blocks(
     seed: int | None = None,
 ) -> Iterator[Array]:
     """Prune ``weights`` of a layer in the order of its file; counts go to ``done``."""
-    plan, name = layer.plan, layer.tensor.name
+    spec, name = layer.spec, layer.tensor.name
     order = layer.tensor.place.order if layer.tensor.place else None
     if order is not None:  # in the file, its axes stand in another order
         weights = weights.transposed(order)
-        plan = replace(plan, axis=order.index(plan.axis))
+        spec = replace(spec, axis=order.index(spec.axis))
         keep = None if keep is None else keep.transpose(order)
-    one_shot = OneShot(weights, plan, name=name, seed=seed, keep=keep)
+    one_shot = OneShot(weights, spec, name=name, seed=seed, keep=keep)
     yield from one_shot.blocks()
     done[name] = one_shot.done

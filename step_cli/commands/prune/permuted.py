@@ -13,8 +13,13 @@ import numpy.typing as npt
 from step_cli.channels.axes import Axis
 from step_cli.channels.channel_sets import ChannelSet, Index, find_channel_sets
 from step_cli.channels.graph import Network
-from step_cli.channels.orders import Orders, orders_of, reordered
-from step_cli.channels.search import SearchedLayer, search_order
+from step_cli.channels.orders import (
+    Orders,
+    SearchedLayer,
+    orders_of,
+    reordered,
+    search_order,
+)
 from step_cli.commands.prune.tensors import LayerToPrune, place_of
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
@@ -22,7 +27,7 @@ from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.onnx.session import difference
-from step_cli.models.of_checkpoint import model_source
+from step_cli.models.source import model_source
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
@@ -73,7 +78,7 @@ def permuted(
             network.graph.fix(
                 network.tensors[tensor.name], "it is not stored in one piece"
             )
-    plan = {x.tensor.name: x.plan for x in layers if x.tensor.tied_to is None}
+    plan = {x.tensor.name: x.spec for x in layers if x.tensor.tied_to is None}
     sets, left = find_channel_sets(network.graph, network.tensors, plan)
     if not sets:
         raise NothingSelectedError(
@@ -130,10 +135,10 @@ def _orders(
         searched = []
         for name in channels.layers:
             layer, value = by_name[name], network.tensors[name]
-            axis = layer.plan.axis
+            axis = layer.spec.axis
             weight = layer.tensor.read()
             searched.append(SearchedLayer(name, weight, axis, value[axis]))
-        pattern = by_name[channels.layers[0]].plan.pattern
+        pattern = by_name[channels.layers[0]].spec.pattern
         log.info(
             "permuting %d of %d: %d channels of %s",
             number,
@@ -179,7 +184,7 @@ def _result(
     moved = {
         layer.tensor.name
         for layer in layers
-        if layer.plan.axis in orders.get(layer.tensor.name, {})
+        if layer.spec.axis in orders.get(layer.tensor.name, {})
     }
     replaced = [replace(layer, tensor=tensors[layer.tensor.name]) for layer in layers]
     return Permuted(replaced, now, changes, moved, left, arrays)

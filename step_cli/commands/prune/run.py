@@ -94,8 +94,8 @@ def _write(
     changes: Sequence[Change],
     done: Mapping[str, Pruned],
 ) -> None:
-    plan = {layer.tensor.name: layer.plan for layer in layers}
-    promised = [(layer, layer.plan) for layer in layers]
+    plan = {layer.tensor.name: layer.spec for layer in layers}
+    promised = [(layer, layer.spec) for layer in layers]
     if config.transposable:
         promised += [(layer, _along_outputs(layer)) for layer in layers]
     check = partial(_check, plan=plan, promised=promised, done=done)
@@ -117,7 +117,7 @@ def _check(
     if written.plan not in (None, plan):
         raise OutputError("the plan that was written does not read back")
     to_check = (
-        TensorToCheck(tensors[x.tensor.name].data(), plan) for x, plan in promised
+        TensorToCheck(tensors[x.tensor.name].data(), spec) for x, spec in promised
     )
     for (layer, _), counts in zip(promised, count_tensors(to_check), strict=True):
         wrong = counts.violations or counts.nonfinite
@@ -131,8 +131,8 @@ def _check(
 
 
 def _along_outputs(layer: LayerToPrune) -> NMSpec:
-    axis = output_axis(layer.tensor.shape, layer.plan.axis)
-    return NMSpec(layer.plan.pattern, axis)
+    axis = output_axis(layer.tensor.shape, layer.spec.axis)
+    return NMSpec(layer.spec.pattern, axis)
 
 
 def _report(
@@ -170,12 +170,12 @@ def _report(
 
 
 def _row(layer: LayerToPrune, done: Pruned, moved: "Permuted | None") -> PrunedLayer:
-    tensor, plan = layer.tensor, layer.plan
+    tensor, spec = layer.tensor, layer.spec
     first = tensor.tied_to or tensor.name
     return PrunedLayer(
         name=tensor.name,
-        pattern=str(plan.pattern),
-        axis=plan.axis,
+        pattern=str(spec.pattern),
+        axis=spec.axis,
         shape=list(tensor.shape),
         dtype=tensor.dtype,
         density=done.density,
@@ -184,5 +184,5 @@ def _row(layer: LayerToPrune, done: Pruned, moved: "Permuted | None") -> PrunedL
         tied_to=tensor.tied_to,
         permuted=None if moved is None else first in moved.moved,
         not_permuted=None if moved is None else moved.left.get(first),
-        advice=planned_view(tensor, plan).advice,
+        advice=planned_view(tensor, spec).advice,
     )

@@ -13,8 +13,7 @@ from step_cli.commands.select import (
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
-from step_cli.nm.allocation import allocate
-from step_cli.nm.energies import kept_squares
+from step_cli.nm.allocation import allocate, kept_squares
 from step_cli.nm.pattern import NMSpec
 from step_cli.nm.prune import PRUNABLE
 from step_cli.nm.weight_rule import is_head, output_axis
@@ -28,7 +27,7 @@ class LayerToPrune:
     """A tensor to prune, and the pattern that it is to hold."""
 
     tensor: NamedTensor
-    plan: NMSpec
+    spec: NMSpec
 
 
 def place_of(tensor: NamedTensor) -> Place:
@@ -57,13 +56,13 @@ def choose_layers(
     """
     chosen = choose(config, checkpoint, plan_that_holds(config, checkpoint))
     layers = []
-    for tensor, plan in chosen.layers:
+    for tensor, spec in chosen.layers:
         if tensor.dtype not in PRUNABLE:
             chosen.skipped.append((tensor, "dtype"))
-        elif config.transposable and not _divides(tensor, plan):
+        elif config.transposable and not _divides(tensor, spec):
             chosen.skipped.append((tensor, "size"))
         else:
-            layers.append(LayerToPrune(tensor, plan))
+            layers.append(LayerToPrune(tensor, spec))
     if not layers:
         raise NothingSelectedError(why_nothing(chosen, "prune"))
     _refuse_torn_ties(checkpoint.tensors, layers)
@@ -74,9 +73,9 @@ def choose_layers(
     return layers, skipped_tensors(chosen)
 
 
-def _divides(tensor: NamedTensor, plan: NMSpec) -> bool:
+def _divides(tensor: NamedTensor, spec: NMSpec) -> bool:
     """Whether the outputs divide into groups too, as a transposable mask needs."""
-    return tensor.shape[output_axis(tensor.shape, plan.axis)] % plan.pattern.m == 0
+    return tensor.shape[output_axis(tensor.shape, spec.axis)] % spec.pattern.m == 0
 
 
 def _allocated(layers: Sequence[LayerToPrune], density: float) -> list[LayerToPrune]:
@@ -84,15 +83,15 @@ def _allocated(layers: Sequence[LayerToPrune], density: float) -> list[LayerToPr
     own = [layer for layer in layers if layer.tensor.tied_to is None]
     energies = {
         layer.tensor.name: kept_squares(
-            layer.tensor.data(), layer.plan.pattern.m, layer.plan.axis
+            layer.tensor.data(), layer.spec.pattern.m, layer.spec.axis
         )
         for layer in own
     }
     shapes = {layer.tensor.name: layer.tensor.shape for layer in own}
-    plan = {layer.tensor.name: layer.plan for layer in own}
+    plan = {layer.tensor.name: layer.spec for layer in own}
     found = allocate(energies, shapes, plan, density)
     return [
-        replace(layer, plan=found[layer.tensor.tied_to or layer.tensor.name])
+        replace(layer, spec=found[layer.tensor.tied_to or layer.tensor.name])
         for layer in layers
     ]
 
@@ -101,10 +100,10 @@ def _refuse_torn_ties(
     tensors: Sequence[NamedTensor], layers: Sequence[LayerToPrune]
 ) -> None:
     """Pruning one of two tied tensors prunes the other as well."""
-    plans = {layer.tensor.name: layer.plan for layer in layers}
+    specs = {layer.tensor.name: layer.spec for layer in layers}
     for tensor in tensors:
         first = tensor.tied_to
-        if first is not None and plans.get(first) != plans.get(tensor.name):
+        if first is not None and specs.get(first) != specs.get(tensor.name):
             raise UsageError(
                 f"tied to {first!r}: select both or neither, with one pattern and axis",
                 tensor=tensor.name,

@@ -16,7 +16,7 @@ class Counted:
 
     Attributes:
         tensor: Whose weights were counted.
-        plan: The pattern and axis that it is to hold.
+        spec: The pattern and axis that it is to hold.
         counts: The counts.
         exact: Whether exactly N of each group are to be non-zero, not at most N.
         tied_to: The first listed name of the same storage, or None.
@@ -24,7 +24,7 @@ class Counted:
     """
 
     tensor: NamedTensor
-    plan: NMSpec
+    spec: NMSpec
     counts: TensorCounts
     exact: bool = False
     tied_to: str | None = None
@@ -60,7 +60,7 @@ def count_layers(
         The layers in the order of their names.
     """
     all_counts = count_tensors(
-        TensorToCheck(tensor.data(), plan, exact) for tensor, plan in layers
+        TensorToCheck(tensor.data(), spec, exact) for tensor, spec in layers
     )
     counted = sorted(
         zip(layers, all_counts, strict=True), key=lambda item: item[0][0].name
@@ -68,11 +68,11 @@ def count_layers(
     ties = _first_listed([tensor for (tensor, _), _ in counted])
     others = {tensor.name: tensor for tensor in baseline.tensors} if baseline else {}
     found = []
-    for ((tensor, plan), counts), tied_to in zip(counted, ties, strict=True):
+    for ((tensor, spec), counts), tied_to in zip(counted, ties, strict=True):
         other = None
         if baseline is not None:
             other = _difference(tensor, others.get(tensor.name))
-        found.append(Counted(tensor, plan, counts, exact, tied_to, other))
+        found.append(Counted(tensor, spec, counts, exact, tied_to, other))
     return found
 
 

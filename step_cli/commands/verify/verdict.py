@@ -48,15 +48,15 @@ def verdicts_on(
 def _verdict(
     layer: Counted, message: str | None, tensorrt: TensorrtView | None
 ) -> LayerVerdict:
-    tensor, plan, counts = layer.tensor, layer.plan, layer.counts
+    tensor, spec, counts = layer.tensor, layer.spec, layer.counts
     notes = ["all zero"] if counts.nonzeros == 0 else []
-    notes += ["dense by plan"] if plan.pattern.dense else []
+    notes += ["dense by plan"] if spec.pattern.dense else []
     return LayerVerdict(
         name=tensor.name,
         shape=list(tensor.shape),
         dtype=tensor.dtype,
-        pattern=str(plan.pattern),
-        axis=plan.axis,
+        pattern=str(spec.pattern),
+        axis=spec.axis,
         ok=layer.ok,
         groups=counts.groups,
         violations=counts.violations,
@@ -86,7 +86,7 @@ def _tensorrt(layer: Counted) -> TensorrtView:
     from step_cli.nm.targets import tensorrt_view
 
     tensor = layer.tensor
-    to_check = TensorToCheck(tensor.data(), layer.plan)
+    to_check = TensorToCheck(tensor.data(), layer.spec)
     view = tensorrt_view(tensor, to_check, holds=layer.counts.violations == 0)
     return TensorrtView(possible=view.possible, likely=view.likely, advice=view.advice)
 
@@ -118,12 +118,12 @@ def _message(
 
 
 def _broken(layer: Counted, first: GroupAt, *, planned: bool) -> str:
-    plan = layer.plan
+    spec = layer.spec
     count = f"{layer.counts.violations} of {layer.counts.groups} groups break it"
     if planned:
-        claim = f"plan promises {plan.pattern}, {count}"
+        claim = f"plan promises {spec.pattern}, {count}"
     else:
-        claim = f"expected {plan.pattern} along axis {plan.axis}, {count}"
+        claim = f"expected {spec.pattern} along axis {spec.axis}, {count}"
     exactly = ", --exact requires exactly N" if layer.exact else ""
     return (
         f"{claim}; the first, at {first.index}, has {first.nonzeros} non-zeros{exactly}"
@@ -138,7 +138,7 @@ def _looks_like(layer: Counted, *, planned: bool) -> str | None:
         pattern_that_holds,
     )
 
-    to_check = TensorToCheck(layer.tensor.data(), layer.plan)
+    to_check = TensorToCheck(layer.tensor.data(), layer.spec)
     if holds_as_fp16(to_check):
         return "the values too many are zero after a cast to fp16; cast it, then check"
     axis = axis_that_holds(to_check)
@@ -146,7 +146,7 @@ def _looks_like(layer: Counted, *, planned: bool) -> str | None:
         option = quoted(f"{layer.tensor.name}={axis}")
         return f"holds along axis {axis}; use --axis {option}"
     pattern = pattern_that_holds(to_check)
-    if pattern == layer.plan.pattern:
+    if pattern == layer.spec.pattern:
         return f"complies with at most {pattern}, without --exact"
     violations, groups = layer.counts.violations, layer.counts.groups
     if pattern is not None and violations >= MISTAKEN * groups:

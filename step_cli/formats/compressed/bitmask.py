@@ -96,10 +96,12 @@ def _packed(base: str, stored: Mapping[str, NamedTensor], file: Path) -> Packed:
         if base + part not in stored:
             raise refuse(f"its part {part!r} is missing; name the whole directory")
         parts.append(stored[base + part])
-    said, bitmask, values = parts
-    if said.dtype != "int64" or said.shape not in ((2,), (2, 1)):
-        raise refuse(f"{said.dtype} of {list(said.shape)} is not a shape of two sizes")
-    rows, columns = (int(size) for size in said.read().reshape(-1))
+    sizes, bitmask, values = parts
+    if sizes.dtype != "int64" or sizes.shape not in ((2,), (2, 1)):
+        raise refuse(
+            f"{sizes.dtype} of {list(sizes.shape)} is not a shape of two sizes"
+        )
+    rows, columns = (int(size) for size in sizes.read().reshape(-1))
     if min(rows, columns) < 1 or bitmask.shape != (rows, -(-columns // 8)):
         raise refuse(
             f"a bitmask of {list(bitmask.shape)} is not one of shape {[rows, columns]}"

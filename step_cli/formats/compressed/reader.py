@@ -44,7 +44,7 @@ class Flaw(enum.Enum):
     HEADER_CHANGED = "the header differs from its checksum; the file is damaged"
     NO_CHECKSUM = "no checksum is recorded for it; the file is damaged"
     DATA_CHANGED = "its data differ from their checksum; the file is damaged"
-    NO_PLAN = "the plan does not say its pattern; export it again"
+    NO_PLAN = "the plan does not hold its pattern; export it again"
     BAD_SHAPE = "shape {shape} does not divide into groups of {pattern} on axis {axis}"
     PART_MISSING = "its {part} are missing; the file is damaged"
     PART_TWICE = "stored both dense and compressed; the file is damaged"
@@ -74,7 +74,7 @@ class CompressedFileError(InputError):
 
 @dataclass(frozen=True)
 class Description:
-    """What a compressed file says of its compressed tensors."""
+    """What a compressed file holds on its compressed tensors."""
 
     shapes: dict[str, tuple[int, ...]]
     sha256: dict[str, str]

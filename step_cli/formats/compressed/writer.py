@@ -167,10 +167,10 @@ def _seal(path: Path, description: str) -> None:
 
 
 def header_digest(header: Mapping[str, Any]) -> str:
-    """SHA-256 of all that a header says, its own checksum apart."""
-    said = dict(header)
-    said["__metadata__"] = {
+    """SHA-256 of all that a header holds, its own checksum apart."""
+    checked = dict(header)
+    checked["__metadata__"] = {
         key: text for key, text in header["__metadata__"].items() if key != HEADER_KEY
     }
-    text = json.dumps(said, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(checked, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

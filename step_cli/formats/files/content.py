@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes; its suffix may say something else."""
+"""What a file is, by its first bytes; its suffix may be another's."""
 
 import re
 from pathlib import Path

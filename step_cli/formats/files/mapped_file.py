@@ -3,6 +3,7 @@
 Pages of a mapped file are the kernel's to drop, so a file of any size costs no memory.
 """
 
+import hashlib
 import mmap
 import os
 import stat
@@ -20,7 +21,7 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class MappedFile:
-    """The bytes of a file, read-only, and what tells whether it has changed since."""
+    """The bytes of a file, read-only, and by what a later change is seen."""
 
     path: Path
     data: Bytes
@@ -87,7 +88,7 @@ def _mapped(descriptor: int, path: Path) -> MappedFile:
     if not stat.S_ISREG(status.st_mode):
         raise InputError("not a regular file", file=path)
     if status.st_size == 0:
-        # Entries of /proc say that they are empty, and are not.
+        # Entries of /proc have size 0, and are not empty.
         empty = not os.read(descriptor, 1)
         found = "file is empty, get it again" if empty else "not a regular file"
         raise InputError(found, file=path)
@@ -111,3 +112,8 @@ def in_units(size_bytes: int) -> str:
             return f"{value:.{digits}f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file, in hexadecimal."""
+    return hashlib.sha256(map_file(path).data.data).hexdigest()

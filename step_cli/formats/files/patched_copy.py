@@ -23,7 +23,7 @@ from step_cli.nm.threads import in_order
 
 CHUNK = 4 << 20  # bytes copied at a time
 WRITTEN = 128 << 10  # bytes a write; for more Linux looks for pages in one piece
-FLUSHED = 256 << 20  # bytes written before the disk is told to start
+FLUSHED = 256 << 20  # bytes written before the disk is made to start
 
 Bytes = bytes | memoryview
 
@@ -127,7 +127,7 @@ def copy_patched(source: MappedFile, target: Path, splices: Sequence[Splice]) ->
     try:
         with open(target, "wb") as file, closing(_Counted(file)) as out:
             _copy_around(source, splices, out.write)
-    except OSError as error:  # a failed write does not say of which file
+    except OSError as error:  # a failed write does not name its file
         raise OSError(error.errno, error.strerror, str(target)) from error
     source.check_unchanged()
     out.check(target)
@@ -196,7 +196,7 @@ class _Counted:
         return self._flusher is not None and self._flusher.is_alive()
 
     def _flush(self) -> None:
-        with suppress(OSError):  # `staged` flushes again, and tells
+        with suppress(OSError):  # `staged` flushes again, and raises
             os.fdatasync(self._file.fileno())
 
     def check(self, path: Path) -> None:

@@ -18,8 +18,7 @@ from pathlib import Path
 
 from step_cli.errors import OutputError
 from step_cli.formats.files.mapped_file import in_units, reason_of
-from step_cli.formats.files.target import checked_target
-from step_cli.formats.files.target_lock import locked
+from step_cli.formats.files.target import checked_target, locked
 
 _AT_FDCWD = -100
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
@@ -43,7 +42,7 @@ def staged(
         force: Whether an existing target may be replaced; its mode is kept then.
         inputs: What is being read; the target may be none of them, nor inside one.
         directory: Whether the target is a directory; the path then exists, empty.
-        size_bytes: Free space to ask for before the start.
+        size_bytes: Free space that is needed before the start.
 
     Raises:
         UsageError: The target is an input.
@@ -56,7 +55,7 @@ def staged(
         with locked(final, shown=target):
             repair(final)
             checked_target(target, force=force, inputs=inputs, directory=directory)
-            _ask_for_space(final, size_bytes)
+            _check_space(final, size_bytes)
             try:
                 if directory:
                     path.mkdir()
@@ -181,7 +180,7 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _ask_for_space(final: Path, size_bytes: int) -> None:
+def _check_space(final: Path, size_bytes: int) -> None:
     free = shutil.disk_usage(final.parent).free
     if free < size_bytes:
         raise OutputError(

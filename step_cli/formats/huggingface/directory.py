@@ -1,4 +1,4 @@
-"""A Hugging Face directory: which files hold the weights, and what its config says."""
+"""A Hugging Face directory: which files hold the weights, and its config."""
 
 import os
 import shutil
@@ -179,7 +179,7 @@ def with_axes(directory: Path, tensors: list[NamedTensor]) -> list[NamedTensor]:
 
 
 def _config(directory: Path) -> dict[str, Any] | None:
-    """The config, of which only ``model_type`` is used; a broken one says nothing."""
+    """The config, of which only ``model_type`` is used; a broken one gives none."""
     try:
         file = map_file(inside(directory, "config.json"))
         if file.size > LARGEST_CONFIG:

@@ -1,7 +1,7 @@
 """Put the tensors of a checkpoint into a Hugging Face model.
 
 Names differ in three known ways: a checkpoint of the bare model lacks the prefix that
-its names have below a head, tied weights are stored once, and old files say ``gamma``
+its names have below a head, tied weights are stored once, and old files have ``gamma``
 and ``beta``. What else transformers renames is left to transformers.
 """
 
@@ -58,7 +58,7 @@ def load_hugging_face(
         model: Of transformers.
         checkpoint: Of the same architecture.
         new_head: Whether the checkpoint may have another head than the model, whose
-            head then keeps its random weights. The log says so.
+            head then keeps its random weights. That is logged.
 
     Returns:
         The model's name of each tensor of the checkpoint.

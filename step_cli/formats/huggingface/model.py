@@ -43,7 +43,7 @@ def is_hugging_face(path: Path) -> bool:
 def is_transformers(model: "nn.Module") -> bool:
     """Whether a model is of a class of transformers, so that its library can load it.
 
-    A subclass of the user's is not: the directory would not say where its code is.
+    A subclass of the user's is not: the directory would not name its code.
     """
     if not any(
         kind.__name__ == "PreTrainedModel" and kind.__module__.startswith(LIBRARY)
@@ -99,7 +99,7 @@ def inputs_of(model: Any) -> tuple[list[GraphInput], int]:
     """What a model takes, as far as it is known, and what its integers stay below."""
     inputs = _inputs(model.config)
     if inputs[0].name not in inspect.signature(model.forward).parameters:
-        inputs = []  # neither text nor pixels: the user has to say
+        inputs = []  # neither text nor pixels: the user has to give them
     return inputs, _vocabulary(model.config)
 
 
@@ -141,7 +141,7 @@ def _class_of(config: Any, directory: Path) -> Any:
 
 
 def without_cache(model: "nn.Module") -> "nn.Module":
-    """Have a model return no cache of keys and values unless its caller asks for one.
+    """Have a model return no cache of keys and values unless its caller sets that.
 
     Neither training nor an engine needs it. The configuration, which is saved with the
     weights, is left as it is.

@@ -11,7 +11,6 @@ from step_cli.formats import plan as plans
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.compressed.bitmask import unpacked
 from step_cli.formats.files.content import format_of
-from step_cli.formats.files.digest import check_digest
 from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.huggingface.directory import (
     check_against_index,
@@ -19,6 +18,7 @@ from step_cli.formats.huggingface.directory import (
     inside,
     with_axes,
 )
+from step_cli.formats.plan import check_digest
 from step_cli.formats.safetensors.header import COMPRESSED_KEY, read_header
 from step_cli.formats.safetensors.reader import open_safetensors
 from step_cli.nm.pattern import Plan

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from step_cli.errors import InputError
-from step_cli.formats.files.digest import digests
 from step_cli.formats.files.mapped_file import MappedFile
 from step_cli.formats.files.patched_copy import Change, copy_file
 from step_cli.formats.huggingface.directory import find_weights, inside
-from step_cli.formats.plan import FILE, plan_json
+from step_cli.formats.plan import FILE, digests, plan_json
 from step_cli.formats.pytorch.rewriter import rewrite_torch
 from step_cli.formats.safetensors.rewriter import rewrite_safetensors
 from step_cli.nm.pattern import Plan
@@ -46,7 +45,7 @@ def rewrite_directory(
         if file is None:
             copy_file(shard, target / shard.name)
         elif shard.suffix == ".safetensors":
-            # The plan of the directory says it all: one in a shard would go stale.
+            # The plan of the directory is enough: one in a shard would go stale.
             rewrite_safetensors(file, target / shard.name, changes, None)
         else:
             rewrite_torch(file, target / shard.name, changes)

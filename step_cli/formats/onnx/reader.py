@@ -129,7 +129,7 @@ def _zero_point(use: Use, data: TensorData) -> tuple[ZeroPoint | None, bool]:
             break
         stored, at = at.find(stored.inputs[0] if stored.inputs else "")
     if not isinstance(stored, Tensor):
-        return None, False  # computed: nothing here can tell
+        return None, False  # computed: not known here
     codes = data.read(stored)
     if codes.size == 0:
         return None, False

@@ -54,7 +54,7 @@ def read_members(file: MappedFile) -> list[Member]:
                 f"ambiguous archive: {member.name!r} overlaps another", file=file.path
             )
         reached = member.end
-        # 0 is what torch writes when it is told to compute no checksums.
+        # 0 is what torch writes when it is set to compute no checksums.
         data = file.data[member.begin : member.end].data
         if member.crc and zlib.crc32(data) != member.crc:
             raise InputError(
@@ -142,7 +142,7 @@ def _member(info: zipfile.ZipInfo, file: MappedFile) -> Member:
     start = info.header_offset
     header = file.data[start : start + _LOCAL.size].tobytes()
     if start < 0 or len(header) < _LOCAL.size or not header.startswith(b"PK\x03\x04"):
-        raise refuse("damaged archive, no header where the directory says")
+        raise refuse("damaged archive, no header where its directory puts it")
     *_, name_size, extra_size = _LOCAL.unpack(header)
     begin = start + _LOCAL.size + name_size + extra_size
     name = file.data[start + _LOCAL.size :][:name_size].tobytes()

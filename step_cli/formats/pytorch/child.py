@@ -56,7 +56,7 @@ def _limit_memory(file_bytes: int) -> None:
 
         pages = int(Path("/proc/self/statm").read_text().split()[0])
     except (ImportError, OSError):
-        return  # only Linux tells; the time limit holds everywhere
+        return  # only Linux knows; the time limit holds everywhere
     start = pages * resource.getpagesize()
     limit = start + 3 * file_bytes + (2 << 30)
     allowed = resource.getrlimit(resource.RLIMIT_AS)[1]  # by whoever started us
@@ -186,7 +186,7 @@ def in_words(error: BaseException) -> str:
     if isinstance(error, Unfit):
         return f"{text}; save model.state_dict()"
     if isinstance(error, MemoryError) or "alloc" in text:
-        return "asks for more memory than 3 times its size and 2 GiB, refused"
+        return "needs more memory than 3 times its size and 2 GiB, refused"
     if isinstance(error, RecursionError):
         return "is nested too deep, refused"
     if isinstance(error, EOFError):
@@ -205,7 +205,7 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
         # A library that torch loads found no temporary directory: not the file's fault.
         foreign = error.filename is None
         return {"lacks": error.strerror} if foreign else {"error": in_words(error)}
-    except Exception as error:  # whatever the file provokes, the parent tells
+    except Exception as error:  # whatever the file provokes, the parent reports it
         return {"error": in_words(error)}
 
 

@@ -1,6 +1,6 @@
 """A torch checkpoint as a list of named arrays, unpickled in a child process only.
 
-The child says where each tensor lies; the data is mapped from the file itself.
+The child reports where each tensor lies; the data is mapped from the file itself.
 """
 
 import importlib.util
@@ -17,9 +17,9 @@ from step_cli.errors import SET_TMPDIR, InputError, MissingError, OutputError
 from step_cli.formats import plan as plans
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.formats.child_process import ChildDiedError, ask
-from step_cli.formats.files.digest import check_digest
 from step_cli.formats.files.mapped_file import MappedFile, in_units, map_file
 from step_cli.formats.files.temporary import temporary_file
+from step_cli.formats.plan import check_digest
 from step_cli.formats.pytorch.archive import read_members
 from step_cli.nm.dtypes import numpy_dtype
 from step_cli.nm.pattern import Plan
@@ -46,11 +46,11 @@ def open_torch(file: MappedFile) -> Checkpoint:
         storages = {member.begin: member.end for member in members}
         if all(member.crc or member.begin == member.end for member in members):
             integrity = "crc32"
-        document, data = _ask_child(file), file
+        document, data = _run_child(file), file
     else:
         storages = None
         with temporary_file() as data_path:
-            document = _ask_child(file, data_path)
+            document = _run_child(file, data_path)
             data = map_file(data_path) if data_path.stat().st_size else file
     tensors: list[NamedTensor] = []
     seen: dict[object, str] = {}
@@ -84,7 +84,7 @@ def _plan_beside(path: Path) -> tuple[Plan | None, bool]:
     return plans.plan_of(document, file=beside), compared
 
 
-def _ask_child(file: MappedFile, data_path: Path | None = None) -> dict[str, Any]:
+def _run_child(file: MappedFile, data_path: Path | None = None) -> dict[str, Any]:
     request = {
         "file": os.path.abspath(file.path),
         "data": data_path and os.path.abspath(data_path),

@@ -75,7 +75,7 @@ class Entry:
 
     @property
     def dtype_name(self) -> str:
-        """The type in NumPy's spelling, which needs no library to say."""
+        """The type in NumPy's spelling, known without a library."""
         return DTYPES[self.code][0]
 
     @property
@@ -86,7 +86,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says about itself."""
+    """What is in the header of a safetensors file."""
 
     entries: list[Entry]  # in the order of the header
     metadata: dict[str, str]

@@ -1,7 +1,7 @@
 """The TensorRT library and the GPUs of this machine: which, and what they can do.
 
 TensorRT 10.x, 11.x and TensorRT-RTX 1.x share one Python interface with differences.
-Members are asked for with ``hasattr``, never inferred from a version number.
+Members are looked up with ``hasattr``, never inferred from a version number.
 """
 
 import ctypes
@@ -60,7 +60,7 @@ def find_runtime(wanted: Wanted = "auto") -> TrtRuntime:
     """The TensorRT to build with: full TensorRT where a GPU is, else TensorRT-RTX.
 
     Raises:
-        MissingError: There is none, or the one asked for needs a GPU.
+        MissingError: There is none, or the one chosen needs a GPU.
     """
     found = importable()
     gpus = compute_capabilities()
@@ -96,16 +96,16 @@ def importable() -> list[TrtRuntime]:
     return runtimes
 
 
-def check_targets(runtime: TrtRuntime, wanted: Sequence[str], *, asked: bool) -> None:
+def check_targets(runtime: TrtRuntime, wanted: Sequence[str], *, chosen: bool) -> None:
     """Refuse compute capabilities that this library cannot build for.
 
     Args:
         runtime: The library.
         wanted: Compute capabilities such as ``8.6``.
-        asked: Whether the user asked for this very backend.
+        chosen: Whether the user chose this very backend.
 
     Raises:
-        UsageError: Not a compute capability, or not one of the backend asked for.
+        UsageError: Not a compute capability, or not one of the chosen backend.
         MissingError: Only another backend, or another GPU, has it.
     """
     for text in wanted:
@@ -115,7 +115,7 @@ def check_targets(runtime: TrtRuntime, wanted: Sequence[str], *, asked: bool) ->
             )
         known = runtime.targets
         if known is not None and text not in known:
-            error: type[StepError] = UsageError if asked else MissingError
+            error: type[StepError] = UsageError if chosen else MissingError
             raise error(
                 f"TensorRT-RTX does not build for {text}, only for "
                 f"{', '.join(known)}; build with TensorRT on that GPU"
@@ -145,7 +145,7 @@ def network_flags(trt: Any) -> int:
 def compute_capabilities() -> list[str]:
     """Compute capability of each GPU, such as ``["8.6"]``; empty without a driver.
 
-    The driver itself is asked: no torch, no toolkit.
+    The driver itself is queried: no torch, no toolkit.
     """
     try:
         driver = ctypes.CDLL("libcuda.so.1")

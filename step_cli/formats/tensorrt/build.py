@@ -18,11 +18,11 @@ MIB = 1 << 20
 
 
 class BuildFailedError(Exception):
-    """The library returned None, False or -1; its records say why."""
+    """The library returned None, False or -1; its records hold why."""
 
 
 def build(request: dict[str, Any]) -> dict[str, Any]:
-    """Build what the request asks for; the outcome says whether that went well."""
+    """Build what the request describes; the outcome shows whether that went well."""
     with open(request["log"], "w", encoding="utf-8", errors="replace") as log:
         records: list[str] = []
         try:

@@ -47,7 +47,7 @@ class EngineBuild:
     """A finished build.
 
     Attributes:
-        log: Everything the builder said, as text.
+        log: All that the builder logged, as text.
         layers: From the engine inspector; empty where no GPU could open the engine.
         sha256: Of the plan file.
         size_bytes: Of the plan file.
@@ -69,7 +69,7 @@ def build_engine(
     """Write the plan of ``onnx_file`` to ``plan_file``.
 
     Raises:
-        StepError: The build failed; the kind of error says whose fault it is.
+        StepError: The build failed; the kind of error shows whose fault it is.
     """
     with temporary_directory("build") as desk:
         request = _request(runtime, onnx_file, plan_file, options, desk)
@@ -83,7 +83,7 @@ def build_engine(
         outcome, build_log = child.document, _read(desk / "log") + child.stderr
         if not outcome["ok"]:
             log.debug("build log:\n%s", build_log)
-            # The library's own last record says most, so it comes last.
+            # The library's own last record is the clearest, so it comes last.
             said = [*child.stderr.splitlines(), outcome["raised"], *outcome["records"]]
             raise explain(said, file=onnx_file)
         return _finished(plan_file, build_log, outcome, desk / "timings")

@@ -66,12 +66,12 @@ _KNOWN: tuple[tuple[str, type[StepError], str], ...] = (
     (
         "cudaError",
         MissingError,
-        "the builder wants a GPU; build on a machine that has one",
+        "the builder needs a GPU; build on a machine that has one",
     ),
     (
         "CHECK(status == CUDA_SUCCESS)",
         MissingError,
-        "the builder wants a GPU; build on a machine that has one",
+        "the builder needs a GPU; build on a machine that has one",
     ),
 )
 
@@ -87,11 +87,11 @@ def explain(records: Sequence[str], *, file: object) -> StepError:
     for words, kind, meaning in _KNOWN:
         if words in text:
             return kind(
-                f"{meaning} (the builder says: {_line(records, words)})", file=file
+                f"{meaning} (the builder's log: {_line(records, words)})", file=file
             )
     said = records[-1] if records else "nothing"
     return InputError(
-        f"TensorRT cannot build this model (the builder says: {_short(said)})",
+        f"TensorRT cannot build this model (the builder's log: {_short(said)})",
         file=file,
     )
 

@@ -32,7 +32,7 @@ DTYPES = {
 
 
 class TimingFailedError(Exception):
-    """The engine could not be run; the message says at which step."""
+    """The engine could not be run; the message names the step."""
 
 
 def engine_ms(
@@ -47,7 +47,7 @@ def engine_ms(
         runtime: The library that built the plan.
         plan_file: The plan.
         sha256: Of the plan, from its build.
-        shapes: Of the inputs with dynamic sizes; the others say their own.
+        shapes: Of the inputs with dynamic sizes; the others have their own.
 
     Raises:
         MissingError: The engine does not run here.
@@ -92,7 +92,7 @@ def bind(
     """Give every input and output of the engine memory; inputs are random, or zero.
 
     Raises:
-        TimingFailedError: An input has a shape or type that nobody has said.
+        TimingFailedError: An input has a shape or type that is not given.
     """
     import torch
 

@@ -30,13 +30,13 @@ from step_cli.errors import (  # noqa: E402
     StoppedError,
     UsageError,
 )
-from step_cli.formats.model_json import ModelSource, write_source  # noqa: E402
 from step_cli.formats.onnx.inputs import inputs_of_onnx  # noqa: E402
 from step_cli.formats.open import open_checkpoint  # noqa: E402
 from step_cli.formats.plan import KEY, plan_json  # noqa: E402
 from step_cli.formats.pytorch.arrays import to_array  # noqa: E402
 from step_cli.formats.safetensors.writer import save_safetensors  # noqa: E402
 from step_cli.formats.tensorrt import api as trt_api  # noqa: E402
+from step_cli.models.source import ModelSource, write_source  # noqa: E402
 from step_cli.nm.pattern import NMPattern, NMSpec  # noqa: E402
 from step_cli.optim.mask import nm_mask  # noqa: E402
 

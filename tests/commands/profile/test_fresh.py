@@ -246,7 +246,7 @@ def test_a_model_that_cannot_train_is_refused(
     (tmp_path / "net.py").write_text(NET.rstrip() + ".requires_grad_(False)\n")
     outcome = step_cli("autoswitch-profile", config, "--steps", "3")
     assert outcome.code == 3, outcome.err
-    assert "no parameter of the model asks for gradients" in outcome.error
+    assert "no parameter of the model requires gradients" in outcome.error
 
 
 def test_a_failed_training_leaves_nothing(

@@ -6,8 +6,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from step_cli.errors import InputError
-from step_cli.formats.files.digest import digests
 from step_cli.formats.open import open_checkpoint
+from step_cli.formats.plan import digests
 
 ONES = np.ones((4, 8), np.float32)
 PLAN = {

@@ -10,8 +10,8 @@ from attacks.torch_attacks import W, archives, pickles, saved, unfit
 
 from step_cli.errors import InputError, MissingError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.files.digest import digests
 from step_cli.formats.open import open_checkpoint
+from step_cli.formats.plan import digests
 from step_cli.formats.pytorch import child as torch_child
 from step_cli.formats.pytorch import reader as torch_file
 

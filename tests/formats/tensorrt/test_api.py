@@ -106,19 +106,19 @@ def test_targets_of_rtx() -> None:
     module = fake("tensorrt_rtx", ComputeCapability=ComputeCapability)
     rtx = TrtRuntime(module, "tensorrt-rtx")
     assert rtx.targets == ["7.5", "8.6", "12.0"]
-    check_targets(rtx, ["8.6", "12.0"], asked=True)
+    check_targets(rtx, ["8.6", "12.0"], chosen=True)
     with pytest.raises(UsageError, match=r"does not build for 9\.0"):
-        check_targets(rtx, ["9.0"], asked=True)
+        check_targets(rtx, ["9.0"], chosen=True)
     with pytest.raises(MissingError, match="build with TensorRT on that GPU"):
-        check_targets(rtx, ["9.0"], asked=False)
+        check_targets(rtx, ["9.0"], chosen=False)
     for wrong in ("sm_86", "8", "8.6.1", "", "-8.6"):
         with pytest.raises(UsageError, match=r"expected one such as 8\.6"):
-            check_targets(rtx, [wrong], asked=False)
+            check_targets(rtx, [wrong], chosen=False)
 
 
 def test_target_of_full_tensorrt_is_the_gpu_that_is_here(machine: Machine) -> None:
     machine.gpus("8.6")
     full = TrtRuntime(fake("tensorrt"), "tensorrt")
-    check_targets(full, ["8.6"], asked=True)
+    check_targets(full, ["8.6"], chosen=True)
     with pytest.raises(MissingError, match=r"not for 8\.0"):
-        check_targets(full, ["8.0"], asked=True)
+        check_targets(full, ["8.0"], chosen=True)

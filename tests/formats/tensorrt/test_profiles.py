@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from step_cli.commands.export.other_machine import trtexec_line
 from step_cli.errors import UsageError
 from step_cli.formats.onnx.inputs import GraphInput
 from step_cli.formats.tensorrt.profiles import Profile, make_profiles, parse_shapes
-from step_cli.formats.tensorrt.trtexec import trtexec_line
 
 IDS = GraphInput("ids", "int64", ("batch", "seq"))
 IMAGE = GraphInput("x", "float32", (1, 3, 32, 32))

@@ -3,6 +3,7 @@
 A shell starts the commands, as only a new process can begin with a closed stream.
 """
 
+import logging
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+
+from step_cli.cli.streams import log_to_stderr
 
 
 @pytest.fixture
@@ -72,3 +75,23 @@ def test_a_full_stdout_says_what_is_complete_all_the_same(folder: Path) -> None:
     assert in_shell(folder, "step-cli verify-nm out.safetensors").returncode == 0
     dry = "step-cli prune bad.safetensors o2.safetensors --dry-run >/dev/full"
     assert in_shell(folder, dry).stderr.endswith("no space left on device\n")
+
+
+@pytest.mark.parametrize(
+    ("quiet", "verbose", "levels"),
+    [
+        (False, False, ["note", "warning"]),
+        (True, False, []),
+        (False, True, ["note", "note", "warning"]),
+    ],
+)
+def test_one_line_each_at_the_level_asked_for(
+    quiet: bool, verbose: bool, levels: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    log_to_stderr(quiet=quiet, verbose=verbose)
+    log = logging.getLogger("step_cli.commands.verify.run")
+    for tell in (log.debug, log.info, log.warning):
+        tell("%s: read", "a\n::error::\x1b[31m")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == levels
+    assert all(line.endswith(": a\\n::error::\\x1b[31m: read") for line in lines)

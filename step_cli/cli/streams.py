@@ -1,11 +1,16 @@
-"""Only results reach stdout, whatever libraries print; any stream may be closed."""
+"""Only results reach stdout, logs go to stderr, and any stream may be closed."""
 
 import contextlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from typing import TextIO
+
+from typing_extensions import override
+
+from step_cli.render.text import one_line
 
 
 class ClosedStdout(io.StringIO):
@@ -52,3 +57,26 @@ def _open_what_is_closed() -> bool:
             closed.append(descriptor)
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
     return 1 in closed
+
+
+class OneLine(logging.Formatter):
+    """``level: message`` on one line, as names come from files; tracebacks stay."""
+
+    @override
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname}: {one_line(record.message)}"
+
+
+def log_to_stderr(*, quiet: bool, verbose: bool) -> None:
+    """Show what step-cli logs: errors only, notes too, or everything."""
+    level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
+    logging.addLevelName(logging.WARNING, "warning")
+    logging.addLevelName(logging.INFO, "note")
+    logging.addLevelName(logging.DEBUG, "note")
+    logging.addLevelName(logging.ERROR, "error")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine())
+    logger = logging.getLogger("step_cli")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(level)

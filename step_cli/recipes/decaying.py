@@ -1,14 +1,18 @@
-"""Decaying Mask: the pattern itself becomes sparser in stages.
+"""Decaying: the pattern becomes sparser in stages, or pruned weights fade out.
 
-Sources: Kao et al. 2022, arXiv 2209.07617; Bambhaniya et al. 2024, arXiv 2402.04744,
-which calls it SdGf. The STEP paper prints N = floor(M / 2s) for stage s; floor(M / 2^s)
-is meant.
+Sources: Kao et al. 2022, arXiv 2209.07617, Decaying Mask; Bambhaniya et al. 2024, arXiv
+2402.04744, which calls that SdGf, and mask decay MdGf. The STEP paper prints
+N = floor(M / 2s) for stage s; floor(M / 2^s) is meant. In mask decay the gradient
+passes through unscaled, as in the authors' code.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor
 from typing_extensions import override
 
@@ -24,18 +28,16 @@ LARGEST_FACTOR = 8  # the geometric structure starts at 8N:8M
 
 
 @dataclass(frozen=True)
-class DecayingMask(CheckedRecipe):
-    """Dense, then N falling from M - 1, then the final pattern; plain STE throughout.
+class Decay(CheckedRecipe):
+    """Dense, then a decay to the final pattern by the last steps.
 
     Args:
         dense: How long training is dense first: a share of all steps, or steps.
         fine_tune: How long, at the end, the final pattern is sure to hold.
-        structure: ``stepwise`` halves N; ``geometric`` N and M, from 8N:8M.
     """
 
     dense: StepOrShare = 0.1
     fine_tune: StepOrShare = 0.1
-    structure: Literal["stepwise", "geometric"] = "stepwise"
     needs_total_steps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -57,6 +59,17 @@ class DecayingMask(CheckedRecipe):
     def switch_step(self) -> StepOrShare:
         return self.dense
 
+
+@dataclass(frozen=True)
+class DecayingMask(Decay):
+    """Dense, then N falling from M - 1, then the final pattern; plain STE throughout.
+
+    Args:
+        structure: ``stepwise`` halves N; ``geometric`` N and M, from 8N:8M.
+    """
+
+    structure: Literal["stepwise", "geometric"] = "stepwise"
+
     @override
     def keep(self, layer: SparseLayer) -> Tensor:
         pattern, axis = layer.spec.pattern, layer.spec.axis
@@ -66,6 +79,29 @@ class DecayingMask(CheckedRecipe):
         span = decay_span(layer.total_steps, layer.start, self.fine_tune)
         stage = stage_at(stages, layer.age, span)
         return magnitude_mask(layer.dense, stage, axis)
+
+
+@dataclass(frozen=True)
+class MaskDecay(Decay):
+    """Multiply by where(kept, w, beta(t) w), with beta falling from 1.
+
+    In the last steps, ``fine_tune``, beta is 0 whatever the schedule gives.
+
+    Args:
+        schedule: beta(t) = max(0, 1 - rate t), or exp(-rate t).
+        rate: Of the schedule, per step.
+    """
+
+    dense: StepOrShare = 0.0
+    schedule: Literal["linear", "exponential"] = "linear"
+    rate: NonNegativeFloat = 2e-4
+
+    @override
+    def project(self, layer: SparseLayer) -> Tensor:
+        span = decay_span(layer.total_steps, layer.start, self.fine_tune)
+        fade = linear_fade if self.schedule == "linear" else exponential_fade
+        beta = fade(layer.age, self.rate) if layer.age < span else 0.0
+        return torch.where(self.keep(layer), layer.dense, beta * layer.dense)
 
 
 def stepwise_stages(pattern: NMPattern) -> list[NMPattern]:
@@ -119,3 +155,13 @@ def check_lengths(**lengths: StepOrShare) -> None:
                 f"{name} {length}: give a share of all steps as 0.1, or a number of "
                 "steps as 100"
             )
+
+
+def linear_fade(age: int, rate: float) -> float:
+    """What pruned weights are multiplied by: max(0, 1 - rate * age)."""
+    return max(0.0, 1 - rate * age)
+
+
+def exponential_fade(age: int, rate: float) -> float:
+    """What pruned weights are multiplied by: exp(-rate * age), never 0."""
+    return math.exp(-rate * age)

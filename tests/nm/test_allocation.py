@@ -2,9 +2,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from step_cli.nm import energies
-from step_cli.nm.allocation import allowed
-from step_cli.nm.energies import kept_squares
+from step_cli.nm import allocation
+from step_cli.nm.allocation import allowed, kept_squares
 from step_cli.nm.tensor_data import TensorData, values_of
 
 
@@ -20,7 +19,7 @@ def test_it_is_what_a_loop_over_groups_finds(
     axis: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(energies, "PIECE", 16)
+    monkeypatch.setattr(allocation, "PIECE", 16)
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     array = np.random.default_rng(0).standard_normal(shape).astype(kind)
     found = kept_squares(TensorData(array, dtype), m, axis)
