@@ -37,7 +37,7 @@ from step_cli.optim.projection import (
     view,
 )
 from step_cli.optim.recipe import Phase, Recipe
-from step_cli.optim.shards import ShardSum, check_shards
+from step_cli.optim.shards import ShardSum, check_shards, local
 from step_cli.optim.state import (
     create_state,
     has_stepped,
@@ -153,11 +153,13 @@ class SparseOptimizer(Optimizer):
         with self._watching(phase, t, undecided=undecided), overflow_as_error(t):
             self._counters["t"] = t
             for part in self._parts:
-                give_gradients(part.weights, self.recipe.inner_recipe, before)
-                self._watch.before_update(part.weights)
-                self._mask_watch.before_update(part.weights)
-                self._update(part, phase)
-                part.forget_gradients()
+                try:
+                    give_gradients(part.weights, self.recipe.inner_recipe, before)
+                    self._watch.before_update(part.weights)
+                    self._mask_watch.before_update(part.weights)
+                    self._update(part, phase)
+                finally:
+                    part.forget_gradients()
                 self._project(part.weights)
                 self._mask_watch.after_update(part.weights)
         reason = self._watch.reason_at(t) if undecided else None
@@ -410,9 +412,10 @@ class SparseOptimizer(Optimizer):
 
     def _activate_layers(self) -> None:
         """Set in rewired layers which rules hold, and where the recipe's state is."""
-        state_of = {w.param: w.local_state for w in self._weights}
         for p, forward in (self._rewired or {}).items():
-            forward.active, forward.state = self.current_phase.sparse, state_of[p]
+            keys = self._recipe_keys & self.state[p].keys()
+            forward.active = self.current_phase.sparse
+            forward.state = {key: local(self.state[p][key]) for key in keys}
 
     def _follow_model(self) -> None:
         """Resolve all weights anew, and move their state to where the model has gone.
@@ -473,13 +476,17 @@ class SparseOptimizer(Optimizer):
         self._compiled = wanted and all(map(can_compile, kinds))
         self._watch.compiled = self._compiled
 
+    def _is_joined(self, p: Tensor) -> bool:
+        """Whether a parameter that is to become sparse is its own dense weight now."""
+        joined = is_precise(p) and not self.current_phase.sparse
+        return joined and "dense" in self.state[p]
+
     @override
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state, the dense weights and the state of the switch."""
         packed = super().state_dict()
-        joined = {w.param for w in self._weights if "dense" in w.state and not w.apart}
         for p, index in with_index(self, packed["param_groups"]):
-            if p in joined:
+            if self._is_joined(p):
                 # The model saves this memory too, and loading is in place.
                 dense = p.detach().clone()
                 packed["state"][index] = {**self.state[p], "dense": dense}
@@ -507,11 +514,7 @@ class SparseOptimizer(Optimizer):
         self.base.param_groups, self.base.state = self.param_groups, self.state
         for p, index in with_index(self, theirs):
             self.state[p].update(restored(p, state_dict["state"].get(index, {})))
-            if (
-                is_precise(p)
-                and "dense" in self.state[p]
-                and not self.current_phase.sparse
-            ):
+            if self._is_joined(p):
                 self.state[p]["dense"] = p.detach()
         self._resolve()
         for w in self._weights:
@@ -545,7 +548,7 @@ class SparseOptimizer(Optimizer):
         Raises:
             UsageError: The optimizer exists already.
         """
-        if self._weights:
+        if self.state:
             raise UsageError(
                 "the optimizer must know every parameter from the start: give it all, "
                 "and let requires_grad_(False) hold back those that come later"
