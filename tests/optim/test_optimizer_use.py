@@ -340,3 +340,17 @@ def test_a_step_that_fails_leaves_no_gradients_behind() -> None:
     assert base.state is state
     handle.remove()
     train(model, optimizer, range(1, 2))
+
+
+def test_a_state_created_early_is_kept_in_full_also_of_a_scalar() -> None:
+    weight = nn.Parameter(torch.ones(2, 4).half())
+    scalar = nn.Parameter(torch.ones(()).half())
+    groups = [
+        {"params": [weight], "pattern": "2:4", "axis": 1},
+        {"params": [scalar]},
+    ]
+    base = torch.optim.Adagrad(groups, lr=0.1, initial_accumulator_value=0.5)
+    optimizer = sparse(base, "ste")
+    for p in (weight, scalar):
+        assert optimizer.state[p]["sum"].dtype == torch.float32
+        assert bool((optimizer.state[p]["sum"] == 0.5).all())
