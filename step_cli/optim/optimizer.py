@@ -149,6 +149,8 @@ class SparseOptimizer(Optimizer):
         before, phase, t = self._now, self.current_phase, self.steps_taken + 1
         undecided = self.recipe.switches and self.switch_step is None
         self._check()
+        if self._rewired is None and phase.sparse:
+            guards.refuse_unwired(self.recipe.inner_recipe, self.sparse_parameters())
         self._finite.look(t, self._weights)
         with self._watching(phase, t, undecided=undecided), overflow_as_error(t):
             self._counters["t"] = t
@@ -168,7 +170,7 @@ class SparseOptimizer(Optimizer):
         return loss
 
     def _check(self) -> None:
-        """Refuse what would go wrong in a step; follow a model that was moved."""
+        """Refuse weights that are not as they were left; follow a model that was moved."""
         params = [p for group in self.param_groups for p in group["params"]]
         known = len(params) == len(self._weights) and all(
             w.is_current(p, self.state)
@@ -182,8 +184,6 @@ class SparseOptimizer(Optimizer):
                 "another view there, and gets its own back at the end"
             )
         guards.check_weights(self._weights, self.param_groups, self._view)
-        if self._rewired is None and self.current_phase.sparse:
-            guards.refuse_unwired(self.recipe.inner_recipe, self.sparse_parameters())
 
     @contextmanager
     def _watching(self, phase: Phase, t: int, *, undecided: bool) -> Iterator[None]:

@@ -354,3 +354,16 @@ def test_a_state_created_early_is_kept_in_full_also_of_a_scalar() -> None:
     for p in (weight, scalar):
         assert optimizer.state[p]["sum"].dtype == torch.float32
         assert bool((optimizer.state[p]["sum"] == 0.5).all())
+
+
+def test_views_need_no_rewired_layers() -> None:
+    p = nn.Parameter(torch.randn(4, 8))
+    optimizer = sparse_adamw(
+        [{"params": [p], "pattern": "2:4", "axis": 1}], "2:4", "s-ste"
+    )
+    shown = p.detach().clone()
+    with optimizer.dense_weights():
+        assert torch.equal(p, optimizer.state[p]["dense"])
+    assert torch.equal(p, shown)
+    with pytest.raises(UsageError, match="rewire"):
+        optimizer.step()
