@@ -170,7 +170,7 @@ class SparseOptimizer(Optimizer):
         return loss
 
     def _check(self) -> None:
-        """Refuse weights that are not as they were left; follow a model that was moved."""
+        """Refuse weights not left as they were; follow a model that was moved."""
         params = [p for group in self.param_groups for p in group["params"]]
         known = len(params) == len(self._weights) and all(
             w.is_current(p, self.state)
