@@ -37,7 +37,7 @@ from step_cli.optim.projection import (
     view,
 )
 from step_cli.optim.recipe import Phase, Recipe
-from step_cli.optim.shards import ShardSum, check_shards
+from step_cli.optim.shards import ShardSum, check_shards, local
 from step_cli.optim.state import (
     create_state,
     has_stepped,
@@ -149,15 +149,19 @@ class SparseOptimizer(Optimizer):
         before, phase, t = self._now, self.current_phase, self.steps_taken + 1
         undecided = self.recipe.switches and self.switch_step is None
         self._check()
+        if self._rewired is None and phase.sparse:
+            guards.refuse_unwired(self.recipe.inner_recipe, self.sparse_parameters())
         self._finite.look(t, self._weights)
         with self._watching(phase, t, undecided=undecided), overflow_as_error(t):
             self._counters["t"] = t
             for part in self._parts:
-                give_gradients(part.weights, self.recipe.inner_recipe, before)
-                self._watch.before_update(part.weights)
-                self._mask_watch.before_update(part.weights)
-                self._update(part, phase)
-                part.forget_gradients()
+                try:
+                    give_gradients(part.weights, self.recipe.inner_recipe, before)
+                    self._watch.before_update(part.weights)
+                    self._mask_watch.before_update(part.weights)
+                    self._update(part, phase)
+                finally:
+                    part.forget_gradients()
                 self._project(part.weights)
                 self._mask_watch.after_update(part.weights)
         reason = self._watch.reason_at(t) if undecided else None
@@ -166,7 +170,7 @@ class SparseOptimizer(Optimizer):
         return loss
 
     def _check(self) -> None:
-        """Refuse what would go wrong in a step; follow a model that was moved."""
+        """Refuse weights not left as they were; follow a model that was moved."""
         params = [p for group in self.param_groups for p in group["params"]]
         known = len(params) == len(self._weights) and all(
             w.is_current(p, self.state)
@@ -180,8 +184,6 @@ class SparseOptimizer(Optimizer):
                 "another view there, and gets its own back at the end"
             )
         guards.check_weights(self._weights, self.param_groups, self._view)
-        if self._rewired is None and self.current_phase.sparse:
-            guards.refuse_unwired(self.recipe.inner_recipe, self.sparse_parameters())
 
     @contextmanager
     def _watching(self, phase: Phase, t: int, *, undecided: bool) -> Iterator[None]:
@@ -410,9 +412,10 @@ class SparseOptimizer(Optimizer):
 
     def _activate_layers(self) -> None:
         """Set in rewired layers which rules hold, and where the recipe's state is."""
-        state_of = {w.param: w.local_state for w in self._weights}
         for p, forward in (self._rewired or {}).items():
-            forward.active, forward.state = self.current_phase.sparse, state_of[p]
+            keys = self._recipe_keys & self.state[p].keys()
+            forward.active = self.current_phase.sparse
+            forward.state = {key: local(self.state[p][key]) for key in keys}
 
     def _follow_model(self) -> None:
         """Resolve all weights anew, and move their state to where the model has gone.
@@ -473,13 +476,17 @@ class SparseOptimizer(Optimizer):
         self._compiled = wanted and all(map(can_compile, kinds))
         self._watch.compiled = self._compiled
 
+    def _is_joined(self, p: Tensor) -> bool:
+        """Whether a parameter that is to become sparse is its own dense weight now."""
+        joined = is_precise(p) and not self.current_phase.sparse
+        return joined and "dense" in self.state[p]
+
     @override
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state, the dense weights and the state of the switch."""
         packed = super().state_dict()
-        joined = {w.param for w in self._weights if "dense" in w.state and not w.apart}
         for p, index in with_index(self, packed["param_groups"]):
-            if p in joined:
+            if self._is_joined(p):
                 # The model saves this memory too, and loading is in place.
                 dense = p.detach().clone()
                 packed["state"][index] = {**self.state[p], "dense": dense}
@@ -507,11 +514,7 @@ class SparseOptimizer(Optimizer):
         self.base.param_groups, self.base.state = self.param_groups, self.state
         for p, index in with_index(self, theirs):
             self.state[p].update(restored(p, state_dict["state"].get(index, {})))
-            if (
-                is_precise(p)
-                and "dense" in self.state[p]
-                and not self.current_phase.sparse
-            ):
+            if self._is_joined(p):
                 self.state[p]["dense"] = p.detach()
         self._resolve()
         for w in self._weights:
@@ -545,7 +548,7 @@ class SparseOptimizer(Optimizer):
         Raises:
             UsageError: The optimizer exists already.
         """
-        if self._weights:
+        if self.state:
             raise UsageError(
                 "the optimizer must know every parameter from the start: give it all, "
                 "and let requires_grad_(False) hold back those that come later"

@@ -71,12 +71,13 @@ def _adam_state(p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
 def _in_full(state: Mapping[str, Any]) -> dict[str, Any]:
     """What a base optimizer has created itself, in at least fp32 as the dense weights.
 
-    Counts of steps stay as they are.
+    What holds whole numbers, such as a count, stays as it is.
     """
-    return {
-        key: dense_copy(value) if isinstance(value, Tensor) and value.dim() else value
-        for key, value in state.items()
-    }
+
+    def floats(value: Any) -> bool:
+        return isinstance(value, Tensor) and value.is_floating_point()
+
+    return {k: dense_copy(v) if floats(v) else v for k, v in state.items()}
 
 
 def has_stepped(state: Mapping[str, Any]) -> bool:

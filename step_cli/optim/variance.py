@@ -81,9 +81,9 @@ def chunked_sums(
 def changes_together(
     grads: list[Tensor], variances: list[Tensor], beta2: float
 ) -> Tensor:
-    """The sums of |v_t - v_(t-1)| of small parameters, each in fp32, added in fp64."""
+    """The sum of |v_t - v_(t-1)| of small parameters, added up in fp64."""
     gaps = torch._foreach_addcmul(variances, grads, grads, value=-1)
-    total = torch.stack(torch._foreach_norm(gaps, 1)).sum(dtype=torch.float64)
+    total = torch.stack(torch._foreach_norm(gaps, 1, dtype=torch.float64)).sum()
     return _only_change(total).mul_(1 - beta2)
 
 

@@ -58,7 +58,7 @@ class Weight:
     def __post_init__(self) -> None:
         self.dtype, self.device = self.param.dtype, self.param.device
         self.is_shard = is_shard(self.param)
-        self._resolved = [(key, self.state[key]) for key in self.local_state]
+        self._resolved = dict(self.state)
 
     @property
     def apart(self) -> bool:
@@ -87,7 +87,10 @@ class Weight:
             return False
         if state.get(p) is not self.state or self.device.type == "meta":
             return False
-        if any(self.state.get(key) is not value for key, value in self._resolved):
+        found = self._resolved  # a base may create what it keeps at its first step
+        if len(found) != len(self.state) or any(
+            found.get(key) is not value for key, value in self.state.items()
+        ):
             return False
         return not self.is_shard or local(p).data_ptr() == self.shown.data_ptr()
 

@@ -1,5 +1,6 @@
 """The optimizer saved, watched and used wrongly; its sums are tested next door."""
 
+import copy
 import io
 import itertools
 from collections.abc import Iterator
@@ -261,3 +262,108 @@ def test_parameters_that_come_later_are_refused() -> None:
     optimizer = sparse_adamw(small_model(), switch=3)
     with pytest.raises(UsageError, match="from the start"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(4))]})
+
+
+# ------------------------------------------------- the state in other hands than ours
+
+
+def test_a_state_replaced_by_hand_is_what_the_base_goes_on_from() -> None:
+    def run(*, in_place: bool) -> list[Tensor]:
+        model = small_model()
+        base = torch.optim.SGD(model.named_parameters(), lr=0.1, momentum=0.9)
+        optimizer = sparse(base, "ste")
+        train(model, optimizer, range(3))
+        for p in model.parameters():
+            state = optimizer.state[p]
+            if in_place:
+                state["momentum_buffer"].mul_(0.5)
+            else:
+                state["momentum_buffer"] = state["momentum_buffer"] * 0.5
+        train(model, optimizer, range(3, 6))
+        return everything(model, optimizer)
+
+    assert same(run(in_place=False), run(in_place=True))
+
+
+def test_a_variance_that_the_base_creates_late_is_measured() -> None:
+    model = small_model()
+    base = torch.optim.NAdam(model.named_parameters(), lr=1e-2)
+    optimizer = sparse(base, "ste", record=True)
+    train(model, optimizer, range(2))  # it is created in the first step
+    sample = optimizer.variance_sample()
+    assert sample is not None
+    assert sample.d == sum(p.numel() for p in model.parameters())
+    variances = [optimizer.state[p]["exp_avg_sq"] for p in model.parameters()]
+    whole = sum(float(v.double().sum()) for v in variances)
+    assert sample.v_l1 == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_copy_that_has_taken_no_step_is_whole() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 4))
+    optimizer = sparse_adamw(model, "2:4", "bi-mask", lr=1e-2)
+    train(model, optimizer, range(2))
+    model, optimizer = copy.deepcopy((model, optimizer))
+    optimizer.rewire(model)
+    with pytest.raises(UsageError, match="every parameter from the start"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(4))]})
+    train(model, optimizer, range(2, 3))
+
+
+def test_the_state_of_a_copy_has_the_present_weights_in_memory_of_its_own() -> None:
+    model = small_model()
+    optimizer = sparse_adamw(model, switch=8, lr=1e-2)
+    train(model, optimizer, range(3))
+    model, optimizer = copy.deepcopy((model, optimizer))
+    p = model[0].weight
+    with torch.no_grad():
+        p.mul_(2)  # in a dense phase there is nothing to adopt
+    dense = optimizer.state_dict()["state"][0]["dense"]
+    assert torch.equal(dense, p)
+    assert dense.data_ptr() != p.data_ptr()
+
+
+def test_a_step_that_fails_leaves_no_gradients_behind() -> None:
+    model = small_model()
+    base = torch.optim.SGD(model.named_parameters(), lr=0.1)
+    optimizer = sparse(base, "sr-ste")
+    groups, state = optimizer.param_groups, optimizer.state
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no")
+
+    handle = base.register_step_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="no"):
+        train(model, optimizer, range(1))
+    assert all(s["dense"].grad is None for s in state.values() if "dense" in s)
+    assert base.param_groups is groups
+    assert base.state is state
+    handle.remove()
+    train(model, optimizer, range(1, 2))
+
+
+def test_a_state_created_early_is_kept_in_full_also_of_a_scalar() -> None:
+    weight = nn.Parameter(torch.ones(2, 4).half())
+    scalar = nn.Parameter(torch.ones(()).half())
+    groups = [
+        {"params": [weight], "pattern": "2:4", "axis": 1},
+        {"params": [scalar]},
+    ]
+    base = torch.optim.Adagrad(groups, lr=0.1, initial_accumulator_value=0.5)
+    optimizer = sparse(base, "ste")
+    for p in (weight, scalar):
+        assert optimizer.state[p]["sum"].dtype == torch.float32
+        assert bool((optimizer.state[p]["sum"] == 0.5).all())
+
+
+def test_views_need_no_rewired_layers() -> None:
+    p = nn.Parameter(torch.randn(4, 8))
+    optimizer = sparse_adamw(
+        [{"params": [p], "pattern": "2:4", "axis": 1}], "2:4", "s-ste"
+    )
+    shown = p.detach().clone()
+    with optimizer.dense_weights():
+        assert torch.equal(p, optimizer.state[p]["dense"])
+    assert torch.equal(p, shown)
+    with pytest.raises(UsageError, match="rewire"):
+        optimizer.step()
