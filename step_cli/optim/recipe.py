@@ -1,14 +1,18 @@
 """What a recipe is: the answers to a few questions, STE being the plain ones."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, get_type_hints
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
+from step_cli.errors import UsageError
 from step_cli.nm.pattern import NMSpec, Plan
 from step_cli.optim.backward import Backward
 from step_cli.optim.mask import magnitude_mask, masked
+
+TYPES = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -162,3 +166,26 @@ class Recipe:
 
     def _overrides(self, answer: str) -> bool:
         return getattr(type(self), answer) is not getattr(Recipe, answer)
+
+
+@dataclass(frozen=True)
+class CheckedRecipe(Recipe):
+    """A recipe with options; the type of each field sets which values it takes.
+
+    Raises:
+        UsageError: A value does not fit its type.
+    """
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self), include_extras=True)
+        for option in (each.name for each in fields(self)):
+            value = _checked(option, getattr(self, option), hints[option])
+            object.__setattr__(self, option, value)  # it is frozen
+
+
+def _checked(option: str, value: Any, kind: Any) -> Any:
+    try:
+        return TypeAdapter(kind, config=TYPES).validate_python(value)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise UsageError(f"{option}: {message}, got {value!r}") from None

@@ -19,8 +19,7 @@ from typing_extensions import override
 from step_cli.nm.pattern import NMSpec
 from step_cli.optim.backward import Backward
 from step_cli.optim.mask import check_groups, magnitude_mask
-from step_cli.optim.recipe import SparseLayer
-from step_cli.recipes.checked import CheckedRecipe
+from step_cli.optim.recipe import CheckedRecipe, SparseLayer
 from step_cli.recipes.sr_ste import masked_decay
 
 

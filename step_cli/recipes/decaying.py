@@ -19,8 +19,13 @@ from typing_extensions import override
 from step_cli.errors import UsageError
 from step_cli.nm.pattern import NMPattern
 from step_cli.optim.mask import magnitude_mask
-from step_cli.optim.recipe import DENSE, MASK_LEARNING, Phase, SparseLayer
-from step_cli.recipes.checked import CheckedRecipe
+from step_cli.optim.recipe import (
+    DENSE,
+    MASK_LEARNING,
+    CheckedRecipe,
+    Phase,
+    SparseLayer,
+)
 
 StepOrShare = int | float  # an int is a number of steps, a float a share of all steps
 

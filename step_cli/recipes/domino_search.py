@@ -19,8 +19,7 @@ from step_cli.errors import UsageError
 from step_cli.nm import allocation
 from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.optim.mask import magnitude_mask, masked, to_groups
-from step_cli.optim.recipe import SparseLayer
-from step_cli.recipes.checked import CheckedRecipe
+from step_cli.optim.recipe import CheckedRecipe, SparseLayer
 from step_cli.recipes.sr_ste import masked_decay
 
 VOTES_NEEDED = 0.75  # share of groups

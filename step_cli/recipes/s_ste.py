@@ -17,8 +17,7 @@ from typing_extensions import override
 from step_cli.nm.pattern import NMSpec
 from step_cli.optim.backward import Backward
 from step_cli.optim.mask import keep_mask, to_groups
-from step_cli.optim.recipe import SparseLayer
-from step_cli.recipes.checked import CheckedRecipe
+from step_cli.optim.recipe import CheckedRecipe, SparseLayer
 from step_cli.recipes.mvue import Sampling, token_sampler
 
 

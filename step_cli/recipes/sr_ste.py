@@ -12,8 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from step_cli.optim.mask import masked
-from step_cli.optim.recipe import Recipe, SparseLayer
-from step_cli.recipes.checked import CheckedRecipe
+from step_cli.optim.recipe import CheckedRecipe, Recipe, SparseLayer
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from step_cli.optim.recipe import (
     FROZEN_VARIANCE,
     MASK_LEARNING,
     PRECONDITION,
+    CheckedRecipe,
     Phase,
     Recipe,
 )
-from step_cli.recipes.checked import CheckedRecipe
 from step_cli.recipes.sr_ste import STE
 
 

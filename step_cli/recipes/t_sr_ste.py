@@ -14,8 +14,13 @@ from typing_extensions import override
 
 from step_cli.nm.pattern import NMSpec
 from step_cli.optim.backward import Backward
-from step_cli.optim.recipe import DENSE, MASK_LEARNING, Phase, SparseLayer
-from step_cli.recipes.checked import CheckedRecipe
+from step_cli.optim.recipe import (
+    DENSE,
+    MASK_LEARNING,
+    CheckedRecipe,
+    Phase,
+    SparseLayer,
+)
 from step_cli.recipes.mvue import Sampling, token_sampler
 from step_cli.recipes.sr_ste import masked_decay
 from step_cli.recipes.transposable import check_blocks, transposable_mask

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from step_cli.errors import NonFiniteError, UsageError
 from step_cli.nm.pattern import NMPattern
-from step_cli.optim import ranks
+from step_cli.optim import mask as module
 from step_cli.optim.mask import count_violations, magnitude_mask, masked, nm_mask
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -65,7 +65,9 @@ def wide_weights(draw: st.DrawFn) -> tuple[torch.Tensor, int, int, int]:
     m = draw(st.integers(1, 40))
     n = draw(st.integers(1, m))
     rows, groups = draw(st.integers(1, 3)), draw(st.integers(1, 2))
-    behind = draw(st.sampled_from([1, 3, ranks.LONG - 1, ranks.LONG, ranks.LONG + 6]))
+    behind = draw(
+        st.sampled_from([1, 3, module.LONG - 1, module.LONG, module.LONG + 6])
+    )
     shape, axis = (rows, m * groups, behind), 1
     if behind == 1:
         shape, axis = (rows, 2, m * groups), draw(st.sampled_from([2, -1]))
@@ -105,7 +107,7 @@ def test_masks_made_in_several_chunks_equal_a_stable_sort(
     case: tuple[torch.Tensor, int, int, int],
     chunk: int,
 ) -> None:
-    monkeypatch.setattr(ranks, "CHUNK", chunk)
+    monkeypatch.setattr(module, "CHUNK", chunk)
     weight, n, m, axis = case
     expected = sorted_mask(weight.abs(), n, m, axis)
     assert torch.equal(magnitude_mask(weight, NMPattern(n, m), axis), expected)
@@ -179,7 +181,7 @@ def test_a_shard_without_rows_has_an_empty_mask() -> None:
 def test_chunks_do_not_show(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)).abs()
     whole = [nm_mask(weight, pattern, axis) for axis in (0, 1)]
-    monkeypatch.setattr(ranks, "CHUNK", 40)
+    monkeypatch.setattr(module, "CHUNK", 40)
     for axis, expected in enumerate(whole):
         assert torch.equal(nm_mask(weight, pattern, axis), expected)
 
@@ -192,7 +194,7 @@ def test_scaling_and_sign_do_not_change_the_mask() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["1:16", "1:20", "3:16", "1:32", "5:64", "5:130"])
-@pytest.mark.parametrize("behind", [1, 9, ranks.LONG])
+@pytest.mark.parametrize("behind", [1, 9, module.LONG])
 def test_wide_groups_equal_the_slow_loop(pattern: str, behind: int) -> None:
     parsed = NMPattern.parse(pattern)
     generator = torch.Generator().manual_seed(parsed.m)
