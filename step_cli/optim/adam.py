@@ -5,7 +5,7 @@ STEP freezes and relies on. Tensors of one kind go through each operation togeth
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from step_cli.optim.compiled import compiled_frozen_step, step_scalars
 from step_cli.optim.weights import Weight
+
+CHUNK = 1 << 17  # elements updated at a time on a CPU
+LARGE_CHUNK = 1 << 24  # elsewhere, where each operation costs a launch
 
 EpsMode = Literal["outside", "inside"]
 Tensors = list[Tensor] | tuple[Tensor, ...]
@@ -122,20 +125,46 @@ def _update(
     *,
     learn_variance: bool,
 ) -> None:
-    directions = adam_directions(
-        [_grad(w) for w in weights],
-        [w.local_state["exp_avg"] for w in weights],
-        [w.local_state["exp_avg_sq"] for w in weights],
-        step=step,
-        variance_step=variance_step,
-        betas=group["betas"],
-        eps=group["eps"],
-        eps_mode=eps_mode,
-        learn_variance=learn_variance,
-    )
-    dense, lr = [w.dense for w in weights], float(group["lr"])
-    torch._foreach_mul_(dense, 1 - lr * group["weight_decay"])
-    torch._foreach_add_(dense, directions, alpha=-lr)
+    lr, decay = float(group["lr"]), group["weight_decay"]
+    for dense, grads, exp_avgs, variances in _batches(weights):
+        directions = adam_directions(
+            grads,
+            exp_avgs,
+            variances,
+            step=step,
+            variance_step=variance_step,
+            betas=group["betas"],
+            eps=group["eps"],
+            eps_mode=eps_mode,
+            learn_variance=learn_variance,
+        )
+        torch._foreach_mul_(dense, 1 - lr * decay)
+        torch._foreach_add_(dense, directions, alpha=-lr)
+
+
+def _batches(weights: Sequence[Weight]) -> Iterator[list[Tensors]]:
+    """Dense weights, gradients and moments in batches that stay in a cache.
+
+    Large tensors are cut on a CPU, small ones taken together.
+    """
+    most = CHUNK if weights[0].dense.is_cpu else LARGE_CHUNK
+    batch: list[tuple[Tensor, ...]] = []
+    size = 0
+    for w in weights:
+        moments = w.local_state["exp_avg"], w.local_state["exp_avg_sq"]
+        row = w.dense, _grad(w), *moments
+        pieces = [row]
+        if w.dense.numel() > most and all(tensor.is_contiguous() for tensor in row):
+            flat = (torch.split(tensor.view(-1), most) for tensor in row)
+            pieces = list(zip(*flat, strict=True))
+        for piece in pieces:
+            batch.append(piece)
+            size += piece[0].numel()
+            if size >= most:
+                yield list(zip(*batch, strict=True))
+                batch, size = [], 0
+    if batch:
+        yield list(zip(*batch, strict=True))
 
 
 def _compiled_update(

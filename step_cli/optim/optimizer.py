@@ -455,11 +455,11 @@ class SparseOptimizer(Optimizer):
         phase, inner = self.current_phase, self.recipe.inner_recipe
         versions = {w.param: w.version for w in self._weights}
         self._weights = resolve(self, phase, self._recipe_keys, versions)
-        itself, kept = self._updates_itself(phase), inner.keeps_gradient
-        if itself:
+        kept = inner.keeps_gradient
+        if self._updates_itself(phase):
             count_updates(self._weights)
         made = [
-            itself or (w.dense is not w.param and (not kept or not is_precise(w.param)))
+            w.dense is not w.param and (not kept or not is_precise(w.param))
             for w in self._weights
         ]
         hidden = {"dense", *self._recipe_keys}

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from step_cli.nm.pattern import NMPattern
 from step_cli.optim.compiled_mask import compiled_project
-from step_cli.optim.mask import magnitude_mask, masked
+from step_cli.optim.mask import CHUNK, magnitude_mask, masked
 from step_cli.optim.recipe import Phase, Recipe, SparseLayer
 from step_cli.optim.shards import shard_total
 from step_cli.optim.weights import Weight, flattened
@@ -138,18 +139,31 @@ def _show_largest(weights: Iterable[Weight], *, compiled: bool) -> None:
     for w in weights:
         dense, spec = w.dense, w.spec
         assert spec is not None
-        contiguous = w.shown.is_contiguous() and dense.is_contiguous()
         if not dense.numel():
             continue  # more processes than rows: this one has no shard
-        if compiled and contiguous and not w.is_small:
-            compiled_project(w.shown, dense, spec.pattern, spec.axis)
-            continue
         behind = dense.shape[spec.axis % dense.dim() + 1 :].numel()
-        kind = (dense.dtype, dense.device) if w.is_small else (w,)
-        alike[spec.pattern, behind, *kind].append(w)
+        if w.is_small or not (w.shown.is_contiguous() and dense.is_contiguous()):
+            kind = (dense.dtype, dense.device) if w.is_small else (w,)
+            alike[spec.pattern, behind, *kind].append(w)
+        elif compiled:
+            compiled_project(w.shown, dense, spec.pattern, spec.axis)
+        else:
+            _show_in_pieces(w.shown, dense, spec.pattern, behind)
     for (pattern, behind, *_), some in alike.items():
         together = [w.dense for w in some]
         groups = flattened(together).view(-1, pattern.m, behind)
         kept = masked(groups, magnitude_mask(groups, pattern, 1)).view(-1)
         parts = torch._utils._unflatten_dense_tensors(kept, together)  # type: ignore[no-untyped-call]
         torch._foreach_copy_([w.shown for w in some], parts)
+
+
+def _show_in_pieces(
+    shown: Tensor, dense: Tensor, pattern: NMPattern, behind: int
+) -> None:
+    """:func:`_show_largest` of a large tensor, whose pieces stay in a cache."""
+    groups = dense.view(-1, pattern.m, behind)
+    most = CHUNK if dense.is_cpu else dense.numel()
+    rows = max(1, most // (pattern.m * behind))
+    parts = torch.split(groups, rows), torch.split(shown.view(groups.shape), rows)
+    for part, out in zip(*parts, strict=True):
+        out.copy_(masked(part, magnitude_mask(part, pattern, 1)))

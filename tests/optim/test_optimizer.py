@@ -12,6 +12,8 @@ from torch.nn import functional
 from step_cli.autoswitch.autoswitch import AutoSwitch, SwitchRule
 from step_cli.errors import NonFiniteError, NothingSelectedError, UsageError
 from step_cli.nm.pattern import NMPattern
+from step_cli.optim import adam, projection
+from step_cli.optim import weights as weights_module
 from step_cli.optim.mask import count_violations, nm_mask
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.reference import step_reference
@@ -483,3 +485,25 @@ def test_weights_changed_behind_the_optimizer_are_refused_until_adopted() -> Non
     optimizer.adopt()
     assert violations(model) == 0
     train(model, optimizer, batches(1))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_large_tensors_cut_into_pieces_learn_what_whole_ones_learn(
+    axis: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for cut in (False, True):
+        monkeypatch.setattr(weights_module, "SMALL", 16 if cut else 1 << 30)
+        monkeypatch.setattr(adam, "CHUNK", 100 if cut else 1 << 30)
+        monkeypatch.setattr(projection, "CHUNK", 64 if cut else 1 << 30)
+        torch.manual_seed(0)
+        layers = [nn.Parameter(torch.randn(24, 16)), nn.Parameter(torch.randn(8, 8))]
+        group = {"params": layers, "pattern": "2:4", "axis": axis}
+        optimizer = sparse_adamw([group], switch=2, lr=1e-2)
+        for step in range(6):
+            generator = torch.Generator().manual_seed(step)
+            for p in layers:
+                p.grad = torch.randn(p.shape, generator=generator)
+            optimizer.step()
+        found.append([t for p in layers for t in (p, optimizer.state[p]["dense"])])
+    assert same(*found)

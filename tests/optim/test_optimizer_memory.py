@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from step_cli.optim import adam
 from step_cli.optim import weights as module
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.recipes.sparse_adamw import sparse, sparse_adamw
@@ -55,6 +56,7 @@ def test_a_step_never_holds_the_new_gradients_all_at_once(
     recipe: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "AT_ONCE", LAYER)
+    monkeypatch.setattr(adam, "CHUNK", WIDTH * WIDTH)
     parameters, optimizer = build(recipe, dtype)
     for _ in range(2):
         give_gradients(parameters)
