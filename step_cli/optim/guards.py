@@ -1,4 +1,7 @@
-"""What cannot work is refused in one line: at the start, on loading, in a step."""
+"""What cannot work is refused in one line: at the start, on loading, in a step.
+
+Each function raises a `UsageError` for what it refuses.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -9,7 +12,7 @@ from torch.optim import Optimizer
 
 from step_cli.autoswitch.autoswitch import SwitchRule
 from step_cli.errors import UsageError, nearest
-from step_cli.nm.pattern import NMPattern, NMSpec
+from step_cli.nm.pattern import NMPattern
 from step_cli.optim.adam import EpsMode
 from step_cli.optim.recipe import Recipe
 from step_cli.optim.weights import Weight, spec_of
@@ -25,23 +28,14 @@ Groups = Sequence[dict[str, Any]]
 
 
 def refuse_unknown(**chosen: str) -> None:
-    """Refuse what is no mode of an option, which would pass for another.
-
-    Raises:
-        UsageError: One is none.
-    """
+    """Refuse what is no mode of an option, which would pass for another."""
     for option, mode in chosen.items():
         if mode not in MODES[option]:
             raise UsageError(f"no {option} {mode!r}{nearest(mode, MODES[option])}")
 
 
 def check_group(group: dict[str, Any]) -> None:
-    """Make the group axis of a sparse group non-negative; refuse what is none.
-
-    Raises:
-        UsageError: Pattern and axis are not both there, or not what they should be; a
-            parameter is complex.
-    """
+    """Make the group axis of a sparse group non-negative; refuse what is none."""
     if any(p.is_complex() for p in group["params"]):
         raise UsageError("complex parameters: give them to an optimizer of their own")
     pattern, axis = group.get("pattern"), group.get("axis")
@@ -66,11 +60,7 @@ def refuse_impossible(
     eps_mode: EpsMode,
     total_steps: int | None,
 ) -> None:
-    """Refuse a base optimizer, recipe and switch that cannot work together.
-
-    Raises:
-        UsageError: They cannot.
-    """
+    """Refuse a base optimizer, recipe and switch that cannot work together."""
     name, groups = type(recipe).__name__, base.param_groups
     adam = isinstance(base, torch.optim.Adam)
     if isinstance(base, torch.optim.LBFGS):
@@ -112,9 +102,6 @@ def refuse_foreign(mine: Groups, saved: Groups, recipe: Recipe) -> None:
         mine: Those of the optimizer that is to go on.
         saved: Those of the state.
         recipe: The recipe of that optimizer.
-
-    Raises:
-        UsageError: The state is of another optimizer, recipe, model or pattern.
     """
     if not saved or "switch_reason" not in saved[0]:
         raise UsageError(
@@ -148,11 +135,7 @@ def _spec_text(group: dict[str, Any]) -> str:
 def check_saved(
     own: Mapping[str, Any], saved: Mapping[str, Any], index: object
 ) -> None:
-    """Refuse a saved state that lacks something, or is of another shape.
-
-    Raises:
-        UsageError: It does.
-    """
+    """Refuse a saved state that lacks something, or is of another shape."""
     for key, value in own.items():
         if key not in saved:
             raise UsageError(f"the state lacks {key!r} of parameter {index}")
@@ -175,11 +158,7 @@ def is_exchanged(groups: Groups, state: Mapping[Tensor, Any]) -> bool:
 
 
 def check_parameters(groups: Groups, state: Mapping[Tensor, Any]) -> None:
-    """Refuse parameters that the optimizer has no state for, or that have no values.
-
-    Raises:
-        UsageError: There are some.
-    """
+    """Refuse parameters that the optimizer has no state for, or that have no values."""
     if any(p.is_meta for group in groups for p in group["params"]):
         raise UsageError(ON_META)
     if is_exchanged(groups, state):
@@ -191,11 +170,7 @@ def check_parameters(groups: Groups, state: Mapping[Tensor, Any]) -> None:
 
 
 def check_moved(w: Weight) -> None:
-    """Refuse a parameter whose dtype has changed, or whose state has no values.
-
-    Raises:
-        UsageError: One of the two.
-    """
+    """Refuse a parameter whose dtype has changed, or whose state has no values."""
     if w.param.dtype != w.dtype:
         raise UsageError(
             f"parameters of {w.dtype} became {w.param.dtype}: build the optimizer "
@@ -215,9 +190,6 @@ def check_weights(
             wrapper that broadcasts, the version is taken over.
         groups: The optimizer's.
         view: What the model is to hold of a weight.
-
-    Raises:
-        UsageError: There is one.
     """
     for w in weights:
         if w.apart and w.version != w.present_version:
@@ -244,15 +216,9 @@ def holds_view(w: Weight, view: Callable[[Weight], Tensor]) -> bool:
     return torch.equal(w.shown, view(w).to(w.shown.dtype))
 
 
-def refuse_unwired(
-    inner: Recipe, sparse_parameters: Iterable[tuple[Tensor, NMSpec]]
-) -> None:
-    """Refuse a recipe that changes the backward pass of layers it was not given.
-
-    Raises:
-        UsageError: It does.
-    """
-    if any(inner.backward(spec) is not None for _, spec in sparse_parameters):
+def refuse_unwired(inner: Recipe, weights: Iterable[Weight]) -> None:
+    """Refuse a recipe that changes the backward pass of layers it was not given."""
+    if any(w.spec is not None and inner.backward(w.spec) for w in weights):
         raise UsageError(
             f"{type(inner).__name__} changes the backward pass of layers: "
             "give the module, or call optimizer.rewire(module)"

@@ -150,7 +150,7 @@ class SparseOptimizer(Optimizer):
         undecided = self.recipe.switches and self.switch_step is None
         self._check()
         if self._rewired is None and phase.sparse:
-            guards.refuse_unwired(self.recipe.inner_recipe, self.sparse_parameters())
+            guards.refuse_unwired(self.recipe.inner_recipe, self._weights)
         self._finite.look(t, self._weights)
         with self._watching(phase, t, undecided=undecided), overflow_as_error(t):
             self._counters["t"] = t
