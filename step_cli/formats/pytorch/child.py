@@ -56,7 +56,7 @@ def _limit_memory(file_bytes: int) -> None:
 
         pages = int(Path("/proc/self/statm").read_text().split()[0])
     except (ImportError, OSError):
-        return  # only Linux knows; the time limit holds everywhere
+        return  # only Linux knows; the limit of processor time holds elsewhere too
     start = pages * resource.getpagesize()
     limit = start + 3 * file_bytes + (2 << 30)
     allowed = resource.getrlimit(resource.RLIMIT_AS)[1]  # by whoever started us

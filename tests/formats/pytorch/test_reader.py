@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -139,8 +140,16 @@ def test_a_module_in_the_working_directory_is_not_imported(
 def test_a_child_that_takes_too_long_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_file, "LONGEST_S", 0.05)
-    with pytest.raises(InputError, match="took more than"):
+    (tmp_path / "busy_child.py").write_text(
+        "from step_cli.formats.child_process import answer\n"
+        "def work(request):\n"
+        "    while True: pass\n"
+        "answer(work)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(torch_file, "CHILD", "busy_child")
+    monkeypatch.setattr(torch_file, "LONGEST_S", 1)
+    with pytest.raises(InputError, match="took more than 1 s of processor time"):
         opened(tmp_path, saved({"a": W}))
 
 
