@@ -152,7 +152,7 @@ def _batches(weights: Sequence[Weight]) -> Iterator[list[Tensors]]:
     size = 0
     for w in weights:
         moments = w.local_state["exp_avg"], w.local_state["exp_avg_sq"]
-        row = w.dense, _grad(w), *moments
+        row = w.dense, w.given_grad, *moments
         pieces = [row]
         if w.dense.numel() > most and all(tensor.is_contiguous() for tensor in row):
             flat = (torch.split(tensor.view(-1), most) for tensor in row)
@@ -182,9 +182,4 @@ def _compiled_update(
     )
     for w in weights:
         moments = w.local_state["exp_avg"], w.local_state["exp_avg_sq"]
-        compiled_frozen_step(w.dense, _grad(w).contiguous(), *moments, scalars)
-
-
-def _grad(w: Weight) -> Tensor:
-    assert w.dense.grad is not None
-    return w.dense.grad
+        compiled_frozen_step(w.dense, w.given_grad.contiguous(), *moments, scalars)

@@ -197,7 +197,7 @@ class _Sums:
                 at = 2 * self._place[w]
                 self._layers.beside(w.param)[at : at + 2].add_(sums[:3:2])
         for (_, beta2, dtype), some in small.items():
-            grads = [_grad(w).to(dtype) for w in some]
+            grads = [w.given_grad.to(dtype) for w in some]
             variances = [w.local_state["exp_avg_sq"] for w in some]
             sums = changes_together(grads, variances, beta2)
             self._total.beside(some[0].param).add_(sums)
@@ -209,11 +209,6 @@ class _Sums:
         by_layer = None if self._layers is None else self._layers.total()
         count, total = sum(w.param.numel() for w in self._place), self._total.total()
         return VarianceChange(self._step, count, self._wanted, total, by_layer)
-
-
-def _grad(w: Weight) -> Tensor:
-    assert w.dense.grad is not None
-    return w.dense.grad
 
 
 class VarianceWatch:

@@ -99,6 +99,12 @@ class Weight:
         grad = local_grad(self.param) if self.is_shard else self.param.grad
         return None if grad is None else grad.to(self.dense.dtype)
 
+    @property
+    def given_grad(self) -> Tensor:
+        """The gradient that the dense weights were given for this step."""
+        assert self.dense.grad is not None
+        return self.dense.grad
+
 
 def is_precise(p: Tensor) -> bool:
     """Whether a parameter is precise enough to be its own dense weight.
