@@ -344,7 +344,16 @@ def _patch() -> None:
     page = sys.modules.get("step_cli.training.page")
     if page is not None:  # there is torch
         page.draw_curves = undrawn.draw_curves  # type: ignore[attr-defined]
-        sys.modules[ELASTIC].Popen = Popen  # type: ignore[attr-defined]
+        torchrun = sys.modules[ELASTIC]
+        torchrun.Popen = Popen  # type: ignore[attr-defined]
+        system = types.SimpleNamespace(**vars(os) | {"killpg": _killpg})
+        torchrun.os = system  # type: ignore[attr-defined]
+
+
+def _killpg(group: int, number: int) -> None:
+    """As of `os`; one that ended stays until its parent asks, a forked one is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)
 
 
 def _end(code: Any = 0) -> NoReturn:
