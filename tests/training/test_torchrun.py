@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import forks
 import pytest
 
 from step_cli import verify
@@ -65,7 +64,7 @@ def written(folder: Path, *, steps: int) -> Path:
 
 
 def start(*words: object) -> "subprocess.Popen[str]":
-    return forks.Popen(
+    return subprocess.Popen(
         [*TORCHRUN, *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
