@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from step_cli.formats.files.mapped_file import MappedFile
 from step_cli.nm.pattern import Plan
-from step_cli.nm.tensor_data import TensorData
+from step_cli.nm.tensor_data import Part, TensorData
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,15 @@ class NamedTensor:
         dtype: NumPy spelling; ``bfloat16`` and ``float8_*`` too.
         shape: As stored.
         read: Returns the data as a read-only array of ``shape``, mapped where possible.
-        axis: The group axis if the file has it (ONNX node, Conv1D), else None: by rule.
-        skip: Why the file itself rules it out (``consumer``, ``kind``), or None.
+        axis: The group axis if the file has it (ONNX node), else None: by evidence.
+        output_axis: The axis of the outputs if the file has it (ONNX node), else None.
+        parts: The parts of it that products use, if the file has them (ONNX nodes);
+            empty: all of it.
+        skip: Why the file itself rules it out (``consumer``, ``kind``, ``untraced``),
+            or None.
         is_weight: True if the file itself marks it as one (ONNX node).
+        shared_with: What else uses the stored numbers (an ONNX Gather, an output), in
+            words, or None.
         tied_to: The earlier name that shares this storage, or None.
         zero_point: For integer codes, which code means zero.
         place: Where it lies row by row, for those who write a changed copy of the file.
@@ -60,8 +66,11 @@ class NamedTensor:
     shape: tuple[int, ...]
     read: Callable[[], npt.NDArray[np.generic]]
     axis: int | None = None
+    output_axis: int | None = None
+    parts: tuple[Part, ...] = ()
     skip: str | None = None
     is_weight: bool = False
+    shared_with: str | None = None
     tied_to: str | None = None
     zero_point: ZeroPoint | None = None
     place: Place | None = None
@@ -90,6 +99,8 @@ class Checkpoint:
         integrity: What showed that the data is undamaged: ``sha256``, ``crc32``, or
             ``unchecked`` where nothing is recorded.
         compressed: Whether tensors are stored compressed, though read as dense ones.
+        model_types: Every ``model_type`` of the ``config.json`` beside it, nested ones
+            too; empty where there is none.
         negative_zeros: How many -0.0 were dropped by who compressed them; None where
             that is not recorded.
     """
@@ -102,4 +113,5 @@ class Checkpoint:
     files: tuple[Path, ...] = ()
     integrity: str = "unchecked"
     compressed: bool = False
+    model_types: tuple[str, ...] = ()
     negative_zeros: int | None = None

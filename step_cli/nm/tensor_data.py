@@ -14,6 +14,23 @@ Array = npt.NDArray[np.generic]
 
 
 @dataclass(frozen=True)
+class Part:
+    """A box of a tensor that a product uses.
+
+    Attributes:
+        begin: Its first index along each axis.
+        end: One past its last index along each axis.
+        phase: How many of what the product sums over stand before its first element:
+            where the parts of several tensors are joined along the group axis, a group
+            is whole only if this and the size of the part are multiples of M.
+    """
+
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+    phase: int = 0
+
+
+@dataclass(frozen=True)
 class TensorData:
     """The data of one tensor.
 

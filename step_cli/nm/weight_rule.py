@@ -19,6 +19,10 @@ SkipReason = Literal[
     "excluded",
     "consumer",
     "kind",
+    "packed",
+    "reparametrized",
+    "flat",
+    "untraced",
 ]
 
 # E8M0 is left out: it holds scales only and has no zero.
