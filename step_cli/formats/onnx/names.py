@@ -14,14 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.formats.onnx.weight_uses import (
-    SEEN_THROUGH,
-    STANDARD,
-    TRANSPOSED,
-    WEIGHT_INPUTS,
-    permuted_axes,
-    summed_axis,
-)
+from step_cli.formats.onnx.model import Attribute, Graph, Model, Node
+from step_cli.formats.onnx.model import Tensor as Stored
+from step_cli.formats.onnx.weight_uses import uses_of
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -164,34 +159,68 @@ def _renamed(value: "onnx_ir.Value", found: list[OnnxWeight]) -> bool:
 
 def _uses(model: "onnx_ir.Model") -> Iterator[_Use]:
     """Every product by a stored weight, the weight's own group axis with it."""
-    for node in model.graph.all_nodes():
-        for index in WEIGHT_INPUTS.get(node.op_type, ()):
-            if node.domain in STANDARD and index < len(node.inputs):
-                use = _traced(node, index)
-                if use is not None:
-                    yield use
+    nodes: dict[int, onnx_ir.Node] = {}
+    values: dict[int, onnx_ir.Value] = {}
+    graph = _graph(model.graph, nodes, values)
+
+    def read(tensor: Stored) -> npt.NDArray[np.generic]:
+        stored = values[id(tensor)].const_value
+        assert stored is not None
+        return stored.numpy()
+
+    for use in uses_of(Model(graph), read).products:
+        if use.axis is not None:
+            yield _Use(nodes[id(use.node)], values[id(use.tensor)], use.axis)
 
 
-def _traced(node: "onnx_ir.Node", index: int) -> _Use | None:
-    between: list[onnx_ir.Node] = []
-    value = node.inputs[index]
-    while value is not None and not value.is_initializer():
-        maker = value.producer()
-        if maker is None or maker.op_type not in SEEN_THROUGH:
-            return None
-        between.append(maker)
-        value = maker.inputs[0]
-    if value is None or value.shape is None:
-        return None
-    axes = tuple(range(len(value.shape)))
-    for step in reversed(between):
-        if step.op_type == "Transpose":
-            perm = step.attributes.get("perm")
-            axes = permuted_axes(axes, None if perm is None else perm.as_ints())
-    flag = node.attributes.get(TRANSPOSED[index])
-    transposed = flag is not None and flag.as_int() != 0
-    axis = summed_axis(node.op_type, index, axes, transposed=transposed)
-    return None if axis is None else _Use(node, value, axis)
+def _graph(
+    graph: "onnx_ir.Graph",
+    nodes: "dict[int, onnx_ir.Node]",
+    values: "dict[int, onnx_ir.Value]",
+) -> Graph:
+    """A graph as the rule for weights reads it; nodes and stored values by their ids."""
+    found = Graph(
+        graph.name or "",
+        inputs=[_name(value) for value in graph.inputs],
+        outputs=[_name(value) for value in graph.outputs],
+    )
+    for value in graph.initializers.values():
+        if value.shape is None or value.const_value is None:
+            continue
+        shape = [int(size) for size in value.shape.numpy()]
+        tensor = Stored(_name(value), shape, int(value.const_value.dtype))
+        values[id(tensor)] = value
+        found.initializers.append(tensor)
+    for node in graph:
+        made = Node(node.name or "", node.op_type, node.domain, node.overload)
+        made.inputs = [_name(value) for value in node.inputs]
+        made.outputs = [_name(value) for value in node.outputs]
+        for attribute in node.attributes.values():
+            made.attributes[attribute.name] = _attribute(attribute, nodes, values)
+        nodes[id(made)] = node
+        found.nodes.append(made)
+    return found
+
+
+def _name(value: "onnx_ir.Value | None") -> str:
+    return "" if value is None or value.name is None else value.name
+
+
+def _attribute(
+    attribute: "onnx_ir.Attr",
+    nodes: "dict[int, onnx_ir.Node]",
+    values: "dict[int, onnx_ir.Value]",
+) -> Attribute:
+    """An attribute, as far as weights need it."""
+    kind = attribute.type.name
+    found = Attribute(attribute.name)
+    if kind == "INT":
+        found.integer = attribute.as_int()
+    elif kind == "INTS":
+        found.integers = list(attribute.as_ints())
+    elif kind == "GRAPH":
+        found.graphs = [_graph(attribute.as_graph(), nodes, values)]
+    return found
 
 
 def _source(use: _Use, state: Mapping[str, "Tensor"]) -> str | None:

@@ -20,7 +20,8 @@ from step_cli.formats.files.patched_copy import (
     replaced,
     splice_of,
 )
-from step_cli.formats.onnx.graph import Graph, Model, ModelReader, Tensor
+from step_cli.formats.onnx.graph import ModelReader
+from step_cli.formats.onnx.model import Graph, Model, Tensor
 from step_cli.formats.onnx.protobuf import Field, encoded_varint
 from step_cli.formats.onnx.weight_uses import nodes_of_weights
 from step_cli.formats.plan import KEY, plan_json
