@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 
 from step_cli.formats.onnx.views import Piece, Run, Runs
 from step_cli.nm.tensor_data import Part
@@ -90,10 +90,8 @@ def parts_of(
         united = _united(some, others, [MOST_WORK])
         if united is None or len(parts) + len(united) > MOST_BOXES:
             return None
-        for box in united:
-            begin = (*box.begin[:axis], span[0], *box.begin[axis + 1 :])
-            end = (*box.end[:axis], span[1], *box.end[axis + 1 :])
-            parts.append(Part(begin, end, phases[span]))
+        placed = [_spanning(box, axis, *span) for box in united]
+        parts += [replace(box, phase=phases[span]) for box in placed]
     return () if parts == [everything] else tuple(parts)
 
 
@@ -119,7 +117,7 @@ def _in_slabs(
     ends = sorted({end for box in boxes for end in (box.begin[axis], box.end[axis])})
     found: list[Part] = []
     last: list[Part] = []
-    for begin, end in zip(ends, ends[1:], strict=False):
+    for begin, end in pairwise(ends):
         left[0] -= len(boxes)
         if left[0] < 0:
             return None

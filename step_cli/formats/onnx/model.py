@@ -1,4 +1,4 @@
-"""What is known of an ONNX model: its graphs, nodes and attributes, without its data."""
+"""An ONNX model without its data: its graphs, nodes and attributes."""
 
 from dataclasses import dataclass, field
 
@@ -95,4 +95,4 @@ class Model:
     functions: list[Function] = field(default_factory=list)
     properties: dict[str, str] = field(default_factory=dict)  # metadata_props
     property_fields: dict[str, Extent] = field(default_factory=dict)  # where each is
-    data: memoryview = memoryview(b"")  # of its file
+    data: memoryview = field(default_factory=lambda: memoryview(b""))  # of its file

@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.formats.onnx.model import Attribute, Graph, Model, Node
-from step_cli.formats.onnx.model import Tensor as Stored
-from step_cli.formats.onnx.weight_uses import uses_of
+from step_cli.formats.onnx.exported_graph import ExportedGraph
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -63,7 +61,7 @@ def name_weights(
         model: Changed in place.
         state: The state dict of the module that was exported.
     """
-    uses = list(_uses(model))
+    uses = _uses(model)
     sources = {
         use.value: name for use in uses if (name := _source(use, state)) is not None
     }
@@ -157,70 +155,14 @@ def _renamed(value: "onnx_ir.Value", found: list[OnnxWeight]) -> bool:
     return any(weight.onnx_name == value.name for weight in found)
 
 
-def _uses(model: "onnx_ir.Model") -> Iterator[_Use]:
+def _uses(model: "onnx_ir.Model") -> list[_Use]:
     """Every product by a stored weight, the weight's own group axis with it."""
-    nodes: dict[int, onnx_ir.Node] = {}
-    values: dict[int, onnx_ir.Value] = {}
-    graph = _graph(model.graph, nodes, values)
-
-    def read(tensor: Stored) -> npt.NDArray[np.generic]:
-        stored = values[id(tensor)].const_value
-        assert stored is not None
-        return stored.numpy()
-
-    for use in uses_of(Model(graph), read).products:
-        if use.axis is not None:
-            yield _Use(nodes[id(use.node)], values[id(use.tensor)], use.axis)
-
-
-def _graph(
-    graph: "onnx_ir.Graph",
-    nodes: "dict[int, onnx_ir.Node]",
-    values: "dict[int, onnx_ir.Value]",
-) -> Graph:
-    """A graph as the rule for weights reads it; nodes and stored values by their ids."""
-    found = Graph(
-        graph.name or "",
-        inputs=[_name(value) for value in graph.inputs],
-        outputs=[_name(value) for value in graph.outputs],
-    )
-    for value in graph.initializers.values():
-        if value.shape is None or value.const_value is None:
-            continue
-        shape = [int(size) for size in value.shape.numpy()]
-        tensor = Stored(_name(value), shape, int(value.const_value.dtype))
-        values[id(tensor)] = value
-        found.initializers.append(tensor)
-    for node in graph:
-        made = Node(node.name or "", node.op_type, node.domain, node.overload)
-        made.inputs = [_name(value) for value in node.inputs]
-        made.outputs = [_name(value) for value in node.outputs]
-        for attribute in node.attributes.values():
-            made.attributes[attribute.name] = _attribute(attribute, nodes, values)
-        nodes[id(made)] = node
-        found.nodes.append(made)
-    return found
-
-
-def _name(value: "onnx_ir.Value | None") -> str:
-    return "" if value is None or value.name is None else value.name
-
-
-def _attribute(
-    attribute: "onnx_ir.Attr",
-    nodes: "dict[int, onnx_ir.Node]",
-    values: "dict[int, onnx_ir.Value]",
-) -> Attribute:
-    """An attribute, as far as weights need it."""
-    kind = attribute.type.name
-    found = Attribute(attribute.name)
-    if kind == "INT":
-        found.integer = attribute.as_int()
-    elif kind == "INTS":
-        found.integers = list(attribute.as_ints())
-    elif kind == "GRAPH":
-        found.graphs = [_graph(attribute.as_graph(), nodes, values)]
-    return found
+    graph = ExportedGraph(model)
+    return [
+        _Use(graph.nodes[id(use.node)], graph.values[id(use.tensor)], use.axis)
+        for use in graph.uses()
+        if use.axis is not None
+    ]
 
 
 def _source(use: _Use, state: Mapping[str, "Tensor"]) -> str | None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from step_cli.formats.onnx import views
-from step_cli.formats.onnx.model import Tensor
 from step_cli.formats.onnx.views import Piece, View
 from step_cli.formats.onnx.zero_points import ZeroInput, Zeros, along, zeros_of
 

@@ -73,8 +73,9 @@ def _tensors(
             if len(layers) > 1:
                 axes = " and ".join(str(layer.axis) for layer in layers)
                 notes.append(f"{plain.name} is summed over axes {axes}; each is judged")
-            reason = "untraced" if untraced else "consumer"
-            found += layers or [replace(plain, skip=reason)]
+            found += layers or [
+                replace(plain, skip="untraced" if untraced else "consumer")
+            ]
     return found, tuple(notes)
 
 
@@ -99,14 +100,13 @@ def _layers(
         boxes = [box for use in some for box in use.boxes]
         parts = () if axis is None else parts_of(tensor.shape, axis, boxes)
         zero, known = zero_point_of(tensor, [(use.meaning, use.boxes) for use in some])
-        skip = "untraced" if parts is None else None if known else "kind"
         layers.append(
             replace(
                 plain,
                 axis=axis,
                 output_axis=some[0].outputs,
                 parts=parts or (),
-                skip=skip,
+                skip="untraced" if parts is None else None if known else "kind",
                 is_weight=True,
                 shared_with=shared,
                 zero_point=zero,

@@ -95,8 +95,8 @@ class Scope:
         self.depth: int = 0 if self.outer is None else self.outer.depth + 1
         if self.depth > DEEPEST:
             raise WireError(f"graphs and functions nested more than {DEEPEST} deep")
-        for tensor in (*self.graph.initializers, *self.graph.sparse):
-            self.stored[tensor.name] = tensor
+        for stored in (*self.graph.initializers, *self.graph.sparse):
+            self.stored[stored.name] = stored
         for node in self.graph.nodes:
             if node.op_type == "Constant" and node.domain in STANDARD:
                 tensor = self._constant(node)
@@ -236,9 +236,7 @@ def scopes_of(model: Model) -> list[Scope]:
     Raises:
         WireError: They are too many, or nested too deep.
     """
-    functions = {
-        (one.domain, one.name, one.overload): one for one in model.functions
-    }
+    functions = {(one.domain, one.name, one.overload): one for one in model.functions}
     top = Scope(model.graph, functions, model.data)
     scopes = list(islice(_scopes(top), MOST_SCOPES + 1))
     if len(scopes) > MOST_SCOPES:

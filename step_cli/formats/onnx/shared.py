@@ -61,9 +61,12 @@ def _read_inputs(scope: Scope, node: Node) -> list[int]:
 
 def _handed_on(scope: Scope, name: str) -> bool:
     """Whether the body of a loop only hands on what it was given by that name."""
-    for node in scope.outer.graph.nodes if scope.outer is not None else ():
-        if is_loop(node) and scope in scope.outer.inside.get(id(node), []):
-            turns = turns_of(scope.outer, node, scope.graph)
+    outer = scope.outer
+    if outer is None:
+        return False
+    for node in outer.graph.nodes:
+        if is_loop(node) and scope in outer.inside.get(id(node), []):
+            turns = turns_of(outer, node, scope.graph)
             return any(
                 turns.handed_on(n) == name and turns.keeps(n)
                 for n in range(turns.states)

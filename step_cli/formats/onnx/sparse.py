@@ -28,7 +28,7 @@ def dense_array(values: Array, indices: Array, shape: Sequence[int]) -> Array:
     """
     count, size = values.size, math.prod(shape)
     if size > max(MOST_ELEMENTS, MOST_FOR_EACH * count):
-        raise ValueError(f"{count} stored numbers stand for an array of {size} elements")
+        raise ValueError(f"{count} stored numbers stand for {size} elements")
     if values.ndim != 1 or indices.dtype != np.int64:
         raise ValueError("its values are no list, or its indices not int64")
     if indices.shape == (count, len(shape)) and indices.ndim == 2:

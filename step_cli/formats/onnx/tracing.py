@@ -191,7 +191,7 @@ class Tracer:
             if source.axis is None:
                 found.append(self.source(source.body, source.output))
             return found
-        inner = self._branches(source) if source.scope.inside.get(id(source.node)) else []
+        inner = self._branches(source)
         if is_choice(source.node):
             return inner
         if source.node.op_type in RANDOM or not any(names):

@@ -6,7 +6,7 @@ reads data, and what is not certain is None: it cannot be followed.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from step_cli.formats.onnx.model import Tensor
@@ -47,7 +47,7 @@ class Piece:
     first: tuple[int, ...]
     hidden: Runs = ()
     scaled: Runs = ()
-    meaning: Meaning = Meaning()
+    meaning: Meaning = field(default_factory=Meaning)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -185,14 +185,11 @@ def reshaped(view: View, shape: Sequence[int]) -> View | None:
 
 def scaled(view: View, axes: Sequence[int]) -> View:
     """Multiplied by numbers that differ along ``axes``."""
-    pieces = [
-        replace(
-            piece,
-            scaled=piece.scaled + tuple(run for axis in axes for run in piece.axes[axis]),
-            meaning=piece.meaning.changed(),
-        )
-        for piece in view.pieces
-    ]
+    pieces = []
+    for piece in view.pieces:
+        more = tuple(run for axis in axes for run in piece.axes[axis])
+        meaning = piece.meaning.changed()
+        pieces.append(replace(piece, scaled=piece.scaled + more, meaning=meaning))
     return View(view.shape, tuple(pieces))
 
 
@@ -260,7 +257,7 @@ def _segments(
     axis = place = 0
     while axis < len(old) or place < len(new):
         axes, sizes, one, other = list[int](), list[int](), 1, 1
-        while not axes and not sizes or one != other:
+        while (not axes and not sizes) or one != other:
             if one <= other and axis < len(old) and (one < other or not axes):
                 one *= old[axis]
                 axes.append(axis)

@@ -43,7 +43,7 @@ class ZeroInput:
 
 @dataclass(frozen=True, eq=False)
 class Zeros:
-    """The codes of zero: one for all, or one for each index of ``axis`` from a first."""
+    """The codes of zero: one for all, or from ``first`` on one for each index."""
 
     codes: Array
     axis: int | None = None

@@ -393,7 +393,9 @@ def test_a_weight_used_along_two_axes_is_judged_along_both(tmp_path: Path) -> No
     path = tmp_path / "m.onnx"
     path.write_bytes(model(nodes, {"w": W}).SerializeToString())
     found = open_checkpoint(path)
-    layers = [(tensor.name, tensor.axis, tensor.output_axis) for tensor in found.tensors]
+    layers = [
+        (tensor.name, tensor.axis, tensor.output_axis) for tensor in found.tensors
+    ]
     assert layers == [("w", 0, 1), ("w", 1, 0)] and "axes 0 and 1" in found.notes[0]
 
 
