@@ -206,10 +206,8 @@ def test_a_head_is_known_by_a_module_of_its_name(name: str, expected: bool) -> N
 
 
 def test_wrappers_are_dropped_wherever_they_stand_but_not_at_the_end() -> None:
-    name = (
-        "module.h._checkpoint_wrapped_module._fsdp_wrapped_module.0.base_layer.weight"
-    )
-    assert without_wrappers(name) == "h.0.weight"
+    name = "module._checkpoint_wrapped_module._fsdp_wrapped_module.0.base_layer.weight"
+    assert without_wrappers(name) == "0.weight"
     assert without_wrappers("_orig_mod.weight") == "weight"
     assert without_wrappers("module") == "module"
     assert without_wrappers("modules.weight") == "modules.weight"
