@@ -19,6 +19,9 @@ class ModelConfig(NamedTuple):
     hidden_sizes: frozenset[int] = frozenset()
 
 
+NOTHING_KNOWN = ModelConfig()
+
+
 def axis_by_config(name: str, shape: Sequence[int], config: ModelConfig) -> int | None:
     """The group axis that the model's kind gives a tensor, or None: it says nothing.
 

@@ -116,7 +116,12 @@ FAMILIES = (
     ),
     Family(_LINEAR, _of("c_attn", "q_attn", "c_fc", "c_proj"), _TURNED, "nn.Linear"),
     *(
-        Family(kinds, _experts("gate_up_proj", "down_proj"), _STACK, owner)
+        Family(
+            kinds,
+            _experts("gate_up_proj", "gate_proj", "up_proj", "down_proj"),
+            _STACK,
+            owner,
+        )
         for owner, kinds in _by_class(_IN_OUT_EXPERTS).items()
     ),
     Family(
@@ -150,7 +155,7 @@ FAMILIES = (
     ),
     Family(
         _OUT_IN_EXPERTS,
-        _experts("gate_up_proj", "up_proj", "down_proj"),
+        _experts("gate_up_proj", "gate_proj", "up_proj", "down_proj"),
         _TURNED_STACK,
         "...Experts with F.linear",
     ),
