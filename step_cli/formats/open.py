@@ -13,7 +13,6 @@ from pathlib import Path
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.content import format_of
 from step_cli.formats.files.mapped_file import MappedFile, is_directory, map_file
-from step_cli.nm.weight_rule import default_axis
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -28,19 +27,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
         return open_directory(path)
     opened = open_file(path)
-    if opened.format != "safetensors":
+    if opened.format == "onnx":
         return opened
     if any(tensor.name.endswith(".bitmask") for tensor in opened.tensors):
         from step_cli.formats.compressed.bitmask import unpacked
 
         opened = unpacked(opened)
-    if any(
-        len(tensor.shape) == 2 and default_axis(tensor.name, tensor.shape) == 0
-        for tensor in opened.tensors
-    ):
-        from step_cli.formats.huggingface.directory import with_axes
+    if opened.plan is None:  # a plan would tell every axis
+        from step_cli.formats.huggingface.model_config import model_config_in
 
-        opened = replace(opened, tensors=with_axes(path.parent, opened.tensors))
+        opened = replace(opened, model_config=model_config_in(path.parent))
     return opened
 
 

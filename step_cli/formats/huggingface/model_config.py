@@ -1,36 +1,51 @@
-"""What a parsed ``config.json`` says of the model: its kinds and its widths."""
+"""What a ``config.json`` tells of how its model's weights are stored."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from step_cli.nm.families import ModelConfig
+from step_cli.errors import InputError
+from step_cli.formats.files.json_text import json_object
+from step_cli.formats.files.mapped_file import map_file
+from step_cli.formats.huggingface.directory import inside
+from step_cli.nm.families import NOTHING_KNOWN, ModelConfig
 
-DEEPEST = 3  # levels of parts below the whole: of composed models, one or two are used
+LARGEST_CONFIG = 16 << 20  # bytes
+DEEPEST = 3  # parts within parts; composed models have one or two levels
 MOST = 10_000  # parts that are looked at
-WIDTHS = ("hidden_size", "n_embd", "d_model")
+WIDTHS = ("hidden_size", "n_embd", "d_model")  # as kinds of models call it
 
 
-def model_config(config: object) -> ModelConfig:
-    """Collect the model types and hidden sizes of a configuration and of its parts.
+def model_config_in(directory: Path) -> ModelConfig:
+    """What the config of a directory tells; nothing, if it is missing or broken."""
+    try:
+        file = map_file(inside(directory, "config.json"))
+        if file.size > LARGEST_CONFIG:
+            return NOTHING_KNOWN
+        config = json_object(file.head(file.size), "config.json", file=file.path)
+    except InputError:
+        return NOTHING_KNOWN
+    return model_config_of(config)
 
-    Args:
-        config: As parsed; what is no object, or has other types than it should, says
-            nothing.
+
+def model_config_of(config: object) -> ModelConfig:
+    """What a parsed config tells, with all the configs inside it.
+
+    What is no object, or has other types than it should, tells nothing.
     """
-    types: dict[str, None] = {}
+    kinds: dict[str, None] = {}
     widths: set[int] = set()
     for part in _parts(config):
         kind = part.get("model_type")
         if isinstance(kind, str):
-            types[kind] = None
+            kinds[kind] = None
         widths |= {part[key] for key in WIDTHS if type(part.get(key)) is int}
-    return ModelConfig(tuple(types), frozenset(width for width in widths if width > 0))
+    return ModelConfig(tuple(kinds), frozenset(width for width in widths if width > 0))
 
 
 def _parts(config: object) -> Iterator[dict[str, Any]]:
-    """The whole and its parts, level by level, as dictionaries."""
-    level: list[object] = [config]
-    seen = 0
+    """The whole and its parts, level by level."""
+    level, seen = [config], 0
     for _ in range(DEEPEST + 1):
         below: list[object] = []
         for part in level:
@@ -39,7 +54,7 @@ def _parts(config: object) -> Iterator[dict[str, Any]]:
                 return
             if isinstance(part, dict):
                 yield part
-            if isinstance(part, (dict, list)):
-                inside = part.values() if isinstance(part, dict) else part
-                below += [each for each in inside if isinstance(each, (dict, list))]
-        level = below
+                below += part.values()
+            elif isinstance(part, list):
+                below += part
+        level = [part for part in below if isinstance(part, (dict, list))]

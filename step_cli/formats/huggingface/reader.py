@@ -16,8 +16,8 @@ from step_cli.formats.huggingface.directory import (
     check_against_index,
     find_weights,
     inside,
-    with_axes,
 )
+from step_cli.formats.huggingface.model_config import model_config_in
 from step_cli.formats.plan import check_digest
 from step_cli.formats.safetensors.header import COMPRESSED_KEY, read_header
 from step_cli.formats.safetensors.reader import open_safetensors
@@ -82,7 +82,7 @@ def _open_hugging_face(path: Path) -> Checkpoint:
         max(integrity),  # "unchecked", if it is one of them
     )
     whole = unpacked(checkpoint)  # the parts of a tensor may lie in several shards
-    return replace(whole, tensors=with_axes(path, whole.tensors))
+    return replace(whole, model_config=model_config_in(path))
 
 
 def _open_shard(path: Path) -> Checkpoint:

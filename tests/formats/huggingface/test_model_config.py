@@ -2,12 +2,12 @@
 
 import pytest
 
-from step_cli.formats.huggingface.model_config import model_config
+from step_cli.formats.huggingface.model_config import model_config_of
 from step_cli.nm.families import ModelConfig
 
 
 def test_the_whole_and_its_parts() -> None:
-    found = model_config(
+    found = model_config_of(
         {
             "model_type": "qwen3_vl_moe",
             "text_config": {"model_type": "qwen3_vl_moe_text", "hidden_size": 2048},
@@ -25,7 +25,8 @@ def test_the_whole_and_its_parts() -> None:
 
 def test_what_lies_too_deep_says_nothing() -> None:
     assert (
-        model_config({"a": {"b": {"c": {"d": {"model_type": "x"}}}}}) == ModelConfig()
+        model_config_of({"a": {"b": {"c": {"d": {"model_type": "x"}}}}})
+        == ModelConfig()
     )
 
 
@@ -40,4 +41,4 @@ def test_what_lies_too_deep_says_nothing() -> None:
     ],
 )
 def test_a_broken_configuration_says_nothing(broken: object) -> None:
-    assert model_config(broken) == ModelConfig()
+    assert model_config_of(broken) == ModelConfig()
