@@ -228,7 +228,7 @@ FAMILIES = (
         "EsmFold2ConfidenceHead",
     ),
     Family(
-        ("gemma3", "t5gemma2"),
+        ("gemma3", "shieldgemma2", "t5gemma2"),
         ("mm_input_projection_weight",),
         _MATRIX,
         "Gemma3MultiModalProjector",
