@@ -15,6 +15,7 @@ from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.huggingface.directory import (
     check_against_index,
     find_weights,
+    has_weights,
     inside,
     with_axes,
 )
@@ -34,7 +35,7 @@ def open_directory(path: Path) -> Checkpoint:
         InputError: It holds none, or only a torch distributed checkpoint, or one of
             its files is missing, corrupt, or not what its index promises.
     """
-    if (path / "model").is_dir():
+    if (path / "model").is_dir() and not has_weights(path):
         model = open_directory(inside(path, "model"))
         return replace(model, path=path, format="run")
     if sum((path / name).exists() for name in RUN_FILES) > 1:
