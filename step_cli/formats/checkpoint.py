@@ -1,7 +1,7 @@
 """What a checkpoint is, whatever its format: named tensors, a plan, and notes."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +101,9 @@ class Checkpoint:
         compressed: Whether tensors are stored compressed, though read as dense ones.
         model_types: Every ``model_type`` of the ``config.json`` beside it, nested ones
             too; empty where there is none.
+        left_dense: Names of tensors that the ``config.json`` beside it says were left
+            dense on purpose.
+        metadata: What the user noted in the header of a safetensors file.
         negative_zeros: How many -0.0 were dropped by who compressed them; None where
             that is not recorded.
     """
@@ -114,4 +117,6 @@ class Checkpoint:
     integrity: str = "unchecked"
     compressed: bool = False
     model_types: tuple[str, ...] = ()
+    left_dense: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
     negative_zeros: int | None = None

@@ -28,6 +28,17 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
         return open_directory(path)
     opened = open_file(path)
+    if opened.format == "onnx":
+        return opened
+    if any(tensor.name.endswith("_zero_point") for tensor in opened.tensors):
+        from step_cli.formats.compressed.zero_points import with_zero_points
+
+        opened = replace(opened, tensors=with_zero_points(opened.tensors))
+    if opened.plan is None and (path.parent / "config.json").is_file():
+        from step_cli.formats.huggingface.sparsity_config import left_dense
+
+        names = left_dense(path.parent, opened.tensors)
+        opened = replace(opened, left_dense=names)
     if opened.format != "safetensors":
         return opened
     if any(tensor.name.endswith(".bitmask") for tensor in opened.tensors):

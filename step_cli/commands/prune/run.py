@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from step_cli.commands.prune.methods import Method, check_method, method_of
 from step_cli.commands.prune.tensors import LayerToPrune, choose_layers, place_of
@@ -17,7 +17,7 @@ from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.rewrite import Rewriter
 from step_cli.nm.count import TensorToCheck, count_tensors
-from step_cli.nm.pattern import NMSpec, Plan
+from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.nm.prune import Pruned
 from step_cli.nm.targets import planned_view
 from step_cli.nm.weight_rule import output_axis
@@ -63,6 +63,28 @@ def run(config: PruneConfig) -> PruneReport:
             changes += moved.changes if moved else []
             _write(config, rewriter, layers, changes, method.done)
     return _report(config, rewriter, layers, skipped, method.done, moved)
+
+
+def prune(
+    path: str | Path,
+    out: str | Path,
+    nm: str | NMPattern | None = None,
+    **options: Any,
+) -> PruneReport:
+    """Prune a checkpoint: the report behind `prune --json`.
+
+    Args:
+        path: A CHECKPOINT.
+        out: What to write, in the format of ``path``.
+        nm: The pattern, such as "2:4"; None: that of its plan, else 2:4.
+        options: Those of the command: ``exclude=["lm_head.*"]``, ``force=True``, ...
+
+    Raises:
+        pydantic.ValidationError: An option is unknown, or its value refused.
+        StepError: As `run`.
+    """
+    given = {"checkpoint": path, "out": out, "nm": nm, **options}
+    return run(PruneConfig.model_validate(given))
 
 
 def _permuted(

@@ -52,7 +52,12 @@ class Written:
     negative_zeros: int = 0
 
 
-def save_compressed(path: Path, tensors: Sequence[NamedTensor], plan: Plan) -> Written:
+def save_compressed(
+    path: Path,
+    tensors: Sequence[NamedTensor],
+    plan: Plan,
+    metadata: Mapping[str, str] | None = None,
+) -> Written:
     """Write ``tensors`` to ``path``, those of the plan compressed.
 
     Streams: memory for one chunk, each tensor read twice at most.
@@ -61,6 +66,7 @@ def save_compressed(path: Path, tensors: Sequence[NamedTensor], plan: Plan) -> W
         path: The file to write; `staged` makes that safe.
         tensors: All tensors of the checkpoint.
         plan: The pattern of each compressed tensor, which it must hold.
+        metadata: Of the user's, kept in the header.
 
     Raises:
         InputError: A name is one that this format makes itself.
@@ -81,9 +87,9 @@ def save_compressed(path: Path, tensors: Sequence[NamedTensor], plan: Plan) -> W
             stored[name] = _hashed(part, name, digests)
     for layout in layouts.values():
         written.metadata += layout.position_bytes
-    metadata = {PLAN_KEY: plan_json(plan), HEADER_KEY: UNKNOWN}
-    metadata[KEY] = _description(layouts, dict.fromkeys(stored, UNKNOWN), 2**63)
-    save_safetensors(path, stored, metadata)
+    described = _description(layouts, dict.fromkeys(stored, UNKNOWN), 2**63)
+    own = {PLAN_KEY: plan_json(plan), HEADER_KEY: UNKNOWN, KEY: described}
+    save_safetensors(path, stored, {**(metadata or {}), **own})
     _seal(path, _description(layouts, digests, written.negative_zeros))
     return written
 

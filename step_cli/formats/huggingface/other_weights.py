@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from step_cli.errors import few
 from step_cli.formats.huggingface.weight_names import (
     SHARD,
     WEIGHTS,
@@ -18,7 +19,6 @@ from step_cli.formats.huggingface.weight_names import (
 )
 
 MOST_FILES = 10_000  # looked at, of a directory and of those in it
-SHOWN = 5  # names in a message
 
 THE_FILE = "name the file itself"
 # What a file is called, what it is, and what to do. The first match counts.
@@ -92,12 +92,6 @@ def others_with_weights(directory: Path, read: set[Path]) -> list[str]:
         for path in _files(directory, depth=None)
         if path not in read and _format_of(path.name) is not None
     )
-
-
-def few(names: list[str]) -> str:
-    """The first of some names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 def _files(directory: Path, depth: int | None) -> Iterator[Path]:

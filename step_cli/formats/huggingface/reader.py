@@ -10,6 +10,7 @@ from step_cli.errors import InputError
 from step_cli.formats import plan as plans
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.compressed.bitmask import unpacked
+from step_cli.formats.compressed.zero_points import with_zero_points
 from step_cli.formats.files.content import format_of
 from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.huggingface.directory import (
@@ -19,6 +20,7 @@ from step_cli.formats.huggingface.directory import (
     inside,
     with_axes,
 )
+from step_cli.formats.huggingface.sparsity_config import left_dense
 from step_cli.formats.plan import check_digest
 from step_cli.formats.safetensors.header import COMPRESSED_KEY, read_header
 from step_cli.formats.safetensors.reader import open_safetensors
@@ -58,10 +60,11 @@ def _refuse_distributed(path: Path) -> None:
 
 def _open_hugging_face(path: Path) -> Checkpoint:
     files = find_weights(path)
-    notes, tensors, embedded = list(files.notes), dict[str, NamedTensor](), Plan()
+    notes, tensors = list(files.notes), dict[str, NamedTensor]()
+    embedded: Plan | None = None
     document = _plan_document(path)
     compared = _check_digests(files.shards, document, path / plans.FILE)
-    integrity = {"sha256" if compared else "crc32"}
+    integrity, metadata = {"sha256" if compared else "crc32"}, dict[str, str]()
     for shard, promised in files.shards.items():
         opened = _open_shard(shard)
         check_against_index(shard, promised, (t.name for t in opened.tensors))
@@ -71,19 +74,26 @@ def _open_hugging_face(path: Path) -> Checkpoint:
             tensors[tensor.name] = tensor
         notes += opened.notes
         integrity |= set() if compared else {opened.integrity}
-        embedded |= opened.plan or {}
+        if opened.plan is not None:
+            embedded = {**(embedded or {}), **opened.plan}
+        metadata = {**opened.metadata, **metadata}
     plan_file = path / plans.FILE
     checkpoint = Checkpoint(
         path,
         "huggingface",
         list(tensors.values()),
-        plans.plan_of(document, file=plan_file) if document else embedded or None,
+        plans.plan_of(document, file=plan_file) if document else embedded,
         tuple(notes),
         tuple(files.shards),
         max(integrity),  # "unchecked", if it is one of them
+        metadata=metadata,
     )
     whole = unpacked(checkpoint)  # the parts of a tensor may lie in several shards
-    return replace(whole, tensors=with_axes(path, whole.tensors))
+    return replace(
+        whole,
+        tensors=with_axes(path, with_zero_points(whole.tensors)),
+        left_dense=left_dense(path, whole.tensors),
+    )
 
 
 def _open_shard(path: Path) -> Checkpoint:

@@ -5,12 +5,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from step_cli.errors import InputError
+from step_cli.errors import InputError, few
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.mapped_file import MappedFile
 from step_cli.formats.files.patched_copy import Change, copy_file
 from step_cli.formats.huggingface.directory import find_weights, inside
-from step_cli.formats.huggingface.other_weights import few, others_with_weights
+from step_cli.formats.huggingface.other_weights import others_with_weights
 from step_cli.formats.plan import FILE, digests, plan_json
 from step_cli.formats.pytorch.rewriter import rewrite_torch
 from step_cli.formats.safetensors.rewriter import rewrite_safetensors

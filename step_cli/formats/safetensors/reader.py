@@ -30,6 +30,7 @@ def open_safetensors(file: MappedFile, header: Header | None = None) -> Checkpoi
         tensors_of(file, header),
         None if text is None else parse_plan(text, file=file.path),
         files=(file.path,),
+        metadata=header.user_metadata,
     )
 
 
