@@ -13,7 +13,6 @@ from pathlib import Path
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.content import format_of
 from step_cli.formats.files.mapped_file import MappedFile, is_directory, map_file
-from step_cli.nm.weight_rule import default_axis
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -30,28 +29,18 @@ def open_checkpoint(path: Path) -> Checkpoint:
     opened = open_file(path)
     if opened.format == "onnx":
         return opened
-    if any(tensor.name.endswith("_zero_point") for tensor in opened.tensors):
-        from step_cli.formats.compressed.zero_points import with_zero_points
-
-        opened = replace(opened, tensors=with_zero_points(opened.tensors))
-    if opened.plan is None and (path.parent / "config.json").is_file():
-        from step_cli.formats.huggingface.sparsity_config import left_dense
-
-        names = left_dense(path.parent, opened.tensors)
-        opened = replace(opened, left_dense=names)
-    if opened.format != "safetensors":
-        return opened
     if any(tensor.name.endswith(".bitmask") for tensor in opened.tensors):
         from step_cli.formats.compressed.bitmask import unpacked
 
         opened = unpacked(opened)
-    if any(
-        len(tensor.shape) == 2 and default_axis(tensor.name, tensor.shape) == 0
-        for tensor in opened.tensors
-    ):
-        from step_cli.formats.huggingface.directory import with_axes
+    if any(tensor.name.endswith("_zero_point") for tensor in opened.tensors):
+        from step_cli.formats.compressed.zero_points import with_zero_points
 
-        opened = replace(opened, tensors=with_axes(path.parent, opened.tensors))
+        opened = replace(opened, tensors=with_zero_points(opened.tensors))
+    if opened.plan is None:  # a plan would tell every layer and axis
+        from step_cli.formats.huggingface.model_config import with_config
+
+        opened = with_config(opened, path.parent)
     return opened
 
 

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from step_cli.errors import UsageError
 from step_cli.nm.pattern import NMSpec, Plan
 from step_cli.nm.selection import Chosen, Selection
-from step_cli.nm.weight_rule import Description
+from step_cli.nm.weight_rule import Description, SkipReason
 from step_cli.optim.backward import is_conv1d
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def plan_for(model: nn.Module, selection: Selection) -> Plan:
     """
     chosen = choose_layers(model, selection)
     warn_of(chosen)
-    return {tensor.name: layer for tensor, layer in chosen.layers}
+    return {layer.tensor.name: layer.spec for layer in chosen.layers}
 
 
 def warn_of(chosen: Chosen[Description]) -> None:
@@ -99,11 +99,13 @@ def _describe(model: nn.Module) -> Iterator[Description]:
         module = modules[name.rpartition(".")[0]]
         # A table may be tied to a Linear that comes first.
         transposed = isinstance(module, TRANSPOSED)
-        skip = "consumer" if transposed or id(parameter) in tables else None
+        skip: SkipReason | None = None
+        if transposed or isinstance(module, NORMS) or id(parameter) in tables:
+            skip = "consumer"
         yield Description(
             name,
             str(parameter.dtype).removeprefix("torch."),
             tuple(parameter.shape),
             axis=0 if is_conv1d(module) else None,
-            skip="consumer" if isinstance(module, NORMS) else skip,
+            skip=skip,
         )

@@ -143,7 +143,7 @@ class Calibrated:
         weights = layer.tensor.data()
 
         def choose(scores: Tensor) -> Mask:
-            return transposable_keep(weights, layer.spec, scores.numpy())
+            return transposable_keep(weights, layer.spec, layer.outputs, scores.numpy())
 
         keep = wanda_keep(
             stored.float(),

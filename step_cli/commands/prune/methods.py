@@ -125,7 +125,7 @@ class Transposable:
         from step_cli.oneshot.transposable import transposable_keep
 
         weights = layer.tensor.data()
-        keep = transposable_keep(weights, layer.spec)
+        keep = transposable_keep(weights, layer.spec, layer.outputs)
         yield from pruned_blocks(layer, weights, self.done, keep=keep)
 
     def close(self) -> None:

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from step_cli.commands.prune.methods import Method, check_method, method_of
-from step_cli.commands.prune.tensors import LayerToPrune, choose_layers, place_of
+from step_cli.commands.prune.tensors import (
+    LayerToPrune,
+    LeftDense,
+    choose_layers,
+    place_of,
+)
+from step_cli.commands.select import coverage
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import OutputError, naming
 from step_cli.formats.checkpoint import Checkpoint
@@ -20,8 +26,7 @@ from step_cli.nm.count import TensorToCheck, count_tensors
 from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.nm.prune import Pruned
 from step_cli.nm.targets import planned_view
-from step_cli.nm.weight_rule import output_axis
-from step_cli.reports import PrunedLayer, PruneReport, PruneTotals, SkippedTensor
+from step_cli.reports import PrunedLayer, PruneReport, PruneTotals
 
 if TYPE_CHECKING:
     from step_cli.commands.prune.permuted import Permuted
@@ -45,7 +50,7 @@ def run(config: PruneConfig) -> PruneReport:
     rewriter = Rewriter(checkpoint, config.out, config.force, extra)
     rewriter.check()
     with naming(file=config.checkpoint), ExitStack() as stack:
-        layers, skipped = choose_layers(checkpoint, config)
+        layers, left = choose_layers(checkpoint, config)
         folder = None if config.dry_run else _parent(config)
         moved = _permuted(config, checkpoint, layers, folder)
         if moved is not None:
@@ -62,7 +67,7 @@ def run(config: PruneConfig) -> PruneReport:
             changes = [_change(layer, method) for layer in own]
             changes += moved.changes if moved else []
             _write(config, rewriter, layers, changes, method.done)
-    return _report(config, rewriter, layers, skipped, method.done, moved)
+    return _report(config, rewriter, layers, left, method.done, moved)
 
 
 def prune(
@@ -153,15 +158,14 @@ def _check(
 
 
 def _along_outputs(layer: LayerToPrune) -> NMSpec:
-    axis = output_axis(layer.tensor.shape, layer.spec.axis)
-    return NMSpec(layer.spec.pattern, axis)
+    return NMSpec(layer.spec.pattern, layer.outputs)
 
 
 def _report(
     config: PruneConfig,
     rewriter: Rewriter,
     layers: Sequence[LayerToPrune],
-    skipped: list[SkippedTensor],
+    left: LeftDense,
     done: Mapping[str, Pruned],
     moved: "Permuted | None",
 ) -> PruneReport:
@@ -178,15 +182,16 @@ def _report(
         bytes_needed=rewriter.needed_bytes,
         bytes_free=shutil.disk_usage(_parent(config)).free,
         layers=rows,
-        skipped=skipped,
+        skipped=left.skipped,
         totals=PruneTotals(
             layers=sum(layer.tensor.tied_to is None for layer in layers),
-            skipped=len(skipped),
+            skipped=len(left.skipped),
             elements=total.elements,
             nonzeros=total.nonzeros,
             density=total.density,
             retained=total.retained,
             changed=total.changed,
+            coverage=coverage(total.elements, left.uncovered),
         ),
     )
 

@@ -3,8 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from step_cli.commands.select import choose, skipped_tensors, why_nothing
+from step_cli.commands.select import (
+    choose,
+    coverage,
+    skipped_tensors,
+    uncovered_elements,
+    why_nothing,
+)
 from step_cli.commands.verify.counted import count_layers
+from step_cli.commands.verify.rebuilt import with_rebuilt
 from step_cli.commands.verify.verdict import verdicts_on
 from step_cli.config.commands import VerifyConfig
 from step_cli.errors import (
@@ -108,8 +115,13 @@ def _checked(
     counted = count_layers(chosen.layers, exact=config.exact, baseline=baseline)
     planned = plan is not None and config.nm is None
     layers, hints = verdicts_on(counted, planned=planned, tensorrt=config.tensorrt)
-    skipped = skipped_tensors(chosen, strict=config.strict)
+    skipped = with_rebuilt(
+        skipped_tensors(chosen, strict=config.strict), checkpoint, config.nm
+    )
+    totals = _totals(layers, len(skipped), uncovered_elements(chosen))
+    shortfall = _shortfall(totals, config.min_coverage)
     ok = all(layer.ok for layer in layers) and all(tensor.ok for tensor in skipped)
+    ok = ok and shortfall is None
     error = _nonfinite(layers)
     if not layers and ok:
         error = NothingSelectedError(why_nothing(chosen, "check"))
@@ -119,14 +131,24 @@ def _checked(
         ok=ok and error is None,
         layers=layers,
         skipped=skipped,
-        totals=_totals(layers, len(skipped)),
+        totals=totals,
         hints=hints,
+        shortfall=shortfall,
         integrity=checkpoint.integrity,
         error=None if error is None else ErrorDetail.of(error, checkpoint.path),
     )
 
 
-def _totals(layers: list[LayerVerdict], skipped: int) -> VerifyTotals:
+def _shortfall(totals: VerifyTotals, least: float | None) -> str | None:
+    if least is None or totals.coverage >= least:
+        return None
+    return (
+        f"coverage {totals.coverage:.4g} is below --min-coverage {least:g}: "
+        f"{totals.uncovered} elements could not be judged"
+    )
+
+
+def _totals(layers: list[LayerVerdict], skipped: int, uncovered: int) -> VerifyTotals:
     listed = {layer.name for layer in layers}
     once = [layer for layer in layers if layer.tied_to not in listed]
     elements = sum(layer.elements for layer in once)
@@ -140,6 +162,8 @@ def _totals(layers: list[LayerVerdict], skipped: int) -> VerifyTotals:
         elements=elements,
         nonzeros=nonzeros,
         density=nonzeros / elements if elements else 0.0,
+        coverage=coverage(elements, uncovered),
+        uncovered=uncovered,
     )
 
 

@@ -3,17 +3,14 @@
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from step_cli.errors import InputError
-from step_cli.formats.checkpoint import NamedTensor
-from step_cli.formats.files.json_text import json_object, read_json
-from step_cli.formats.files.mapped_file import map_file, reason_of
+from step_cli.formats.files.json_text import read_json
+from step_cli.formats.files.mapped_file import reason_of
 from step_cli.formats.huggingface.other_weights import what_is_there
 from step_cli.formats.huggingface.weight_names import weights_names
-from step_cli.nm.weight_rule import default_axis
 
 # What tokenizers and image processors of transformers save, besides code.
 TOKENIZER_FILES = (
@@ -33,10 +30,7 @@ TOKENIZER_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
 )
-# Models whose linear layers are Conv1D, stored [in, out].
-CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
 LARGEST_INDEX = 64 << 20  # bytes
-LARGEST_CONFIG = 16 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -164,40 +158,6 @@ def check_against_index(
 def _counted(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(repr(name) for name in names[:3]) + more
-
-
-def with_axes(directory: Path, tensors: list[NamedTensor]) -> list[NamedTensor]:
-    """Say the group axis where ``config.json`` knows better than the names.
-
-    Names as in GPT-2 mean Conv1D, unless the config names a model that has none.
-    """
-    config = _config(directory)
-    if config is None or _uses_conv1d(config):
-        return tensors
-    return [
-        replace(tensor, axis=1)
-        if len(tensor.shape) == 2 and default_axis(tensor.name, tensor.shape) == 0
-        else tensor
-        for tensor in tensors
-    ]
-
-
-def _config(directory: Path) -> dict[str, Any] | None:
-    """The config, of which only ``model_type`` is used; a broken one gives none."""
-    try:
-        file = map_file(inside(directory, "config.json"))
-        if file.size > LARGEST_CONFIG:
-            return None
-        return json_object(file.head(file.size), "config.json", file=file.path)
-    except InputError:
-        return None
-
-
-def _uses_conv1d(config: dict[str, Any]) -> bool:
-    """Whether the model, or a part of a composed one, is of the GPT-2 family."""
-    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
-    kinds = [part["model_type"] for part in parts if "model_type" in part]
-    return not kinds or any(kind in CONV1D_MODELS for kind in map(str, kinds))
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -18,9 +18,8 @@ from step_cli.formats.huggingface.directory import (
     find_weights,
     has_weights,
     inside,
-    with_axes,
 )
-from step_cli.formats.huggingface.sparsity_config import left_dense
+from step_cli.formats.huggingface.model_config import with_config
 from step_cli.formats.plan import check_digest
 from step_cli.formats.safetensors.header import COMPRESSED_KEY, read_header
 from step_cli.formats.safetensors.reader import open_safetensors
@@ -89,11 +88,8 @@ def _open_hugging_face(path: Path) -> Checkpoint:
         metadata=metadata,
     )
     whole = unpacked(checkpoint)  # the parts of a tensor may lie in several shards
-    return replace(
-        whole,
-        tensors=with_axes(path, with_zero_points(whole.tensors)),
-        left_dense=left_dense(path, whole.tensors),
-    )
+    whole = replace(whole, tensors=with_zero_points(whole.tensors))
+    return with_config(whole, path)
 
 
 def _open_shard(path: Path) -> Checkpoint:

@@ -17,11 +17,7 @@ from typing import Any
 
 from step_cli.errors import InputError
 from step_cli.formats.checkpoint import NamedTensor
-from step_cli.formats.files.json_text import json_object
-from step_cli.formats.files.mapped_file import map_file
-from step_cli.formats.huggingface.directory import inside
 
-LARGEST_CONFIG = 16 << 20  # bytes
 # A regular expression of a file must not run for long: short, without groups that
 # repeat, with few repetitions, on short names, and all of them for a limited time.
 LONGEST_EXPRESSION = 300
@@ -31,14 +27,20 @@ SECONDS = 5.0  # of processor time
 _UNSAFE = re.compile(r"\(\?(?!:)|[{}]|\)[*+?]|\\[1-9]|[*+?]\+")
 
 
-def left_dense(directory: Path, tensors: Iterable[NamedTensor]) -> tuple[str, ...]:
-    """The names of matrices that the config of a directory leaves dense.
+def left_dense(
+    config: dict[str, Any], tensors: Iterable[NamedTensor], path: Path
+) -> tuple[str, ...]:
+    """The names of matrices that a config leaves dense.
+
+    Args:
+        config: What is in the file.
+        tensors: Of the checkpoint that it belongs to.
+        path: Of the file, for messages.
 
     Raises:
         InputError: Its regular expressions take too long.
     """
-    path = directory / "config.json"
-    ignore, targets = _lists(_read(directory))
+    ignore, targets = _lists(config)
     if not ignore and not targets:
         return ()
     modules = {
@@ -57,17 +59,6 @@ def left_dense(directory: Path, tensors: Iterable[NamedTensor]) -> tuple[str, ..
         for name, module in modules.items()
         if module in ignored or module not in targeted
     )
-
-
-def _read(directory: Path) -> dict[str, Any]:
-    """The config; nothing, if it is missing or broken."""
-    try:
-        file = map_file(inside(directory, "config.json"))
-        if file.size > LARGEST_CONFIG:
-            return {}
-        return json_object(file.head(file.size), "config.json", file=file.path)
-    except InputError:
-        return {}
 
 
 def _lists(config: dict[str, Any]) -> tuple[list[str], list[str]]:
