@@ -7,7 +7,6 @@ before it is used, and maps the data instead of loading it.
 A reader is imported where it is needed: a check has no time for the others.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 from step_cli.formats.checkpoint import Checkpoint
@@ -33,10 +32,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
         from step_cli.formats.compressed.bitmask import unpacked
 
         opened = unpacked(opened)
-    if any(tensor.name.endswith("_zero_point") for tensor in opened.tensors):
-        from step_cli.formats.compressed.zero_points import with_zero_points
-
-        opened = replace(opened, tensors=with_zero_points(opened.tensors))
     if opened.plan is None:  # a plan would tell every layer and axis
         from step_cli.formats.huggingface.model_config import with_config
 

@@ -69,7 +69,8 @@ def save_compressed(
         metadata: Of the user's, kept in the header.
 
     Raises:
-        InputError: A name is one that this format makes itself.
+        InputError: A name is one that this format makes itself, or a tensor's zero
+            is not the code 0.
         ValueError: A tensor breaks its pattern.
     """
     layouts = {
@@ -101,6 +102,12 @@ def _parts(
     if layout is None:
         part = TensorToSave(dtype, tensor.shape, lambda: [tensor.read()])
         return {tensor.name: part}
+    if tensor.zero_point is not None:
+        raise InputError(
+            "its zero is another code than 0, which this format cannot say; "
+            "--exclude it",
+            tensor=tensor.name,
+        )
     pattern = layout.spec.pattern
     written.values += layout.slots * dtype.itemsize
     values = TensorToSave(

@@ -10,7 +10,6 @@ from step_cli.errors import InputError
 from step_cli.formats import plan as plans
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.compressed.bitmask import unpacked
-from step_cli.formats.compressed.zero_points import with_zero_points
 from step_cli.formats.files.content import format_of
 from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.huggingface.directory import (
@@ -23,6 +22,7 @@ from step_cli.formats.huggingface.model_config import with_config
 from step_cli.formats.plan import check_digest
 from step_cli.formats.safetensors.header import COMPRESSED_KEY, read_header
 from step_cli.formats.safetensors.reader import open_safetensors
+from step_cli.formats.safetensors.zero_points import with_zero_points
 from step_cli.nm.pattern import Plan
 from step_cli.nm.threads import in_order
 
