@@ -14,6 +14,7 @@ from step_cli.commands.prune.tensors import (
     LeftDense,
     choose_layers,
     place_of,
+    without,
 )
 from step_cli.commands.select import coverage
 from step_cli.config.commands import PruneConfig
@@ -59,6 +60,9 @@ def run(config: PruneConfig) -> PruneReport:
         own = [layer for layer in layers if layer.tensor.tied_to is None]
         method = method_of(config, checkpoint, own, folder)
         stack.callback(method.close)
+        if method.left:
+            layers, left = without(layers, left, method.left)
+            own = [layer for layer in own if layer.tensor.name not in method.left]
         if config.dry_run:
             for layer in own:
                 for _ in method.blocks(layer):
