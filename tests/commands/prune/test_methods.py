@@ -395,7 +395,7 @@ def test_what_the_model_says_is_no_such_weight_is_skipped(
     assert torch.equal(load_file(out)["up.weight"], load_file(source)["up.weight"])
     assert set(open_checkpoint(out).plan or ()) == {"down.weight", "last.weight"}
     with pytest.raises(NothingSelectedError, match=r"dense: table\.weight, up\.we"):
-        run(source, tmp_path / "no", exclude=["down*", "last*"], **options)
+        run(source, tmp_path / "no.safetensors", exclude=["down*", "last*"], **options)
     with pytest.raises(InputError, match="is no weight of a linear layer"):
         run(source, tmp_path / "no.safetensors", include=["up.weight"], **options)
 
