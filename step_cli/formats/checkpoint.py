@@ -1,7 +1,7 @@
 """What a checkpoint is, whatever its format: named tensors, a plan, and notes."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +102,8 @@ class Checkpoint:
             ``unchecked`` where nothing is recorded.
         compressed: Whether tensors are stored compressed, though read as dense ones.
         model_config: What the ``config.json`` beside it tells of the group axes.
+        left_dense: Names of tensors that this config says were left dense on purpose.
+        metadata: What the user noted in the header of a safetensors file.
         negative_zeros: How many -0.0 were dropped by who compressed them; None where
             that is not recorded.
     """
@@ -115,4 +117,6 @@ class Checkpoint:
     integrity: str = "unchecked"
     compressed: bool = False
     model_config: ModelConfig = NOTHING_KNOWN
+    left_dense: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
     negative_zeros: int | None = None

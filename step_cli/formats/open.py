@@ -7,7 +7,6 @@ before it is used, and maps the data instead of loading it.
 A reader is imported where it is needed: a check has no time for the others.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 from step_cli.formats.checkpoint import Checkpoint
@@ -33,10 +32,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
         from step_cli.formats.compressed.bitmask import unpacked
 
         opened = unpacked(opened)
-    if opened.plan is None:  # a plan would tell every axis
-        from step_cli.formats.huggingface.model_config import model_config_in
+    if opened.plan is None:  # a plan would tell every layer and axis
+        from step_cli.formats.huggingface.model_config import with_config
 
-        opened = replace(opened, model_config=model_config_in(path.parent))
+        opened = with_config(opened, path.parent)
     return opened
 
 

@@ -1,7 +1,8 @@
 """The tensors that `prune` works on, and what it will not do to them."""
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from step_cli.commands.select import (
@@ -19,7 +20,7 @@ from step_cli.nm.axis_rule import output_axis
 from step_cli.nm.pattern import NMSpec
 from step_cli.nm.prune import PRUNABLE
 from step_cli.nm.selection import Layer
-from step_cli.nm.weight_rule import is_head
+from step_cli.nm.weight_rule import UNCOVERED, SkipReason, is_head
 from step_cli.reports import SkippedTensor
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,33 @@ def choose_layers(
     _warn_of_heads(layers)
     layers.sort(key=lambda layer: layer.tensor.name)
     return layers, LeftDense(skipped_tensors(chosen), uncovered_elements(chosen))
+
+
+def without(
+    layers: Sequence[LayerToPrune], left: LeftDense, reasons: Mapping[str, SkipReason]
+) -> tuple[list[LayerToPrune], LeftDense]:
+    """Leave out layers that turn out to be of other modules, each with its reason."""
+    kept, skipped, uncovered = [], list(left.skipped), left.uncovered
+    for layer in layers:
+        tensor = layer.tensor
+        reason = reasons.get(tensor.tied_to or tensor.name)
+        if reason is None:
+            kept.append(layer)
+            continue
+        counts = reason in UNCOVERED
+        if counts and tensor.tied_to is None:
+            uncovered += math.prod(tensor.shape)
+        skipped.append(
+            SkippedTensor(
+                name=tensor.name,
+                shape=list(tensor.shape),
+                dtype=tensor.dtype,
+                reason=reason,
+                selected=counts,
+            )
+        )
+    skipped.sort(key=lambda tensor: tensor.name)
+    return kept, LeftDense(skipped, uncovered)
 
 
 def _divides(layer: LayerToPrune) -> bool:
