@@ -19,7 +19,7 @@ from step_cli.nm.allocation import allocate, kept_squares
 from step_cli.nm.axis_rule import output_axis
 from step_cli.nm.pattern import NMSpec
 from step_cli.nm.prune import PRUNABLE
-from step_cli.nm.selection import Layer
+from step_cli.nm.selection import Chosen, Layer
 from step_cli.nm.weight_rule import UNCOVERED, SkipReason, is_head
 from step_cli.reports import SkippedTensor
 
@@ -56,7 +56,7 @@ def place_of(tensor: NamedTensor) -> Place:
     if tensor.place is None:
         raise InputError(
             "is not stored in one piece and cannot be changed in place; save the "
-            "checkpoint again with contiguous tensors",
+            "checkpoint again with contiguous tensors (ONNX: dense, with raw data)",
             tensor=tensor.name,
         )
     return tensor.place
@@ -72,11 +72,17 @@ def choose_layers(
         UsageError: Nothing settles the group axis of a tensor, tied tensors are torn,
             or the density is too low.
     """
-    chosen = choose(config, checkpoint, plan_that_holds(config, checkpoint))
+    plan = plan_that_holds(config, checkpoint)
+    chosen = choose(config, checkpoint, plan)
     layers = []
     for found in chosen.layers:
         layer = LayerToPrune(found.tensor, found.spec)
-        if layer.tensor.dtype not in PRUNABLE:
+        named = layer.tensor.name in {*config.include, *(plan or ())}
+        if _left_alone(layer, named, chosen):
+            chosen.leave_out(layer.tensor, "consumer")
+        elif not _holds_whole(layer):
+            chosen.leave_out(layer.tensor, "size")
+        elif layer.tensor.dtype not in PRUNABLE:
             chosen.leave_out(layer.tensor, "dtype")
         elif config.transposable and not _divides(layer):
             chosen.leave_out(layer.tensor, "size")
@@ -118,6 +124,42 @@ def without(
         )
     skipped.sort(key=lambda tensor: tensor.name)
     return kept, LeftDense(skipped, uncovered)
+
+
+def _left_alone(layer: LayerToPrune, named: bool, chosen: Chosen[NamedTensor]) -> bool:
+    """Whether pruning a tensor would harm another use of it; warns if so."""
+    tensor = layer.tensor
+    axes = [x.spec.axis for x in chosen.layers if x.tensor.name == tensor.name]
+    if len(axes) > 1:
+        if axes[0] == layer.spec.axis:
+            log.warning(
+                "%s is left alone, as products sum over its axes %s: "
+                "--axis '%s=%d' chooses one of them",
+                tensor.name,
+                " and ".join(map(str, axes)),
+                tensor.name,
+                axes[0],
+            )
+        return True
+    if tensor.shared_with is None or named:
+        return False
+    log.warning(
+        "%s is left alone, as its numbers are used by %s too: --include %r prunes it",
+        tensor.name,
+        tensor.shared_with,
+        tensor.name,
+    )
+    return True
+
+
+def _holds_whole(layer: LayerToPrune) -> bool:
+    """Whether all of a tensor can hold groups where those of its used parts stand.
+
+    It is pruned as a whole: what no product uses is used by nothing else either.
+    """
+    m, axis, tensor = layer.spec.pattern.m, layer.spec.axis, layer.tensor
+    begins = (part.begin[axis] for part in tensor.parts)
+    return not tensor.shape[axis] % m and not any(begin % m for begin in begins)
 
 
 def _divides(layer: LayerToPrune) -> bool:
