@@ -205,7 +205,7 @@ def dequantized(view: View, zero: ZeroInput, axis: int) -> View:
         view: The operand.
         zero: Its zero point.
         axis: That of a list of zero points, one for each index.
-    
+    """
     pieces = []
     for piece in view.pieces:
         zeros = _zeros(view, piece, zero, axis)
