@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from step_cli.commands.prune.methods import Method, check_method, method_of
-from step_cli.commands.prune.tensors import LayerToPrune, choose_layers, place_of
+from step_cli.commands.prune.tensors import LayerToPrune, change_of, choose_layers
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import OutputError, naming
 from step_cli.formats.checkpoint import Checkpoint
@@ -39,7 +39,7 @@ def run(config: PruneConfig) -> PruneReport:
         OutputError: OUT exists, or could not be written.
     """
     check_method(config)
-    checkpoint = open_checkpoint(config.checkpoint)
+    checkpoint = open_checkpoint(config.checkpoint, config.key)
     given = (config.plan, config.calibration)
     extra = tuple(path for path in given if path is not None)
     rewriter = Rewriter(checkpoint, config.out, config.force, extra)
@@ -83,8 +83,7 @@ def _parent(config: PruneConfig) -> Path:
 
 
 def _change(layer: LayerToPrune, method: Method) -> Change:
-    place = place_of(layer.tensor)
-    return Change(layer.tensor.name, place, partial(method.blocks, layer))
+    return change_of(layer.tensor, partial(method.blocks, layer))
 
 
 def _write(
