@@ -9,11 +9,13 @@ import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from step_cli.formats.files.mapped_file import map_file
-from step_cli.formats.onnx.data import TensorData
+from step_cli.formats.onnx.data import NIBBLES, TensorData
 from step_cli.formats.onnx.graph import ModelReader
-from step_cli.formats.onnx.model import Model, Node, Tensor
-from step_cli.formats.onnx.operators import OTHER_PRODUCTS, PRODUCTS, domain_of
+from step_cli.formats.onnx.model import Model, Node, Tensor, domain_of
+from step_cli.formats.onnx.operators import OTHER_PRODUCTS, PRODUCTS
 from step_cli.formats.onnx.weights.boxes import boxes_of
 from step_cli.formats.onnx.weights.operands import Factor, Operand, operand_of
 from step_cli.formats.onnx.weights.scopes import Made, Scope, Source, scopes_of
@@ -22,6 +24,7 @@ from step_cli.formats.onnx.weights.views import Piece, merged, overlap
 from step_cli.formats.onnx.weights.zero_points import Meaning
 from step_cli.nm.tensor_data import Part
 
+MOST_OF_A_MASK = 4096  # numbers that are looked at
 # Numbers of TensorProto.DataType that a matrix of weights may have.
 _WEIGHTS = frozenset({1, 2, 3, 5, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23})
 
@@ -134,9 +137,20 @@ class Uses:
                 continue
             self.tracer.view(one)
             needs = [need for need in self.tracer.needs(one) if not _is_single(need)]
+            masks = [need for need in needs if self._is_mask(need)]
+            if len(masks) == 1 < len(needs):
+                needs.remove(masks[0])
             joins = isinstance(one, Made) and one.node.op_type in ("Concat", "If")
             lone = lone and (len(needs) < 2 or joins)
             waiting += [(need, lone) for need in needs]
+
+    def _is_mask(self, source: Source) -> bool:
+        """Whether the first numbers of a stored tensor are all 0 or 1."""
+        tensor = self.tracer.stored(source)
+        if tensor is None or tensor.values or tensor.data_type in NIBBLES:
+            return False
+        first = self.tracer.read(tensor).reshape(-1)[:MOST_OF_A_MASK]
+        return bool(np.isin(first.astype(np.float32), (0, 1)).all())
 
 
 def uses_of(model: Model, read: Read) -> Uses:

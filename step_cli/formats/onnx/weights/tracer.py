@@ -8,10 +8,9 @@ from typing import Any
 import numpy.typing as npt
 
 from step_cli.formats.onnx.data import DTYPES
-from step_cli.formats.onnx.model import Node, Tensor
-from step_cli.formats.onnx.operators import LOOKED_THROUGH, LookedThrough, domain_of
+from step_cli.formats.onnx.model import STANDARD, Node, Tensor, domain_of
+from step_cli.formats.onnx.operators import LOOKED_THROUGH, LookedThrough
 from step_cli.formats.onnx.weights import views
-from step_cli.formats.onnx.weights.loops import STANDARD
 from step_cli.formats.onnx.weights.node_step import NodeStep
 from step_cli.formats.onnx.weights.rules import scaled_input
 from step_cli.formats.onnx.weights.scopes import Entering, Made, Scope, Source
@@ -124,7 +123,11 @@ class Tracer:
 
     def small(self, scope: Scope, name: str, most: int) -> Array | None:
         """A constant of at most that many elements, or None."""
-        source = self.source(scope, name)
+        tensor = self.stored(self.source(scope, name))
+        return self.read(tensor) if tensor and math.prod(tensor.shape) <= most else None
+
+    def stored(self, source: Source | None) -> Tensor | None:
+        """The stored tensor of numbers that a value is, but for casts."""
         for _ in range(100):
             if not isinstance(source, Made) or source.node.domain not in STANDARD:
                 break
@@ -132,9 +135,8 @@ class Tracer:
                 break
             inputs = source.node.inputs
             source = self.source(source.scope, inputs[0] if inputs else "")
-        if not isinstance(source, Tensor) or DTYPES.get(source.data_type) is None:
-            return None
-        return self.read(source) if math.prod(source.shape) <= most else None
+        known = isinstance(source, Tensor) and DTYPES.get(source.data_type) is not None
+        return source if isinstance(source, Tensor) and known else None
 
     def step(self, scope: Scope, node: Node, index: int = 0) -> NodeStep:
         """A node as the rules for operators see it."""
