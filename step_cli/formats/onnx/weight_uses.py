@@ -17,6 +17,7 @@ from step_cli.formats.onnx.graph import ModelReader
 from step_cli.formats.onnx.model import Model, Node, Tensor, domain_of
 from step_cli.formats.onnx.operators import OTHER_PRODUCTS, PRODUCTS
 from step_cli.formats.onnx.weights.boxes import boxes_of
+from step_cli.formats.onnx.weights.dependence import Dependence
 from step_cli.formats.onnx.weights.operands import Factor, Operand, operand_of
 from step_cli.formats.onnx.weights.scopes import Made, Scope, Source, scopes_of
 from step_cli.formats.onnx.weights.tracer import Read, Tracer
@@ -72,6 +73,9 @@ class Uses:
     edges: set[tuple[int, int, int]] = field(default_factory=set)
     _searched: set[tuple[int, bool]] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self.dependence = Dependence(self.tracer)
+
     def find(self) -> None:
         """Look at every product."""
         for scope in self.scopes:
@@ -123,7 +127,7 @@ class Uses:
 
     def _not_followed(self, source: Source | None) -> None:
         """Make the matrices untraced that such an operand depends on, and only they."""
-        if source is None or not self.tracer.stored_alone(source):
+        if source is None or not self.dependence.on_stored_alone(source):
             return
         waiting = [(source, True)]
         while waiting:
@@ -135,12 +139,12 @@ class Uses:
                 if _may_be_matrix(one, lone):
                     self.untraced[id(one)] = one
                 continue
-            self.tracer.view(one)
-            needs = [need for need in self.tracer.needs(one) if not _is_single(need)]
-            masks = [need for need in needs if self._is_mask(need)]
+            needs = [x for x in self.dependence.shown(one) if not _is_single(x)]
+            op_type = one.node.op_type if isinstance(one, Made) else ""
+            masks = [x for x in needs if op_type == "Mul" and self._is_mask(x)]
             if len(masks) == 1 < len(needs):
                 needs.remove(masks[0])
-            joins = isinstance(one, Made) and one.node.op_type in ("Concat", "If")
+            joins = op_type in ("Concat", "If")
             lone = lone and (len(needs) < 2 or joins)
             waiting += [(need, lone) for need in needs]
 

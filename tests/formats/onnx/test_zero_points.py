@@ -98,7 +98,10 @@ def test_zero_points_of_a_stack_differ_along_its_last_axis(tmp_path: Path) -> No
         ([node("DequantizeLinear", ["w", "s", "z"], ["m"], domain=MICROSOFT)], 5),
         ([node("DequantizeLinear", ["w", "s"], ["m"])], 0),
         ([node("Cast", ["w"], ["c"], to=1), node("Mul", ["c", "s"], ["m"])], 0),
-        ([node("DequantizeLinear", ["w", "s", "list"], ["m"], axis=1)], (1, [1, 2, 3, 4])),
+        (
+            [node("DequantizeLinear", ["w", "s", "list"], ["m"], axis=1)],
+            (1, [1, 2, 3, 4]),
+        ),
         (
             [
                 node("Transpose", ["w"], ["t"]),
@@ -125,12 +128,24 @@ def test_zero_points_of_a_stack_differ_along_its_last_axis(tmp_path: Path) -> No
             "kind",
         ),
         # Codes that were changed before their zero point is told.
-        ([node("Cast", ["w"], ["c"], to=5), node("DequantizeLinear", ["c", "s", "z"], ["m"])], "kind"),
-        ([node("Mul", ["w", "z"], ["c"]), node("DequantizeLinear", ["c", "s", "z"], ["m"])], "kind"),
+        (
+            [
+                node("Cast", ["w"], ["c"], to=5),
+                node("DequantizeLinear", ["c", "s", "z"], ["m"]),
+            ],
+            "kind",
+        ),
+        (
+            [
+                node("Mul", ["w", "z"], ["c"]),
+                node("DequantizeLinear", ["c", "s", "z"], ["m"]),
+            ],
+            "kind",
+        ),
         ([node("DequantizeLinear", ["w", "s", "x"], ["m"])], "kind"),
         ([node("DequantizeLinear", ["w", "s", "blocks"], ["m"], block_size=4)], "kind"),
     ],
-)  # fmt: skip
+)
 def test_zero_points_are_followed_through_the_graph(
     between: list[onnx.NodeProto], zero: object, tmp_path: Path
 ) -> None:
