@@ -60,7 +60,13 @@ def open_torch(file: MappedFile, key: str | None = None) -> Checkpoint:
     return Checkpoint(
         file.path,
         "torch",
-        with_sharing(tensors),
+        with_sharing(
+            tensors,
+            [
+                (f"what lies under {path!r:.80}", *span)
+                for path, *span in document["sharing"]
+            ],
+        ),
         plan,
         _notes(document),
         (file.path,),

@@ -40,7 +40,8 @@ KINDS = {
 
 def in_words(error: BaseException) -> str:
     """What went wrong, without the library's advice to load it unsafely."""
-    text = str(error)
+    # torch puts pages of advice around the cause.
+    text = str(error).rpartition("WeightsUnpickler error: ")[2]
     if isinstance(error, Unfit):
         return text
     wanted = re.search(r"GLOBAL (\S+)", text)
@@ -80,6 +81,6 @@ def _refused(name: str) -> str:
 
 def _first_sentence(text: str) -> str:
     """Whole, if it is not too long: numbers and file names have dots as well."""
-    text = text.removeprefix("Weights only load failed. ").strip()
-    first = re.split(r"(?<=[.!?])\s+(?=[A-Z])|\n", text, maxsplit=1)[0].rstrip(". ")
+    first = re.split(r"(?<=[.!?])\s+(?=[A-Z])|\n", text.strip(), maxsplit=1)[0]
+    first = first.rstrip(". ")
     return first if len(first) <= MOST else f"{first[:MOST]}..."
