@@ -72,6 +72,9 @@ class StandIn:
 
     def __setstate__(self, _: Any) -> None: ...
 
+    def __repr__(self) -> str:
+        return "a piece of metadata"
+
 
 class NumpyArray(StandIn):
     """A NumPy array, of which no number is kept."""
