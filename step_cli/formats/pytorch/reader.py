@@ -139,7 +139,9 @@ def _tensor(
     logical = math.prod(shape) * dtype.itemsize
     first = seen.setdefault((begin, shape, strides, dtype), name) if span else name
     order = order_of(shape, strides)
-    whole = logical == span and fills(shape, strides, dtype.itemsize, order)
+    whole = not span or (
+        logical == span and fills(shape, strides, dtype.itemsize, order)
+    )
     place = Place(file, begin, begin + span, order, None if whole else strides)
     return NamedTensor(
         name=name,

@@ -49,7 +49,7 @@ def find_state_dict(loaded: Any, key: str | None = None) -> Found:
     if key is not None and isinstance(loaded, Mapping | list | tuple):
         return _chosen(loaded, key)
     if not isinstance(loaded, Mapping):
-        raise Unfit(f"holds {_in_words(loaded)}, not a state dict; {SAVE}")
+        raise Unfit(_no_map(loaded))
     wrapped = [name for name in WRAPPERS if holds_tensors(loaded.get(name))]
     if len(wrapped) == 1:
         return _found(loaded, loaded[wrapped[0]], wrapped[0], usual=True)
@@ -175,10 +175,15 @@ def _without_tensors(loaded: Mapping[Any, Any]) -> str:
     return f"holds a dict without tensors (keys {keys or 'none'}); {SAVE}"
 
 
-def _in_words(value: Any) -> str:
+def _no_map(value: Any) -> str:
+    """What else than a map the file holds, and what to do."""
     from torch import Tensor
 
-    if isinstance(value, Tensor):
-        return "a lone tensor"
     name = "piece of metadata" if isinstance(value, StandIn) else type(value).__name__
-    return f"a{'n' if name[0] in 'aeiou' else ''} {name}"
+    words = f"holds a{'n' if name[0] in 'aeiou' else ''} {name}"
+    if isinstance(value, Tensor):
+        words = "holds a lone tensor"
+    there = [path for path, item in _items(value).items() if holds_tensors(item)]
+    if there:
+        return f"{words}, with tensors under {_named(there)}; choose one with --key"
+    return f"{words}, not a state dict; {SAVE}"

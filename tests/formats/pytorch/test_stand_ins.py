@@ -13,6 +13,7 @@ import pathlib
 import pickle
 import random
 import re
+import sys
 import types
 import uuid
 import zoneinfo
@@ -119,6 +120,40 @@ def test_metadata_is_read_past(name: str, new: bool) -> None:
     assert torch.equal(loaded["state_dict"]["w"], W)
 
 
+def foreign(
+    monkeypatch: pytest.MonkeyPatch, module: str, name: str, *bases: type
+) -> Any:
+    """A class that only pretends to be of a library."""
+    made = types.new_class(name, bases)
+    made.__module__ = module
+    parts = module.split(".")
+    for end in range(1, len(parts) + 1):
+        path = ".".join(parts[:end])
+        monkeypatch.setitem(sys.modules, path, types.ModuleType(path))
+    setattr(sys.modules[module], name, made)
+    return made
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "before 1.6"])
+def test_options_of_known_libraries_are_read_past(
+    new: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = foreign(monkeypatch, "yacs.config", "CfgNode", dict)(a=1)
+    node.__dict__["frozen"] = node.__dict__["items"] = True
+    options = foreign(monkeypatch, "omegaconf.dictconfig", "DictConfig")()
+    options.content = {"a": 1}
+    module = "pytorch_lightning.callbacks.model_checkpoint"
+    callback = foreign(monkeypatch, module, "ModelCheckpoint")
+    beside = {"cfg": node, "options": options, "callbacks": {callback: {"best": 1.0}}}
+    data = saved({"w": W, "x": beside}, _use_new_zipfile_serialization=new)
+    monkeypatch.undo()
+    assert "yacs" not in sys.modules
+    loaded = load(data)
+    assert torch.equal(loaded["w"], W)
+    assert loaded["x"]["cfg"]["a"] == 1
+    assert type(loaded["x"]["options"]) is stand_ins.StandIn
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_objects_are_refused_by_name(name: str) -> None:
     value, words = REFUSED[name]
@@ -164,14 +199,20 @@ def test_what_numpy_would_unpickle_stays_bytes(name: str, tmp_path: Path) -> Non
 
 
 def test_a_stand_in_is_one_of_ours_and_keeps_nothing() -> None:
-    ours = {stand_ins.StandIn, stand_ins.NumpyArray, stand_ins._map, stand_ins._list}
+    ours = {
+        stand_ins.StandIn,
+        stand_ins.NumpyArray,
+        stand_ins.MapStandIn,
+        stand_ins.ListStandIn,
+    }
     assert set(stand_ins.names().values()) == ours
     made = stand_ins.StandIn(1, a=2)
     made.__setstate__({"a": 1})
     assert not hasattr(made, "__dict__")
     with pytest.raises(AttributeError):
         made.a = 1  # type: ignore[attr-defined]
-    assert stand_ins._map([1]) == {} and stand_ins._list([1, 2]) == []
+    assert stand_ins.MapStandIn([1]) == {}  # type: ignore[comparison-overlap]
+    assert stand_ins.ListStandIn([1, 2]) == []  # type: ignore[comparison-overlap]
 
 
 def test_no_name_is_that_of_something_that_runs_code() -> None:

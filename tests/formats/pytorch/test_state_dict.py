@@ -105,6 +105,12 @@ def test_a_key_without_tensors_is_refused_with_what_there_is(
     assert "tensors lie under both 'model' and 'state_dict'" in str(caught.value)
 
 
+def test_a_list_of_state_dicts_needs_a_key() -> None:
+    with pytest.raises(Unfit, match="a tuple, with tensors under '0'; choose one with"):
+        find_state_dict((STATE, MOMENTS))
+    assert find_state_dict((STATE, MOMENTS), "0").state is STATE
+
+
 def test_a_dot_chooses_the_outermost_map() -> None:
     loaded = STATE | {"net": {"w": W}}
     assert find_state_dict(loaded, ".").state is loaded
