@@ -5,14 +5,13 @@ The answer says for each tensor where its bytes lie in the file. Only
 """
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from step_cli.formats.child_process import answer
 from step_cli.formats.pytorch.refusal import in_words
 from step_cli.formats.pytorch.stand_ins import standing_in
-from step_cli.formats.pytorch.state_dict import Unfit, find_state_dict
+from step_cli.formats.pytorch.state_dict import Unfit, find_state_dict, pairs
 from step_cli.formats.pytorch.storages import Storages, mapped, skipped
 
 
@@ -39,7 +38,7 @@ def main(path: str, *, legacy: bool, key: str | None = None) -> dict[str, Any]:
         found = find_state_dict(loaded, key)
         tensors = [
             _described(name, value, storages)
-            for name, value in found.state.items()
+            for name, value in pairs(found.state)
             if isinstance(value, torch.Tensor)
         ]
     return {
@@ -58,17 +57,15 @@ def _sharing(loaded: Any, state: Any, storages: Storages) -> list[Any]:
     """
     import torch
 
-    taken = {
-        value.untyped_storage().data_ptr() for value in state.values() if _plain(value)
-    }
+    taken = {x.untyped_storage().data_ptr() for _, x in pairs(state) if _plain(x)}
     found, seen = [], {id(state)}
     left: list[tuple[str, Any]] = [("", loaded)]
     while left:
         path, value = left.pop()
-        if isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+        if isinstance(value, dict | list | tuple) and id(value) not in seen:
             seen.add(id(value))
-            pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
-            left += [(f"{path}.{key}" if path else f"{key}", x) for key, x in pairs]
+            inside = pairs(value) if isinstance(value, dict) else enumerate(value)
+            left += [(f"{path}.{key}" if path else f"{key}", x) for key, x in inside]
         elif isinstance(value, torch.Tensor) and _plain(value) and value.numel():
             storage = value.untyped_storage()
             start = storages.begin(storage)

@@ -139,7 +139,7 @@ def test_options_of_known_libraries_are_read_past(
     new: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = foreign(monkeypatch, "yacs.config", "CfgNode", dict)(a=1)
-    node.__dict__["frozen"] = node.__dict__["items"] = True
+    node.__dict__["frozen"] = True
     options = foreign(monkeypatch, "omegaconf.dictconfig", "DictConfig")()
     options.content = {"a": 1}
     module = "pytorch_lightning.callbacks.model_checkpoint"

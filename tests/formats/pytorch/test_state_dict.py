@@ -1,3 +1,4 @@
+import collections
 from typing import Any
 
 import pytest
@@ -5,8 +6,8 @@ import torch
 from attacks.torch_attacks import W, unfit
 
 from step_cli.formats.pytorch.refusal import in_words
-from step_cli.formats.pytorch.stand_ins import NumpyArray
-from step_cli.formats.pytorch.state_dict import WRAPPERS, Unfit, find_state_dict
+from step_cli.formats.pytorch.stand_ins import MapStandIn, NumpyArray
+from step_cli.formats.pytorch.state_dict import WRAPPERS, Unfit, find_state_dict, pairs
 
 STATE = {"fc.weight": W, "fc.bias": W[0]}
 MOMENTS = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": W}}, "param_groups": []}
@@ -127,3 +128,14 @@ def test_a_map_that_holds_itself_ends() -> None:
 def test_arrays_that_are_no_tensors_are_told() -> None:
     with pytest.raises(Unfit, match="NumPy arrays, no tensors"):
         find_state_dict({"model": {"fc.weight": NumpyArray()}})
+
+
+@pytest.mark.parametrize("method", ["items", "values", "keys", "get", "__iter__"])
+def test_a_map_whose_methods_the_file_replaced_is_read_as_stored(method: str) -> None:
+    shadowed = collections.OrderedDict(STATE)
+    shadowed.__dict__[method] = MapStandIn
+    loaded = collections.OrderedDict(state_dict=shadowed, model={"w": 1})
+    loaded.__dict__[method] = MapStandIn
+    found = find_state_dict(loaded)
+    assert found.state is shadowed
+    assert [name for name, _ in pairs(shadowed)] == list(STATE)
