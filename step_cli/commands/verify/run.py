@@ -1,5 +1,7 @@
 """`verify-nm`: does a checkpoint hold its N:M pattern? The check that CI relies on."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,12 @@ from step_cli.errors import (
     UsageError,
     naming,
 )
-from step_cli.formats.checkpoint import Checkpoint
+from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.files.target import checked_target
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import read_plan
 from step_cli.nm.pattern import NMPattern, Plan
+from step_cli.nm.selection import Layer
 from step_cli.reports import (
     CheckpointVerdict,
     ErrorDetail,
@@ -34,6 +37,8 @@ from step_cli.reports import (
     VerifyTotals,
     gravest,
 )
+
+log = logging.getLogger(__name__)
 
 
 def run(config: VerifyConfig) -> VerifyReport:
@@ -112,6 +117,7 @@ def _checked(
 ) -> CheckpointVerdict:
     plan = checkpoint.plan if plan is None else plan
     chosen = choose(config, checkpoint, plan)
+    _note_assumed([layer for layer in chosen.layers if layer.assumed], checkpoint)
     counted = count_layers(chosen.layers, exact=config.exact, baseline=baseline)
     planned = plan is not None and config.nm is None
     layers, hints = verdicts_on(counted, planned=planned, tensorrt=config.tensorrt)
@@ -137,6 +143,21 @@ def _checked(
         integrity=checkpoint.integrity,
         error=None if error is None else ErrorDetail.of(error, checkpoint.path),
     )
+
+
+def _note_assumed(layers: Sequence[Layer[NamedTensor]], checkpoint: Checkpoint) -> None:
+    if layers:
+        first, more = layers[0], len(layers) - 1
+        log.info(
+            "%s: nothing settles the group axis of %s%s; axis %d of %s is assumed, "
+            "--axis %r says otherwise",
+            checkpoint.path,
+            first.tensor.name,
+            f" and {more} more" if more else "",
+            first.spec.axis,
+            list(first.tensor.shape),
+            f"{first.tensor.name}=AXIS",
+        )
 
 
 def _shortfall(totals: VerifyTotals, least: float | None) -> str | None:
