@@ -9,7 +9,7 @@ A reader is imported where it is needed: a check has no time for the others.
 
 from pathlib import Path
 
-from step_cli.formats.checkpoint import Checkpoint, NamedTensor, ZeroPoint
+from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.content import format_of
 from step_cli.formats.files.mapped_file import MappedFile, is_directory, map_file
 
@@ -24,7 +24,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if is_directory(path):
         from step_cli.formats.huggingface.reader import open_directory
 
-        return _with_zero_points(open_directory(path))
+        return open_directory(path)
     opened = open_file(path)
     if opened.format == "onnx":
         return opened
@@ -35,38 +35,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if opened.plan is None:  # a plan would tell every layer and axis
         from step_cli.formats.huggingface.model_config import with_config
 
-<<<<<<< HEAD
         opened = with_config(opened, path.parent)
     return opened
-=======
-        opened = replace(opened, model_config=model_config_in(path.parent))
-    return _with_zero_points(opened)
-
-
-def _with_zero_points(checkpoint: Checkpoint) -> Checkpoint:
-    """The same, where the zero of integer codes is stored beside them as codes.
-
-    As compressed-tensors does: ``NAME_zero_point``, one, or one for each row.
-    """
-    named = {tensor.name: tensor for tensor in checkpoint.tensors}
-    if not any(name.endswith("_zero_point") for name in named):
-        return checkpoint
-    tensors = []
-    for tensor in checkpoint.tensors:
-        beside = named.get(f"{tensor.name}_zero_point")
-        if beside is not None and tensor.dtype == "int8" and tensor.shape:
-            tensor = _with_zero_point(tensor, beside)
-        tensors.append(tensor)
-    return replace(checkpoint, tensors=tensors)
-
-
-def _with_zero_point(tensor: NamedTensor, beside: NamedTensor) -> NamedTensor:
-    sizes = [size for size in beside.shape if size != 1]
-    if beside.dtype != "int8" or sizes not in ([], [tensor.shape[0]]):
-        return replace(tensor, skip="kind")  # one for each block of a row
-    codes = beside.read().reshape(-1)
-    return replace(tensor, zero_point=ZeroPoint(codes, 0 if sizes else None))
->>>>>>> main
 
 
 def open_file(path: Path) -> Checkpoint:

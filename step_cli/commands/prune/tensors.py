@@ -72,7 +72,8 @@ def choose_layers(
         UsageError: Nothing settles the group axis of a tensor, tied tensors are torn,
             or the density is too low.
     """
-    chosen = choose(config, checkpoint, plan_that_holds(config, checkpoint))
+    plan = plan_that_holds(config, checkpoint)
+    chosen = choose(config, checkpoint, plan)
     layers = []
     for found in chosen.layers:
         layer = LayerToPrune(found.tensor, found.spec)
@@ -83,7 +84,7 @@ def choose_layers(
         else:
             layers.append(layer)
     if not layers:
-        raise NothingSelectedError(why_nothing(chosen, "prune"))
+        raise NothingSelectedError(why_nothing(chosen, "prune", plan))
     _refuse_unsettled([found for found in chosen.layers if found.assumed])
     _refuse_torn_ties(checkpoint.tensors, layers)
     if config.density is not None:

@@ -21,6 +21,7 @@ from step_cli.formats.files.mapped_file import MappedFile, in_units, map_file
 from step_cli.formats.files.temporary import temporary_file
 from step_cli.formats.plan import check_digest
 from step_cli.formats.pytorch.archive import read_members
+from step_cli.formats.zero_points import with_zero_points
 from step_cli.nm.dtypes import numpy_dtype
 from step_cli.nm.pattern import Plan
 
@@ -61,7 +62,7 @@ def open_torch(file: MappedFile) -> Checkpoint:
     return Checkpoint(
         file.path,
         "torch",
-        tensors,
+        with_zero_points(tensors),
         plan,
         notes if document["rest"] else (),
         (file.path,),
