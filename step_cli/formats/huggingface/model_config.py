@@ -1,5 +1,6 @@
 """What a ``config.json`` tells of the weights beside it."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from step_cli.formats.huggingface.sparsity_config import left_dense
 from step_cli.nm.families import ModelConfig
 
 LARGEST_CONFIG = 16 << 20  # bytes
-DEEPEST = 3  # parts within parts
+DEEPEST = 3  # parts within parts; composed models have one or two levels
+MOST = 10_000  # parts that are looked at
+WIDTHS = ("hidden_size", "n_embd", "d_model")  # as kinds of models call it
 
 
 def with_config(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
@@ -41,17 +44,33 @@ def _read(directory: Path) -> dict[str, Any]:
         return {}
 
 
-def model_config_of(config: dict[str, Any]) -> ModelConfig:
-    """What a config tells, with all the configs inside it."""
-    parts, deeper = [config], [config]
-    for _ in range(DEEPEST):
-        values = [value for part in deeper for value in part.values()]
-        values += [x for value in values if isinstance(value, list) for x in value]
-        deeper = [value for value in values if isinstance(value, dict)]
-        parts += deeper
-    kinds = [part.get("model_type") for part in parts]
-    sizes = [part.get("hidden_size") for part in parts]
-    return ModelConfig(
-        tuple(dict.fromkeys(kind for kind in kinds if isinstance(kind, str))),
-        frozenset(size for size in sizes if type(size) is int),
-    )
+def model_config_of(config: object) -> ModelConfig:
+    """What a parsed config tells, with all the configs inside it.
+
+    What is no object, or has other types than it should, tells nothing.
+    """
+    kinds: dict[str, None] = {}
+    widths: set[int] = set()
+    for part in _parts(config):
+        kind = part.get("model_type")
+        if isinstance(kind, str):
+            kinds[kind] = None
+        widths |= {part[key] for key in WIDTHS if type(part.get(key)) is int}
+    return ModelConfig(tuple(kinds), frozenset(width for width in widths if width > 0))
+
+
+def _parts(config: object) -> Iterator[dict[str, Any]]:
+    """The whole and its parts, level by level."""
+    level, seen = [config], 0
+    for _ in range(DEEPEST + 1):
+        below: list[object] = []
+        for part in level:
+            seen += 1
+            if seen > MOST:
+                return
+            if isinstance(part, dict):
+                yield part
+                below += part.values()
+            elif isinstance(part, list):
+                below += part
+        level = [part for part in below if isinstance(part, (dict, list))]

@@ -186,6 +186,9 @@ def test_codes_are_zero_where_they_equal_their_zero_point(rows: int) -> None:
     assert verify(save("good.safetensors", **good)).exit_code == 0
     bad = {**good, "l__weight_zero_point": zero - 1}
     assert verify(save("bad.safetensors", **bad)).exit_code == 1
-    blocks = {**good, "l__weight_zero_point": np.ones((8, 4), np.int8)}
+    blocks = {
+        **good,
+        "l__weight_zero_point": np.arange(32, dtype=np.int8).reshape(8, 4),
+    }
     report = verify(save("blocks.safetensors", **blocks))
     assert [x.reason for x in report.checkpoints[0].skipped if x.selected] == ["kind"]
