@@ -16,7 +16,7 @@ from step_cli.commands.select import (
     why_nothing,
 )
 from step_cli.config.commands import PruneConfig
-from step_cli.errors import InputError, NothingSelectedError, UsageError
+from step_cli.errors import InputError, NothingSelectedError, UsageError, few
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.files.strided import in_place
@@ -143,6 +143,14 @@ def without(
         )
     skipped.sort(key=lambda tensor: tensor.name)
     return kept, LeftDense(skipped, uncovered)
+
+
+def only_modules_that_stay_dense(names: Iterable[str]) -> str:
+    """Why nothing is left, once the modules are known."""
+    return (
+        "no tensor to prune, all are weights of modules that stay dense, such as "
+        f"transposed convolutions: {few(sorted(names))}"
+    )
 
 
 def _divides(layer: LayerToPrune) -> bool:
