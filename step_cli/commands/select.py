@@ -3,9 +3,11 @@
 import logging
 import math
 from collections import Counter
+from dataclasses import replace
+from glob import escape
 
 from step_cli.config.commands import SelectionConfig
-from step_cli.errors import naming
+from step_cli.errors import few, naming
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.plan import read_plan
 from step_cli.nm.pattern import Plan
@@ -40,10 +42,21 @@ def choose(
     """
     for note in checkpoint.notes:
         log.info("%s: %s", checkpoint.path, note)
-    with naming(file=checkpoint.path):
-        chosen = config.selection(plan).choose(
-            checkpoint.tensors, checkpoint.model_config
+    if plan is not None and not plan:
+        log.warning("%s: the plan names no layer, so none is selected", checkpoint.path)
+    selection = config.selection(plan)
+    left = [name for name in checkpoint.left_dense if name not in config.include]
+    if left and plan is None:
+        log.info(
+            "%s: left out, as sparsity_config in config.json leaves them dense: %s; "
+            "name one with --include to choose it",
+            checkpoint.path,
+            few(left),
         )
+        names = [escape(name) for name in left]
+        selection = replace(selection, exclude=[*selection.exclude, *names])
+    with naming(file=checkpoint.path):
+        chosen = selection.choose(checkpoint.tensors, checkpoint.model_config)
     for warning in chosen.warnings:
         log.warning("%s: %s", checkpoint.path, warning)
     return chosen

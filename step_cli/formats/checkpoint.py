@@ -1,7 +1,7 @@
 """What a checkpoint is, whatever its format: named tensors, a plan, and notes."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +30,17 @@ class Place:
         file: The file.
         begin: First byte.
         end: One past the last byte.
-        order: Its axes from the slowest to the fastest, if they lie in another order.
+        order: Its axes from the slowest to the fastest, if they may lie in another
+            order.
+        strides: Bytes from one element to the next along each axis, if bytes of others
+            lie between, or one element is stored for several.
     """
 
     file: MappedFile
     begin: int
     end: int
     order: tuple[int, ...] | None = None
+    strides: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,11 @@ class Checkpoint:
             ``unchecked`` where nothing is recorded.
         compressed: Whether tensors are stored compressed, though read as dense ones.
         model_config: What the ``config.json`` beside it tells of the group axes.
+        left_dense: Names of tensors that this config says were left dense on purpose.
+        metadata: What the user noted in the header of a safetensors file.
         negative_zeros: How many -0.0 were dropped by who compressed them; None where
             that is not recorded.
+        key: What the user gave as the keys to the state dict of a torch file, or None.
     """
 
     path: Path
@@ -115,4 +122,7 @@ class Checkpoint:
     integrity: str = "unchecked"
     compressed: bool = False
     model_config: ModelConfig = NOTHING_KNOWN
+    left_dense: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
     negative_zeros: int | None = None
+    key: str | None = None

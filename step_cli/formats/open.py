@@ -7,57 +7,74 @@ before it is used, and maps the data instead of loading it.
 A reader is imported where it is needed: a check has no time for the others.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
+from step_cli.errors import UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.content import format_of
 from step_cli.formats.files.mapped_file import MappedFile, is_directory, map_file
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
     """Open any CHECKPOINT, a file or a directory.
 
+    Args:
+        path: The CHECKPOINT.
+        key: The keys to the state dict in a torch file, joined by dots.
+
     Raises:
+        UsageError: There is a key, but the checkpoint is no torch file.
         InputError: It is missing, corrupt, unsafe, over a limit, or not a checkpoint.
         MissingError: Reading it needs a library that is not installed.
     """
     if is_directory(path):
         from step_cli.formats.huggingface.reader import open_directory
 
+        _refuse_key(key, path)
         return open_directory(path)
-    opened = open_file(path)
+    opened = open_file(path, key)
     if opened.format == "onnx":
         return opened
     if any(tensor.name.endswith(".bitmask") for tensor in opened.tensors):
         from step_cli.formats.compressed.bitmask import unpacked
 
         opened = unpacked(opened)
-    if opened.plan is None:  # a plan would tell every axis
-        from step_cli.formats.huggingface.model_config import model_config_in
+    if opened.plan is None:  # a plan would tell every layer and axis
+        from step_cli.formats.huggingface.model_config import with_config
 
-        opened = replace(opened, model_config=model_config_in(path.parent))
+        opened = with_config(opened, path.parent)
     return opened
 
 
-def open_file(path: Path) -> Checkpoint:
+def open_file(path: Path, key: str | None = None) -> Checkpoint:
     """Open one file, by its suffix, which must agree with its first bytes.
 
+    Args:
+        path: The file.
+        key: As for `open_checkpoint`.
+
     Raises:
+        UsageError: There is a key, but the checkpoint is no torch file.
         InputError: It is missing, corrupt, unsafe, over a limit, or not a checkpoint.
         MissingError: Reading it needs a library that is not installed.
     """
     file = map_file(path)
     kind = format_of(file)
+    if kind == "torch":
+        from step_cli.formats.pytorch.reader import open_torch
+
+        return open_torch(file, key)
+    _refuse_key(key, path)
     if kind == "onnx":
         from step_cli.formats.onnx.reader import open_onnx
 
         return open_onnx(file)
-    if kind == "torch":
-        from step_cli.formats.pytorch.reader import open_torch
-
-        return open_torch(file)
     return open_any_safetensors(file)
+
+
+def _refuse_key(key: str | None, path: Path) -> None:
+    if key is not None:
+        raise UsageError("--key applies to torch files only", file=path)
 
 
 def open_any_safetensors(file: MappedFile) -> Checkpoint:

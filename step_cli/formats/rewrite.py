@@ -7,7 +7,7 @@ from pathlib import Path
 
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.files.content import SUFFIXES
+from step_cli.formats.files.content import format_named, suffix_of
 from step_cli.formats.files.mapped_file import MappedFile, map_file
 from step_cli.formats.files.patched_copy import (
     Change,
@@ -23,6 +23,7 @@ from step_cli.formats.huggingface.rewriter import (
     rewrite_directory,
     rewrite_run,
     size_bytes,
+    warn_of_other_weights,
 )
 from step_cli.formats.onnx.publish import free_names, staged_onnx
 from step_cli.formats.onnx.reader import open_onnx
@@ -70,9 +71,11 @@ class Rewriter:
                 file=source.path,
             )
         directory = source.format in DIRECTORIES
-        suffix = SUFFIXES.get(self.target.suffix.lower())
-        if suffix != (None if directory else source.format):
-            expected = "a directory" if directory else f"a {source.path.suffix} file"
+        named = format_named(self.target)
+        if named != (None if directory else source.format):
+            expected = (
+                "a directory" if directory else f"a {suffix_of(source.path)} file"
+            )
             raise UsageError(
                 f"OUT keeps the format of CHECKPOINT, {expected}", file=self.target
             )
@@ -80,6 +83,8 @@ class Rewriter:
             checked_target(
                 target, force=self.force, inputs=self._inputs, directory=directory
             )
+        if directory:
+            warn_of_other_weights(source)
 
     @property
     def needed_bytes(self) -> int:
@@ -160,7 +165,7 @@ class Rewriter:
             self._staged(self.target) as path,
         ):
             rewrite_torch(self._file(changes), path, changes)
-            check(open_torch(map_file(path)))
+            check(open_torch(map_file(path), self.source.key))
             (digest,) = digests([path]).values()
             text = plan_json(plan, indent=2, files={self.target.name: digest})
             beside.write_text(text + "\n")

@@ -7,13 +7,14 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from step_cli.commands.prune.tensors import LayerToPrune
+from step_cli.commands.prune.tensors import LayerToPrune, place_of
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.nm.groups import Mask
 from step_cli.nm.prune import OneShot, Pruned
 from step_cli.nm.tensor_data import TensorData
+from step_cli.nm.weight_rule import SkipReason
 
 Array = npt.NDArray[Any]
 
@@ -25,9 +26,11 @@ class Method(Protocol):
 
     Attributes:
         done: What was done to each layer so far, by the name of its tensor.
+        left: Why it leaves tensors out that the model uses in another way, by name.
     """
 
     done: dict[str, Pruned]
+    left: dict[str, SkipReason]
 
     def blocks(self, layer: LayerToPrune) -> Iterator[Array]:
         """The new data in the order of the file; ``done`` has the counts after it.
@@ -104,6 +107,7 @@ class OneByOne:
 
     seed: int | None = None
     done: dict[str, Pruned] = field(default_factory=dict)
+    left: dict[str, SkipReason] = field(default_factory=dict)
 
     def blocks(self, layer: LayerToPrune) -> Iterator[Array]:
         """See `Method`."""
@@ -119,6 +123,7 @@ class Transposable:
     """By magnitude, so that the pattern holds along the outputs as well."""
 
     done: dict[str, Pruned] = field(default_factory=dict)
+    left: dict[str, SkipReason] = field(default_factory=dict)
 
     def blocks(self, layer: LayerToPrune) -> Iterator[Array]:
         """See `Method`."""
@@ -142,7 +147,7 @@ def pruned_blocks(
 ) -> Iterator[Array]:
     """Prune ``weights`` of a layer in the order of its file; counts go to ``done``."""
     spec, name = layer.spec, layer.tensor.name
-    order = layer.tensor.place.order if layer.tensor.place else None
+    order = place_of(layer.tensor).order
     if order is not None:  # in the file, its axes stand in another order
         weights = weights.transposed(order)
         spec = replace(spec, axis=order.index(spec.axis))

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from step_cli.commands.prune.methods import Method, check_method, method_of
 from step_cli.commands.prune.tensors import (
     LayerToPrune,
     LeftDense,
+    change_of,
     choose_layers,
-    place_of,
+    without,
 )
 from step_cli.commands.select import coverage
 from step_cli.config.commands import PruneConfig
@@ -23,7 +24,7 @@ from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.rewrite import Rewriter
 from step_cli.nm.count import TensorToCheck, count_tensors
-from step_cli.nm.pattern import NMSpec, Plan
+from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.nm.prune import Pruned
 from step_cli.nm.targets import planned_view
 from step_cli.reports import PrunedLayer, PruneReport, PruneTotals
@@ -44,7 +45,7 @@ def run(config: PruneConfig) -> PruneReport:
         OutputError: OUT exists, or could not be written.
     """
     check_method(config)
-    checkpoint = open_checkpoint(config.checkpoint)
+    checkpoint = open_checkpoint(config.checkpoint, config.key)
     given = (config.plan, config.calibration)
     extra = tuple(path for path in given if path is not None)
     rewriter = Rewriter(checkpoint, config.out, config.force, extra)
@@ -59,6 +60,9 @@ def run(config: PruneConfig) -> PruneReport:
         own = [layer for layer in layers if layer.tensor.tied_to is None]
         method = method_of(config, checkpoint, own, folder)
         stack.callback(method.close)
+        if method.left:
+            layers, left = without(layers, left, method.left)
+            own = [layer for layer in own if layer.tensor.name not in method.left]
         if config.dry_run:
             for layer in own:
                 for _ in method.blocks(layer):
@@ -68,6 +72,28 @@ def run(config: PruneConfig) -> PruneReport:
             changes += moved.changes if moved else []
             _write(config, rewriter, layers, changes, method.done)
     return _report(config, rewriter, layers, left, method.done, moved)
+
+
+def prune(
+    path: str | Path,
+    out: str | Path,
+    nm: str | NMPattern | None = None,
+    **options: Any,
+) -> PruneReport:
+    """Prune a checkpoint: the report behind `prune --json`.
+
+    Args:
+        path: A CHECKPOINT.
+        out: What to write, in the format of ``path``.
+        nm: The pattern, such as "2:4"; None: that of its plan, else 2:4.
+        options: Those of the command: ``exclude=["lm_head.*"]``, ``force=True``, ...
+
+    Raises:
+        pydantic.ValidationError: An option is unknown, or its value refused.
+        StepError: As `run`.
+    """
+    given = {"checkpoint": path, "out": out, "nm": nm, **options}
+    return run(PruneConfig.model_validate(given))
 
 
 def _permuted(
@@ -88,8 +114,7 @@ def _parent(config: PruneConfig) -> Path:
 
 
 def _change(layer: LayerToPrune, method: Method) -> Change:
-    place = place_of(layer.tensor)
-    return Change(layer.tensor.name, place, partial(method.blocks, layer))
+    return change_of(layer.tensor, partial(method.blocks, layer))
 
 
 def _write(

@@ -1,5 +1,7 @@
 """`verify-nm`: does a checkpoint hold its N:M pattern? The check that CI relies on."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,13 @@ from step_cli.errors import (
     UsageError,
     naming,
 )
-from step_cli.formats.checkpoint import Checkpoint
+from step_cli.formats.checkpoint import Checkpoint, NamedTensor
+from step_cli.formats.files.content import format_named
 from step_cli.formats.files.target import checked_target
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import read_plan
 from step_cli.nm.pattern import NMPattern, Plan
+from step_cli.nm.selection import Layer
 from step_cli.reports import (
     CheckpointVerdict,
     ErrorDetail,
@@ -34,6 +38,8 @@ from step_cli.reports import (
     VerifyTotals,
     gravest,
 )
+
+log = logging.getLogger(__name__)
 
 
 def run(config: VerifyConfig) -> VerifyReport:
@@ -53,7 +59,7 @@ def run(config: VerifyConfig) -> VerifyReport:
         given = config.plan
         plan = None if given is None else read_plan(given)
         given = config.baseline
-        baseline = None if given is None else open_checkpoint(given)
+        baseline = None if given is None else _baseline(given, config.key)
     except StepError as error:
         assert given is not None
         return VerifyReport.of_refused(str(given), ErrorDetail.of(error, given))
@@ -85,13 +91,18 @@ def verify(
     return run(VerifyConfig.model_validate(given))
 
 
+def _baseline(path: Path, key: str | None) -> Checkpoint:
+    """The checkpoint to compare with; the key is for it too, if it is a torch file."""
+    return open_checkpoint(path, key if format_named(path) == "torch" else None)
+
+
 def _verdict(
     path: Path, config: VerifyConfig, plan: Plan | None, baseline: Checkpoint | None
 ) -> CheckpointVerdict:
     checkpoint = None
     try:
         with naming(file=path):
-            checkpoint = open_checkpoint(path)
+            checkpoint = open_checkpoint(path, config.key)
             return _checked(checkpoint, config, plan, baseline)
     except UsageError:
         raise
@@ -112,6 +123,7 @@ def _checked(
 ) -> CheckpointVerdict:
     plan = checkpoint.plan if plan is None else plan
     chosen = choose(config, checkpoint, plan)
+    _note_assumed([layer for layer in chosen.layers if layer.assumed], checkpoint)
     counted = count_layers(chosen.layers, exact=config.exact, baseline=baseline)
     planned = plan is not None and config.nm is None
     layers, hints = verdicts_on(counted, planned=planned, tensorrt=config.tensorrt)
@@ -137,6 +149,21 @@ def _checked(
         integrity=checkpoint.integrity,
         error=None if error is None else ErrorDetail.of(error, checkpoint.path),
     )
+
+
+def _note_assumed(layers: Sequence[Layer[NamedTensor]], checkpoint: Checkpoint) -> None:
+    if layers:
+        first, more = layers[0], len(layers) - 1
+        log.info(
+            "%s: nothing settles the group axis of %s%s; axis %d of %s is assumed, "
+            "--axis %r says otherwise",
+            checkpoint.path,
+            first.tensor.name,
+            f" and {more} more" if more else "",
+            first.spec.axis,
+            list(first.tensor.shape),
+            f"{first.tensor.name}=AXIS",
+        )
 
 
 def _shortfall(totals: VerifyTotals, least: float | None) -> str | None:

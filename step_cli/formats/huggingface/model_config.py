@@ -1,14 +1,17 @@
-"""What a ``config.json`` tells of how its model's weights are stored."""
+"""What a ``config.json`` tells of the weights beside it."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from step_cli.errors import InputError
+from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.json_text import json_object
 from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.huggingface.directory import inside
-from step_cli.nm.families import NOTHING_KNOWN, ModelConfig
+from step_cli.formats.huggingface.sparsity_config import left_dense
+from step_cli.nm.families import ModelConfig
 
 LARGEST_CONFIG = 16 << 20  # bytes
 DEEPEST = 3  # parts within parts; composed models have one or two levels
@@ -16,16 +19,29 @@ MOST = 10_000  # parts that are looked at
 WIDTHS = ("hidden_size", "n_embd", "d_model")  # as kinds of models call it
 
 
-def model_config_in(directory: Path) -> ModelConfig:
-    """What the config of a directory tells; nothing, if it is missing or broken."""
+def with_config(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
+    """The same checkpoint, with what the config of a directory tells of it.
+
+    Raises:
+        InputError: Reading what it left dense takes too long.
+    """
+    config = _read(directory)
+    return replace(
+        checkpoint,
+        model_config=model_config_of(config),
+        left_dense=left_dense(config, checkpoint.tensors, directory / "config.json"),
+    )
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    """The config; nothing, if it is missing or broken."""
     try:
         file = map_file(inside(directory, "config.json"))
         if file.size > LARGEST_CONFIG:
-            return NOTHING_KNOWN
-        config = json_object(file.head(file.size), "config.json", file=file.path)
+            return {}
+        return json_object(file.head(file.size), "config.json", file=file.path)
     except InputError:
-        return NOTHING_KNOWN
-    return model_config_of(config)
+        return {}
 
 
 def model_config_of(config: object) -> ModelConfig:
