@@ -23,6 +23,7 @@ from step_cli.formats.huggingface.rewriter import (
     rewrite_directory,
     rewrite_run,
     size_bytes,
+    warn_of_other_weights,
 )
 from step_cli.formats.onnx.publish import free_names, staged_onnx
 from step_cli.formats.onnx.reader import open_onnx
@@ -82,6 +83,8 @@ class Rewriter:
             checked_target(
                 target, force=self.force, inputs=self._inputs, directory=directory
             )
+        if directory:
+            warn_of_other_weights(source)
 
     @property
     def needed_bytes(self) -> int:

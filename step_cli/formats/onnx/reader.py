@@ -12,6 +12,7 @@ from step_cli.formats.onnx.graph import Model, ModelReader, Node, Tensor
 from step_cli.formats.onnx.protobuf import WireError
 from step_cli.formats.onnx.weight_uses import Scope, Use, scopes_of, uses_in
 from step_cli.formats.plan import KEY, parse_plan
+from step_cli.nm.weight_rule import SkipReason
 
 
 def open_onnx(file: MappedFile) -> Checkpoint:
@@ -97,7 +98,7 @@ def _named(
     tensor: Tensor,
     data: TensorData,
     *,
-    skip: str | None = None,
+    skip: SkipReason | None = None,
     is_weight: bool = False,
     axis: int | None = None,
     zero_point: ZeroPoint | None = None,
