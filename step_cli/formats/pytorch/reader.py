@@ -61,7 +61,15 @@ def open_torch(file: MappedFile, key: str | None = None) -> Checkpoint:
     return Checkpoint(
         file.path,
         "torch",
-        with_zero_points(with_sharing(tensors)),
+        with_zero_points(
+            with_sharing(
+                tensors,
+                [
+                    (f"what lies under {path!r:.80}", *span)
+                    for path, *span in document["sharing"]
+                ],
+            )
+        ),
         plan,
         _notes(document),
         (file.path,),
@@ -134,7 +142,9 @@ def _tensor(
     logical = math.prod(shape) * dtype.itemsize
     first = seen.setdefault((begin, shape, strides, dtype), name) if span else name
     order = order_of(shape, strides)
-    whole = logical == span and fills(shape, strides, dtype.itemsize, order)
+    whole = not span or (
+        logical == span and fills(shape, strides, dtype.itemsize, order)
+    )
     place = Place(file, begin, begin + span, order, None if whole else strides)
     return NamedTensor(
         name=name,
