@@ -1,0 +1,73 @@
+"""Which libraries could run each layer of a checkpoint sparse."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from step_cli.commands.verify.counted import Counted
+from step_cli.commands.verify.verdict import Judge
+from step_cli.formats.checkpoint import Checkpoint, NamedTensor
+from step_cli.formats.huggingface.model_config import gemm_plugin_in
+from step_cli.nm.axis_rule import AxisRule
+from step_cli.nm.count import TensorToCheck
+from step_cli.nm.families import output_axis_by_config
+from step_cli.nm.target_table import TargetName
+from step_cli.nm.targets import Operand, operand_of, view_of
+from step_cli.nm.weight_rule import without_wrappers
+from step_cli.reports import TargetView
+
+
+def judge_for(targets: Sequence[TargetName], checkpoint: Checkpoint) -> Judge | None:
+    """What says of a layer which of the libraries could run it sparse; None: no one.
+
+    Args:
+        targets: The libraries.
+        checkpoint: Whose layers are to be judged.
+    """
+    if not targets:
+        return None
+    rule = AxisRule(checkpoint.tensors, checkpoint.model_config)
+
+    def judge(layer: Counted) -> dict[str, TargetView]:
+        operand = _operand(layer, rule, checkpoint)
+        given = TensorToCheck(layer.tensor.data(), layer.spec)
+        holds = layer.counts.violations == 0
+        views = {
+            target: view_of(target, operand, given, holds=holds) for target in targets
+        }
+        return {
+            target: TargetView(
+                possible=view.possible, likely=view.likely, advice=view.advice
+            )
+            for target, view in views.items()
+        }
+
+    return judge
+
+
+def notes_for(targets: Sequence[TargetName], checkpoint: Checkpoint) -> list[str]:
+    """What the configuration beside the weights tells of the libraries."""
+    path = checkpoint.path
+    folder = path if path.is_dir() else path.parent
+    plugin = gemm_plugin_in(folder) if "tensorrt" in targets else None
+    if plugin is None:
+        return []
+    return [
+        f"config.json sets gemm_plugin ({plugin}): GEMMs of a plugin are never sparse; "
+        "build without it"
+    ]
+
+
+def _operand(layer: Counted, rule: AxisRule, checkpoint: Checkpoint) -> Operand:
+    """The layer's weight as its product uses it, whatever axis it was checked along.
+
+    The user's axis decides only where nothing else does.
+    """
+    tensor: NamedTensor = layer.tensor
+    found = rule.of(tensor)
+    axis = layer.spec.axis if found.assumed else found.axis
+    operand = operand_of(tensor, axis)
+    name = without_wrappers(tensor.name)
+    outputs = output_axis_by_config(name, tensor.shape, checkpoint.model_config)
+    if outputs is None or found.source != "config":
+        return operand
+    return replace(operand, outputs=outputs)
