@@ -16,7 +16,7 @@ from step_cli.commands.select import (
     why_nothing,
 )
 from step_cli.config.commands import PruneConfig
-from step_cli.errors import InputError, NothingSelectedError, UsageError
+from step_cli.errors import InputError, NothingSelectedError, UsageError, few
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.files.strided import in_place
@@ -96,7 +96,8 @@ def choose_layers(
         UsageError: Nothing settles the group axis of a tensor, tied tensors are torn,
             or the density is too low.
     """
-    chosen = choose(config, checkpoint, plan_that_holds(config, checkpoint))
+    plan = plan_that_holds(config, checkpoint)
+    chosen = choose(config, checkpoint, plan)
     layers = []
     for found in chosen.layers:
         layer = LayerToPrune(found.tensor, found.spec)
@@ -107,7 +108,7 @@ def choose_layers(
         else:
             layers.append(layer)
     if not layers:
-        raise NothingSelectedError(why_nothing(chosen, "prune"))
+        raise NothingSelectedError(why_nothing(chosen, "prune", plan))
     _refuse_unsettled([found for found in chosen.layers if found.assumed])
     _refuse_torn_ties(checkpoint.tensors, layers)
     if config.density is not None:
@@ -142,6 +143,14 @@ def without(
         )
     skipped.sort(key=lambda tensor: tensor.name)
     return kept, LeftDense(skipped, uncovered)
+
+
+def only_modules_that_stay_dense(names: Iterable[str]) -> str:
+    """Why nothing is left, once the modules are known."""
+    return (
+        "no tensor to prune, all are weights of modules that stay dense, such as "
+        f"transposed convolutions: {few(sorted(names))}"
+    )
 
 
 def _divides(layer: LayerToPrune) -> bool:

@@ -241,3 +241,14 @@ def test_extra_state_beside_tensors_is_carried_over(tmp_path: Path) -> None:
     loaded = torch.load(out, weights_only=False)
     assert loaded["fc._extra_state"].getvalue() == b"amax"
     assert verify(out).ok
+
+
+def test_what_lies_elsewhere_in_the_file_is_told(tmp_path: Path) -> None:
+    first, second = dense(8, 8), dense(8, 8)
+    averaged = {"a.weight": first, "b.weight": second.clone()}
+    path = tmp_path / "a.pt"
+    path.write_bytes(
+        saved({"model": {"a.weight": first, "b.weight": second}, "ema": [averaged]})
+    )
+    shared = {t.name: t.shared_with for t in open_checkpoint(path).tensors}
+    assert shared == {"a.weight": "what lies under 'ema.0.a.weight'", "b.weight": None}
