@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from step_cli.commands.prune.other_uses import harms_others, holds_whole
 from step_cli.commands.select import (
     choose,
     plan_that_holds,
@@ -52,7 +53,7 @@ def place_of(tensor: NamedTensor) -> Place:
     if place is None:
         raise InputError(
             "is not stored in one piece and cannot be changed in place; save the "
-            "checkpoint again with contiguous tensors",
+            "checkpoint again with contiguous tensors (ONNX: dense, with raw data)",
             tensor=tensor.name,
         )
     return place
@@ -88,7 +89,12 @@ def choose_layers(
     chosen = choose(config, checkpoint, plan)
     layers = []
     for layer in chosen.layers:
-        if layer.tensor.dtype not in PRUNABLE:
+        named = layer.tensor.name in {*config.include, *(plan or ())}
+        if harms_others(layer, chosen.layers, named=named):
+            chosen.leave_out(layer.tensor, "consumer")
+        elif not holds_whole(layer):
+            chosen.leave_out(layer.tensor, "size")
+        elif layer.tensor.dtype not in PRUNABLE:
             chosen.leave_out(layer.tensor, "dtype")
         elif config.transposable and not _divides(layer):
             chosen.leave_out(layer.tensor, "size")
