@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from step_cli.commands.prune.ties import refuse_torn_ties, tied_to_skipped
 from step_cli.commands.select import (
     choose,
     plan_that_holds,
@@ -24,7 +25,7 @@ from step_cli.nm.allocation import allocate, kept_squares
 from step_cli.nm.axis_rule import output_axis
 from step_cli.nm.pattern import NMSpec
 from step_cli.nm.prune import PRUNABLE
-from step_cli.nm.selection import Layer
+from step_cli.nm.selection import Chosen, Layer
 from step_cli.nm.weight_rule import UNCOVERED, SkipReason, is_head
 from step_cli.reports import SkippedTensor
 
@@ -97,10 +98,12 @@ def choose_layers(
             or the density is too low.
     """
     chosen = choose(config, checkpoint, plan_that_holds(config, checkpoint))
-    layers = []
+    layers, left = [], _left_to_ties(checkpoint, chosen, config.include)
     for found in chosen.layers:
         layer = LayerToPrune(found.tensor, found.spec)
-        if layer.tensor.dtype not in PRUNABLE:
+        if layer.tensor.name in left:
+            chosen.leave_out(layer.tensor, "consumer")
+        elif layer.tensor.dtype not in PRUNABLE:
             chosen.leave_out(layer.tensor, "dtype")
         elif config.transposable and not _divides(layer):
             chosen.leave_out(layer.tensor, "size")
@@ -109,7 +112,7 @@ def choose_layers(
     if not layers:
         raise NothingSelectedError(why_nothing(chosen, "prune"))
     _refuse_unsettled([found for found in chosen.layers if found.assumed])
-    _refuse_torn_ties(checkpoint.tensors, layers)
+    refuse_torn_ties(checkpoint, {layer.tensor.name: layer.spec for layer in layers})
     if config.density is not None:
         layers = _allocated(layers, config.density)
     _warn_of_heads(layers)
@@ -183,18 +186,20 @@ def _allocated(layers: Sequence[LayerToPrune], density: float) -> list[LayerToPr
     ]
 
 
-def _refuse_torn_ties(
-    tensors: Sequence[NamedTensor], layers: Sequence[LayerToPrune]
-) -> None:
-    """Pruning one of two tied tensors prunes the other as well."""
-    specs = {layer.tensor.name: layer.spec for layer in layers}
-    for tensor in tensors:
-        first = tensor.tied_to
-        if first is not None and specs.get(first) != specs.get(tensor.name):
-            raise UsageError(
-                f"tied to {first!r}: select both or neither, with one pattern and axis",
-                tensor=tensor.name,
+def _left_to_ties(
+    checkpoint: Checkpoint, chosen: Chosen[NamedTensor], named: Sequence[str]
+) -> set[str]:
+    """What is an embedding, say, under another name, unless it is named; warns."""
+    left = set()
+    for name, (other, reason) in tied_to_skipped(checkpoint, chosen.skipped).items():
+        if name not in named:
+            left.add(name)
+            log.warning(
+                "%s is left alone, as it is tied to %s, which is skipped (%s): "
+                "--include %r --include %r prunes both",
+                *(name, other, reason, name, other),
             )
+    return left
 
 
 def _warn_of_heads(layers: Sequence[LayerToPrune]) -> None:
