@@ -44,6 +44,7 @@ def refuse_torn_ties(checkpoint: Checkpoint, specs: Mapping[str, NMSpec]) -> Non
         first = tensor.tied_to
         if first is not None and specs.get(first) != specs.get(tensor.name):
             raise UsageError(
-                f"tied to {first!r}: select both or neither, with one pattern and axis",
+                f"tied to {first!r}: select both or neither, with one pattern and "
+                f"axis: --exclude {first!r} --exclude {tensor.name!r}",
                 tensor=tensor.name,
             )
