@@ -9,6 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from step_cli.commands.prune.other_uses import harms_others, holds_whole
+from step_cli.commands.prune.ties import refuse_torn_ties, tied_to_skipped
 from step_cli.commands.select import (
     choose,
     plan_that_holds,
@@ -23,7 +24,7 @@ from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.files.strided import in_place
 from step_cli.nm.allocation import allocate, kept_squares
 from step_cli.nm.prune import PRUNABLE
-from step_cli.nm.selection import Layer
+from step_cli.nm.selection import Chosen, Layer
 from step_cli.nm.weight_rule import UNCOVERED, SkipReason, is_head
 from step_cli.reports import SkippedTensor
 
@@ -87,10 +88,10 @@ def choose_layers(
     """
     plan = plan_that_holds(config, checkpoint)
     chosen = choose(config, checkpoint, plan)
-    layers = []
+    layers, left = [], _left_to_ties(checkpoint, chosen, config.include)
     for layer in chosen.layers:
         named = layer.tensor.name in {*config.include, *(plan or ())}
-        if harms_others(layer, chosen.layers, named=named):
+        if layer.tensor.name in left or harms_others(layer, chosen.layers, named=named):
             chosen.leave_out(layer.tensor, "consumer")
         elif not holds_whole(layer):
             chosen.leave_out(layer.tensor, "size")
@@ -103,7 +104,7 @@ def choose_layers(
     if not layers:
         raise NothingSelectedError(why_nothing(chosen, "prune", plan))
     _refuse_unsettled([layer for layer in layers if layer.assumed])
-    _refuse_torn_ties(checkpoint.tensors, layers)
+    refuse_torn_ties(checkpoint, {layer.tensor.name: layer.spec for layer in layers})
     if config.density is not None:
         layers = _allocated(layers, config.density)
     _warn_of_heads(layers)
@@ -185,18 +186,20 @@ def _allocated(layers: Sequence[LayerToPrune], density: float) -> list[LayerToPr
     ]
 
 
-def _refuse_torn_ties(
-    tensors: Sequence[NamedTensor], layers: Sequence[LayerToPrune]
-) -> None:
-    """Pruning one of two tied tensors prunes the other as well."""
-    specs = {layer.tensor.name: layer.spec for layer in layers}
-    for tensor in tensors:
-        first = tensor.tied_to
-        if first is not None and specs.get(first) != specs.get(tensor.name):
-            raise UsageError(
-                f"tied to {first!r}: select both or neither, with one pattern and axis",
-                tensor=tensor.name,
+def _left_to_ties(
+    checkpoint: Checkpoint, chosen: Chosen[NamedTensor], named: Sequence[str]
+) -> set[str]:
+    """What is an embedding, say, under another name, unless it is named; warns."""
+    left = set()
+    for name, (other, reason) in tied_to_skipped(checkpoint, chosen.skipped).items():
+        if name not in named:
+            left.add(name)
+            log.warning(
+                "%s is left alone, as it is tied to %s, which is skipped (%s): "
+                "--include %r --include %r prunes both",
+                *(name, other, reason, name, other),
             )
+    return left
 
 
 def _warn_of_heads(layers: Sequence[LayerToPrune]) -> None:
