@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from step_cli.formats.plan import digests
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".onnx")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".th", ".pth.tar", ".onnx")
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n"
 
 
