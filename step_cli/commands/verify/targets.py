@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from step_cli.commands.verify.counted import Counted
 from step_cli.commands.verify.verdict import Judge
@@ -15,6 +16,9 @@ from step_cli.nm.targets import Operand, operand_of, view_of
 from step_cli.nm.weight_rule import without_wrappers
 from step_cli.reports import TargetView
 
+if TYPE_CHECKING:
+    from step_cli.formats.onnx.surroundings import Surroundings
+
 
 def judge_for(targets: Sequence[TargetName], checkpoint: Checkpoint) -> Judge | None:
     """What says of a layer which of the libraries could run it sparse; None: no one.
@@ -26,9 +30,12 @@ def judge_for(targets: Sequence[TargetName], checkpoint: Checkpoint) -> Judge | 
     if not targets:
         return None
     rule = AxisRule(checkpoint.tensors, checkpoint.model_config)
+    around = _around(checkpoint)
 
     def judge(layer: Counted) -> dict[str, TargetView]:
         operand = _operand(layer, rule, checkpoint)
+        if layer.tensor.name in around:
+            operand = _in_graph(operand, around[layer.tensor.name])
         given = TensorToCheck(layer.tensor.data(), layer.spec)
         holds = layer.counts.violations == 0
         views = {
@@ -55,6 +62,24 @@ def notes_for(targets: Sequence[TargetName], checkpoint: Checkpoint) -> list[str
         f"config.json sets gemm_plugin ({plugin}): GEMMs of a plugin are never sparse; "
         "build without it"
     ]
+
+
+def _around(checkpoint: Checkpoint) -> "dict[str, Surroundings]":
+    """What stands around each weight, where there is a graph."""
+    if checkpoint.format != "onnx":
+        return {}
+    from step_cli.formats.onnx.surroundings import surroundings
+
+    return surroundings(checkpoint.path)
+
+
+def _in_graph(operand: Operand, around: "Surroundings") -> Operand:
+    return replace(
+        operand,
+        dtype=around.quantized or operand.dtype,
+        groups=around.groups,
+        int8_output=around.int8_output,
+    )
 
 
 def _operand(layer: Counted, rule: AxisRule, checkpoint: Checkpoint) -> Operand:
