@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from step_cli.nm.axis_rule import AxisRule, output_axis
+from step_cli.nm.axis_rule import AxisRule
 from step_cli.nm.count import TensorToCheck
 from step_cli.nm.diagnosis import holds_paired, holds_pattern
 from step_cli.nm.pattern import NMPattern, NMSpec
@@ -57,22 +57,28 @@ class Operand:
         return self.shape[2:] if is_kernel else ()
 
 
-def operand_of(tensor: Described, axis: int | None = None) -> Operand:
-    """A weight by what its description tells; the smallest of the parts that are used.
+def operand_of(
+    tensor: Described, rule: AxisRule | None = None, otherwise: int | None = None
+) -> Operand:
+    """A weight as its product uses it; of the parts that are used, the smallest.
 
     Args:
         tensor: The description.
-        axis: That of its inputs, where more is known than its description tells.
+        rule: What is known of the checkpoint; None: of this tensor alone.
+        otherwise: The axis of its inputs where nothing settles that.
     """
-    axis = AxisRule([tensor]).of(tensor).axis if axis is None else axis
-    shape = tensor.shape
+    rule = rule or AxisRule([tensor])
+    found, shape = rule.of(tensor), tensor.shape
+    axis = found.axis
+    if found.assumed and otherwise is not None:
+        axis = otherwise
     if tensor.parts:
         sizes = [
             [end - begin for begin, end in zip(part.begin, part.end, strict=True)]
             for part in tensor.parts
         ]
         shape = tuple(min(some) for some in zip(*sizes, strict=True))
-    return Operand(tensor.dtype, shape, axis, output_axis(tensor, axis))
+    return Operand(tensor.dtype, shape, axis, rule.outputs(tensor, axis))
 
 
 def view_of(

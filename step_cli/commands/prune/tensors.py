@@ -21,7 +21,6 @@ from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.files.strided import in_place
 from step_cli.nm.allocation import allocate, kept_squares
-from step_cli.nm.axis_rule import output_axis
 from step_cli.nm.pattern import NMSpec
 from step_cli.nm.prune import PRUNABLE
 from step_cli.nm.selection import Layer
@@ -39,11 +38,7 @@ class LayerToPrune:
 
     tensor: NamedTensor
     spec: NMSpec
-
-    @property
-    def outputs(self) -> int:
-        """The axis of the outputs."""
-        return output_axis(self.tensor, self.spec.axis)
+    outputs: int  # their axis
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,7 @@ def choose_layers(
     chosen = choose(config, checkpoint, plan)
     layers = []
     for found in chosen.layers:
-        layer = LayerToPrune(found.tensor, found.spec)
+        layer = LayerToPrune(found.tensor, found.spec, found.outputs)
         if layer.tensor.dtype not in PRUNABLE:
             chosen.leave_out(layer.tensor, "dtype")
         elif config.transposable and not _divides(layer):

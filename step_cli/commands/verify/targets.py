@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING
 
 from step_cli.commands.verify.counted import Counted
 from step_cli.commands.verify.verdict import Judge
-from step_cli.formats.checkpoint import Checkpoint, NamedTensor
+from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.huggingface.model_config import gemm_plugin_in
 from step_cli.nm.axis_rule import AxisRule
 from step_cli.nm.count import TensorToCheck
-from step_cli.nm.families import output_axis_by_config
 from step_cli.nm.target_table import TargetName
 from step_cli.nm.targets import Operand, operand_of, view_of
-from step_cli.nm.weight_rule import without_wrappers
 from step_cli.reports import TargetView
 
 if TYPE_CHECKING:
@@ -33,7 +31,8 @@ def judge_for(targets: Sequence[TargetName], checkpoint: Checkpoint) -> Judge | 
     around = _around(checkpoint)
 
     def judge(layer: Counted) -> dict[str, TargetView]:
-        operand = _operand(layer, rule, checkpoint)
+        # The user's axis decides only where nothing else does.
+        operand = operand_of(layer.tensor, rule, layer.spec.axis)
         if layer.tensor.name in around:
             operand = _in_graph(operand, around[layer.tensor.name])
         given = TensorToCheck(layer.tensor.data(), layer.spec)
@@ -80,19 +79,3 @@ def _in_graph(operand: Operand, around: "Surroundings") -> Operand:
         groups=around.groups,
         int8_output=around.int8_output,
     )
-
-
-def _operand(layer: Counted, rule: AxisRule, checkpoint: Checkpoint) -> Operand:
-    """The layer's weight as its product uses it, whatever axis it was checked along.
-
-    The user's axis decides only where nothing else does.
-    """
-    tensor: NamedTensor = layer.tensor
-    found = rule.of(tensor)
-    axis = layer.spec.axis if found.assumed else found.axis
-    operand = operand_of(tensor, axis)
-    name = without_wrappers(tensor.name)
-    outputs = output_axis_by_config(name, tensor.shape, checkpoint.model_config)
-    if outputs is None or found.source != "config":
-        return operand
-    return replace(operand, outputs=outputs)
