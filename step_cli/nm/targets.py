@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from step_cli.nm.axis_rule import AxisRule
 from step_cli.nm.count import TensorToCheck
 from step_cli.nm.diagnosis import holds_paired, holds_pattern
 from step_cli.nm.pattern import NMPattern, NMSpec
+from step_cli.nm.selection import Layer, T
 from step_cli.nm.target_table import (
     HALF,
     TARGETS,
@@ -18,7 +18,6 @@ from step_cli.nm.target_table import (
     Target,
     TargetName,
 )
-from step_cli.nm.weight_rule import Described
 
 
 @dataclass(frozen=True)
@@ -57,28 +56,21 @@ class Operand:
         return self.shape[2:] if is_kernel else ()
 
 
-def operand_of(
-    tensor: Described, rule: AxisRule | None = None, otherwise: int | None = None
-) -> Operand:
-    """A weight as its product uses it; of the parts that are used, the smallest.
+def operand_of(layer: Layer[T]) -> Operand:
+    """A weight as its product uses it, whatever axis it is checked along.
 
-    Args:
-        tensor: The description.
-        rule: What is known of the checkpoint; None: of this tensor alone.
-        otherwise: The axis of its inputs where nothing settles that.
+    Of the parts that are used, the smallest counts.
     """
-    rule = rule or AxisRule([tensor])
-    found, shape = rule.of(tensor), tensor.shape
-    axis = found.axis
-    if found.assumed and otherwise is not None:
-        axis = otherwise
+    tensor, inputs = layer.tensor, layer.inputs
+    outputs = layer.outputs if inputs == layer.spec.axis else layer.spec.axis
+    shape = tensor.shape
     if tensor.parts:
         sizes = [
             [end - begin for begin, end in zip(part.begin, part.end, strict=True)]
             for part in tensor.parts
         ]
         shape = tuple(min(some) for some in zip(*sizes, strict=True))
-    return Operand(tensor.dtype, shape, axis, rule.outputs(tensor, axis))
+    return Operand(tensor.dtype, shape, inputs, outputs)
 
 
 def view_of(
@@ -95,14 +87,8 @@ def view_of(
     return _view(TARGETS[target], operand, partial(_holds, operand, given, holds))
 
 
-def tensorrt_view(tensor: Described, given: TensorToCheck, *, holds: bool) -> View:
-    """What TensorRT makes of a layer of which only the description is known."""
-    return view_of("tensorrt", operand_of(tensor), given, holds=holds)
-
-
-def planned_view(tensor: Described, spec: NMSpec) -> View:
+def planned_view(operand: Operand, spec: NMSpec) -> View:
     """What TensorRT makes of a layer by what it promises, without its data."""
-    operand = operand_of(tensor)
     return _view(TARGETS["tensorrt"], operand, partial(_promises, operand, spec))
 
 

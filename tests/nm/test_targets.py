@@ -8,6 +8,7 @@ import pytest
 
 from step_cli.nm.count import TensorToCheck
 from step_cli.nm.pattern import NMPattern, NMSpec
+from step_cli.nm.selection import Layer
 from step_cli.nm.target_table import TARGETS, TargetName
 from step_cli.nm.targets import (
     Operand,
@@ -16,7 +17,6 @@ from step_cli.nm.targets import (
     implies_two_four,
     operand_of,
     planned_view,
-    tensorrt_view,
     view_of,
 )
 from step_cli.nm.tensor_data import Part, TensorData
@@ -47,7 +47,8 @@ def view(
 ) -> View:
     """TensorRT's view of a layer with two ones in each group along ``axis``."""
     data = given(shape, dtype, axis, nm)
-    return tensorrt_view(Description("fc.weight", dtype, shape), data, holds=True)
+    layer = Layer.alone(Description("fc.weight", dtype, shape), data.spec)
+    return view_of("tensorrt", operand_of(layer), data, holds=True)
 
 
 def seen_by(target: TargetName, shape: tuple[int, ...], dtype: str) -> View:
@@ -210,16 +211,20 @@ def test_an_int8_layer_needs_an_output_quantizer_in_tensorrt() -> None:
 
 def test_the_width_of_the_outputs_is_that_of_their_axis() -> None:
     wide = Description("fc.weight", "float16", (4, 256, 512), axis=1, output_axis=2)
-    assert (operand_of(wide).inputs, operand_of(wide).outputs) == (1, 2)
-    assert operand_of(wide).windows == ()
+    spec = NMSpec(NMPattern(2, 4), 1)
+    operand = operand_of(Layer.alone(wide, spec))
+    assert (operand.inputs, operand.outputs, operand.windows) == (1, 2, ())
+    turned = operand_of(Layer.alone(wide, NMSpec(NMPattern(2, 4), 2)))
+    assert (turned.inputs, turned.outputs) == (1, 2)
     kernel = Description("conv.weight", "float16", (64, 32, 3))
-    assert operand_of(kernel).windows == (3,)
+    assert operand_of(Layer.alone(kernel, spec)).windows == (3,)
 
 
 def test_of_parts_the_smallest_counts() -> None:
     parts = (Part((0, 0), (512, 64)), Part((0, 64), (512, 512)))
     cut = Description("w", "float16", (512, 512), axis=1, output_axis=0, parts=parts)
-    assert operand_of(cut).shape == (512, 64)
+    layer = Layer.alone(cut, NMSpec(NMPattern(2, 4), 1))
+    assert operand_of(layer).shape == (512, 64)
 
 
 def test_another_pattern_counts_only_if_it_is_2_4_as_well() -> None:
@@ -232,7 +237,7 @@ def test_another_pattern_counts_only_if_it_is_2_4_as_well() -> None:
 
 
 def test_a_promise_without_data() -> None:
-    tensor = Description("fc.weight", "float16", (512, 512))
+    tensor = Operand("float16", (512, 512), inputs=1, outputs=0)
     assert planned_view(tensor, NMSpec(NMPattern(1, 4), 1)).possible
     assert not planned_view(tensor, NMSpec(NMPattern(2, 4), 0)).possible
     assert not planned_view(tensor, NMSpec(NMPattern(4, 8), 1)).possible

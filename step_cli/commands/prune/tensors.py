@@ -3,11 +3,12 @@
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 
+from step_cli.commands.prune.other_uses import harms_others, holds_whole
 from step_cli.commands.select import (
     choose,
     plan_that_holds,
@@ -21,7 +22,6 @@ from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.files.strided import in_place
 from step_cli.nm.allocation import allocate, kept_squares
-from step_cli.nm.pattern import NMSpec
 from step_cli.nm.prune import PRUNABLE
 from step_cli.nm.selection import Layer
 from step_cli.nm.weight_rule import UNCOVERED, SkipReason, is_head
@@ -32,13 +32,7 @@ log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
-class LayerToPrune:
-    """A tensor to prune, and the pattern that it is to hold."""
-
-    tensor: NamedTensor
-    spec: NMSpec
-    outputs: int  # their axis
+LayerToPrune = Layer[NamedTensor]
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ def place_of(tensor: NamedTensor) -> Place:
     if place is None:
         raise InputError(
             "is not stored in one piece and cannot be changed in place; save the "
-            "checkpoint again with contiguous tensors",
+            "checkpoint again with contiguous tensors (ONNX: dense, with raw data)",
             tensor=tensor.name,
         )
     return place
@@ -94,9 +88,13 @@ def choose_layers(
     plan = plan_that_holds(config, checkpoint)
     chosen = choose(config, checkpoint, plan)
     layers = []
-    for found in chosen.layers:
-        layer = LayerToPrune(found.tensor, found.spec, found.outputs)
-        if layer.tensor.dtype not in PRUNABLE:
+    for layer in chosen.layers:
+        named = layer.tensor.name in {*config.include, *(plan or ())}
+        if harms_others(layer, chosen.layers, named=named):
+            chosen.leave_out(layer.tensor, "consumer")
+        elif not holds_whole(layer):
+            chosen.leave_out(layer.tensor, "size")
+        elif layer.tensor.dtype not in PRUNABLE:
             chosen.leave_out(layer.tensor, "dtype")
         elif config.transposable and not _divides(layer):
             chosen.leave_out(layer.tensor, "size")
@@ -104,7 +102,7 @@ def choose_layers(
             layers.append(layer)
     if not layers:
         raise NothingSelectedError(why_nothing(chosen, "prune", plan))
-    _refuse_unsettled([found for found in chosen.layers if found.assumed])
+    _refuse_unsettled([layer for layer in layers if layer.assumed])
     _refuse_torn_ties(checkpoint.tensors, layers)
     if config.density is not None:
         layers = _allocated(layers, config.density)
@@ -153,7 +151,7 @@ def _divides(layer: LayerToPrune) -> bool:
     return layer.tensor.shape[layer.outputs] % layer.spec.pattern.m == 0
 
 
-def _refuse_unsettled(assumed: Sequence[Layer[NamedTensor]]) -> None:
+def _refuse_unsettled(assumed: Sequence[LayerToPrune]) -> None:
     """Pruning along a wrong axis harms the model, and gains nothing."""
     for layer in assumed:
         name, shape = layer.tensor.name, list(layer.tensor.shape)
@@ -182,7 +180,7 @@ def _allocated(layers: Sequence[LayerToPrune], density: float) -> list[LayerToPr
     plan = {layer.tensor.name: layer.spec for layer in own}
     found = allocate(energies, shapes, plan, density)
     return [
-        replace(layer, spec=found[layer.tensor.tied_to or layer.tensor.name])
+        layer._replace(spec=found[layer.tensor.tied_to or layer.tensor.name])
         for layer in layers
     ]
 

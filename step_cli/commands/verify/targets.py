@@ -8,7 +8,6 @@ from step_cli.commands.verify.counted import Counted
 from step_cli.commands.verify.verdict import Judge
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.huggingface.model_config import gemm_plugin_in
-from step_cli.nm.axis_rule import AxisRule
 from step_cli.nm.count import TensorToCheck
 from step_cli.nm.target_table import TargetName
 from step_cli.nm.targets import Operand, operand_of, view_of
@@ -19,20 +18,13 @@ if TYPE_CHECKING:
 
 
 def judge_for(targets: Sequence[TargetName], checkpoint: Checkpoint) -> Judge | None:
-    """What says of a layer which of the libraries could run it sparse; None: no one.
-
-    Args:
-        targets: The libraries.
-        checkpoint: Whose layers are to be judged.
-    """
+    """What says of a layer which of the libraries could run it sparse; None: no one."""
     if not targets:
         return None
-    rule = AxisRule(checkpoint.tensors, checkpoint.model_config)
     around = _around(checkpoint)
 
     def judge(layer: Counted) -> dict[str, TargetView]:
-        # The user's axis decides only where nothing else does.
-        operand = operand_of(layer.tensor, rule, layer.spec.axis)
+        operand = operand_of(layer.layer)
         if layer.tensor.name in around:
             operand = _in_graph(operand, around[layer.tensor.name])
         given = TensorToCheck(layer.tensor.data(), layer.spec)

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from step_cli.formats.files.mapped_file import map_file
-from step_cli.formats.onnx.graph import Graph, ModelReader, Node, Tensor
+from step_cli.formats.onnx.graph import ModelReader
+from step_cli.formats.onnx.model import Graph, Node, Tensor
 
 CONVOLUTIONS = {"Conv", "ConvInteger", "QLinearConv", "FusedConv"}
 PRODUCTS = CONVOLUTIONS | {
