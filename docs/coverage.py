@@ -23,7 +23,7 @@ are counted from 0; the product sums over the axis called `in`.
 THROUGH = """
 A product's operand is followed to stored tensors through these operators. They are
 initializers, sparse initializers and Constants of every form; functions are followed
-with the attributes of their call, the bodies of If, Loop and Scan with what enters them.
+with the attributes of their call, bodies of If, Loop and Scan with what enters them.
 """
 UNTRACED = """
 What reaches a product another way is `untraced`: it counts as not covered, and
