@@ -1,5 +1,6 @@
 """The sound checkpoints that fuzzing starts from: small, and of every kind."""
 
+import argparse
 import json
 import tempfile
 from collections.abc import Callable
@@ -104,7 +105,11 @@ def _torch() -> list[bytes]:
         {"fc.weight": weight, "b": bias}, _use_new_zipfile_serialization=False
     )
     wrapped = {"state_dict": state, "epoch": 3}
-    return [saved(state), saved(wrapped), legacy, saved(pages)]
+    options = argparse.Namespace(lr=0.1, out=Path("runs"), best=np.float64(0.5))
+    columns = {"part.weight": weight.repeat(1, 2)[:, 8:24], "b": bias}
+    met = {"net": columns, "args": options, "optimizer": {"state": {0: {"m": bias}}}}
+    old = saved(met, _use_new_zipfile_serialization=False)
+    return [saved(state), saved(wrapped), legacy, saved(pages), saved(met), old]
 
 
 def _with_lists(weight: np.ndarray) -> onnx.ModelProto:
