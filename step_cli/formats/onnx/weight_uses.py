@@ -200,9 +200,8 @@ def _is_masked(operand: Operand, piece: Piece) -> bool:
         return False
     inputs = [operand.summed, *operand.window]
     over = tuple(run for axis in inputs for run in piece.axes[axis])
-    return overlap(piece.scaled, over) and overlap(
-        piece.scaled, piece.axes[operand.outputs]
-    )
+    outputs = piece.axes[operand.outputs]
+    return any(overlap(one, over) and overlap(one, outputs) for one in piece.scaled)
 
 
 def _is_single(source: Source) -> bool:
