@@ -1,0 +1,204 @@
+"""What a verdict on a random graph has to be, by what ONNX Runtime shows of it."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx.printer
+from formats.onnx.group_oracle import M, Learned, Witness
+from formats.onnx.random_graphs.example import Example
+from formats.onnx.random_graphs.values import (
+    EITHER,
+    LISTED,
+    OPAQUE,
+    Path,
+    Stored,
+)
+
+N = 2
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The groups of a stored tensor along one axis."""
+
+    axis: int
+    groups: int
+    violations: int
+    first: tuple[list[int], int] | None  # index and non-zeros
+
+
+@dataclass
+class Expected:
+    """What is expected of one stored tensor.
+
+    Attributes:
+        stored: The tensor.
+        layers: Its layers by their axis, of what can be judged of it.
+        judged: Whether products use it in ways that must be judged.
+        either: Whether they use it in ways that may be called untraced.
+        refused: Whether they use it in ways that must be.
+    """
+
+    stored: Stored
+    layers: dict[int, Layer] = field(default_factory=dict)
+    judged: bool = False
+    either: bool = False
+    refused: bool = False
+    unknown: bool = False  # whether its groups are known only in part
+
+
+def expected(example: Example, witness: Witness) -> dict[str, Expected]:
+    """What is expected of each stored tensor.
+
+    Raises:
+        Ambiguous: ONNX Runtime does not show the groups of a product.
+    """
+    found = {stored.name: Expected(stored) for stored in example.stored}
+    groups: dict[tuple[str, int], set[tuple[int, ...]]] = {}
+    for placed in example.placed:
+        for number in range(len(placed.values)):
+            paths = placed.paths(number)
+            if any(path.kind == OPAQUE for path in paths):
+                for path in paths:
+                    tensor = found[path.stored.name]
+                    tensor.refused |= path.kind == OPAQUE
+                    tensor.either |= path.kind != OPAQUE
+                    tensor.unknown = True
+                continue
+            learned = witness.learn(placed, number)
+            for path in paths:
+                tensor = found[path.stored.name]
+                kind = kind_of(path, learned)
+                tensor.refused |= kind == OPAQUE
+                tensor.either |= kind == EITHER
+                tensor.judged |= kind == LISTED
+                for group in learned.groups.get(path.stored.name, set()):
+                    axis = axis_of(group, path.stored.shape)
+                    if axis is None:
+                        tensor.unknown = True
+                    else:
+                        groups.setdefault((path.stored.name, axis), set()).add(group)
+    for (name, axis), members in groups.items():
+        found[name].layers[axis] = layer(found[name].stored, axis, members)
+    return found
+
+
+def axis_of(group: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
+    """The axis that a group lies along, or None if it lies along several."""
+    where = np.array(np.unravel_index(group, shape))
+    moving = np.flatnonzero((where != where[:, :1]).any(1))
+    return int(moving[0]) if len(moving) == 1 else None
+
+
+def kind_of(path: Path, learned: Learned) -> str:
+    """Whether what a product uses of a tensor must, may or cannot be judged."""
+    name, shape = path.stored.name, path.stored.shape
+    if name in learned.rest or name in learned.joined:
+        return OPAQUE
+    used = np.array(np.nonzero(path.ids >= 0))
+    if not used.size:
+        return EITHER
+    numbers = learned.inputs[name]
+    begin, end = used.min(1), used.max(1) + 1
+    kind = path.kind if len(shape) > 1 else EITHER
+    if used.shape[1] != int(np.prod(end - begin)):
+        kind = EITHER  # not a box
+    flat = set(np.ravel_multi_index(used, shape).tolist())
+    for group in learned.groups[name]:
+        axis = axis_of(group, shape)
+        if axis is None:
+            return OPAQUE
+        where = np.array(np.unravel_index(group, shape))[axis]
+        in_order = (np.diff(where) == 1).all()
+        parts = (
+            (end - begin)[axis] % M or not flat.issuperset(group) and flat & {*group}
+        )
+        if not in_order or parts:
+            kind = EITHER
+        if group[0] in flat and numbers[group[0]] % M:
+            kind = EITHER
+    return kind
+
+
+def layer(stored: Stored, axis: int, groups: set[tuple[int, ...]]) -> Layer:
+    """Count the groups that hold too many numbers that are not zero."""
+    typed = stored.typed().astype(np.float64)
+    kept = (typed != (stored.zero if stored.is_codes else 0)).reshape(-1)
+    counts = {group: int(kept[list(group)].sum()) for group in groups}
+    broken = sorted(group for group, count in counts.items() if count > N)
+    first = None
+    if broken:
+        index = np.unravel_index(broken[0][0], stored.shape)
+        first = [int(i) for i in index], counts[broken[0]]
+    return Layer(axis, len(groups), len(broken), first)
+
+
+# ------------------------------------------------------------------------- comparison
+
+
+def disagreements(
+    example: Example, wanted: dict[str, Expected], report: Any, strict: Any
+) -> list[str]:
+    """How a report, and one with --strict, differ from what is expected; in words."""
+    (found,), (strictly,) = report.checkpoints, strict.checkpoints
+    if found.error is not None and found.error.exit != 3:
+        return [f"refused: {found.error}"]
+    said: list[str] = []
+    layers: dict[str, list[Any]] = {}
+    for one in found.layers:
+        layers.setdefault(one.name, []).append(one)
+    reasons = {one.name: one.reason for one in found.skipped}
+    for name in layers.keys() - wanted.keys():
+        said.append(f"{name}: a layer, but no product multiplies by it")
+    for name, tensor in wanted.items():
+        said += _of_tensor(name, tensor, layers.get(name, []), reasons.get(name))
+    missed = any(t.refused or name not in layers for name, t in wanted.items())
+    if missed and strictly.ok:
+        said.append("passes --strict, but a tensor was not judged")
+    if not missed and strictly.ok != found.ok:
+        said.append("fails --strict, but every tensor was judged")
+    return said
+
+
+def _of_tensor(
+    name: str, wanted: Expected, layers: list[Any], reason: str | None
+) -> list[str]:
+    if not layers:
+        said = [f"{name}: must be judged, but is {reason}"] if wanted.judged else []
+        if reason not in ("untraced", "size"):
+            said.append(f"{name}: skipped as {reason}, not as untraced")
+        return said
+    if wanted.refused and not (wanted.judged or wanted.either):
+        return [f"{name}: judged, but must be untraced: {_words(layers)}"]
+    if wanted.unknown or (wanted.judged and (wanted.either or wanted.refused)):
+        return []
+    axes = sorted(one.axis for one in layers)
+    if axes != sorted(wanted.layers):
+        return [f"{name}: axes {axes}, not {sorted(wanted.layers)}"]
+    said = []
+    for one in layers:
+        right = wanted.layers[one.axis]
+        first = one.first_violation
+        got = Layer(
+            one.axis,
+            one.groups,
+            one.violations,
+            None if first is None else (first.index, first.nonzeros),
+        )
+        if got != right or one.ok == bool(right.violations):
+            said.append(f"{name}: {got} and ok={one.ok}, not {right}")
+    return said
+
+
+def _words(layers: list[Any]) -> str:
+    return ", ".join(f"axis {one.axis} ok={one.ok}" for one in layers)
+
+
+def listing(example: Example) -> str:
+    """The graph, for a person: long lists of numbers are left out."""
+    text = onnx.printer.to_text(example.model())
+    text = re.sub(r"\{(?:-?[\w.+-]+,){8,}[^{}]*\}", "{...}", text)
+    stored = [f"{s.name}: {s.dtype} {s.shape}, {s.form}" for s in example.stored]
+    return "\n".join([f"seed {example.seed}", *stored, text])
