@@ -28,7 +28,7 @@ class Learned:
     """What an operand of a product showed.
 
     Attributes:
-        groups: Of each stored tensor, by row-major positions in the order of the inputs.
+        groups: Of each stored tensor, by row-major positions, ordered by inputs.
         rest: Stored tensors of which a sum leaves fewer than four numbers over.
         joined: Stored tensors of which a group holds numbers of another one, too.
     """
@@ -61,7 +61,8 @@ class Witness:
 
     def runtime_feeds(self, varied: Placed | None = None, feed: int = 0) -> Any:
         """What the inputs are; those of one product may vary from copy to copy."""
-        feeds: dict[str, Array] = {}
+        one = np.float32(1)
+        feeds: dict[str, Array] = {s: np.asarray(one) for s in self.example.scalars}
         for placed in self.example.placed:
             for number, runtime in enumerate(placed.runtimes):
                 rng = np.random.default_rng((self.example.seed, number))

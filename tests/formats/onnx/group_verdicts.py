@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import onnx.printer
-from formats.onnx.group_oracle import M, Learned, Witness
+from formats.onnx.group_oracle import Learned, M, Witness
 from formats.onnx.random_graphs.example import Example
 from formats.onnx.random_graphs.values import (
     EITHER,
     LISTED,
     OPAQUE,
+    OPEN,
     Path,
     Stored,
 )
@@ -39,6 +40,8 @@ class Expected:
         judged: Whether products use it in ways that must be judged.
         either: Whether they use it in ways that may be called untraced.
         refused: Whether they use it in ways that must be.
+        open: Whether they use it in ways that depend on inputs of the graph.
+        unknown: Whether its groups are known only in part.
     """
 
     stored: Stored
@@ -46,7 +49,8 @@ class Expected:
     judged: bool = False
     either: bool = False
     refused: bool = False
-    unknown: bool = False  # whether its groups are known only in part
+    open: bool = False
+    unknown: bool = False
 
 
 def expected(example: Example, witness: Witness) -> dict[str, Expected]:
@@ -60,11 +64,13 @@ def expected(example: Example, witness: Witness) -> dict[str, Expected]:
     for placed in example.placed:
         for number in range(len(placed.values)):
             paths = placed.paths(number)
-            if any(path.kind == OPAQUE for path in paths):
+            kinds = {path.kind for path in paths}
+            if OPAQUE in kinds or OPEN in kinds:
                 for path in paths:
                     tensor = found[path.stored.name]
-                    tensor.refused |= path.kind == OPAQUE
-                    tensor.either |= path.kind != OPAQUE
+                    tensor.refused |= path.kind == OPAQUE and OPEN not in kinds
+                    tensor.either |= path.kind != OPAQUE and OPEN not in kinds
+                    tensor.open |= OPEN in kinds
                     tensor.unknown = True
                 continue
             learned = witness.learn(placed, number)
@@ -113,7 +119,7 @@ def kind_of(path: Path, learned: Learned) -> str:
         where = np.array(np.unravel_index(group, shape))[axis]
         in_order = (np.diff(where) == 1).all()
         parts = (
-            (end - begin)[axis] % M or not flat.issuperset(group) and flat & {*group}
+            (end - begin)[axis] % M or (not flat.issuperset(group) and flat & {*group})
         )
         if not in_order or parts:
             kind = EITHER
@@ -154,10 +160,14 @@ def disagreements(
         said.append(f"{name}: a layer, but no product multiplies by it")
     for name, tensor in wanted.items():
         said += _of_tensor(name, tensor, layers.get(name, []), reasons.get(name))
-    missed = any(t.refused or name not in layers for name, t in wanted.items())
+    missed = any(
+        tensor.refused or (name not in layers and not tensor.open)
+        for name, tensor in wanted.items()
+    )
     if missed and strictly.ok:
         said.append("passes --strict, but a tensor was not judged")
-    if not missed and strictly.ok != found.ok:
+    unclear = any(tensor.open for tensor in wanted.values())
+    if not missed and not unclear and strictly.ok != found.ok:
         said.append("fails --strict, but every tensor was judged")
     return said
 
@@ -167,10 +177,10 @@ def _of_tensor(
 ) -> list[str]:
     if not layers:
         said = [f"{name}: must be judged, but is {reason}"] if wanted.judged else []
-        if reason not in ("untraced", "size"):
+        if reason not in ("untraced", "size") and not wanted.open:
             said.append(f"{name}: skipped as {reason}, not as untraced")
         return said
-    if wanted.refused and not (wanted.judged or wanted.either):
+    if (wanted.refused or wanted.open) and not (wanted.judged or wanted.either):
         return [f"{name}: judged, but must be untraced: {_words(layers)}"]
     if wanted.unknown or (wanted.judged and (wanted.either or wanted.refused)):
         return []

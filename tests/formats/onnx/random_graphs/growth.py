@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
 from formats.onnx.random_graphs.values import (
     CODES,
     LISTED,
@@ -18,7 +17,7 @@ from formats.onnx.random_graphs.values import (
     Value,
 )
 
-FLOATS = ("float32", "float64", "float16", "bfloat16", "float8_e4m3fn")
+Write = Callable[[Any, list[str]], str]
 
 
 @dataclass(frozen=True)
@@ -61,15 +60,16 @@ class Draft:
 
     op: str
     targets: list[Target]
-    write: Callable[[Any, list[str]], str]
+    write: Write
     pull: Pull
     kind: str = LISTED
+    siblings: "list[tuple[tuple[int, ...], Write, Pull]]" = field(default_factory=list)
 
 
 def draft(
     target: Target,
     op: str,
-    write: Callable[[Any, list[str]], str],
+    write: Write,
     pull: Pull | None = None,
     dtype: str | None = None,
     zero: Array | None = None,
@@ -98,7 +98,6 @@ class Grower:
     steps: tuple[Step, ...]
     plain_steps: tuple[Step, ...]  # those that every runtime has for every dtype
     stored: list[Stored] = field(default_factory=list)
-    values: list[Made] = field(default_factory=list)
 
     def grow(self, target: Target, steps: int, opaque: Step | None = None) -> Value:
         """A value that is ``target``, after about so many steps.
@@ -119,21 +118,31 @@ class Grower:
                 made = None
         if made is None:
             return self._leaf(target)
-        fewer = steps - (2 if len(made.targets) > 1 else 1)
+        return self.made(target, made, steps, opaque)
+
+    def made(
+        self, target: Target, step: Draft, steps: int, opaque: Step | None = None
+    ) -> Made:
+        """``target`` by a step, before which there are about so many less one."""
+        fewer = steps - (2 if len(step.targets) > 1 else 1)
         sources = [
             self.grow(wanted, fewer, opaque if not place else None)
-            for place, wanted in enumerate(made.targets)
+            for place, wanted in enumerate(step.targets)
         ]
-        value = Made(
-            target.shape,
-            target.dtype,
-            sources=sources,
-            op=made.op,
-            kind=made.kind,
-            write=made.write,
-            pull=made.pull,
-        )
-        self.values.append(value)
+
+        def of(shape: tuple[int, ...], write: Write, pull: Pull) -> Made:
+            return Made(
+                shape,
+                target.dtype,
+                sources=sources,
+                op=step.op,
+                kind=step.kind,
+                write=write,
+                pull=pull,
+            )
+
+        value = of(target.shape, step.write, step.pull)
+        value.siblings = [of(*sibling) for sibling in step.siblings]
         return value
 
     def _leaf(self, target: Target) -> Leaf:

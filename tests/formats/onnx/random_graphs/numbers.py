@@ -3,7 +3,6 @@
 import random
 
 import numpy as np
-
 from formats.onnx.random_graphs.products import Product
 from formats.onnx.random_graphs.values import Array, Stored, Value, paths
 

@@ -4,7 +4,6 @@ import random
 from typing import Any
 
 import numpy as np
-
 from formats.onnx.random_graphs.growth import Draft, Step, Target, draft
 from formats.onnx.random_graphs.values import OPAQUE
 

@@ -4,7 +4,6 @@ import random
 from typing import Any
 
 import numpy as np
-
 from formats.onnx.random_graphs.integer_products import MICROSOFT
 from formats.onnx.random_graphs.products import ROWS, Feed, Product, operand
 

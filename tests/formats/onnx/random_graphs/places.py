@@ -4,11 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from onnx import TensorProto, helper
-
 from formats.onnx.random_graphs.scope import Scope, element_type
 from formats.onnx.random_graphs.values import Runtime
+from onnx import TensorProto, helper
 
 Inner = Callable[[Scope], str]
 
@@ -21,7 +19,7 @@ class Wrapper:
         kind: function, if, loop or scan.
         condition: Of an If, an input of the graph.
         taken: The branch of an If that the product is in.
-        trips: How often a Loop runs.
+        trips: How often a Loop or Scan runs.
     """
 
     kind: str
@@ -66,7 +64,7 @@ class Place:
         assert wrapper.condition is not None
         y = self.write(child, inner, level + 1)
         other = scope.child("branch", lambda value: True)
-        zero = other.constant(np.zeros((1,) * 2), self.dtype)
+        zero = other.node("Identity", [other.constant([[0]], self.dtype)])
         graphs = [child.graph([], [nameless(y)]), other.graph([], [nameless(zero)])]
         if not wrapper.taken:
             graphs.reverse()
@@ -80,7 +78,7 @@ class Place:
         step, go = child.fresh(), child.fresh()
         y = self.write(child, inner, level + 1)
         onward = child.node("Identity", [go])
-        states = [child.node("Identity", [name]) for _, name, _ in child.entered]
+        states = carried_on(child)
         body = child.graph(
             [
                 helper.make_tensor_value_info(step, TensorProto.INT64, []),
@@ -98,21 +96,37 @@ class Place:
         x, element = scope.emit(self.x), child.fresh()
         child.known[id(self.x)] = element
         y = self.write(child, inner, level + 1)
-        states = [child.node("Identity", [name]) for _, name, _ in child.entered]
+        states = carried_on(child)
         kind = element_type(self.x.dtype)
         body = child.graph(
             [
                 *entering(child),
                 helper.make_tensor_value_info(element, kind, self.x.shape),
+                *(helper.make_empty_tensor_value_info(e) for _, e in child.elements),
             ],
             [nameless(name) for name in (*states, y)],
         )
         outer = [name for name, _, _ in child.entered]
-        many = scope.node("Unsqueeze", [x, scope.constant([0])])
+        trips = self.wrappers[level].trips
+        many = scope.node("Reshape", [x, scope.constant([1, *self.x.shape])])
+        many = scope.node("Concat", [many] * trips, axis=0)
+        scanned = [many, *(name for name, _ in child.elements)]
         made = scope.node(
-            "Scan", [*outer, many], len(states) + 1, body=body, num_scan_inputs=1
+            "Scan",
+            [*outer, *scanned],
+            len(states) + 1,
+            body=body,
+            num_scan_inputs=len(scanned),
         )
         return _last(made)
+
+
+def carried_on(child: Scope) -> list[str]:
+    """What the next trip gets."""
+    return [
+        child.node(child.changes.get(name, "Identity"), [name])
+        for _, name, _ in child.entered
+    ]
 
 
 def entering(child: Scope) -> list[Any]:

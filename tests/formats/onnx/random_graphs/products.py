@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from formats.onnx.random_graphs.growth import Target
 from formats.onnx.random_graphs.values import Array
 

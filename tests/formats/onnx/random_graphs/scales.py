@@ -4,10 +4,16 @@ import random
 from typing import Any
 
 import numpy as np
-
-from formats.onnx.random_graphs.growth import Draft, Target, draft
+from formats.onnx.random_graphs.growth import Draft, Step, Target, draft
 from formats.onnx.random_graphs.scope import element_type
-from formats.onnx.random_graphs.values import CODES, EITHER, LISTED, Array
+from formats.onnx.random_graphs.values import (
+    CODES,
+    EITHER,
+    LISTED,
+    OPEN,
+    Array,
+    Runtime,
+)
 
 UNIT = 2.0**-4  # of a code
 
@@ -45,12 +51,44 @@ def scale(rng: random.Random, target: Target) -> Draft | None:
     shape, kind = scale_shape(rng, target)
     scales, op = _scales(rng, shape), rng.choice(["Mul", "Mul", "Div"])
     turned = op == "Mul" and rng.random() < 0.5
+    through = rng.choice(["Identity", "Cast", "Reshape"])
+    if rng.random() < 0.15:
+        kind = EITHER
+    else:
+        through = ""
 
     def write(scope: Any, names: list[str]) -> Any:
-        both = [*names, scope.constant(scales, target.dtype)]
+        both = [*names, _constant(scope, scales, target.dtype, through)]
         return scope.node(op, both[::-1] if turned else both)
 
     return draft(target, op, write, kind=kind)
+
+
+def _constant(scope: Any, scales: Array, dtype: str, through: str) -> Any:
+    """A constant, perhaps through another node."""
+    if through == "Cast":
+        half = scope.constant(scales, "float16")
+        return scope.node("Cast", [half], to=element_type(dtype))
+    name = scope.constant(scales, dtype)
+    if through == "Reshape":
+        return scope.node("Reshape", [name, scope.constant(list(scales.shape))])
+    return scope.node(through, [name]) if through else name
+
+
+def open_scale(name: str) -> Step:
+    """Mul by an input of the graph."""
+
+    def step(rng: random.Random, target: Target) -> Draft | None:
+        if target.dtype != "float32":
+            return None
+        runtime = Runtime((), "float32", name=name)
+
+        def write(scope: Any, names: list[str]) -> Any:
+            return scope.node("Mul", [*names, scope.emit(runtime)])
+
+        return draft(target, "Mul", write, kind=OPEN)
+
+    return step
 
 
 def weight_only(rng: random.Random, target: Target) -> Draft | None:
@@ -73,7 +111,7 @@ def some_zero(rng: random.Random, dtype: str) -> int:
 
 
 def dequantize(rng: random.Random, target: Target) -> Draft | None:
-    """DequantizeLinear: one scale, one for each slice of an axis, or one for a block."""
+    """One scale, one for each slice of an axis, or one for each block."""
     if target.dtype != "float32":
         return None
     dtype = rng.choice(["int8", "int8", "uint8", "float8_e4m3fn"])

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
-
 from formats.onnx.random_graphs.values import (
     Array,
     Leaf,
@@ -16,6 +14,7 @@ from formats.onnx.random_graphs.values import (
     Stored,
     Value,
 )
+from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 OPSETS = {"": 21, "com.microsoft": 1, "local": 1}
 BY_REFERENCE = (
@@ -30,12 +29,14 @@ FUNCTION_NAMES = ("Dense", "Identity", "Transpose", "Block", "Reshape", "Neg", "
 class Model:
     """What all scopes of one model share.
 
-    With ``fed`` every stored tensor is an input of the graph, so that its numbers can be
-    changed from run to run; all else is the same.
+    With ``old`` it has an opset in which axes are attributes. With ``fed`` every stored
+    tensor is an input of the graph, so that its numbers can be changed from run to
+    run; all else is the same.
     """
 
-    def __init__(self, seed: int, fed: bool) -> None:
-        self.seed, self.fed = seed, fed
+    def __init__(self, seed: int, fed: bool, old: bool = False) -> None:
+        self.seed, self.fed, self.old = seed, fed, old
+        self.opsets = {**OPSETS, "": 12} if old else OPSETS
         self.functions: dict[bytes, onnx.FunctionProto] = {}
         self.inputs: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.fresh_attribute = 0
@@ -64,6 +65,8 @@ class Scope:
         self.attributes: dict[str, AttributeProto] = {}
         self.defaults: dict[str, AttributeProto] = {}
         self.making: Value | None = None  # what this function is for
+        self.changes: dict[str, str] = {}  # how a Loop changes what is carried
+        self.elements: list[tuple[str, str]] = []  # what a Scan takes apart
         self.count = 0
 
     @property
@@ -109,7 +112,9 @@ class Scope:
         return value.write(self, [self.emit(source) for source in value.sources])
 
     def _entering(self, value: Value, outer: str) -> str:
-        state = self.kind == "body" and value.entry == "state"
+        state = (
+            self.kind == "body" and value.entry == "state" and not self.holds(value)
+        )
         if self.kind != "function" and not state:
             return outer
         inner = self.fresh()
@@ -161,7 +166,7 @@ class Scope:
         domain: str = "",
         **facts: Any,
     ) -> Any:
-        """Write a node; returns the name of its output, or names if there are several."""
+        """Write a node; returns the name of its output, or their names."""
         names = [self.fresh() for _ in range(outputs)]
         overload = facts.pop("overload", "")
         made = helper.make_node(
@@ -194,10 +199,33 @@ class Scope:
         attribute.name, attribute.type = name, kind
         attribute.ref_attr_name = outer.name
 
+    def carry(self, outer: str, value: Value, change: str) -> str:
+        """The name of what this Loop carries from trip to trip and changes."""
+        inner = self.fresh()
+        self.entered.append((outer, inner, value))
+        self.changes[inner] = change
+        return inner
+
+    def element(self, outer: str) -> str:
+        """The name of the element of ``outer`` that this trip of a Scan has."""
+        self.elements.append((outer, self.fresh()))
+        return self.elements[-1][1]
+
     def constant(self, array: Any, dtype: str = "int64") -> str:
         """The name of a number, shape or scale that a node needs."""
+        if self.parent is not None and self.model.chance(f"outside {self.count}", 3):
+            outer = self.parent.constant(array, dtype)
+            if self.kind != "function":
+                return outer
+            inner = self.fresh()
+            self.entered.append((outer, inner, Value((), dtype)))
+            return inner
         name = self.fresh()
         values = np.asarray(array).astype(dtype)
+        plain = {"int64": "value_int", "float32": "value_float"}.get(dtype)
+        if plain and values.ndim < 2 and self.model.chance(f"plain {name}", 3):
+            listed = values.tolist()
+            return self._constant(name, **{plain + "s" * values.ndim: listed})
         proto = numpy_helper.from_array(values, name)
         if self.in_function is None and self.model.chance(f"constant {name}", 2):
             self.initializers.append(proto)
@@ -269,7 +297,7 @@ class Scope:
             inner,
             [output],
             function.nodes,
-            [helper.make_opsetid(*opset) for opset in OPSETS.items()],
+            [helper.make_opsetid(*opset) for opset in self.model.opsets.items()],
             attributes=[a for a in function.attributes if a not in function.defaults],
             attribute_protos=list(function.defaults.values()),
             overload=overload,

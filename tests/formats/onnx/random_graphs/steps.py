@@ -1,10 +1,11 @@
 """The steps that the contract lists, each planned backwards: what was there before?"""
 
+import functools
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-
 from formats.onnx.random_graphs.growth import Draft, Target, draft
 from formats.onnx.random_graphs.scope import element_type
 from formats.onnx.random_graphs.values import CODES, EITHER, LISTED, Array
@@ -88,6 +89,8 @@ def squeeze(rng: random.Random, target: Target) -> Draft | None:
     axis = at - len(shape) if rng.random() < 0.4 else at
 
     def write(scope: Any, names: list[str]) -> Any:
+        if scope.model.old and not implied:
+            return scope.node("Squeeze", names, axes=[axis])
         axes = [] if implied else [scope.constant([axis])]
         return scope.node("Squeeze", [*names, *axes])
 
@@ -105,6 +108,8 @@ def unsqueeze(rng: random.Random, target: Target) -> Draft | None:
     axes = [a - target.rank if rng.random() < 0.3 else a for a in gone]
 
     def write(scope: Any, names: list[str]) -> Any:
+        if scope.model.old:
+            return scope.node("Unsqueeze", names, axes=axes)
         return scope.node("Unsqueeze", [*names, scope.constant(axes)])
 
     return _reshaped(target, "Unsqueeze", shape, write)
@@ -187,25 +192,38 @@ def split(rng: random.Random, target: Target) -> Draft | None:
     sizes = [size if equal else rng.choice([4, 8, 3, size]) for _ in range(count)]
     mine = rng.randrange(count)
     sizes[mine] = size
-    first = sum(sizes[:mine])
+    ends = np.cumsum(sizes)
     shape = list(target.shape)
     shape[axis] = sum(sizes)
-    at = [slice(None)] * target.rank
-    at[axis] = slice(first, first + size)
     spelled = axis - target.rank if rng.random() < 0.3 else axis
 
-    def write(scope: Any, names: list[str]) -> Any:
-        facts = {"num_outputs": count} if equal else {}
-        more = [] if equal else [scope.constant(sizes)]
-        made = scope.node("Split", [*names, *more], count, axis=spelled, **facts)
-        return made[mine]
+    def write(scope: Any, names: list[str], part: int = mine) -> Any:
+        if id(ends) not in scope.known:
+            facts: dict[str, Any] = {"axis": spelled}
+            if equal and not scope.model.old:
+                facts["num_outputs"] = count
+            elif not equal and scope.model.old:
+                facts["split"] = sizes
+            more = [] if equal or scope.model.old else [scope.constant(sizes)]
+            made = scope.node("Split", [*names, *more], count, **facts)
+            scope.known[id(ends)] = made
+        return scope.known[id(ends)][part]
 
-    return draft(
-        target,
-        "Split",
-        write,
-        lambda ids, fill: [_placed(ids, fill, tuple(shape), tuple(at))],
-    )
+    def pull(ids: Array, fill: int, part: int = mine) -> list[Array]:
+        at = [slice(None)] * target.rank
+        at[axis] = slice(int(ends[part]) - sizes[part], int(ends[part]))
+        return [_placed(ids, fill, tuple(shape), tuple(at))]
+
+    siblings: Any = [
+        (
+            tuple(sizes[part] if a == axis else s for a, s in enumerate(target.shape)),
+            functools.partial(write, part=part),
+            functools.partial(pull, part=part),
+        )
+        for part in range(count)
+        if part != mine
+    ]
+    return replace(draft(target, "Split", write, pull), siblings=siblings)
 
 
 def concat(rng: random.Random, target: Target) -> Draft | None:

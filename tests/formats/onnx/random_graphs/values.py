@@ -15,11 +15,8 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 Pull = Callable[[Array, int], list[Array]]
 
-LISTED, EITHER, OPAQUE = (
-    "listed",
-    "either",
-    "opaque",
-)  # what the contract says of a step
+# What the contract says of a step; OPEN: it also depends on an input of the graph.
+LISTED, EITHER, OPAQUE, OPEN = "listed", "either", "opaque", "open"
 CODES = ("int8", "uint8")
 
 
@@ -80,6 +77,8 @@ class Made(Value):
     write: Callable[[Any, list[str]], str] = None  # type: ignore[assignment]
     pull: Pull = None  # type: ignore[assignment]
     inside: frozenset[int] = frozenset()  # what a function holds that this is made in
+    bound: bool = False  # to the scope that it is made in
+    siblings: "list[Made]" = field(default_factory=list)  # other outputs of its node
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class Path:
     @property
     def kind(self) -> str:
         kinds = {step.kind for step in self.steps}
-        return next((kind for kind in (OPAQUE, EITHER) if kind in kinds), LISTED)
+        return next((kind for kind in (OPEN, OPAQUE, EITHER) if kind in kinds), LISTED)
 
 
 def paths(value: Value, ids: Array, steps: tuple[Made, ...] = ()) -> Iterator[Path]:
