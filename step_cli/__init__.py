@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from step_cli.commands.export.run import export as export
+    from step_cli.commands.prune.run import prune as prune
     from step_cli.commands.verify.run import verify as verify
     from step_cli.formats.compressed.semi_structured import (
         load_compressed as load_compressed,
@@ -17,8 +19,10 @@ if TYPE_CHECKING:
     from step_cli.recipes.sparse_adamw import sparse_adamw as sparse_adamw
 
 _HOME = {
+    "export": "step_cli.commands.export.run",
     "load_compressed": "step_cli.formats.compressed.semi_structured",
     "nm_mask": "step_cli.optim.mask",
+    "prune": "step_cli.commands.prune.run",
     "sparse": "step_cli.recipes.sparse_adamw",
     "sparse_adamw": "step_cli.recipes.sparse_adamw",
     "verify": "step_cli.commands.verify.run",

@@ -1,6 +1,6 @@
 """Errors a user can cause or mend, each with the exit code of the command."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -118,6 +118,15 @@ def nearest(name: str, known: Iterable[str], most: int = 1) -> str:
     if close:
         return f"; did you mean {close[0]}"
     return f"; use {', '.join(names)}" if 0 < len(names) <= LISTED else ""
+
+
+SHOWN = 5  # names at most that a message lists of any number
+
+
+def few(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 # What to do where there is no temporary directory.

@@ -12,7 +12,8 @@ DOCUMENT = Path(__file__).parent.parent / "docs" / "python.md"
 SNIPPET = re.compile(r"(?:<!-- with: (\w+) -->\n)?```python\n(.*?)```", re.DOTALL)
 SNIPPETS = SNIPPET.findall(DOCUMENT.read_text())
 NAMES = {"plain": snippets.plain, "gpt2": snippets.gpt2,
-         "lightning": snippets.lightning, "ranks": snippets.plain}  # fmt: skip
+         "lightning": snippets.lightning, "ranks": snippets.plain,
+         "files": snippets.files}  # fmt: skip
 
 
 def titled() -> list[Any]:
@@ -39,6 +40,8 @@ def test_a_snippet_runs(
         return
     if kind == "gpt2":
         pytest.importorskip("accelerate")
+    if kind == "files":
+        monkeypatch.chdir(tmp_path)
     names = NAMES[kind](tmp_path)
     if kind == "lightning":
         monkeypatch.setitem(sys.modules, "lightning", names["lightning"])

@@ -89,6 +89,24 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_prune_export_and_verify_from_python_import_nothing_heavy(
+    tmp_path: Path,
+) -> None:
+    save_file({"fc.weight": np.ones((4, 8), np.float32)}, tmp_path / "m.safetensors")
+    script = (
+        "import step_cli, sys\n"
+        "step_cli.prune('m.safetensors', 'p.safetensors')\n"
+        "step_cli.export('p.safetensors', 'c.safetensors', to='compressed')\n"
+        "assert step_cli.verify('c.safetensors').ok\n"
+        "print([m for m in ('torch', 'onnxruntime') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize(
     ("library", "arguments", "extra"),
     [

@@ -1,14 +1,18 @@
 """Which tensors of a checkpoint a command works on, and why not on the others."""
 
 import logging
+import math
 from collections import Counter
+from dataclasses import replace
+from glob import escape
 
 from step_cli.config.commands import SelectionConfig
-from step_cli.errors import naming
+from step_cli.errors import few, naming
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.plan import read_plan
 from step_cli.nm.pattern import Plan
 from step_cli.nm.selection import Chosen
+from step_cli.nm.weight_rule import is_flat
 from step_cli.reports import SkippedTensor
 
 log = logging.getLogger(__name__)
@@ -38,17 +42,47 @@ def choose(
     """
     for note in checkpoint.notes:
         log.info("%s: %s", checkpoint.path, note)
+    if plan is not None and not plan:
+        log.warning("%s: the plan names no layer, so none is selected", checkpoint.path)
+    selection = config.selection(plan)
+    left = [name for name in checkpoint.left_dense if name not in config.include]
+    if left and plan is None:
+        log.info(
+            "%s: left out, as sparsity_config in config.json leaves them dense: %s; "
+            "name one with --include to choose it",
+            checkpoint.path,
+            few(left),
+        )
+        names = [escape(name) for name in left]
+        selection = replace(selection, exclude=[*selection.exclude, *names])
     with naming(file=checkpoint.path):
-        chosen = config.selection(plan).choose(checkpoint.tensors)
+        chosen = selection.choose(checkpoint.tensors, checkpoint.model_config)
     for warning in chosen.warnings:
         log.warning("%s: %s", checkpoint.path, warning)
     return chosen
 
 
+def uncovered_elements(chosen: Chosen[NamedTensor]) -> int:
+    """How many elements are in matrices that a product may use, but are not judged.
+
+    Codes count as they are stored, tied tensors once.
+    """
+    return sum(
+        math.prod(tensor.shape)
+        for tensor in chosen.unchecked
+        if tensor.tied_to is None and (len(tensor.shape) > 1 or is_flat(tensor.name))
+    )
+
+
+def coverage(judged: int, uncovered: int) -> float:
+    """The share of elements judged; 1 where there is nothing to judge."""
+    return judged / (judged + uncovered) if judged + uncovered else 1.0
+
+
 def skipped_tensors(
     chosen: Chosen[NamedTensor], *, strict: bool = False
 ) -> list[SkippedTensor]:
-    """The tensors left out, by name; with ``strict``, selected ones are not ok."""
+    """The tensors left out, by name; with ``strict``, those not covered are not ok."""
     selected = {tensor.name for tensor in chosen.unchecked}
     listed = [
         SkippedTensor(

@@ -185,7 +185,14 @@ class VerifyConfig(SelectionConfig):
         description="A file (.safetensors, .onnx, .pt, ...) or a directory",
     )
     exact: bool = option(False, "Require exactly N non-zeros, not at most N")
-    strict: bool = option(False, "Fail if a selected tensor cannot be checked")
+    strict: bool = option(False, "Fail if a matrix cannot be checked")
+    min_coverage: float | None = option(
+        None,
+        "Fail if a smaller share of the elements could be judged",
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+    )
     baseline: Path | None = option(None, "Require the masks of this checkpoint")
     tensorrt: bool = option(False, "Show whether TensorRT could run each layer sparse")
     format: Format | None = option(None, "How to show the result (default: table)")

@@ -1,15 +1,17 @@
 """What a checkpoint is, whatever its format: named tensors, a plan, and notes."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from step_cli.formats.files.mapped_file import MappedFile
+from step_cli.nm.families import NOTHING_KNOWN, ModelConfig
 from step_cli.nm.pattern import Plan
 from step_cli.nm.tensor_data import Part, TensorData
+from step_cli.nm.weight_rule import SkipReason
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class NamedTensor:
     axis: int | None = None
     output_axis: int | None = None
     parts: tuple[Part, ...] = ()
-    skip: str | None = None
+    skip: SkipReason | None = None
     is_weight: bool = False
     shared_with: str | None = None
     tied_to: str | None = None
@@ -99,8 +101,9 @@ class Checkpoint:
         integrity: What showed that the data is undamaged: ``sha256``, ``crc32``, or
             ``unchecked`` where nothing is recorded.
         compressed: Whether tensors are stored compressed, though read as dense ones.
-        model_types: Every ``model_type`` of the ``config.json`` beside it, nested ones
-            too; empty where there is none.
+        model_config: What the ``config.json`` beside it tells of the group axes.
+        left_dense: Names of tensors that this config says were left dense on purpose.
+        metadata: What the user noted in the header of a safetensors file.
         negative_zeros: How many -0.0 were dropped by who compressed them; None where
             that is not recorded.
     """
@@ -113,5 +116,7 @@ class Checkpoint:
     files: tuple[Path, ...] = ()
     integrity: str = "unchecked"
     compressed: bool = False
-    model_types: tuple[str, ...] = ()
+    model_config: ModelConfig = NOTHING_KNOWN
+    left_dense: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
     negative_zeros: int | None = None

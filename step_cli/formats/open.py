@@ -7,13 +7,11 @@ before it is used, and maps the data instead of loading it.
 A reader is imported where it is needed: a check has no time for the others.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.content import format_of
 from step_cli.formats.files.mapped_file import MappedFile, is_directory, map_file
-from step_cli.nm.weight_rule import default_axis
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -28,19 +26,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
         return open_directory(path)
     opened = open_file(path)
-    if opened.format != "safetensors":
+    if opened.format == "onnx":
         return opened
     if any(tensor.name.endswith(".bitmask") for tensor in opened.tensors):
         from step_cli.formats.compressed.bitmask import unpacked
 
         opened = unpacked(opened)
-    if any(
-        len(tensor.shape) == 2 and default_axis(tensor.name, tensor.shape) == 0
-        for tensor in opened.tensors
-    ):
-        from step_cli.formats.huggingface.directory import with_axes
+    if opened.plan is None:  # a plan would tell every layer and axis
+        from step_cli.formats.huggingface.model_config import with_config
 
-        opened = replace(opened, tensors=with_axes(path.parent, opened.tensors))
+        opened = with_config(opened, path.parent)
     return opened
 
 

@@ -4,20 +4,22 @@ The same for files and for modules, as it works on descriptions alone.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from step_cli.errors import InputError, NothingSelectedError, UsageError, nearest
+from step_cli.nm.axis_rule import Axis, AxisFrom, AxisRule
+from step_cli.nm.families import NOTHING_KNOWN, ModelConfig
 from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.nm.weight_rule import (
+    UNCOVERED,
     Described,
     SkipReason,
-    default_axis,
     name_reason,
     skip_reason,
-    unreadable,
+    uncheckable,
 )
 
 DEFAULT_PATTERN = NMPattern(2, 4)
@@ -25,22 +27,43 @@ DEFAULT_PATTERN = NMPattern(2, 4)
 T = TypeVar("T", bound=Described)
 
 
+class Layer(NamedTuple, Generic[T]):
+    """A selected weight, and what it promises.
+
+    Attributes:
+        tensor: Its description.
+        spec: Its pattern and group axis.
+        axis_from: What tells the axis.
+        assumed: Whether nothing settles the axis.
+    """
+
+    tensor: T
+    spec: NMSpec
+    axis_from: AxisFrom
+    assumed: bool = False
+
+
 @dataclass(frozen=True)
 class Chosen(Generic[T]):
     """What a selection found, in the order of the tensors given.
 
     Attributes:
-        layers: The selected weights that can hold their pattern, each with its plan.
+        layers: The selected weights that can hold their pattern.
         skipped: All others, each with its reason.
-        unchecked: The tensors of ``skipped`` that were selected, but have no whole
-            groups of M (``size``), or a rank, dtype or kind that cannot be judged.
+        unchecked: The tensors of ``skipped`` that a product may use and that cannot be
+            judged, and those that the user named.
         warnings: Sentences for the user.
     """
 
-    layers: list[tuple[T, NMSpec]] = field(default_factory=list)
+    layers: list[Layer[T]] = field(default_factory=list)
     skipped: list[tuple[T, SkipReason]] = field(default_factory=list)
     unchecked: list[T] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def leave_out(self, tensor: T, reason: SkipReason) -> None:
+        """File a tensor that should be judged under those that are not."""
+        self.skipped.append((tensor, reason))
+        self.unchecked.append(tensor)
 
 
 @dataclass(frozen=True)
@@ -67,21 +90,37 @@ class Selection:
     plan: Plan | None = None
     prefix: str = "--"
 
-    def choose(self, tensors: Sequence[T]) -> Chosen[T]:
+    def choose(
+        self, tensors: Sequence[T], config: ModelConfig = NOTHING_KNOWN
+    ) -> Chosen[T]:
         """Select the weights among ``tensors``.
+
+        Args:
+            tensors: All of a checkpoint, or of a model.
+            config: What the checkpoint's ``config.json`` tells of their axes.
 
         Raises:
             InputError: The plan names a tensor that is not there, or no axis of it.
             NothingSelectedError: A glob of ``include`` matches no name.
-            UsageError: An axis of ``axes`` lies beyond the rank of a selected tensor.
+            UsageError: An axis of ``axes`` lies beyond the rank of a selected tensor,
+                or a tensor that no product uses is named without an axis.
         """
         names = [tensor.name for tensor in tensors]
         self._refuse_unknown_names(names)
         chosen: Chosen[T] = Chosen(warnings=self._warnings(names))
+        known, rule = frozenset(names), AxisRule(tensors, config)
+        decided: set[str] = set()
         for tensor in tensors:
-            reason = self._unselected(tensor)
+            reason = self._reason(tensor, known)
             if reason is None:
-                self._place(tensor, chosen)
+                axis = self._axis(tensor, rule)
+                # One of two uses is enough where the user says which axis holds.
+                if axis.source in ("option", "plan") and tensor.name in decided:
+                    continue
+                decided.add(tensor.name)
+                self._place(tensor, axis, chosen)
+            elif self._must_be_judged(tensor, reason, known):
+                chosen.leave_out(tensor, reason)
             else:
                 chosen.skipped.append((tensor, reason))
         return chosen
@@ -113,57 +152,83 @@ class Selection:
             if not any(matches(name, glob) for name in names)
         ]
 
-    def _unselected(self, tensor: Described) -> SkipReason | None:
-        """Why a tensor is not even selected; None for those that are."""
-        named = tensor.name in self.include
-        wanted = (
-            (named or not self.include or _any_matches(tensor.name, self.include))
-            and not _any_matches(tensor.name, self.exclude)
-            and (self.plan is None or tensor.name in self.plan)
-        )
-        reason = skip_reason(tensor)
-        if not wanted:
-            return reason or "excluded"
-        if named or self.plan is not None:
-            return None
-        # Of a kind that cannot be read, but otherwise a weight: --strict fails on it.
-        by_name = tensor.is_weight or name_reason(tensor.name, tensor.shape) is None
-        return None if reason == "kind" and by_name else reason
+    def _reason(self, tensor: Described, names: Set[str]) -> SkipReason | None:
+        """Why a tensor is not judged; None if it is to be."""
+        reason = skip_reason(tensor, names)
+        if not self._wanted(tensor):
+            return "excluded" if reason is None or reason in UNCOVERED else reason
+        if not self._named(tensor):
+            return reason
+        unfit = uncheckable(tensor, names)
+        return reason if unfit and reason in UNCOVERED else unfit
 
-    def _place(self, tensor: T, chosen: Chosen[T]) -> None:
-        """File a selected tensor under the layers, or among those without groups."""
-        reason = unreadable(tensor)
-        if reason is None:
-            layer = self._layer_plan(tensor)
-            size = tensor.shape[layer.axis]
-            if size % layer.pattern.m == 0 and 0 not in tensor.shape:
-                chosen.layers.append((tensor, layer))
-                return
-            reason = "size"
-        chosen.skipped.append((tensor, reason))
-        chosen.unchecked.append(tensor)
+    def _wanted(self, tensor: Described) -> bool:
+        included = not self.include or _any_matches(tensor.name, self.include)
+        planned = self.plan is None or tensor.name in self.plan
+        return included and planned and not _any_matches(tensor.name, self.exclude)
 
-    def _layer_plan(self, tensor: Described) -> NMSpec:
-        planned = self.plan.get(tensor.name) if self.plan else None
+    def _named(self, tensor: Described) -> bool:
+        """Whether the user, or the plan, asks for just this tensor."""
+        return tensor.name in self.include or self.plan is not None
+
+    def _must_be_judged(
+        self, tensor: Described, reason: SkipReason, names: Set[str]
+    ) -> bool:
+        if not self._wanted(tensor) or self._named(tensor):
+            return self._wanted(tensor)
+        if reason != "kind" or tensor.is_weight:
+            return reason in UNCOVERED
+        # Of a kind that cannot be read: only what is a weight otherwise is missed.
+        return len(tensor.shape) > 1 and name_reason(tensor, names) is None
+
+    def _place(self, tensor: T, axis: Axis, chosen: Chosen[T]) -> None:
+        """File a tensor under the layers, or among those without whole groups."""
+        spec = NMSpec(self._pattern(tensor), axis.axis)
+        if _has_groups(tensor, spec):
+            chosen.layers.append(Layer(tensor, spec, axis.source, axis.assumed))
+        else:
+            chosen.leave_out(tensor, "size")
+
+    def _pattern(self, tensor: Described) -> NMPattern:
         own = [given for glob, given in self.patterns if matches(tensor.name, glob)]
+        planned = self.plan.get(tensor.name) if self.plan else None
         pattern = own[0] if own else self.pattern
-        pattern = pattern or (planned.pattern if planned else DEFAULT_PATTERN)
-        return NMSpec(pattern, self._axis(tensor, planned))
+        return pattern or (planned.pattern if planned else DEFAULT_PATTERN)
 
-    def _axis(self, tensor: Described, planned: NMSpec | None) -> int:
+    def _axis(self, tensor: Described, rule: AxisRule) -> Axis:
         rank = len(tensor.shape)
         given = [axis for glob, axis in self.axes if matches(tensor.name, glob)]
-        axis = given[-1] if given else planned.axis if planned else tensor.axis
-        if axis is None:
-            return default_axis(tensor.name, tensor.shape)
+        planned = self.plan.get(tensor.name) if self.plan else None
+        if not given and planned is None:
+            if tensor.skip in ("consumer", "untraced") and tensor.axis is None:
+                raise UsageError(
+                    f"no product is known that uses it: give its group axis, "
+                    f"{self.prefix}axis '{tensor.name}=1'",
+                    tensor=tensor.name,
+                )
+            return rule.of(tensor)
+        axis = given[-1] if given else planned.axis if planned else 0
         if -rank <= axis < rank:
-            return axis % rank
+            return Axis(axis % rank, "option" if given else "plan")
         found = f"axis {axis} of a tensor of {rank} axes, shape {list(tensor.shape)}"
         if given:
             raise UsageError(
                 f"--axis: {found}; use 0 to {rank - 1}", tensor=tensor.name
             )
         raise InputError(f"the plan names {found}", tensor=tensor.name)
+
+
+def _has_groups(tensor: Described, spec: NMSpec) -> bool:
+    """Whether the groups of M along the axis are whole in all that is used."""
+    m, axis = spec.pattern.m, spec.axis
+    if 0 in tensor.shape:
+        return False
+    if not tensor.parts:
+        return tensor.shape[axis] % m == 0
+    return not any(
+        (part.end[axis] - part.begin[axis]) % m or part.phase % m
+        for part in tensor.parts
+    )
 
 
 def _any_matches(name: str, globs: Sequence[str]) -> bool:

@@ -7,10 +7,11 @@ engineers report (TensorRT issues 3849 and 4065). Only a build decides.
 
 from dataclasses import dataclass
 
+from step_cli.nm.axis_rule import AxisRule, output_axis
 from step_cli.nm.count import TensorToCheck
 from step_cli.nm.diagnosis import holds_pattern
 from step_cli.nm.pattern import NMPattern, NMSpec
-from step_cli.nm.weight_rule import Described, default_axis, output_axis
+from step_cli.nm.weight_rule import Described
 
 TWO_FOUR = NMPattern(2, 4)
 WORTH_IT = 256  # channels in and out from which sparse kernels tend to win
@@ -54,9 +55,7 @@ def planned_two_four(spec: NMSpec, axis: int) -> bool:
 
 
 def _input_axis(tensor: Described) -> int:
-    if tensor.axis is not None:
-        return tensor.axis
-    return default_axis(tensor.name, tensor.shape)
+    return AxisRule([tensor]).of(tensor).axis
 
 
 def _view(tensor: Described, axis: int, *, is_two_four: bool) -> View:
@@ -82,7 +81,7 @@ def _doubt(tensor: Described, axis: int) -> str | None:
     """What makes a sparse kernel unlikely to be the fastest."""
     shape = tensor.shape
     conv = axis == 1 and len(shape) > 2
-    inputs, outputs = shape[axis], shape[output_axis(shape, axis)]
+    inputs, outputs = shape[axis], shape[output_axis(tensor, axis)]
     if conv and tensor.dtype == "bfloat16":
         return "no sparse bf16 convolution kernels are known; use fp16 or int8"
     if min(inputs, outputs) < WORTH_IT:

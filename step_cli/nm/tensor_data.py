@@ -52,6 +52,14 @@ class TensorData:
         axis = None if self.zero_axis is None else tuple(order).index(self.zero_axis)
         return TensorData(self.array.transpose(order), self.dtype, self.zero, axis)
 
+    def part(self, part: Part) -> "TensorData":
+        """A part of it, as a view."""
+        ranges = map(slice, part.begin, part.end)
+        array, zero = self.array[tuple(ranges)], self.zero
+        if zero is not None and self.zero_axis is not None:
+            zero = zero[part.begin[self.zero_axis] : part.end[self.zero_axis]]
+        return TensorData(array, self.dtype, zero, self.zero_axis)
+
     def zero_codes(self, positions: npt.NDArray[np.int64]) -> Array:
         """The code that means zero for each weight, or one for all of them.
 

@@ -1,13 +1,15 @@
-"""Which tensors are weights by name, shape and dtype, and which way their groups run.
+"""Which tensors are weights by name, shape and dtype, and why the others are not.
 
 Works on descriptions alone, so that it serves tensors of files and parameters of
 modules. Nothing here reads data.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from step_cli.nm.tensor_data import Part
 
 SkipReason = Literal[
     "embedding",
@@ -24,17 +26,41 @@ SkipReason = Literal[
     "flat",
     "untraced",
 ]
+# A product may use them, so they count as not covered, and --strict fails them.
+UNCOVERED: frozenset[SkipReason] = frozenset(
+    {"packed", "reparametrized", "flat", "untraced", "kind", "size", "dtype"}
+)
+# Components that wrappers put into names: DataParallel, torch.compile, activation
+# checkpointing, FSDP, PEFT.
+WRAPPERS = {
+    "module",
+    "_orig_mod",
+    "_checkpoint_wrapped_module",
+    "_fsdp_wrapped_module",
+    "base_layer",
+}
 
 # E8M0 is left out: it holds scales only and has no zero.
 _FLOATING = re.compile(r"float(64|32|16)|bfloat16|float8_(?!e8m0)\w+")
+_INTEGER = re.compile(r"u?int\d+|float4_\w+")
 _RECURRENT = re.compile(r"weight_[ih]h_l\d+(_reverse)?")
 _EXPERT = re.compile(r"(\w+_)?proj|w[123]|\w*weight")
+_FLAT = re.compile(r"_?flat_param(_\d+)?")
 _HEADS = {"lm_head", "classifier", "score"}
-_EMBEDDINGS = {"wte", "wpe", "shared", "relative_attention_bias"}
-# Hugging Face's Conv1D stores [in, out]; the GPT-2 family is the one that uses it.
-_CONV1D = re.compile(
-    r"(.*\.)?h\.\d+\.(attn|crossattention|mlp)\.(c_attn|q_attn|c_proj|c_fc)\.weight"
-)
+_EMBEDDINGS = {"wte", "wpe", "shared", "emb", "relative_attention_bias"}
+# What holds several codes a byte, or blocks, under a name of its own: GPTQ and AWQ,
+# compressed-tensors; and by the tensor beside it: Marlin, HQQ, AQLM, QuIP#.
+_PACKED = {
+    "qweight": (),
+    "weight_packed": (),
+    "B": ("s",),
+    "B_24": ("s", "B_meta"),
+    "W_q": ("meta", "scale", "zero"),
+    "codes": ("codebooks",),
+    "Qidxs": ("SU", "SV"),
+}
+# What stands beside a `*weight` of packed codes: NVFP4 and BitNet, bitsandbytes.
+_BESIDE_CODES = ("_scale", "_scale_2", "_scale_inv", ".absmax", ".quant_map")
 
 
 class Described(Protocol):
@@ -54,11 +80,19 @@ class Described(Protocol):
 
     @property
     def axis(self) -> int | None:
-        """The group axis, where the source gives it; else None: by name and shape."""
+        """The group axis, where the source gives it; else None: by evidence."""
 
     @property
-    def skip(self) -> str | None:
-        """Why the source itself rules it out (``consumer``, ``kind``), or None."""
+    def output_axis(self) -> int | None:
+        """The axis of the outputs, where the source gives it."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of it that products use; empty: all of it."""
+
+    @property
+    def skip(self) -> SkipReason | None:
+        """Why the source itself rules it out, or None."""
 
     @property
     def is_weight(self) -> bool:
@@ -73,32 +107,66 @@ class Description:
     dtype: str
     shape: tuple[int, ...]
     axis: int | None = None
-    skip: str | None = None
+    skip: SkipReason | None = None
     is_weight: bool = False
+    output_axis: int | None = None
+    parts: tuple[Part, ...] = ()
 
 
-def weight_skip_reason(
-    name: str, dtype: str, shape: Sequence[int]
-) -> SkipReason | None:
-    """Say why the default rule does not take a tensor for a weight; None if it does."""
-    return name_reason(name, shape) or _uncheckable(dtype, shape)
+def without_wrappers(name: str) -> str:
+    """A tensor's name without the components that wrappers of modules add."""
+    *modules, own = name.split(".")
+    return ".".join([*(part for part in modules if part not in WRAPPERS), own])
 
 
-def name_reason(name: str, shape: Sequence[int]) -> SkipReason | None:
-    """Say why a tensor's name rules it out; None if it does not."""
-    parts = name.split(".")
-    module = parts[-2].lower() if len(parts) > 1 else ""
-    if "norm" in module or module.startswith("ln_"):
+def skip_reason(tensor: Described, names: Collection[str] = ()) -> SkipReason | None:
+    """The default rule: why a tensor is no weight that can be judged, or None.
+
+    Args:
+        tensor: Its description.
+        names: Of all tensors beside it, which tell codes from weights.
+    """
+    if tensor.skip is not None or tensor.is_weight:
+        return tensor.skip
+    return name_reason(tensor, names) or uncheckable(tensor, names)
+
+
+def name_reason(tensor: Described, names: Collection[str] = ()) -> SkipReason | None:
+    """Why a tensor's name, with its rank, rules it out; None if it does not."""
+    name, shape = without_wrappers(tensor.name), tensor.shape
+    *modules, own = name.split(".")
+    if is_flat(name):
+        return "flat"
+    base = _reparametrized(tensor.name, names)
+    if base is not None and len(shape) > 1:
+        whole = Description(base, tensor.dtype, shape)
+        return name_reason(whole) or "reparametrized"
+    module = modules[-1] if modules else ""
+    if len(shape) < 2 and _names_norm(module):
         return "norm"
-    if "embed" in name.lower() or not _EMBEDDINGS.isdisjoint(parts):
+    if len(shape) == 2 and _names_embedding(module):
         return "embedding"
+    if _is_packed(tensor, own, names):
+        return "packed"
     if not (
-        name.endswith("weight")
-        or _RECURRENT.fullmatch(parts[-1])
-        or _is_fused_experts(name, shape)
+        own.endswith("weight")
+        or _RECURRENT.fullmatch(own)
+        or is_fused_experts(name, shape)
     ):
         return "name"
     return None
+
+
+def uncheckable(tensor: Described, names: Collection[str] = ()) -> SkipReason | None:
+    """Why a tensor that is wanted cannot be judged, whatever its pattern, or None."""
+    if tensor.skip == "kind":
+        return "kind"
+    if len(tensor.shape) < 2:
+        return "rank"
+    if tensor.is_weight or _FLOATING.fullmatch(tensor.dtype):
+        return None  # by its product, so integer codes have a meaning
+    signed_codes = tensor.dtype == "int8" and f"{tensor.name}_scale" in names
+    return None if signed_codes else "dtype"
 
 
 def is_head(name: str) -> bool:
@@ -107,37 +175,13 @@ def is_head(name: str) -> bool:
     return any(module in _HEADS or module.endswith("head") for module in modules)
 
 
-def default_axis(name: str, shape: Sequence[int]) -> int:
-    """The group (reduction) axis of a weight of which only name and shape are known."""
-    if _is_fused_experts(name, shape):
-        return len(shape) - 1  # [experts, out, in]
-    if len(shape) == 2 and _CONV1D.fullmatch(name):
-        return 0  # [in, out]
-    return min(1, len(shape) - 1)  # [out, in], [out, in, k...]
+def is_flat(name: str) -> bool:
+    """Whether a tensor holds the parameters of several layers, as of FSDP."""
+    return _FLAT.fullmatch(name.rpartition(".")[2]) is not None
 
 
-def output_axis(shape: Sequence[int], axis: int) -> int:
-    """The axis of the outputs, given the group axis: that of a matrix beside it.
-
-    Of convolutions, ``[out, in, k...]``, the first; of stacked matrices, of which the
-    group axis is one of the last two, the other one.
-    """
-    rank = len(shape)
-    if rank == 2 or axis in (0, 1):
-        return 1 if axis == 0 else 0
-    return rank - 2 if axis == rank - 1 else rank - 1
-
-
-def unreadable(tensor: Described) -> SkipReason | None:
-    """Why a selected tensor cannot be judged, whatever its pattern."""
-    if tensor.skip == "kind":
-        return "kind"
-    if tensor.is_weight:  # by its consumer, so integer codes have a meaning
-        return "rank" if len(tensor.shape) < 2 else None
-    return _uncheckable(tensor.dtype, tensor.shape)
-
-
-def _is_fused_experts(name: str, shape: Sequence[int]) -> bool:
+def is_fused_experts(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor holds the matrices of all experts of a layer."""
     *modules, own = name.split(".")
     return (
         len(shape) == 3
@@ -146,16 +190,43 @@ def _is_fused_experts(name: str, shape: Sequence[int]) -> bool:
     )
 
 
-def _uncheckable(dtype: str, shape: Sequence[int]) -> SkipReason | None:
-    if len(shape) < 2:
-        return "rank"
-    return None if _FLOATING.fullmatch(dtype) else "dtype"
+def _names_norm(module: str) -> bool:
+    return "norm" in module.lower() or module.lower().startswith("ln_")
 
 
-def skip_reason(tensor: Described) -> SkipReason | None:
-    """The default rule, where the source has not decided already."""
-    if tensor.skip is not None:
-        return "kind" if tensor.skip == "kind" else "consumer"
-    if tensor.is_weight:
-        return None
-    return weight_skip_reason(tensor.name, tensor.dtype, tensor.shape)
+def _names_embedding(module: str) -> bool:
+    return "embed" in module.lower() or module in _EMBEDDINGS or module.endswith("_emb")
+
+
+def _reparametrized(name: str, names: Collection[str]) -> str | None:
+    """The name of the weight that a module computes from this tensor, or None.
+
+    Of torch's pruning and spectral norm, its weight norm, and ``parametrizations``;
+    not what only scales or masks.
+    """
+    *outer, own = name.split(".")
+    if own.startswith("original") and outer[-2:-1] == ["parametrizations"]:
+        if own == "original0" and f"{name[:-1]}1" in names:
+            return None  # the magnitude of weight norm
+        return ".".join([*outer[:-2], outer[-1]])
+    if own.endswith("weight_orig"):
+        return name.removesuffix("_orig")
+    if own.endswith("weight_v") and f"{name[:-2]}_g" in names:
+        return name[:-2]
+    return None
+
+
+def _is_packed(tensor: Described, own: str, names: Collection[str]) -> bool:
+    """Whether it holds several codes a byte, or blocks of them."""
+    if len(tensor.shape) < 2 or not _INTEGER.fullmatch(tensor.dtype):
+        return False
+    if own in _PACKED:
+        module, others = tensor.name[: -len(own)], _PACKED[own]
+        return not others or any(module + other in names for other in others)
+    if own.endswith("_blocks"):  # MXFP4 of gpt_oss
+        return f"{tensor.name[: -len('_blocks')]}_scales" in names
+    if not own.endswith("weight") or tensor.dtype == "int8":
+        return False
+    return tensor.dtype.startswith("float4") or any(
+        tensor.name + beside in names for beside in _BESIDE_CODES
+    )

@@ -230,6 +230,13 @@ def _prune_group(
     statistics = collect_statistics(layers, calibration.new_statistics, passes)
     for layer in layers:
         found = statistics[layer.name]
+        if found.unused == found.inputs:
+            raise InputError(
+                "all inputs of this layer are zero on every sample, which tells "
+                "nothing of its weights; give other samples, --exclude it, or use "
+                "--method magnitude",
+                tensor=layer.name,
+            )
         if found.unused:
             log.info("%s: %d inputs were never active", layer.name, found.unused)
         calibration.prune(layer, found)

@@ -24,6 +24,10 @@ class InputStatistics(Protocol):
     def unused(self) -> int:
         """How many inputs were zero in every row."""
 
+    @property
+    def inputs(self) -> int:
+        """How many inputs there are."""
+
 
 S = TypeVar("S", bound=InputStatistics)
 

@@ -1,6 +1,7 @@
 """Calibration samples from a local file: text, JSON lines, or arrays in ``.npz``."""
 
 import inspect
+import re
 import zipfile
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from step_cli.data.rows import lines_of, rows_of
 from step_cli.data.tokens import Tokenizer, make_tokenizer
-from step_cli.errors import InputError, UsageError
+from step_cli.errors import InputError, NonFiniteError, UsageError
 from step_cli.formats.files.mapped_file import in_units, map_file, reason_of
 from step_cli.models.runnable import RunnableModel
 
@@ -27,6 +28,8 @@ TOKENS_READ = 1 << 24  # of a text: enough for any number of samples
 LINES = 1000  # tokenized at a time
 NUMBERS = {"i": 1 << 12, "f": 1 << 20}  # of an input in one batch
 BYTE_VOCABULARY = 256
+# Inputs that say where the others count.
+_PLACES = re.compile(r"mask|position|token_type|segment|length")
 
 
 def read_batches(
@@ -41,7 +44,9 @@ def read_batches(
         tokenizer: A Hugging Face directory with the tokenizer of the model.
 
     Raises:
-        InputError: The file cannot be read, holds no sample, or one does not fit.
+        InputError: The file cannot be read, holds no sample, or one does not fit, or
+            all of them are zero.
+        NonFiniteError: A sample holds NaN or infinity, also once it is fp32.
         UsageError: It is text, and which numbers stand for it is not known.
     """
     if path.suffix == ".npz":
@@ -53,8 +58,11 @@ def read_batches(
     if not samples:
         raise InputError("holds no calibration sample", file=path)
     _check_names(samples, runnable.model, path)
-    chosen = np.linspace(0, len(samples) - 1, min(most, len(samples))).round()
-    return list(_batches([samples[int(i)] for i in chosen]))
+    _refuse_nonfinite(samples, path)
+    numbers = np.linspace(0, len(samples) - 1, min(most, len(samples))).round()
+    chosen = [samples[int(i)] for i in numbers]
+    _refuse_zeros(chosen, path)
+    return list(_batches(chosen))
 
 
 def _from_arrays(path: Path) -> list[Sample]:
@@ -172,6 +180,40 @@ def _check_names(samples: Sequence[Sample], model: nn.Module, path: Path) -> Non
                     f"sample {number}: {name} is of dtype {value.dtype}, not numbers",
                     file=path,
                 )
+
+
+def _refuse_nonfinite(samples: Sequence[Sample], path: Path) -> None:
+    for number, sample in enumerate(samples):
+        for name, value in sample.items():
+            if value.dtype.kind != "f":
+                continue
+            with np.errstate(over="ignore"):
+                finite = np.isfinite(value.astype(np.float32, copy=False))
+            if not finite.all():
+                index = np.unravel_index(int(finite.argmin()), finite.shape)
+                found = value[index]
+                what = f"{found} is too large for fp32" if np.isfinite(found) else found
+                raise NonFiniteError(
+                    f"sample {number}: {name}{[int(i) for i in index]} is {what}; "
+                    "mend the calibration data",
+                    file=path,
+                )
+
+
+def _refuse_zeros(samples: Sequence[Sample], path: Path) -> None:
+    """What says where and not what, such as a mask, may be zero or not."""
+    looked = [
+        value
+        for sample in samples
+        for name, value in sample.items()
+        if value.dtype.kind != "b" and not _PLACES.search(name)
+    ]
+    if looked and not any(value.any() for value in looked):
+        raise InputError(
+            f"every number of all {len(samples)} samples is zero, which tells nothing "
+            "of what layers see; give samples of real data",
+            file=path,
+        )
 
 
 def _batches(samples: Sequence[Sample]) -> Iterator[dict[str, Tensor]]:

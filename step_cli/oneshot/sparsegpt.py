@@ -70,6 +70,11 @@ class InputHessian:
         """How many inputs were zero in every row."""
         return int((self.hessian.diagonal(dim1=1, dim2=2) == 0).sum())
 
+    @property
+    def inputs(self) -> int:
+        """How many inputs there are."""
+        return self.hessian.shape[0] * self.hessian.shape[-1]
+
 
 def sparsegpt_prune(
     weight: Tensor,

@@ -9,14 +9,16 @@ import torch
 from step_cli.nm.groups import Mask
 from step_cli.nm.pattern import NMSpec
 from step_cli.nm.tensor_data import TensorData, row_pieces, values_of
-from step_cli.nm.weight_rule import output_axis
 from step_cli.recipes.transposable import check_blocks, transposable_mask
 
 PIECE = 1 << 22  # weights looked at together
 
 
 def transposable_keep(
-    weights: TensorData, spec: NMSpec, scores: npt.NDArray[Any] | None = None
+    weights: TensorData,
+    spec: NMSpec,
+    outputs: int,
+    scores: npt.NDArray[Any] | None = None,
 ) -> Mask:
     """Mark what to keep so that N of M hold along the input and the output axis.
 
@@ -24,7 +26,8 @@ def transposable_keep(
 
     Args:
         weights: What to prune.
-        spec: The pattern and the input axis; the output axis follows from the shape.
+        spec: The pattern and the input axis.
+        outputs: The axis of the outputs.
         scores: What orders the weights, of the same shape; by default magnitude.
 
     Returns:
@@ -33,7 +36,7 @@ def transposable_keep(
     Raises:
         UsageError: One of the two sizes is not a multiple of M.
     """
-    order = matrix_order(weights.array.shape, spec.axis)
+    order = matrix_order(weights.array.ndim, outputs, spec.axis)
     matrix = weights.transposed(order)  # [out, in, ...]
     check_blocks(matrix.array.shape, spec.pattern)
     keep = np.empty(weights.array.shape, np.bool_)
@@ -46,10 +49,9 @@ def transposable_keep(
     return keep
 
 
-def matrix_order(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+def matrix_order(rank: int, outputs: int, inputs: int) -> tuple[int, ...]:
     """The axes with the output first, the input second, and then the others."""
-    first = output_axis(shape, axis)
-    return (first, axis, *(i for i in range(len(shape)) if i not in (first, axis)))
+    return (outputs, inputs, *(i for i in range(rank) if i not in (outputs, inputs)))
 
 
 def _compliant(nonzero: Mask, n: int, m: int) -> Mask:

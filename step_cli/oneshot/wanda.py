@@ -35,6 +35,11 @@ class InputNorms:
         """How many inputs were zero in every row."""
         return int((self.norms == 0).sum())
 
+    @property
+    def inputs(self) -> int:
+        """How many inputs there are."""
+        return self.norms.numel()
+
 
 def input_norms(inputs: Tensor) -> Tensor:
     """The L2 norm of each input feature over all tokens.

@@ -250,7 +250,7 @@ def _choose_within(
     warn_of(chosen)
     if not chosen.layers:
         raise NothingSelectedError(f"no named parameter can hold {parsed}")
-    plan = {tensor.name: layer for tensor, layer in chosen.layers}
+    plan = {layer.tensor.name: layer.spec for layer in chosen.layers}
     plan = recipe.inner_recipe.plan_layers(Gathered(weights), plan)
     optimizer.param_groups[:] = [
         part for group in optimizer.param_groups for part in _parts(group, plan)

@@ -43,6 +43,8 @@ def _findings(checkpoint: CheckpointVerdict) -> Iterator[tuple[str, str, str]]:
     for tensor in unchecked(checkpoint):
         level = "warning" if tensor.ok else "error"
         yield level, tensor.name, why_unchecked(tensor)
+    if checkpoint.shortfall is not None:
+        yield "error", "coverage", checkpoint.shortfall
     if checkpoint.error is not None and not layers:
         yield "error", checkpoint.error.tensor or "verify-nm", checkpoint.error.message
 

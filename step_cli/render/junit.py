@@ -34,6 +34,10 @@ def _cases(checkpoint: CheckpointVerdict) -> list[TestCase]:
         else:
             case.result = [Failure(reason, "nm-skipped")]
         cases.append(case)
+    if checkpoint.shortfall is not None:
+        case = _case("coverage", checkpoint)
+        case.result = [Failure(clean(checkpoint.shortfall), "nm-coverage")]
+        cases.append(case)
     if checkpoint.error is not None and not failed:
         case = _case(checkpoint.error.tensor or "checkpoint", checkpoint)
         case.result = [Error(clean(checkpoint.error.message), "refused")]

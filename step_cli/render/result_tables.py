@@ -10,6 +10,7 @@ from functools import singledispatch
 from typing import TYPE_CHECKING
 
 from step_cli.render.text import one_line
+from step_cli.render.verify_words import coverage_words
 from step_cli.reports import (
     AutoswitchProfileReport,
     ExportLayer,
@@ -100,6 +101,8 @@ def _prune(report: PruneReport, console: "AnyConsole", *, verbose: bool) -> None
         f"{totals.layers} layers, density {totals.density:.4f}, "
         f"retained {totals.retained:.4f}, {totals.skipped} skipped"
     )
+    missed = coverage_words(totals.coverage, report.skipped, "pruned")
+    text += f", {missed}" if missed else ""
     if report.dry_run:
         text += (
             f"; needs {report.bytes_needed} bytes, {report.bytes_free} free; "

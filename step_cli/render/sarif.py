@@ -20,7 +20,8 @@ SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 MOST_RESULTS = 5000
 RULES = {
     "nm-violation": "A weight breaks its N:M pattern, or differs from the baseline.",
-    "nm-skipped": "A selected tensor could not be checked.",
+    "nm-skipped": "A matrix could not be checked.",
+    "nm-coverage": "Too small a share of the weights could be judged.",
     "non-finite": "A weight holds NaN or infinity.",
     "checkpoint-refused": "A checkpoint could not be read, or nothing was selected.",
 }
@@ -73,6 +74,8 @@ def _results(checkpoint: CheckpointVerdict) -> Iterator[Json]:
         level = "warning" if tensor.ok else "error"
         message = why_unchecked(tensor)
         yield _result("nm-skipped", level, checkpoint, message, tensor.name)
+    if checkpoint.shortfall is not None:
+        yield _result("nm-coverage", "error", checkpoint, checkpoint.shortfall, None)
     error = checkpoint.error
     if error is not None and not layers:
         yield _result(

@@ -41,16 +41,22 @@ def why_unchecked(tensor: SkippedTensor) -> str:
     """One sentence for a tensor that was selected, but could not be checked."""
     shape = f"shape {tensor.shape}, dtype {tensor.dtype}"
     causes = {
-        "size": "its group axis is not a multiple of M",
+        "size": "its groups of M along the group axis are not whole",
         "rank": "a vector has no reduction axis",
-        "dtype": "not a floating dtype",
+        "dtype": "not a floating dtype, nor int8 beside a scale",
         "kind": "this kind of tensor is not supported",
+        "packed": "it holds packed codes",
+        "reparametrized": "the module computes its weight from it",
+        "flat": "it holds the parameters of several layers in a row",
+        "untraced": "it reaches a product through an operator not looked through",
     }
-    return f"cannot be checked, {causes.get(tensor.reason, tensor.reason)}: {shape}"
+    note = f"; {tensor.note}" if tensor.note else ""
+    cause = causes.get(tensor.reason, tensor.reason)
+    return f"cannot be checked, {cause}: {shape}{note}"
 
 
 def messages(checkpoint: CheckpointVerdict) -> list[tuple[str, str]]:
-    """Each tensor that fails or could not be checked, and why."""
+    """Each tensor that that fails or could not be checked, and why."""
     found = [(layer.name, layer.message or "") for layer in failing(checkpoint)]
     return found + [(one.name, why_unchecked(one)) for one in unchecked(checkpoint)]
 
@@ -76,6 +82,29 @@ def summary(checkpoint: CheckpointVerdict) -> str:
         f"density {totals.density:.4g}",
         skipped_counts(checkpoint),
     ]
-    if unchecked(checkpoint):
-        parts.append(f"{len(unchecked(checkpoint))} could not be checked")
+    parts.append(checkpoint.shortfall or coverage(checkpoint))
     return ", ".join(part for part in parts if part)
+
+
+def coverage(checkpoint: CheckpointVerdict) -> str:
+    """``coverage 0.25, not judged: 1 flat``, or nothing where all was judged."""
+    if checkpoint.totals is None:
+        return ""
+    return coverage_words(checkpoint.totals.coverage, checkpoint.skipped, "judged")
+
+
+def coverage_words(share: float, skipped: Sequence[SkippedTensor], done: str) -> str:
+    """``coverage 0.25, not judged: 1 flat``, or nothing where none was missed."""
+    counts = Counter(tensor.reason for tensor in skipped if tensor.selected)
+    if not counts:
+        return ""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    return f"coverage {_share(share)}, not {done}: {reasons}"
+
+
+def _share(of: float) -> str:
+    """A share in four digits; never 1 where something is missing, never 0 for some."""
+    shown = f"{of:.4g}"
+    if of < 1 and float(shown) == 1:
+        return "0.9999"
+    return shown

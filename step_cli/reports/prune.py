@@ -39,6 +39,9 @@ class PruneTotals(Part):
     density: float
     retained: float
     changed: int
+    coverage: float = Field(
+        1.0, description="Share pruned of the elements that products may use"
+    )
 
 
 class PruneReport(Report):

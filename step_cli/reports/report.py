@@ -39,7 +39,8 @@ class ErrorDetail(Part):
 class SkippedTensor(Part):
     """A tensor that was not checked, and why.
 
-    ``selected`` if it should have been; that is not ``ok`` with --strict.
+    ``selected`` if it should have been; that is not ``ok`` with --strict. ``note`` says
+    what else is known of it.
     """
 
     name: str
@@ -48,6 +49,7 @@ class SkippedTensor(Part):
     reason: str
     selected: bool = False
     ok: bool = True
+    note: str | None = None
 
 
 class Report(BaseModel):

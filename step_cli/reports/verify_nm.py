@@ -40,6 +40,7 @@ class LayerVerdict(Part):
     dtype: str
     pattern: str
     axis: int
+    axis_from: str = Field("default", description="What tells the axis")
     ok: bool
     groups: int
     violations: int
@@ -67,6 +68,10 @@ class VerifyTotals(Part):
     elements: int
     nonzeros: int
     density: float
+    coverage: float = Field(
+        1.0, description="Share judged of the elements that products may use"
+    )
+    uncovered: int = Field(0, description="Elements that could not be judged")
 
 
 class CheckpointVerdict(Part):
@@ -79,6 +84,9 @@ class CheckpointVerdict(Part):
     skipped: list[SkippedTensor] = Field([])
     totals: VerifyTotals | None = None
     hints: list[str] = Field([])
+    shortfall: str | None = Field(
+        None, description="Why the checkpoint fails, if too little could be judged"
+    )
     integrity: str | None = Field(
         None, description="How damage was looked for: sha256, crc32, or unchecked"
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from integration.training import batches, build_model, loss_of
+from safetensors.torch import save_file
 from torch import nn
 
 
@@ -31,6 +32,11 @@ def plain(folder: Path) -> dict[str, Any]:
         "pretrained": build_model(seed=1).state_dict(),
         "path": folder / "run.pt",
     }
+
+
+def files(folder: Path) -> dict[str, Any]:
+    save_file(build_model().state_dict(), folder / "model.safetensors")
+    return {}
 
 
 def gpt2(folder: Path) -> dict[str, Any]:

@@ -1,19 +1,12 @@
-"""Which tensors are weights: the contract's rule, name by name."""
+"""What a selection takes, what it leaves out, and what of that is not covered."""
 
 import pytest
 
 from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.nm.pattern import NMPattern, NMSpec
-from step_cli.nm.selection import (
-    Selection,
-    parse_axis,
-)
-from step_cli.nm.weight_rule import (
-    Description,
-    default_axis,
-    is_head,
-    weight_skip_reason,
-)
+from step_cli.nm.selection import Layer, Selection, parse_axis
+from step_cli.nm.tensor_data import Part
+from step_cli.nm.weight_rule import Description
 
 TWO_FOUR = NMPattern(2, 4)
 
@@ -22,110 +15,12 @@ def tensor(name: str, shape: tuple[int, ...] = (8, 16), **more: object) -> Descr
     return Description(name, str(more.pop("dtype", "float32")), shape, **more)  # type: ignore[arg-type]
 
 
-def names(pairs: list) -> list[str]:
-    return [tensor.name for tensor, _ in pairs]
+def names(layers: list[Layer[Description]]) -> list[str]:
+    return [layer.tensor.name for layer in layers]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "fc.weight",
-        "weight",
-        "self_attn.in_proj_weight",
-        "rnn.weight_ih_l0",
-        "rnn.weight_hh_l1_reverse",
-        "lm_head.weight",
-        "mlp.shared_expert.up_proj.weight",
-        "normal.up.weight",
-    ],
-)
-def test_these_names_are_weights(name: str) -> None:
-    assert weight_skip_reason(name, "float16", (8, 16)) is None
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("fc.bias", "name"),
-        ("fc.weight_orig", "name"),
-        ("fc.weight_mask", "name"),
-        ("pos_table", "name"),
-        ("tok_embeddings.weight", "embedding"),
-        ("wte.weight", "embedding"),
-        ("transformer.wpe.weight", "embedding"),
-        ("shared.weight", "embedding"),
-        ("attn.relative_attention_bias.weight", "embedding"),
-        ("patch_Embed.proj.weight", "embedding"),
-        ("encoder.norm.weight", "norm"),
-        ("h.0.ln_1.weight", "norm"),
-        ("input_layernorm.weight", "norm"),
-        ("embeddings.LayerNorm.weight", "norm"),
-    ],
-)
-def test_these_names_are_not(name: str, reason: str) -> None:
-    assert weight_skip_reason(name, "float16", (8, 16)) == reason
-
-
-@pytest.mark.parametrize(
-    ("dtype", "reason"),
-    [
-        ("float64", None),
-        ("float32", None),
-        ("float16", None),
-        ("bfloat16", None),
-        ("float8_e4m3fn", None),
-        ("float8_e5m2", None),
-        ("float8_e8m0fnu", "dtype"),
-        ("int8", "dtype"),
-        ("complex64", "dtype"),
-        ("bool", "dtype"),
-    ],
-)
-def test_weights_are_floating(dtype: str, reason: str | None) -> None:
-    assert weight_skip_reason("fc.weight", dtype, (8, 16)) == reason
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("lm_head.weight", True),
-        ("model.score.weight", True),
-        ("cls.seq_classhead.dense.weight", True),
-        ("classifier.1.weight", True),
-        ("headless.weight", False),
-        ("lm_head", False),
-    ],
-)
-def test_a_head_is_known_by_a_module_of_its_name(name: str, expected: bool) -> None:
-    assert is_head(name) is expected
-
-
-def test_a_vector_is_no_weight() -> None:
-    assert weight_skip_reason("bn1.weight", "float32", (8,)) == "rank"
-    assert weight_skip_reason("scale.weight", "float32", ()) == "rank"
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "axis"),
-    [
-        ("fc.weight", (8, 16), 1),
-        ("conv.weight", (8, 16, 3), 1),
-        ("conv.weight", (8, 16, 3, 3), 1),
-        ("transformer.h.0.attn.c_attn.weight", (16, 48), 0),
-        ("h.11.mlp.c_proj.weight", (64, 16), 0),
-        ("h.1.crossattention.q_attn.weight", (16, 16), 0),
-        ("h.1.attn.c_attn.weight", (16, 48, 1), 1),
-        ("block.c_fc.weight", (16, 64), 1),
-        ("mlp.experts.gate_up_proj", (4, 32, 16), 2),
-        ("mlp.experts.w1.weight", (4, 32, 16), 2),
-        ("mlp.experts.3.w1.weight", (32, 16), 1),
-    ],
-)
-def test_groups_run_along_the_reduction_axis(
-    name: str, shape: tuple[int, ...], axis: int
-) -> None:
-    assert weight_skip_reason(name, "float32", shape) is None
-    assert default_axis(name, shape) == axis
+def specs(layers: list[Layer[Description]]) -> dict[str, NMSpec]:
+    return {layer.tensor.name: layer.spec for layer in layers}
 
 
 def test_every_tensor_is_a_layer_or_skipped_with_a_reason() -> None:
@@ -141,7 +36,7 @@ def test_every_tensor_is_a_layer_or_skipped_with_a_reason() -> None:
         tensor("sparse.bias", skip="kind"),
     ]
     chosen = Selection().choose(given)
-    assert [(t.name, plan) for t, plan in chosen.layers] == [
+    assert list(specs(chosen.layers).items()) == [
         ("b.weight", NMSpec(TWO_FOUR, 1)),
         ("a.weight", NMSpec(TWO_FOUR, 1)),
         ("n", NMSpec(TWO_FOUR, 0)),
@@ -222,13 +117,13 @@ PLANNED = [tensor(name) for name in (*PLAN, "b.weight", "a.bias")]
 
 def test_a_plan_selects_its_layers_and_no_others() -> None:
     chosen = Selection(plan=PLAN).choose(PLANNED)
-    assert {t.name: layer for t, layer in chosen.layers} == PLAN
+    assert specs(chosen.layers) == PLAN
     assert [reason for _, reason in chosen.skipped] == ["excluded", "name"]
 
 
 def test_nm_changes_the_patterns_of_a_plan_not_its_selection() -> None:
     chosen = Selection(plan=PLAN, pattern=TWO_FOUR).choose(PLANNED)
-    assert {t.name: layer for t, layer in chosen.layers} == {
+    assert specs(chosen.layers) == {
         name: NMSpec(TWO_FOUR, layer.axis) for name, layer in PLAN.items()
     }
 
@@ -272,3 +167,61 @@ def test_axis_is_read_from_its_last_equals_sign() -> None:
     for wrong in ("fc", "=1", "fc=x", "fc="):
         with pytest.raises(ValueError, match="GLOB=AXIS"):
             parse_axis(wrong)
+
+
+def test_what_the_user_or_a_plan_leaves_out_is_not_missed() -> None:
+    given = [tensor("fc.weight"), tensor("odd.weight", (8, 6)), tensor("l.qweight")]
+    for selection in (
+        Selection(exclude=["odd*", "l.*"]),
+        Selection(include=["fc*"]),
+        Selection(plan={"fc.weight": NMSpec(TWO_FOUR, 1)}),
+    ):
+        chosen = selection.choose(given)
+        assert names(chosen.layers) == ["fc.weight"]
+        assert chosen.unchecked == []
+        assert {reason for _, reason in chosen.skipped} == {"excluded"}
+    assert [t.name for t in Selection().choose(given).unchecked] == ["odd.weight"]
+
+
+def test_each_layer_says_what_tells_its_axis() -> None:
+    plan = {"a.weight": NMSpec(TWO_FOUR, 0)}
+    given = tensor("a.weight", (8, 16), axis=1)
+
+    def source(selection: Selection) -> str:
+        return selection.choose([given]).layers[0].axis_from
+
+    assert source(Selection(axes=[("a*", 0)], plan=plan)) == "option"
+    assert source(Selection(plan=plan)) == "plan"
+    assert source(Selection()) == "node"
+    assert Selection().choose([tensor("b.weight")]).layers[0].axis_from == "default"
+
+
+@pytest.mark.parametrize("skip", ["consumer", "untraced"])
+def test_a_tensor_without_a_product_has_an_axis_if_the_user_gives_one(
+    skip: str,
+) -> None:
+    given = [tensor("fc.weight", skip=skip), tensor("x.weight")]
+    with pytest.raises(UsageError, match=r"--axis 'fc\.weight=1'"):
+        Selection(include=["fc.weight"]).choose(given)
+    axes = [("fc.weight", 0)]
+    chosen = Selection(include=["fc.weight"], axes=axes).choose(given)
+    assert specs(chosen.layers) == {"fc.weight": NMSpec(TWO_FOUR, 0)}
+
+
+def test_of_a_tensor_that_is_used_in_part_the_parts_must_have_whole_groups() -> None:
+    def selected(*parts: Part) -> bool:
+        given = tensor("w", (18, 8), axis=0, is_weight=True, parts=parts)
+        return bool(Selection().choose([given]).layers)
+
+    assert selected(Part((1, 0), (17, 8)))
+    assert selected(Part((1, 0), (17, 4)), Part((5, 4), (9, 8), phase=8))
+    assert not selected(Part((1, 0), (15, 8)))
+    assert not selected(Part((1, 0), (17, 8), phase=2))
+    assert not selected()  # all 18
+
+
+def test_a_tensor_used_along_two_axes_is_two_layers_unless_one_is_named() -> None:
+    given = [tensor("w", (8, 8), axis=axis, is_weight=True) for axis in (0, 1)]
+    assert [layer.spec.axis for layer in Selection().choose(given).layers] == [0, 1]
+    one = Selection(axes=[("w", 1)]).choose(given).layers
+    assert [layer.spec.axis for layer in one] == [1]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from step_cli.errors import InputError, UsageError
+from step_cli.errors import InputError, NonFiniteError, UsageError
 from step_cli.models.runnable import RunnableModel
 from step_cli.oneshot.samples import read_batches
 
@@ -75,7 +75,7 @@ def test_arrays_are_inputs_by_name(tmp_path: Path) -> None:
 
 def test_large_samples_come_in_several_batches(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
-    np.savez(path, x=np.zeros((5, 500_000), np.float32))
+    np.savez(path, x=np.ones((5, 500_000), np.float32))
     assert [len(batch["x"]) for batch in read(path, PLAIN)] == [2, 2, 1]
 
 
@@ -126,3 +126,46 @@ def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
     for name in ("a.txt", "a.jsonl", "a.npz"):
         with pytest.raises(InputError, match="no such file"):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (np.nan, r"sample 2: x\[1\] is nan"),
+        (np.inf, "is inf"),
+        (-np.inf, "is -inf"),
+        (1e300, "is 1e\\+300 is too large for fp32"),
+    ],
+)
+def test_what_is_not_finite_is_refused_with_its_place(
+    bad: float, words: str, tmp_path: Path
+) -> None:
+    arrays = np.ones((4, 3))
+    arrays[2, 1] = bad
+    np.savez(tmp_path / "a.npz", x=arrays)
+    for most in (128, 1):  # also where the sample is not chosen
+        with pytest.raises(NonFiniteError, match=words):
+            read(tmp_path / "a.npz", PLAIN, most)
+    rows = [json.dumps({"x": row}) for row in arrays.tolist()]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    with pytest.raises(NonFiniteError, match=words):
+        read(tmp_path / "a.jsonl", PLAIN)
+
+
+def test_all_zero_samples_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    words = "every number of all 4 samples is zero.*give samples of real data"
+    for dtype in (np.float32, np.float16, np.int64):
+        np.savez(path, x=np.zeros((4, 3), dtype))
+        with pytest.raises(InputError, match=words):
+            read(path, PLAIN)
+    ids = np.zeros((4, 3), np.int64)
+    np.savez(path, input_ids=ids, attention_mask=ids + 1)
+    with pytest.raises(InputError, match=words):
+        read(path)
+    np.savez(path, input_ids=ids + 1, attention_mask=ids)
+    assert len(read(path)) == 1
+    arrays = np.zeros((4, 3), np.float32)
+    arrays[3, 2] = 1e-30
+    np.savez(path, x=arrays)
+    assert len(read(path, PLAIN)) == 1

@@ -33,7 +33,7 @@ class Zoo(nn.Module):
 
 def test_the_zoo_is_sorted_as_the_contract_says() -> None:
     chosen = choose_layers(Zoo(), Selection())
-    layers = {tensor.name: layer for tensor, layer in chosen.layers}
+    layers = {layer.tensor.name: layer.spec for layer in chosen.layers}
     assert layers == dict.fromkeys(
         [
             "linear.weight", "conv1d.weight", "conv2d.weight", "conv3d.weight",
@@ -45,8 +45,10 @@ def test_the_zoo_is_sorted_as_the_contract_says() -> None:
     skipped = {tensor.name: reason for tensor, reason in chosen.skipped}
     assert skipped["odd.weight"] == skipped["depthwise.weight"] == "size"
     assert skipped["up.weight"] == "consumer"
+    assert skipped["tokens.weight"] == skipped["lookup.weight"] == "embedding"
+    assert skipped["bn.weight"] == "norm"
     assert skipped["linear.bias"] in {"name", "rank"}
-    assert {tensor.name for tensor, _ in chosen.layers} | set(skipped) == {
+    assert layers.keys() | skipped.keys() == {
         name for name, _ in Zoo().named_parameters()
     }
 
@@ -54,6 +56,81 @@ def test_the_zoo_is_sorted_as_the_contract_says() -> None:
 @pytest.mark.parametrize("name", ["tokens.weight", "lookup.weight", "bn.weight"])
 def test_embeddings_and_norms_are_known_by_their_class(name: str) -> None:
     assert name not in plan_for(Zoo(), Selection())
+
+
+class Misnamed(nn.Module):
+    """Modules whose names say something else than their types do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedder = nn.Sequential(nn.Linear(8, 8))
+        self.embed = nn.Linear(8, 8)
+        self.patch_embed = nn.Conv2d(8, 8, 2)
+        self.norm_proj = nn.Linear(8, 8)
+        self.ln_out = nn.Linear(8, 1)
+        self.weights = nn.Embedding(8, 8)
+        self.proj = nn.ModuleList([nn.LayerNorm((8, 8))])
+        self.cell = nn.GRUCell(8, 8)
+        self.up_proj = nn.ConvTranspose1d(8, 8, 2)
+
+
+def test_the_type_of_a_module_decides_and_not_its_name() -> None:
+    chosen = choose_layers(Misnamed(), Selection())
+    assert {layer.tensor.name: layer.spec.axis for layer in chosen.layers} == {
+        **dict.fromkeys(["embedder.0.weight", "embed.weight", "patch_embed.weight"], 1),
+        **dict.fromkeys(["norm_proj.weight", "ln_out.weight"], 1),
+        **dict.fromkeys(["cell.weight_ih", "cell.weight_hh"], 1),
+    }
+    skipped = {tensor.name: reason for tensor, reason in chosen.skipped}
+    assert skipped["weights.weight"] == "embedding"
+    assert skipped["proj.0.weight"] == "norm"
+    assert skipped["up_proj.weight"] == "consumer"
+
+
+def test_a_name_alone_decides_where_no_type_is_known() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(8, 8))
+
+    model = nn.ModuleDict({"embed": Own(), "linear": Own()})
+    assert list(plan_for(model, Selection())) == ["linear.weight"]
+
+
+def test_a_table_tied_to_a_linear_stays_dense() -> None:
+    model = nn.ModuleDict({"head": nn.Linear(8, 8), "tokens": nn.Embedding(8, 8)})
+    model["head"].weight = model["tokens"].weight
+    assert plan_for(model, Selection()) == {}
+    assert list(plan_for(model, Selection(include=["head.weight"]))) == ["head.weight"]
+
+
+def test_integer_codes_in_a_linear_are_no_weight() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    codes = torch.ones(8, 8, dtype=torch.int32)
+    model[0].weight = nn.Parameter(codes, requires_grad=False)
+    chosen = choose_layers(model, Selection())
+    assert [(t.name, reason) for t, reason in chosen.skipped if t.shape == (8, 8)] == [
+        ("0.weight", "dtype")
+    ]
+
+
+@pytest.mark.parametrize(("model_type", "axis"), [("gpt_oss", 1), ("mixtral", 2)])
+def test_the_configuration_of_transformers_tells_the_axis_of_experts(
+    model_type: str, axis: int
+) -> None:
+    transformers = pytest.importorskip("transformers")
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down_proj = nn.Parameter(torch.ones(2, 8, 8))
+
+    inner = nn.ModuleDict({"experts": Experts()})
+    inner.config = transformers.CONFIG_MAPPING[model_type]()
+    model = nn.ModuleDict({"wrapped": inner})
+    assert plan_for(model, Selection()) == {
+        "wrapped.experts.down_proj": NMSpec(TWO_FOUR, axis)
+    }
 
 
 def test_conv1d_of_transformers_stores_its_inputs_first() -> None:
@@ -81,9 +158,27 @@ def test_what_does_not_divide_into_groups_is_said(
 ) -> None:
     with caplog.at_level("WARNING", "step_cli"):
         logging.getLogger("step_cli").propagate = True
-        plan_for(Zoo(), Selection(exclude=["depthwise.*", "nothing.*"]))
+        plan_for(Zoo(), Selection(exclude=["depthwise.*"]))
     assert "odd.weight stays dense: shape [4, 6] has no whole groups" in caplog.text
     assert "depthwise.weight stays" not in caplog.text
+
+
+def test_what_is_computed_from_a_parameter_is_said_to_stay_dense(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    nn.utils.parametrizations.weight_norm(model[0])
+    with caplog.at_level("WARNING", "step_cli"):
+        logging.getLogger("step_cli").propagate = True
+        assert list(plan_for(model, Selection())) == ["1.weight"]
+    name = "0.parametrizations.weight.original1"
+    assert f"{name} stays dense: its module computes the weight" in caplog.text
+
+
+def test_a_glob_that_matches_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "step_cli"):
+        logging.getLogger("step_cli").propagate = True
+        plan_for(Zoo(), Selection(exclude=["nothing.*"]))
     assert "'nothing.*' matches no tensor" in caplog.text
 
 

@@ -19,11 +19,9 @@ from step_cli.formats.safetensors.writer import save_safetensors  # noqa: E402
 from step_cli.models.source import ModelSource, write_source  # noqa: E402
 from step_cli.models.spec import build_model  # noqa: E402
 from step_cli.nm.pattern import NMPattern, NMSpec  # noqa: E402
-from step_cli.nm.weight_rule import (  # noqa: E402
-    default_axis,
-    is_head,
-    weight_skip_reason,
-)
+from step_cli.nm.selection import Selection  # noqa: E402
+from step_cli.nm.weight_rule import is_head  # noqa: E402
+from step_cli.optim.layers import plan_for  # noqa: E402
 from step_cli.optim.mask import nm_mask  # noqa: E402
 from step_cli.reports import ExportReport  # noqa: E402
 
@@ -51,11 +49,12 @@ def save_run(folder: Path, sample: str, *, wrong: bool = False) -> int:
     model = build_model(source.spec, source.options).model
     plan = {}
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight_skip_reason(name, "float32", weight.shape) or is_head(name):
+        weights = dict(model.named_parameters())
+        for name, spec in plan_for(model, Selection()).items():
+            if is_head(name):
                 continue
-            axis = default_axis(name, weight.shape)
-            axis = 1 - axis if wrong else axis
+            weight = weights[name]
+            axis = 1 - spec.axis if wrong else spec.axis
             if weight.shape[axis] % 4 == 0:
                 weight.mul_(nm_mask(weight.abs(), "2:4", axis))
                 plan[name] = NMSpec(NMPattern(2, 4), axis)

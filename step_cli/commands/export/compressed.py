@@ -48,7 +48,9 @@ def to_compressed(config: ExportConfig, source: Source) -> Compressed:
         inputs=source.inputs,
         size_bytes=source.dense_bytes,
     ) as path:
-        written = save_compressed(path, tensors, source.plan)
+        written = save_compressed(
+            path, tensors, source.plan, source.checkpoint.metadata
+        )
         zeros = _read_back(path, tensors)
         output = path.stat().st_size
     return Compressed(output, written.values, written.metadata, zeros)
@@ -70,8 +72,10 @@ def to_dense(config: ExportConfig) -> Decompressed:
     inputs = [config.checkpoint, *checkpoint.files]
     with staged(config.out, force=config.force, inputs=inputs, size_bytes=size) as path:
         tensors = {tensor.name: _to_save(tensor) for tensor in checkpoint.tensors}
-        # transformers refuses a file without "pt" in its metadata.
-        metadata = {PLAN_KEY: plan_json(checkpoint.plan or {}), "format": "pt"}
+        # transformers refuses a file without a format in its metadata.
+        metadata = {"format": "pt", **checkpoint.metadata}
+        if checkpoint.plan:
+            metadata[PLAN_KEY] = plan_json(checkpoint.plan)
         save_safetensors(path, tensors, metadata)
         _read_back(path, checkpoint.tensors)
         output = path.stat().st_size

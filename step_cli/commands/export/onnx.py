@@ -24,6 +24,7 @@ from step_cli.formats.onnx.publish import OnnxPlace, staged_onnx
 from step_cli.formats.onnx.reader import open_onnx
 from step_cli.formats.onnx.weight_uses import operators_of
 from step_cli.nm.pattern import NMSpec
+from step_cli.nm.selection import Layer
 from step_cli.reports import BenchReport, ExportLayer, Parity
 
 
@@ -145,7 +146,9 @@ def _layers(loaded: LoadedModel, export: OnnxExport, path: Path) -> list[ExportL
         if layer is not None and axis is not None:
             in_graph[weight.name][place] = NMSpec(layer.pattern, axis)
     every = {item for specs in in_graph.values() for item in specs.items()}
-    counted = count_layers([(stored[place], spec) for place, spec in every])
+    counted = count_layers(
+        [Layer(stored[place], spec, "node") for place, spec in every]
+    )
     refuse_nonfinite(counted, path)
     found = {(layer.tensor.name, layer.spec): layer for layer in counted}
     operators = operators_of(path)

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from step_cli.commands.export.report import (
     broken_report,
@@ -69,6 +70,23 @@ def run(config: ExportConfig) -> ExportReport:
     from step_cli.commands.export.onnx import to_onnx
 
     return onnx_report(config, source, to_onnx(config, source))
+
+
+def export(path: str | Path, out: str | Path, to: str, **options: Any) -> ExportReport:
+    """Export a checkpoint: the report behind `export --json`.
+
+    Args:
+        path: A CHECKPOINT.
+        out: The file to write.
+        to: "compressed", "dense", "onnx" or "tensorrt".
+        options: Those of the command: ``nm="2:4"``, ``force=True``, ...
+
+    Raises:
+        pydantic.ValidationError: An option is unknown, or its value refused.
+        StepError: As `run`.
+    """
+    given = {"checkpoint": path, "out": out, "to": to, **options}
+    return run(ExportConfig.model_validate(given))
 
 
 def _inputs(config: ExportConfig) -> list[Path]:

@@ -101,7 +101,7 @@ def open_source(config: ExportConfig) -> Source:
     verdicts, advice = verdicts_on(counted, planned=planned)
     return Source(
         checkpoint,
-        {tensor.name: layer for tensor, layer in chosen.layers},
+        {layer.tensor.name: layer.spec for layer in chosen.layers},
         verdicts,
         skipped_tensors(chosen),
         advice,

@@ -1,6 +1,6 @@
 """Wanda and SparseGPT in `prune`: all layers first, in the order of the model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from step_cli.commands.prune.tensors import LayerToPrune
 from step_cli.config.commands import PruneConfig
-from step_cli.errors import InputError, NonFiniteError, naming
+from step_cli.errors import (
+    InputError,
+    NonFiniteError,
+    NothingSelectedError,
+    few,
+    naming,
+)
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.huggingface.model import is_hugging_face
@@ -21,6 +27,7 @@ from step_cli.models.runnable import RunnableModel, open_model
 from step_cli.models.source import model_source
 from step_cli.nm.groups import Mask
 from step_cli.nm.prune import OneShot, Pruned
+from step_cli.nm.weight_rule import SkipReason
 from step_cli.oneshot.block_by_block import Calibration, prune_in_order
 from step_cli.oneshot.inputs import TargetLayer
 from step_cli.oneshot.layer_matrix import LayerMatrix
@@ -28,6 +35,7 @@ from step_cli.oneshot.samples import read_batches
 from step_cli.oneshot.sparsegpt import InputHessian, sparsegpt_weight
 from step_cli.oneshot.transposable import transposable_keep
 from step_cli.oneshot.wanda import InputNorms, wanda_keep
+from step_cli.optim.layers import NORMS, TRANSPOSED
 
 Array = npt.NDArray[Any]
 
@@ -61,7 +69,7 @@ def calibrated(
     make: Callable[[], Any] = InputHessian if done.sparsegpt else InputNorms
     work = Calibration(runnable.model, batches, make, done.prune, folder)
     try:
-        prune_in_order(work, done.watch(runnable, layers))
+        prune_in_order(work, done.watch(runnable, layers, config.include))
     except BaseException:
         done.close()
         raise
@@ -79,6 +87,7 @@ class Calibrated:
         results: The new weight of each tensor, by name.
         layers: By the name of the weight in the model.
         done: What was done to each tensor, by name.
+        left: Why weights of other modules are left out, by the name of the tensor.
     """
 
     sparsegpt: bool
@@ -87,14 +96,24 @@ class Calibrated:
     results: dict[str, Array] = field(default_factory=dict)
     layers: dict[str, LayerToPrune] = field(default_factory=dict)
     done: dict[str, Pruned] = field(default_factory=dict)
+    left: dict[str, SkipReason] = field(default_factory=dict)
 
     def watch(
-        self, runnable: RunnableModel, layers: list[LayerToPrune]
+        self,
+        runnable: RunnableModel,
+        layers: list[LayerToPrune],
+        named: Collection[str] = (),
     ) -> list[TargetLayer]:
         """The module of each layer.
 
+        Args:
+            runnable: The model.
+            layers: What is to be pruned.
+            named: Tensors that the user has asked for by name.
+
         Raises:
             InputError: A layer is no weight of a module that can be observed.
+            NothingSelectedError: All are weights of modules that stay dense.
         """
         watched = []
         for layer in layers:
@@ -104,6 +123,10 @@ class Calibrated:
             place = runnable.names.get(name, "")
             module_name, _, parameter = place.rpartition(".")
             module = runnable.model.get_submodule(module_name) if place else nn.Module()
+            reason = _left_dense(module)
+            if reason is not None and name not in named:
+                self.left[name] = reason
+                continue
             if parameter != "weight" or not LayerMatrix.fits(module):
                 raise InputError(
                     "is no weight of a linear layer or a convolution of the model; "
@@ -112,6 +135,11 @@ class Calibrated:
                 )
             watched.append(TargetLayer(place, module))
             self.layers[place] = layer
+        if not watched:
+            raise NothingSelectedError(
+                "no tensor to prune, all are weights of modules that stay dense: "
+                f"{few(sorted(self.left))}"
+            )
         return watched
 
     def prune(self, watched: TargetLayer, seen: Any) -> None:
@@ -143,7 +171,7 @@ class Calibrated:
         weights = layer.tensor.data()
 
         def choose(scores: Tensor) -> Mask:
-            return transposable_keep(weights, layer.spec, scores.numpy())
+            return transposable_keep(weights, layer.spec, layer.outputs, scores.numpy())
 
         keep = wanda_keep(
             stored.float(),
@@ -174,3 +202,12 @@ class Calibrated:
             pass
         self.done[layer.tensor.name] = replace(work.done, nonzeros=int(keep.sum()))
         return to_array(new)
+
+
+def _left_dense(module: nn.Module) -> SkipReason | None:
+    """Why the weight of a module stays dense, whatever its name."""
+    if isinstance(module, TRANSPOSED):
+        return "kind"  # its groups would run along the outputs
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return "embedding"
+    return "norm" if isinstance(module, NORMS) else None

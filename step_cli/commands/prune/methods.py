@@ -14,6 +14,7 @@ from step_cli.formats.checkpoint import Checkpoint
 from step_cli.nm.groups import Mask
 from step_cli.nm.prune import OneShot, Pruned
 from step_cli.nm.tensor_data import TensorData
+from step_cli.nm.weight_rule import SkipReason
 
 Array = npt.NDArray[Any]
 
@@ -25,9 +26,11 @@ class Method(Protocol):
 
     Attributes:
         done: What was done to each layer so far, by the name of its tensor.
+        left: Why it leaves tensors out that the model uses in another way, by name.
     """
 
     done: dict[str, Pruned]
+    left: dict[str, SkipReason]
 
     def blocks(self, layer: LayerToPrune) -> Iterator[Array]:
         """The new data in the order of the file; ``done`` has the counts after it.
@@ -104,6 +107,7 @@ class OneByOne:
 
     seed: int | None = None
     done: dict[str, Pruned] = field(default_factory=dict)
+    left: dict[str, SkipReason] = field(default_factory=dict)
 
     def blocks(self, layer: LayerToPrune) -> Iterator[Array]:
         """See `Method`."""
@@ -119,13 +123,14 @@ class Transposable:
     """By magnitude, so that the pattern holds along the outputs as well."""
 
     done: dict[str, Pruned] = field(default_factory=dict)
+    left: dict[str, SkipReason] = field(default_factory=dict)
 
     def blocks(self, layer: LayerToPrune) -> Iterator[Array]:
         """See `Method`."""
         from step_cli.oneshot.transposable import transposable_keep
 
         weights = layer.tensor.data()
-        keep = transposable_keep(weights, layer.spec)
+        keep = transposable_keep(weights, layer.spec, layer.outputs)
         yield from pruned_blocks(layer, weights, self.done, keep=keep)
 
     def close(self) -> None:

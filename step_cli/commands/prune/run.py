@@ -6,10 +6,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from step_cli.commands.prune.methods import Method, check_method, method_of
-from step_cli.commands.prune.tensors import LayerToPrune, choose_layers, place_of
+from step_cli.commands.prune.tensors import (
+    LayerToPrune,
+    LeftDense,
+    choose_layers,
+    place_of,
+    without,
+)
+from step_cli.commands.select import coverage
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import OutputError, naming
 from step_cli.formats.checkpoint import Checkpoint
@@ -17,11 +24,10 @@ from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.rewrite import Rewriter
 from step_cli.nm.count import TensorToCheck, count_tensors
-from step_cli.nm.pattern import NMSpec, Plan
+from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.nm.prune import Pruned
 from step_cli.nm.targets import planned_view
-from step_cli.nm.weight_rule import output_axis
-from step_cli.reports import PrunedLayer, PruneReport, PruneTotals, SkippedTensor
+from step_cli.reports import PrunedLayer, PruneReport, PruneTotals
 
 if TYPE_CHECKING:
     from step_cli.commands.prune.permuted import Permuted
@@ -45,7 +51,7 @@ def run(config: PruneConfig) -> PruneReport:
     rewriter = Rewriter(checkpoint, config.out, config.force, extra)
     rewriter.check()
     with naming(file=config.checkpoint), ExitStack() as stack:
-        layers, skipped = choose_layers(checkpoint, config)
+        layers, left = choose_layers(checkpoint, config)
         folder = None if config.dry_run else _parent(config)
         moved = _permuted(config, checkpoint, layers, folder)
         if moved is not None:
@@ -54,6 +60,9 @@ def run(config: PruneConfig) -> PruneReport:
         own = [layer for layer in layers if layer.tensor.tied_to is None]
         method = method_of(config, checkpoint, own, folder)
         stack.callback(method.close)
+        if method.left:
+            layers, left = without(layers, left, method.left)
+            own = [layer for layer in own if layer.tensor.name not in method.left]
         if config.dry_run:
             for layer in own:
                 for _ in method.blocks(layer):
@@ -62,7 +71,29 @@ def run(config: PruneConfig) -> PruneReport:
             changes = [_change(layer, method) for layer in own]
             changes += moved.changes if moved else []
             _write(config, rewriter, layers, changes, method.done)
-    return _report(config, rewriter, layers, skipped, method.done, moved)
+    return _report(config, rewriter, layers, left, method.done, moved)
+
+
+def prune(
+    path: str | Path,
+    out: str | Path,
+    nm: str | NMPattern | None = None,
+    **options: Any,
+) -> PruneReport:
+    """Prune a checkpoint: the report behind `prune --json`.
+
+    Args:
+        path: A CHECKPOINT.
+        out: What to write, in the format of ``path``.
+        nm: The pattern, such as "2:4"; None: that of its plan, else 2:4.
+        options: Those of the command: ``exclude=["lm_head.*"]``, ``force=True``, ...
+
+    Raises:
+        pydantic.ValidationError: An option is unknown, or its value refused.
+        StepError: As `run`.
+    """
+    given = {"checkpoint": path, "out": out, "nm": nm, **options}
+    return run(PruneConfig.model_validate(given))
 
 
 def _permuted(
@@ -131,15 +162,14 @@ def _check(
 
 
 def _along_outputs(layer: LayerToPrune) -> NMSpec:
-    axis = output_axis(layer.tensor.shape, layer.spec.axis)
-    return NMSpec(layer.spec.pattern, axis)
+    return NMSpec(layer.spec.pattern, layer.outputs)
 
 
 def _report(
     config: PruneConfig,
     rewriter: Rewriter,
     layers: Sequence[LayerToPrune],
-    skipped: list[SkippedTensor],
+    left: LeftDense,
     done: Mapping[str, Pruned],
     moved: "Permuted | None",
 ) -> PruneReport:
@@ -156,15 +186,16 @@ def _report(
         bytes_needed=rewriter.needed_bytes,
         bytes_free=shutil.disk_usage(_parent(config)).free,
         layers=rows,
-        skipped=skipped,
+        skipped=left.skipped,
         totals=PruneTotals(
             layers=sum(layer.tensor.tied_to is None for layer in layers),
-            skipped=len(skipped),
+            skipped=len(left.skipped),
             elements=total.elements,
             nonzeros=total.nonzeros,
             density=total.density,
             retained=total.retained,
             changed=total.changed,
+            coverage=coverage(total.elements, left.uncovered),
         ),
     )
 

@@ -1,22 +1,26 @@
 """The tensors that `prune` works on, and what it will not do to them."""
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from step_cli.commands.select import (
     choose,
     plan_that_holds,
     skipped_tensors,
+    uncovered_elements,
     why_nothing,
 )
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.nm.allocation import allocate, kept_squares
+from step_cli.nm.axis_rule import output_axis
 from step_cli.nm.pattern import NMSpec
 from step_cli.nm.prune import PRUNABLE
-from step_cli.nm.weight_rule import is_head, output_axis
+from step_cli.nm.selection import Chosen, Layer
+from step_cli.nm.weight_rule import UNCOVERED, SkipReason, is_head
 from step_cli.reports import SkippedTensor
 
 log = logging.getLogger(__name__)
@@ -29,6 +33,19 @@ class LayerToPrune:
     tensor: NamedTensor
     spec: NMSpec
 
+    @property
+    def outputs(self) -> int:
+        """The axis of the outputs."""
+        return output_axis(self.tensor, self.spec.axis)
+
+
+@dataclass(frozen=True)
+class LeftDense:
+    """What is not pruned, and how many elements of it a product may use."""
+
+    skipped: list[SkippedTensor]
+    uncovered: int
+
 
 def place_of(tensor: NamedTensor) -> Place:
     """Where a tensor lies in its file.
@@ -39,7 +56,7 @@ def place_of(tensor: NamedTensor) -> Place:
     if tensor.place is None:
         raise InputError(
             "is not stored in one piece and cannot be changed in place; save the "
-            "checkpoint again with contiguous tensors",
+            "checkpoint again with contiguous tensors (ONNX: dense, with raw data)",
             tensor=tensor.name,
         )
     return tensor.place
@@ -47,35 +64,123 @@ def place_of(tensor: NamedTensor) -> Place:
 
 def choose_layers(
     checkpoint: Checkpoint, config: PruneConfig
-) -> tuple[list[LayerToPrune], list[SkippedTensor]]:
+) -> tuple[list[LayerToPrune], LeftDense]:
     """The layers by name, and the tensors left out.
 
     Raises:
         NothingSelectedError: No tensor can be pruned.
-        UsageError: Tied tensors are torn, or the density is too low.
+        UsageError: Nothing settles the group axis of a tensor, tied tensors are torn,
+            or the density is too low.
     """
-    chosen = choose(config, checkpoint, plan_that_holds(config, checkpoint))
+    plan = plan_that_holds(config, checkpoint)
+    chosen = choose(config, checkpoint, plan)
     layers = []
-    for tensor, spec in chosen.layers:
-        if tensor.dtype not in PRUNABLE:
-            chosen.skipped.append((tensor, "dtype"))
-        elif config.transposable and not _divides(tensor, spec):
-            chosen.skipped.append((tensor, "size"))
+    for found in chosen.layers:
+        layer = LayerToPrune(found.tensor, found.spec)
+        named = layer.tensor.name in {*config.include, *(plan or ())}
+        if _left_alone(layer, named, chosen):
+            chosen.leave_out(layer.tensor, "consumer")
+        elif not _holds_whole(layer):
+            chosen.leave_out(layer.tensor, "size")
+        elif layer.tensor.dtype not in PRUNABLE:
+            chosen.leave_out(layer.tensor, "dtype")
+        elif config.transposable and not _divides(layer):
+            chosen.leave_out(layer.tensor, "size")
         else:
-            layers.append(LayerToPrune(tensor, spec))
+            layers.append(layer)
     if not layers:
         raise NothingSelectedError(why_nothing(chosen, "prune"))
+    _refuse_unsettled([found for found in chosen.layers if found.assumed])
     _refuse_torn_ties(checkpoint.tensors, layers)
     if config.density is not None:
         layers = _allocated(layers, config.density)
     _warn_of_heads(layers)
     layers.sort(key=lambda layer: layer.tensor.name)
-    return layers, skipped_tensors(chosen)
+    return layers, LeftDense(skipped_tensors(chosen), uncovered_elements(chosen))
 
 
-def _divides(tensor: NamedTensor, spec: NMSpec) -> bool:
+def without(
+    layers: Sequence[LayerToPrune], left: LeftDense, reasons: Mapping[str, SkipReason]
+) -> tuple[list[LayerToPrune], LeftDense]:
+    """Leave out layers that turn out to be of other modules, each with its reason."""
+    kept, skipped, uncovered = [], list(left.skipped), left.uncovered
+    for layer in layers:
+        tensor = layer.tensor
+        reason = reasons.get(tensor.tied_to or tensor.name)
+        if reason is None:
+            kept.append(layer)
+            continue
+        counts = reason in UNCOVERED
+        if counts and tensor.tied_to is None:
+            uncovered += math.prod(tensor.shape)
+        skipped.append(
+            SkippedTensor(
+                name=tensor.name,
+                shape=list(tensor.shape),
+                dtype=tensor.dtype,
+                reason=reason,
+                selected=counts,
+            )
+        )
+    skipped.sort(key=lambda tensor: tensor.name)
+    return kept, LeftDense(skipped, uncovered)
+
+
+def _left_alone(layer: LayerToPrune, named: bool, chosen: Chosen[NamedTensor]) -> bool:
+    """Whether pruning a tensor would harm another use of it; warns if so."""
+    tensor = layer.tensor
+    axes = [x.spec.axis for x in chosen.layers if x.tensor.name == tensor.name]
+    if len(axes) > 1:
+        if axes[0] == layer.spec.axis:
+            log.warning(
+                "%s is left alone, as products sum over its axes %s: "
+                "--axis '%s=%d' chooses one of them",
+                tensor.name,
+                " and ".join(map(str, axes)),
+                tensor.name,
+                axes[0],
+            )
+        return True
+    if tensor.shared_with is None or named:
+        return False
+    log.warning(
+        "%s is left alone, as its numbers are used by %s too: --include %r prunes it",
+        tensor.name,
+        tensor.shared_with,
+        tensor.name,
+    )
+    return True
+
+
+def _holds_whole(layer: LayerToPrune) -> bool:
+    """Whether all of a tensor can hold groups where those of its used parts stand.
+
+    It is pruned as a whole: what no product uses is used by nothing else either.
+    """
+    m, axis, tensor = layer.spec.pattern.m, layer.spec.axis, layer.tensor
+    begins = (part.begin[axis] for part in tensor.parts)
+    return not tensor.shape[axis] % m and not any(begin % m for begin in begins)
+
+
+def _divides(layer: LayerToPrune) -> bool:
     """Whether the outputs divide into groups too, as a transposable mask needs."""
-    return tensor.shape[output_axis(tensor.shape, spec.axis)] % spec.pattern.m == 0
+    return layer.tensor.shape[layer.outputs] % layer.spec.pattern.m == 0
+
+
+def _refuse_unsettled(assumed: Sequence[Layer[NamedTensor]]) -> None:
+    """Pruning along a wrong axis harms the model, and gains nothing."""
+    for layer in assumed:
+        name, shape = layer.tensor.name, list(layer.tensor.shape)
+        axis, others = layer.spec.axis, range(max(0, len(shape) - 2), len(shape))
+        options = " or ".join(f"--axis '{name}={i}'" for i in others)
+        if layer.axis_from == "default":
+            more = len(assumed) - 1
+            raise UsageError(
+                f"nothing settles which axis of {shape} is that of the inputs"
+                f"{f' (nor for {more} more tensors)' if more else ''}: give {options}",
+                tensor=name,
+            )
+        log.warning("%s: axis %d of %s is assumed: else %s", name, axis, shape, options)
 
 
 def _allocated(layers: Sequence[LayerToPrune], density: float) -> list[LayerToPrune]:

@@ -7,6 +7,8 @@ from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.nm.count import TensorCounts, TensorToCheck, count_tensors
 from step_cli.nm.groups import index_of
 from step_cli.nm.pattern import NMSpec
+from step_cli.nm.selection import Layer
+from step_cli.nm.tensor_data import Part
 from step_cli.reports import MaskDifference
 
 
@@ -15,20 +17,28 @@ class Counted:
     """A layer, its pattern, and what was found in it.
 
     Attributes:
-        tensor: Whose weights were counted.
-        spec: The pattern and axis that it is to hold.
+        layer: Whose weights were counted, with the pattern that they are to hold.
         counts: The counts.
         exact: Whether exactly N of each group are to be non-zero, not at most N.
         tied_to: The first listed name of the same storage, or None.
         difference: Where its mask is not that of the baseline, if there is one.
     """
 
-    tensor: NamedTensor
-    spec: NMSpec
+    layer: Layer[NamedTensor]
     counts: TensorCounts
     exact: bool = False
     tied_to: str | None = None
     difference: MaskDifference | None = None
+
+    @property
+    def tensor(self) -> NamedTensor:
+        """Whose weights were counted."""
+        return self.layer.tensor
+
+    @property
+    def spec(self) -> NMSpec:
+        """The pattern and axis that it is to hold."""
+        return self.layer.spec
 
     @property
     def ok(self) -> bool:
@@ -44,12 +54,12 @@ class Counted:
 
 
 def count_layers(
-    layers: Sequence[tuple[NamedTensor, NMSpec]],
+    layers: Sequence[Layer[NamedTensor]],
     *,
     exact: bool = False,
     baseline: Checkpoint | None = None,
 ) -> list[Counted]:
-    """Count the non-zeros of each layer.
+    """Count the non-zeros of each layer, of the parts that are used.
 
     Args:
         layers: The tensors, each with its pattern.
@@ -59,21 +69,65 @@ def count_layers(
     Returns:
         The layers in the order of their names.
     """
-    all_counts = count_tensors(
-        TensorToCheck(tensor.data(), spec, exact) for tensor, spec in layers
-    )
+    all_counts = _counts(layers, exact)
     counted = sorted(
-        zip(layers, all_counts, strict=True), key=lambda item: item[0][0].name
+        zip(layers, all_counts, strict=True), key=lambda item: item[0].tensor.name
     )
-    ties = _first_listed([tensor for (tensor, _), _ in counted])
+    ties = _first_listed([layer.tensor for layer, _ in counted])
     others = {tensor.name: tensor for tensor in baseline.tensors} if baseline else {}
     found = []
-    for ((tensor, spec), counts), tied_to in zip(counted, ties, strict=True):
+    for (layer, counts), tied_to in zip(counted, ties, strict=True):
         other = None
         if baseline is not None:
-            other = _difference(tensor, others.get(tensor.name))
-        found.append(Counted(tensor, spec, counts, exact, tied_to, other))
+            other = _difference(layer.tensor, others.get(layer.tensor.name))
+        found.append(Counted(layer, counts, exact, tied_to, other))
     return found
+
+
+def _counts(
+    layers: Sequence[Layer[NamedTensor]], exact: bool
+) -> Iterator[TensorCounts]:
+    """What was counted in each layer; positions are those in the whole tensor."""
+    counted = count_tensors(_to_check(layers, exact))
+    for layer in layers:
+        shape, parts = layer.tensor.shape, layer.tensor.parts
+        if not parts:
+            yield next(counted)
+            continue
+        total = TensorCounts()
+        for part in parts:
+            total.add(_moved(next(counted), part, shape))
+        yield total
+
+
+def _to_check(
+    layers: Sequence[Layer[NamedTensor]], exact: bool
+) -> Iterator[TensorToCheck]:
+    for layer in layers:
+        data = layer.tensor.data()
+        for part in layer.tensor.parts:
+            yield TensorToCheck(data.part(part), layer.spec, exact)
+        if not layer.tensor.parts:
+            yield TensorToCheck(data, layer.spec, exact)
+
+
+def _moved(counts: TensorCounts, part: Part, shape: tuple[int, ...]) -> TensorCounts:
+    """What was counted in a part, with the positions that it has in the tensor."""
+    sizes = tuple(end - begin for begin, end in zip(part.begin, part.end, strict=True))
+
+    def position(of: int) -> int:
+        index = zip(part.begin, index_of(of, sizes), strict=True)
+        at = 0
+        for size, (begin, step) in zip(shape, index, strict=True):
+            at = at * size + begin + step
+        return at
+
+    if counts.violation is not None:
+        first, nonzeros = counts.violation
+        counts.violation = position(first), nonzeros
+    if counts.nonfinite_at is not None:
+        counts.nonfinite_at = position(counts.nonfinite_at)
+    return counts
 
 
 def _first_listed(tensors: Sequence[NamedTensor]) -> Iterator[str | None]:

@@ -51,12 +51,14 @@ def _verdict(
     tensor, spec, counts = layer.tensor, layer.spec, layer.counts
     notes = ["all zero"] if counts.nonzeros == 0 else []
     notes += ["dense by plan"] if spec.pattern.dense else []
+    notes += [_assumed(layer)] if layer.layer.assumed else []
     return LayerVerdict(
         name=tensor.name,
         shape=list(tensor.shape),
         dtype=tensor.dtype,
         pattern=str(spec.pattern),
         axis=spec.axis,
+        axis_from=layer.layer.axis_from,
         ok=layer.ok,
         groups=counts.groups,
         violations=counts.violations,
@@ -72,6 +74,24 @@ def _verdict(
         message=message,
         notes=notes,
     )
+
+
+def _assumed(layer: Counted) -> str:
+    """That nothing settles the axis, and what the others would give."""
+    from step_cli.nm.diagnosis import holds_pattern
+
+    pattern, shape = layer.spec.pattern, layer.tensor.shape
+    to_check = TensorToCheck(layer.tensor.data(), layer.spec)
+    found = []
+    for axis in range(max(0, len(shape) - 2), len(shape)):
+        if axis == layer.spec.axis:
+            continue
+        if shape[axis] % pattern.m:
+            found.append(f"axis {axis} has no whole groups")
+        else:
+            holds = holds_pattern(to_check, pattern, axis)
+            found.append(f"axis {axis} would {'pass' if holds else 'fail'}")
+    return f"axis {layer.spec.axis} is assumed, {', '.join(found)}"
 
 
 def _first_violation(layer: Counted) -> GroupAt | None:
@@ -138,6 +158,8 @@ def _looks_like(layer: Counted, *, planned: bool) -> str | None:
         pattern_that_holds,
     )
 
+    if layer.tensor.parts:
+        return None  # the rest of the tensor may be anything
     to_check = TensorToCheck(layer.tensor.data(), layer.spec)
     if holds_as_fp16(to_check):
         return "the values too many are zero after a cast to fp16; cast it, then check"

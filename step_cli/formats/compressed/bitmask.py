@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from step_cli.errors import InputError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
+from step_cli.formats.safetensors.zero_points import with_zero_points
 from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 
 SHAPE, BITMASK, VALUES, OFFSETS = ".shape", ".bitmask", ".compressed", ".row_offsets"
@@ -80,7 +81,9 @@ def unpacked(checkpoint: Checkpoint) -> Checkpoint:
     return replace(
         checkpoint,
         format="compressed" if file else checkpoint.format,
-        tensors=sorted(stored.values(), key=lambda tensor: tensor.name),
+        tensors=with_zero_points(
+            sorted(stored.values(), key=lambda tensor: tensor.name)
+        ),
         plan=checkpoint.plan or plan or None,
         compressed=True,
         notes=(*checkpoint.notes, f"{len(bases)} tensors of compressed-tensors"),

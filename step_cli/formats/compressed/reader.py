@@ -106,6 +106,7 @@ def open_compressed(file: MappedFile, header: Header) -> Checkpoint:
         files=(file.path,),
         integrity="sha256",
         compressed=True,
+        metadata=header.user_metadata,
         negative_zeros=description.negative_zeros,
     )
 

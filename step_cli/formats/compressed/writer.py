@@ -52,7 +52,12 @@ class Written:
     negative_zeros: int = 0
 
 
-def save_compressed(path: Path, tensors: Sequence[NamedTensor], plan: Plan) -> Written:
+def save_compressed(
+    path: Path,
+    tensors: Sequence[NamedTensor],
+    plan: Plan,
+    metadata: Mapping[str, str] | None = None,
+) -> Written:
     """Write ``tensors`` to ``path``, those of the plan compressed.
 
     Streams: memory for one chunk, each tensor read twice at most.
@@ -61,9 +66,11 @@ def save_compressed(path: Path, tensors: Sequence[NamedTensor], plan: Plan) -> W
         path: The file to write; `staged` makes that safe.
         tensors: All tensors of the checkpoint.
         plan: The pattern of each compressed tensor, which it must hold.
+        metadata: Of the user's, kept in the header.
 
     Raises:
-        InputError: A name is one that this format makes itself.
+        InputError: A name is one that this format makes itself, or a tensor's zero
+            is not the code 0.
         ValueError: A tensor breaks its pattern.
     """
     layouts = {
@@ -81,9 +88,9 @@ def save_compressed(path: Path, tensors: Sequence[NamedTensor], plan: Plan) -> W
             stored[name] = _hashed(part, name, digests)
     for layout in layouts.values():
         written.metadata += layout.position_bytes
-    metadata = {PLAN_KEY: plan_json(plan), HEADER_KEY: UNKNOWN}
-    metadata[KEY] = _description(layouts, dict.fromkeys(stored, UNKNOWN), 2**63)
-    save_safetensors(path, stored, metadata)
+    described = _description(layouts, dict.fromkeys(stored, UNKNOWN), 2**63)
+    own = {PLAN_KEY: plan_json(plan), HEADER_KEY: UNKNOWN, KEY: described}
+    save_safetensors(path, stored, {**(metadata or {}), **own})
     _seal(path, _description(layouts, digests, written.negative_zeros))
     return written
 
@@ -95,6 +102,12 @@ def _parts(
     if layout is None:
         part = TensorToSave(dtype, tensor.shape, lambda: [tensor.read()])
         return {tensor.name: part}
+    if tensor.zero_point is not None:
+        raise InputError(
+            "its zero is another code than 0, which this format cannot say; "
+            "--exclude it",
+            tensor=tensor.name,
+        )
     pattern = layout.spec.pattern
     written.values += layout.slots * dtype.itemsize
     values = TensorToSave(

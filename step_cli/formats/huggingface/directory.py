@@ -3,23 +3,15 @@
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 from step_cli.errors import InputError
-from step_cli.formats.checkpoint import NamedTensor
-from step_cli.formats.files.json_text import json_object, read_json
-from step_cli.formats.files.mapped_file import map_file, reason_of
-from step_cli.nm.weight_rule import default_axis
+from step_cli.formats.files.json_text import read_json
+from step_cli.formats.files.mapped_file import reason_of
+from step_cli.formats.huggingface.other_weights import what_is_there
+from step_cli.formats.huggingface.weight_names import weights_names
 
-# In the order in which from_pretrained looks.
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 # What tokenizers and image processors of transformers save, besides code.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -38,10 +30,7 @@ TOKENIZER_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
 )
-# Models whose linear layers are Conv1D, stored [in, out].
-CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
 LARGEST_INDEX = 64 << 20  # bytes
-LARGEST_CONFIG = 16 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -49,7 +38,7 @@ class WeightFiles:
     """The files of a directory that hold its weights.
 
     Attributes:
-        found: The one of `WEIGHTS` that decided.
+        found: The name that decided, of the weights or of their index.
         shards: Files, and the tensor names that the index promises in each (or None).
         notes: What the user should know of the choice.
     """
@@ -61,31 +50,40 @@ class WeightFiles:
 
 def has_weights(directory: Path) -> bool:
     """Whether any file that `find_weights` looks for is there."""
-    return any(os.path.lexists(directory / name) for name in WEIGHTS)
+    return bool(weights_names(directory))
 
 
 def find_weights(directory: Path) -> WeightFiles:
     """Choose the files that ``from_pretrained`` would read.
 
     Raises:
-        InputError: There are none, or the index or a link cannot be trusted.
+        InputError: There are none, or several variants, or the index or a link cannot
+            be trusted.
     """
-    there = [name for name in WEIGHTS if os.path.lexists(directory / name)]
+    there = weights_names(directory)
+    variants = {name.variant for name in there}
     if not there:
-        looked = " ".join(WEIGHTS)
-        raise InputError(f"no weights in it; looked for {looked}", file=directory)
-    found, others = there[0], there[1:]
-    notes = [f"reads {found}, not {other}" for other in others]
-    path = inside(directory, found)
-    if not found.endswith(".index.json"):
-        return WeightFiles(found, {path: None}, tuple(notes))
+        raise InputError(what_is_there(directory), file=directory)
+    if None not in variants and len(variants) > 1:
+        raise InputError(
+            f"holds several variants and nothing without one: "
+            f"{', '.join(name.name for name in there)}; name one file, or move all "
+            "but one variant elsewhere",
+            file=directory,
+        )
+    found, *others = there
+    notes = [f"reads {found.name}, not {other.name}" for other in others]
+    if found.variant is not None:
+        notes.insert(0, f"reads {found.name}, as the only variant is {found.variant}")
+    path = inside(directory, found.name)
+    if not found.is_index:
+        return WeightFiles(found.name, {path: None}, tuple(notes))
     shards = _shards(directory, path)
-    suffix = PurePosixPath(found.removesuffix(".index.json")).suffix
-    known = {shard.name for shard in shards} | set(WEIGHTS)
+    known = {shard.name for shard in shards} | {name.name for name in there}
     for entry in sorted(directory.iterdir()):
-        if entry.suffix == suffix and entry.name not in known:
+        if entry.suffix == found.suffix and entry.name not in known:
             notes.append(f"{entry.name} is not in the index and was not read")
-    return WeightFiles(found, shards, tuple(notes))
+    return WeightFiles(found.name, shards, tuple(notes))
 
 
 def inside(directory: Path, name: str) -> Path:
@@ -160,40 +158,6 @@ def check_against_index(
 def _counted(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(repr(name) for name in names[:3]) + more
-
-
-def with_axes(directory: Path, tensors: list[NamedTensor]) -> list[NamedTensor]:
-    """Say the group axis where ``config.json`` knows better than the names.
-
-    Names as in GPT-2 mean Conv1D, unless the config names a model that has none.
-    """
-    config = _config(directory)
-    if config is None or _uses_conv1d(config):
-        return tensors
-    return [
-        replace(tensor, axis=1)
-        if len(tensor.shape) == 2 and default_axis(tensor.name, tensor.shape) == 0
-        else tensor
-        for tensor in tensors
-    ]
-
-
-def _config(directory: Path) -> dict[str, Any] | None:
-    """The config, of which only ``model_type`` is used; a broken one gives none."""
-    try:
-        file = map_file(inside(directory, "config.json"))
-        if file.size > LARGEST_CONFIG:
-            return None
-        return json_object(file.head(file.size), "config.json", file=file.path)
-    except InputError:
-        return None
-
-
-def _uses_conv1d(config: dict[str, Any]) -> bool:
-    """Whether the model, or a part of a composed one, is of the GPT-2 family."""
-    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
-    kinds = [part["model_type"] for part in parts if "model_type" in part]
-    return not kinds or any(kind in CONV1D_MODELS for kind in map(str, kinds))
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

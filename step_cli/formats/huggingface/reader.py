@@ -15,12 +15,14 @@ from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.huggingface.directory import (
     check_against_index,
     find_weights,
+    has_weights,
     inside,
-    with_axes,
 )
+from step_cli.formats.huggingface.model_config import with_config
 from step_cli.formats.plan import check_digest
 from step_cli.formats.safetensors.header import COMPRESSED_KEY, read_header
 from step_cli.formats.safetensors.reader import open_safetensors
+from step_cli.formats.safetensors.zero_points import with_zero_points
 from step_cli.nm.pattern import Plan
 from step_cli.nm.threads import in_order
 
@@ -34,7 +36,7 @@ def open_directory(path: Path) -> Checkpoint:
         InputError: It holds none, or only a torch distributed checkpoint, or one of
             its files is missing, corrupt, or not what its index promises.
     """
-    if (path / "model").is_dir():
+    if (path / "model").is_dir() and not has_weights(path):
         model = open_directory(inside(path, "model"))
         return replace(model, path=path, format="run")
     if sum((path / name).exists() for name in RUN_FILES) > 1:
@@ -57,10 +59,11 @@ def _refuse_distributed(path: Path) -> None:
 
 def _open_hugging_face(path: Path) -> Checkpoint:
     files = find_weights(path)
-    notes, tensors, embedded = list(files.notes), dict[str, NamedTensor](), Plan()
+    notes, tensors = list(files.notes), dict[str, NamedTensor]()
+    embedded: Plan | None = None
     document = _plan_document(path)
     compared = _check_digests(files.shards, document, path / plans.FILE)
-    integrity = {"sha256" if compared else "crc32"}
+    integrity, metadata = {"sha256" if compared else "crc32"}, dict[str, str]()
     for shard, promised in files.shards.items():
         opened = _open_shard(shard)
         check_against_index(shard, promised, (t.name for t in opened.tensors))
@@ -70,19 +73,23 @@ def _open_hugging_face(path: Path) -> Checkpoint:
             tensors[tensor.name] = tensor
         notes += opened.notes
         integrity |= set() if compared else {opened.integrity}
-        embedded |= opened.plan or {}
+        if opened.plan is not None:
+            embedded = {**(embedded or {}), **opened.plan}
+        metadata = {**opened.metadata, **metadata}
     plan_file = path / plans.FILE
     checkpoint = Checkpoint(
         path,
         "huggingface",
         list(tensors.values()),
-        plans.plan_of(document, file=plan_file) if document else embedded or None,
+        plans.plan_of(document, file=plan_file) if document else embedded,
         tuple(notes),
         tuple(files.shards),
         max(integrity),  # "unchecked", if it is one of them
+        metadata=metadata,
     )
     whole = unpacked(checkpoint)  # the parts of a tensor may lie in several shards
-    return replace(whole, tensors=with_axes(path, whole.tensors))
+    whole = replace(whole, tensors=with_zero_points(whole.tensors))
+    return with_config(whole, path)
 
 
 def _open_shard(path: Path) -> Checkpoint:

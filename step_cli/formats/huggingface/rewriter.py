@@ -5,10 +5,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from step_cli.errors import InputError
+from step_cli.errors import InputError, few
+from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.mapped_file import MappedFile
 from step_cli.formats.files.patched_copy import Change, copy_file
 from step_cli.formats.huggingface.directory import find_weights, inside
+from step_cli.formats.huggingface.other_weights import others_with_weights
 from step_cli.formats.plan import FILE, digests, plan_json
 from step_cli.formats.pytorch.rewriter import rewrite_torch
 from step_cli.formats.safetensors.rewriter import rewrite_safetensors
@@ -72,6 +74,19 @@ def _copy_tree(root: Path, source: Path, target: Path, without: set[str]) -> Non
             copy_file(entry, target / entry.name)
         else:
             log.warning("%s: not copied: not a regular file", entry)
+
+
+def warn_of_other_weights(checkpoint: Checkpoint) -> None:
+    """Name the files of a directory whose weights are copied as they are."""
+    directory = checkpoint.path
+    others = others_with_weights(directory, set(checkpoint.files))
+    if others:
+        log.warning(
+            "%s: other files with weights are copied as they are, not pruned: %s; "
+            "remove them from the result if they hold the same model",
+            directory,
+            few(others),
+        )
 
 
 def size_bytes(directory: Path) -> int:

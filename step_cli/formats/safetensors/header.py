@@ -15,6 +15,7 @@ from step_cli.formats.files.json_text import json_object
 from step_cli.formats.files.mapped_file import MappedFile, in_units
 from step_cli.nm.dtypes import numpy_dtype
 
+OWN_METADATA = "step_cli."  # begins the keys of our own metadata
 COMPRESSED_KEY = "step_cli.compressed"  # metadata of `export --to compressed`
 
 LONGEST_HEADER = 16 << 20  # bytes
@@ -92,6 +93,12 @@ class Header:
     metadata: dict[str, str]
     data_start: int  # byte of the file
 
+    @property
+    def user_metadata(self) -> dict[str, str]:
+        """What the user or another program noted, without our own entries."""
+        own = OWN_METADATA
+        return {k: v for k, v in self.metadata.items() if not k.startswith(own)}
+
 
 def read_header(file: MappedFile) -> Header:
     """Read and check the header of ``file``.
@@ -101,7 +108,9 @@ def read_header(file: MappedFile) -> Header:
     """
     start = 8 + _header_length(file)
     document = _parse(file.data[8:start].tobytes(), file)
-    metadata = document.pop("__metadata__", {})
+    metadata = document.pop("__metadata__", None)
+    if metadata is None:  # absent, or null, which the reference reader allows
+        metadata = {}
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) for value in metadata.values()
     ):

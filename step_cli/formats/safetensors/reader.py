@@ -10,6 +10,7 @@ from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.formats.files.mapped_file import MappedFile
 from step_cli.formats.plan import KEY, parse_plan
 from step_cli.formats.safetensors.header import Entry, Header, read_header
+from step_cli.formats.safetensors.zero_points import with_zero_points
 
 
 def open_safetensors(file: MappedFile, header: Header | None = None) -> Checkpoint:
@@ -27,9 +28,10 @@ def open_safetensors(file: MappedFile, header: Header | None = None) -> Checkpoi
     return Checkpoint(
         file.path,
         "safetensors",
-        tensors_of(file, header),
+        with_zero_points(tensors_of(file, header)),
         None if text is None else parse_plan(text, file=file.path),
         files=(file.path,),
+        metadata=header.user_metadata,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import step_cli
 from step_cli.commands.export import compressed as export_compressed
 from step_cli.commands.export import run as export
 from step_cli.config.commands import ExportConfig
@@ -21,9 +22,11 @@ from step_cli.errors import (
     StepError,
     UsageError,
 )
+from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import KEY, plan_json
-from step_cli.formats.safetensors.writer import save_safetensors
+from step_cli.formats.safetensors.header import read_header
+from step_cli.formats.safetensors.writer import packed_header, save_safetensors
 from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.reports import ExportReport
 
@@ -50,6 +53,79 @@ def run(checkpoint: Path, out: Path, to: str, **options: Any) -> ExportReport:
 
 def others(folder: Path, *known: str) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name not in known)
+
+
+def test_what_the_user_noted_survives(tmp_path: Path) -> None:
+    noted = {
+        "format": "tf",
+        "author": "A. \N{LATIN SMALL LETTER E WITH ACUTE}",
+        "": "x",
+    }
+    source, small, back = (tmp_path / f"{name}.safetensors" for name in "scb")
+    save_safetensors(source, weights(), {**noted, "step_cli.other": "of our own"})
+
+    def metadata(path: Path) -> dict[str, str]:
+        found = read_header(map_file(path)).metadata
+        return {k: v for k, v in found.items() if not k.startswith("step_cli.")}
+
+    step_cli.export(source, small, to="compressed")
+    assert metadata(small) == noted
+    assert open_checkpoint(small).integrity == "sha256"
+    step_cli.export(small, back, "dense")
+    assert metadata(back) == noted
+    step_cli.export(back, small, "compressed", force=True)
+    assert metadata(small) == noted
+    step_cli.prune(source, back, force=True)
+    assert metadata(back) == noted
+
+
+def test_what_is_noted_in_shards_survives(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    weight_map = {}
+    for number, (name, array) in enumerate(weights().items()):
+        noted = {"format": "pt", f"n{number}": "x", "both": str(number)}
+        save_safetensors(folder / f"{number}.safetensors", {name: array}, noted)
+        weight_map[name] = f"{number}.safetensors"
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    out = tmp_path / "c.safetensors"
+    step_cli.export(folder, out, "compressed")
+    found = open_checkpoint(out).metadata
+    assert found == {"format": "pt", "n0": "x", "n1": "x", "both": "0"}
+
+
+def test_metadata_may_be_null(tmp_path: Path) -> None:
+    source, small, back = (tmp_path / f"{name}.safetensors" for name in "scb")
+    fc = weights()["fc.weight"]
+    entry = {"dtype": "F32", "shape": [8, 16], "data_offsets": [0, fc.nbytes]}
+    source.write_bytes(packed_header({"__metadata__": None, "fc.weight": entry}))
+    with open(source, "ab") as file:
+        file.write(fc.tobytes())
+    assert step_cli.verify(source).ok
+    step_cli.export(source, small, "compressed")
+    step_cli.export(small, back, "dense")
+    step_cli.prune(source, back, force=True)
+    assert open_checkpoint(back).tensors[0].read().tobytes() == fc.tobytes()
+    for bad in ([], "x", 0, False, {"a": None}):
+        source.write_bytes(packed_header({"__metadata__": bad}))
+        with pytest.raises(InputError, match="__metadata__ is not a map"):
+            open_checkpoint(source)
+
+
+def test_from_python_it_returns_the_report(tmp_path: Path) -> None:
+    source, out = (
+        save(tmp_path / "m.safetensors", weights()),
+        tmp_path / "c.safetensors",
+    )
+    report = step_cli.export(str(source), str(out), to="compressed", nm="2:4")
+    assert report.ok and report.to == "compressed" and report.output == str(out)
+    options = {"nm": "2:4", "force": True}
+    assert report.document() == run(source, out, "compressed", **options).document()
+    with pytest.raises(OutputError, match="--force"):
+        step_cli.export(source, out, to="compressed")
+    with pytest.raises(ValueError, match="unknown_option"):
+        step_cli.export(source, out, to="compressed", unknown_option=1)
 
 
 def test_compressed_and_back_is_bit_exact(tmp_path: Path) -> None:

@@ -157,7 +157,9 @@ def test_many_kills_and_stops(
     rounds = 30 if kind == "compressed" else 10
     codes = in_its_write(case, number, rounds)
     assert len(codes) >= 0.8 * rounds
-    assert set(codes) <= ({75, 0} if number == signal.SIGTERM else {-number})
+    # It may have ended before the signal came, on a busy machine.
+    expected = 75 if number == signal.SIGTERM else -number
+    assert set(codes) <= {expected, 0} and expected in codes
 
 
 def limited(case: Case, size: int) -> "subprocess.CompletedProcess[str]":

@@ -13,7 +13,13 @@ from torch import nn
 
 from step_cli.commands.prune import run as prune
 from step_cli.config.commands import PruneConfig
-from step_cli.errors import InputError, NonFiniteError, StepError, UsageError
+from step_cli.errors import (
+    InputError,
+    NonFiniteError,
+    NothingSelectedError,
+    StepError,
+    UsageError,
+)
 from step_cli.formats.open import open_checkpoint
 from step_cli.nm.pattern import NMPattern
 from step_cli.oneshot.layer_matrix import LayerMatrix
@@ -240,7 +246,8 @@ def test_transposable_holds_along_both_axes(tmp_path: Path) -> None:
     }
     given = {name: torch.randn(shape) for name, shape in names.items()}
     save_file(given, source)
-    report = run(source, out, transposable=True)
+    axis = [("experts.*", 2)]
+    report = run(source, out, transposable=True, axis=axis)
     assert {row.name for row in report.layers} == set(names) - {"odd.weight"}
     assert [(s.name, s.reason) for s in report.skipped] == [("odd.weight", "size")]
     found = load_file(out)
@@ -250,7 +257,7 @@ def test_transposable_holds_along_both_axes(tmp_path: Path) -> None:
         assert all(holds(found[name].numpy(), axis) for axis in axes)
     assert all(holds(found["experts.up_proj"].numpy(), axis) for axis in (1, 2))
     again = tmp_path / "c.safetensors"
-    assert run(out, again, transposable=True).totals.changed == 0
+    assert run(out, again, transposable=True, axis=axis).totals.changed == 0
     assert again.read_bytes() == out.read_bytes()
 
 
@@ -340,6 +347,80 @@ def test_an_input_that_is_never_active(
     run(source, tmp_path / "b.pt", method="sparsegpt", **options)
     assert "0.weight: 9 inputs were never active" in caplog.text
     assert not torch.load(tmp_path / "b.pt")["0.weight"][:, 2].any()
+
+
+TRANSPOSED = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Conv2d(4, 8, 2)
+        self.up = nn.ConvTranspose2d(8, 4, 2)
+        self.table = nn.Embedding(4, 8)
+        self.last = nn.Linear(4, 8)
+
+    def forward(self, x):
+        x = self.up(self.down(x).relu())
+        return self.last(x.flatten(2).transpose(1, 2)) + self.table.weight[0]
+
+def build():
+    torch.manual_seed(0)
+    return Net()
+"""
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_what_the_model_says_is_no_such_weight_is_skipped(
+    method: str, tmp_path: Path
+) -> None:
+    code = tmp_path / "net.py"
+    code.write_text(TRANSPOSED)
+    space: dict[str, Any] = {}
+    exec(TRANSPOSED, space)
+    source, out = tmp_path / "net.safetensors", tmp_path / "out.safetensors"
+    save_file(space["build"]().state_dict(), source)
+    arrays = np.random.default_rng(0).standard_normal((8, 4, 4, 4)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=arrays)
+    options: dict[str, Any] = {
+        "method": method, "calibration": tmp_path / "x.npz", "model": f"{code}:build",
+    }  # fmt: skip
+    report = run(source, out, **options)
+    assert [layer.name for layer in report.layers] == ["down.weight", "last.weight"]
+    reasons = {tensor.name: tensor.reason for tensor in report.skipped}
+    assert reasons["up.weight"] == "kind" and reasons["table.weight"] == "embedding"
+    elements = {layer.name: np.prod(layer.shape) for layer in report.layers}
+    judged = sum(elements.values())
+    assert report.totals.coverage == pytest.approx(judged / (judged + 8 * 4 * 4))
+    assert torch.equal(load_file(out)["up.weight"], load_file(source)["up.weight"])
+    assert set(open_checkpoint(out).plan or ()) == {"down.weight", "last.weight"}
+    with pytest.raises(NothingSelectedError, match=r"dense: table\.weight, up\.we"):
+        run(source, tmp_path / "no.safetensors", exclude=["down*", "last*"], **options)
+    with pytest.raises(InputError, match="is no weight of a linear layer"):
+        run(source, tmp_path / "no.safetensors", include=["up.weight"], **options)
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_samples_that_tell_nothing_are_refused(
+    method: str, net: tuple[Path, str], tmp_path: Path
+) -> None:
+    source, spec = net
+    path, out = tmp_path / "x.npz", tmp_path / "b.pt"
+    options: dict[str, Any] = {"method": method, "calibration": path, "model": spec}
+    arrays = np.ones((4, 4, 4, 4), np.float32)
+    for bad, error in ((0, InputError), (np.nan, NonFiniteError)):
+        np.savez(path, input=arrays * np.float32(bad))
+        with pytest.raises(error):
+            run(source, out, **options)
+    state = torch.load(source)
+    state["0.bias"].fill_(-1e6)  # no channel of what the Linear sees is ever active
+    torch.save(state, source)
+    np.savez(path, input=arrays)
+    with pytest.raises(InputError, match="all inputs of this layer are zero") as caught:
+        run(source, out, **options)
+    assert caught.value.tensor == "3.weight"
+    assert not out.exists()
 
 
 def test_the_command(gpt2: Path, text: Path, step_cli: Callable[..., Any]) -> None:

@@ -17,6 +17,7 @@ from attacks.onnx_attacks import linear, with_external_data
 from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
+import step_cli
 from step_cli.commands.prune import run as prune
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import (
@@ -516,3 +517,41 @@ def test_the_command_prints_a_table_or_one_document(
     assert wanted <= set(document["layers"][0])
     again = step_cli("prune", source, out)
     assert again.code == 5 and "--force" in again.error  # type: ignore[attr-defined]
+
+
+def test_from_python_it_returns_the_report(tmp_path: Path) -> None:
+    source, out = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_file({"fc.weight": dense((8, 16))}, source)
+    report = step_cli.prune(str(source), str(out), nm="1:4", dry_run=True)
+    assert report.dry_run and not out.exists()
+    report = step_cli.prune(source, out, nm="1:4")
+    assert (report.layers[0].pattern, report.totals.density) == ("1:4", 0.25)
+    assert step_cli.verify(out).ok
+    with pytest.raises(OutputError, match="--force"):
+        step_cli.prune(source, out)
+    with pytest.raises(ValueError, match="unknown_option"):
+        step_cli.prune(source, out, unknown_option=1)
+    with pytest.raises(NothingSelectedError):
+        step_cli.prune(source, out, exclude=["*"], force=True)
+
+
+def test_a_plan_of_no_layer_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, plan = tmp_path / "model.safetensors", tmp_path / "plan.json"
+    text = json.dumps({"schema": "step-cli/plan/1", "layers": {}})
+    plan.write_text(text)
+    save_file({"fc.weight": dense((8, 16))}, source, {"step_cli.plan": text})
+    for path in (source, tmp_path):  # a file, and the directory it is in
+        caplog.clear()
+        assert step_cli.verify(path).exit_code == 3
+        assert "the plan names no layer" in caplog.text
+    save_file({"fc.weight": dense((8, 16))}, source)
+    caplog.clear()
+    assert step_cli.verify(source, plan=plan).exit_code == 3
+    assert "the plan names no layer" in caplog.text
+    caplog.clear()
+    with pytest.raises(NothingSelectedError):
+        step_cli.prune(source, tmp_path / "b.safetensors", plan=plan)
+    assert "the plan names no layer" in caplog.text
+    assert step_cli.verify(source).exit_code == 1

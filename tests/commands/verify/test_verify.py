@@ -122,6 +122,7 @@ def test_the_document_has_the_fields_of_the_contract() -> None:
         "dtype": "float32",
         "pattern": "2:4",
         "axis": 1,
+        "axis_from": "default",
         "ok": False,
         "groups": 32,
         "violations": 1,
@@ -144,6 +145,8 @@ def test_the_document_has_the_fields_of_the_contract() -> None:
         "elements": 128,
         "nonzeros": 65,
         "density": 0.5078125,
+        "coverage": 1.0,
+        "uncovered": 0,
     }
 
 
@@ -243,7 +246,7 @@ def test_exact_wants_n_in_every_group() -> None:
 
 
 def test_strict_fails_selected_tensors_without_whole_groups_and_no_others() -> None:
-    tensors = {"fc.weight": sparse(), "norm.weight": dense(), "fc.bias": dense()[0]}
+    tensors = {"fc.weight": sparse(), "norm.weight": dense()[0], "fc.bias": dense()[0]}
     path = write(Path("m.safetensors"), tensors)
     assert verify(path, "--strict")[0] == 0
     odd = write(Path("odd.safetensors"), {**tensors, "odd.weight": dense(8, 6)})
@@ -335,7 +338,8 @@ def test_of_several_findings_the_gravest_decides(
 def test_nothing_selected_lists_what_was_skipped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = write(Path("m.safetensors"), {"a.bias": dense()[0], "norm.weight": dense()})
+    tensors = {"a.bias": dense()[0], "norm.weight": dense()[1]}
+    path = write(Path("m.safetensors"), tensors)
     code, document = verify(path)
     assert code == 3
     assert len(document["checkpoints"][0]["skipped"]) == 2

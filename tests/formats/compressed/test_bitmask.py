@@ -17,6 +17,7 @@ from step_cli.config.commands import ExportConfig, PruneConfig, VerifyConfig
 from step_cli.errors import InputError
 from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.open import open_checkpoint
+from step_cli.formats.safetensors.header import read_header
 from step_cli.formats.safetensors.reader import open_safetensors
 from step_cli.formats.safetensors.writer import save_safetensors
 from step_cli.nm.pattern import NMPattern, NMSpec
@@ -129,6 +130,21 @@ def test_export_to_dense_and_to_our_own_format(tmp_path: Path) -> None:
     same_bits(back, dense())
     assert export.run(ExportConfig(checkpoint=TWO_FOUR, out=ours, to="compressed")).ok
     same_bits(ours, dense())
+
+
+def test_any_sparsity_comes_back_without_a_plan(tmp_path: Path) -> None:
+    back = tmp_path / "dense.safetensors"
+    step_cli.export(ANY_SPARSITY, back, to="dense")
+    same_bits(back, dense())
+    header = read_header(map_file(back))
+    assert header.metadata == {"format": "pt"}
+    assert open_checkpoint(back).plan is None
+    assert len(step_cli.verify(back).checkpoints[0].layers) == 2
+    step_cli.export(TWO_FOUR, back, to="dense", force=True)
+    assert set(open_checkpoint(back).plan or ()) == {
+        "model.fc1.weight",
+        "model.fc2.weight",
+    }
 
 
 def test_load_compressed_takes_them(tmp_path: Path) -> None:

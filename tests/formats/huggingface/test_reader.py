@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import step_cli
 from step_cli.errors import InputError
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import digests
@@ -148,17 +149,26 @@ def test_links_into_the_blobs_of_the_cache_work_and_others_do_not(
 CONV1D = "transformer.h.0.attn.c_attn.weight"
 
 
+def axis_of(path: Path) -> tuple[int, str]:
+    (layer,) = step_cli.verify(path).checkpoints[0].layers
+    return layer.axis, layer.axis_from
+
+
 @pytest.mark.parametrize(
     ("model_type", "axis"),
-    [("gpt2", None), ("openai-gpt", None), ("gpt_bigcode", 1), (None, None)],
+    [
+        ("gpt2", (0, "config")),
+        ("openai-gpt", (0, "config")),
+        ("gpt_bigcode", (1, "config")),
+        (None, (0, "name")),
+    ],
 )
 def test_the_config_decides_whether_gpt2_names_mean_conv1d(
-    model_type: str | None, axis: int | None, tmp_path: Path
+    model_type: str | None, axis: tuple[int, str], tmp_path: Path
 ) -> None:
     folder = single(tmp_path / "m", model_type, CONV1D)
     for path in (folder, folder / "model.safetensors"):
-        (tensor,) = open_checkpoint(path).tensors
-        assert tensor.axis == axis  # None: by name, which means 0 here
+        assert axis_of(path) == axis
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"model_type": {"auto_map": 1}}', "\xff"])
@@ -170,13 +180,11 @@ def test_a_hostile_config_decides_nothing_and_stops_nothing(
     assert len(open_checkpoint(folder).tensors) == 1
 
 
-def test_a_composed_model_with_a_gpt2_part_keeps_the_rule_by_name(
-    tmp_path: Path,
-) -> None:
+def test_a_composed_model_may_have_a_gpt2_part(tmp_path: Path) -> None:
     folder = single(tmp_path / "m", None, CONV1D)
     config = {"model_type": "vision-encoder-decoder", "decoder": {"model_type": "gpt2"}}
     (folder / "config.json").write_text(json.dumps(config))
-    assert open_checkpoint(folder).tensors[0].axis is None
+    assert axis_of(folder) == (0, "config")
 
 
 def test_the_plan_file_is_read_and_its_digests_are_compared(tmp_path: Path) -> None:

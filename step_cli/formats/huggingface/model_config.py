@@ -1,0 +1,76 @@
+"""What a ``config.json`` tells of the weights beside it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from step_cli.errors import InputError
+from step_cli.formats.checkpoint import Checkpoint
+from step_cli.formats.files.json_text import json_object
+from step_cli.formats.files.mapped_file import map_file
+from step_cli.formats.huggingface.directory import inside
+from step_cli.formats.huggingface.sparsity_config import left_dense
+from step_cli.nm.families import ModelConfig
+
+LARGEST_CONFIG = 16 << 20  # bytes
+DEEPEST = 3  # parts within parts; composed models have one or two levels
+MOST = 10_000  # parts that are looked at
+WIDTHS = ("hidden_size", "n_embd", "d_model")  # as kinds of models call it
+
+
+def with_config(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
+    """The same checkpoint, with what the config of a directory tells of it.
+
+    Raises:
+        InputError: Reading what it left dense takes too long.
+    """
+    config = _read(directory)
+    return replace(
+        checkpoint,
+        model_config=model_config_of(config),
+        left_dense=left_dense(config, checkpoint.tensors, directory / "config.json"),
+    )
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    """The config; nothing, if it is missing or broken."""
+    try:
+        file = map_file(inside(directory, "config.json"))
+        if file.size > LARGEST_CONFIG:
+            return {}
+        return json_object(file.head(file.size), "config.json", file=file.path)
+    except InputError:
+        return {}
+
+
+def model_config_of(config: object) -> ModelConfig:
+    """What a parsed config tells, with all the configs inside it.
+
+    What is no object, or has other types than it should, tells nothing.
+    """
+    kinds: dict[str, None] = {}
+    widths: set[int] = set()
+    for part in _parts(config):
+        kind = part.get("model_type")
+        if isinstance(kind, str):
+            kinds[kind] = None
+        widths |= {part[key] for key in WIDTHS if type(part.get(key)) is int}
+    return ModelConfig(tuple(kinds), frozenset(width for width in widths if width > 0))
+
+
+def _parts(config: object) -> Iterator[dict[str, Any]]:
+    """The whole and its parts, level by level."""
+    level, seen = [config], 0
+    for _ in range(DEEPEST + 1):
+        below: list[object] = []
+        for part in level:
+            seen += 1
+            if seen > MOST:
+                return
+            if isinstance(part, dict):
+                yield part
+                below += part.values()
+            elif isinstance(part, list):
+                below += part
+        level = [part for part in below if isinstance(part, (dict, list))]

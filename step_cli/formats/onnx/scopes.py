@@ -1,0 +1,307 @@
+"""What the names in a graph mean: in graphs within graphs, and in functions.
+
+An alias, such as the input of a function, is followed to what makes the value.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+
+from step_cli.formats.onnx.graph import DEEPEST, numbers_tensor
+from step_cli.formats.onnx.model import (
+    Attribute,
+    Function,
+    Graph,
+    Model,
+    Node,
+    Tensor,
+)
+from step_cli.formats.onnx.protobuf import WireError
+
+MOST_SCOPES = 10_000  # graphs, and functions as often as they are called
+MOST_STEPS = 100_000  # from alias to alias; a name may lead back to itself
+STANDARD = ("", "ai.onnx")  # both name the domain of ONNX itself
+
+Functions = Mapping[tuple[str, str, str], Function]
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """An output of a node."""
+
+    scope: "Scope"
+    node: Node
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Entering:
+    """What the body of a loop is given anew each time.
+
+    Attributes:
+        scope: Where the loop stands.
+        node: The Loop or Scan.
+        index: Which of its inputs enters.
+        axis: Of which each index enters in its turn (Scan); None: the body changes it.
+        body: The scope of the body.
+        output: What the next turn is given, by its name in the body.
+    """
+
+    scope: "Scope"
+    node: Node
+    index: int
+    axis: int | None
+    body: "Scope"
+    output: str = ""
+
+
+Source = Tensor | Made | Entering
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Another name of the same value."""
+
+    scope: "Scope"
+    name: str
+
+
+@dataclass(eq=False)
+class Scope:
+    """What names mean inside a graph; a subgraph also sees those around it.
+
+    Attributes:
+        graph: The graph.
+        functions: Of the model.
+        data: The file.
+        outer: The scope of the node that the graph belongs to.
+        entries: What its inputs are; those that are missing are not known here.
+        attributes: Of a function: those of the call, or their defaults.
+        is_function: Whether it is one, which does not see the names around it.
+    """
+
+    graph: Graph
+    functions: Functions
+    data: memoryview
+    outer: "Scope | None" = None
+    entries: dict[str, Alias | Entering] = field(default_factory=dict)
+    attributes: Mapping[str, Attribute] | None = None
+    is_function: bool = False
+    stored: dict[str, Tensor] = field(default_factory=dict)
+    made: dict[str, Made] = field(default_factory=dict)
+    inside: dict[int, "list[Scope]"] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.depth: int = 0 if self.outer is None else self.outer.depth + 1
+        if self.depth > DEEPEST:
+            raise WireError(f"graphs and functions nested more than {DEEPEST} deep")
+        for stored in (*self.graph.initializers, *self.graph.sparse):
+            self.stored[stored.name] = stored
+        for node in self.graph.nodes:
+            if node.op_type == "Constant" and node.domain in STANDARD:
+                tensor = self._constant(node)
+                if tensor is not None:
+                    tensor.name = node.outputs[0] if node.outputs else ""
+                    self.stored[tensor.name] = tensor
+                    continue
+            for index, name in enumerate(node.outputs):
+                self.made[name] = Made(self, node, index)
+
+    def _constant(self, node: Node) -> Tensor | None:
+        """The tensor that a Constant holds, whatever its form."""
+        for name in ("value", "sparse_value"):
+            value = self.attribute(node, name)
+            if value is not None and value.tensor is not None:
+                return value.tensor
+        for name in ("value_float", "value_floats", "value_int", "value_ints"):
+            value = self.attribute(node, name)
+            if value is not None:
+                return numbers_tensor(value, self.data)
+        return None
+
+    def attribute(self, node: Node, name: str) -> Attribute | None:
+        """An attribute of a node of the graph; in a function maybe that of the call."""
+        own = node.attributes.get(name)
+        if own is None or not own.reference:
+            return own
+        scope = self
+        while not scope.is_function and scope.outer is not None:
+            scope = scope.outer
+        return (scope.attributes or {}).get(own.reference)
+
+    def function(self, node: Node) -> Function | None:
+        """The function that a node calls, or None."""
+        return self.functions.get((node.domain, node.op_type, node.overload))
+
+    def find(self, name: str) -> Source | None:
+        """What makes the value of that name, or None where that is not known."""
+        scope: Scope = self
+        for _ in range(MOST_STEPS):
+            found = scope._step(name) if name else None
+            if not isinstance(found, Alias):
+                return found
+            scope, name = found.scope, found.name
+        return None
+
+    def _step(self, name: str) -> Source | Alias | None:
+        stored = self.stored.get(name)
+        if stored is not None:
+            return stored
+        made = self.made.get(name)
+        if made is not None:
+            return self._result(made)
+        if name in self.entries:
+            return self.entries[name]
+        if self.outer is None or self.is_function or name in self.graph.inputs:
+            return None
+        return Alias(self.outer, name)
+
+    def _result(self, made: Made) -> Made | Alias:
+        """An output, or what it is another name of."""
+        node, index = made.node, made.index
+        inside = self.inside.get(id(node), [])
+        if self.function(node) is not None and inside:
+            outputs = inside[0].graph.outputs
+            if index < len(outputs):
+                return Alias(inside[0], outputs[index])
+        for body in inside if is_loop(node) else ():
+            turns = turns_of(self, node, body.graph)
+            if index < turns.states and turns.keeps(index):
+                return Alias(self, node.inputs[turns.first + index])
+        return made
+
+
+def is_loop(node: Node) -> bool:
+    """Whether its body runs again and again."""
+    return node.domain in STANDARD and node.op_type in ("Loop", "Scan")
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How the body of a Loop or Scan is given its inputs, and what it hands on.
+
+    Attributes:
+        body: Its graph.
+        first: Which input, of the node and of the body alike, is the first state.
+        output: Which output of the body is the first state.
+        states: How many there are.
+        axes: Of each further input, the axis whose indices enter in their turn.
+    """
+
+    body: Graph
+    first: int
+    output: int
+    states: int
+    axes: list[int]
+
+    def handed_on(self, state: int) -> str:
+        """The name of the state that the next turn is given."""
+        place = self.output + state
+        return self.body.outputs[place] if place < len(self.body.outputs) else ""
+
+    def keeps(self, state: int) -> bool:
+        """Whether the body hands a state on as it was given."""
+        given = self.body.inputs[self.first + state]
+        name = self.handed_on(state)
+        identities = {
+            one.outputs[0]: one.inputs[0]
+            for one in self.body.nodes
+            if one.op_type == "Identity" and one.domain in STANDARD
+            if one.inputs and one.outputs
+        }
+        for _ in range(len(identities) + 1):
+            if name == given:
+                return True
+            name = identities.get(name, "")
+        return False
+
+
+def turns_of(scope: Scope, node: Node, body: Graph) -> Turns:
+    """What a Loop or Scan in ``scope`` does; no states where it is malformed."""
+    inputs = len(node.inputs)
+    if node.op_type == "Loop" and len(body.inputs) >= inputs >= 2:
+        return Turns(body, 2, 1, inputs - 2, [])
+    number = scope.attribute(node, "num_scan_inputs")
+    scanned = number.integer if number is not None else None
+    if scanned is None or not 0 <= scanned <= inputs or inputs != len(body.inputs):
+        return Turns(body, 0, 0, 0, [])  # Scan of opset 8 among them
+    given = scope.attribute(node, "scan_input_axes")
+    axes = list(given.integers) if given is not None else []
+    return Turns(body, 0, 0, inputs - scanned, axes or [0] * scanned)
+
+
+def scopes_of(model: Model) -> list[Scope]:
+    """All graphs of a model; those of a function wherever it is called.
+
+    Raises:
+        WireError: They are too many, or nested too deep.
+    """
+    functions = {(one.domain, one.name, one.overload): one for one in model.functions}
+    top = Scope(model.graph, functions, model.data)
+    scopes = list(islice(_scopes(top), MOST_SCOPES + 1))
+    if len(scopes) > MOST_SCOPES:
+        raise WireError(f"more than {MOST_SCOPES} graphs and calls of functions")
+    return scopes
+
+
+def _scopes(scope: Scope) -> Iterator[Scope]:
+    """A graph, and those in its nodes; a function counts wherever it is called."""
+    yield scope
+    for node in scope.graph.nodes:
+        for inner in _within(scope, node):
+            scope.inside.setdefault(id(node), []).append(inner)
+            yield from _scopes(inner)
+
+
+def _within(scope: Scope, node: Node) -> Iterator[Scope]:
+    called = scope.function(node)
+    if called is not None:
+        yield _called(scope, node, called)
+        return
+    for own in node.attributes:
+        attribute = scope.attribute(node, own)
+        for graph in attribute.graphs if attribute is not None else ():
+            inner = Scope(graph, scope.functions, scope.data, scope)
+            if is_loop(node):
+                _enter(inner, scope, node)
+            yield inner
+
+
+def _called(scope: Scope, node: Node, function: Function) -> Scope:
+    """The scope of a call, its inputs and attributes as the node gives them."""
+    entries = {
+        inside: Alias(scope, name)
+        for inside, name in zip(function.graph.inputs, node.inputs, strict=False)
+    }
+    attributes = dict(function.defaults)
+    for name in node.attributes:
+        given = scope.attribute(node, name)
+        if given is not None:
+            attributes[name] = given
+    return Scope(
+        function.graph,
+        scope.functions,
+        scope.data,
+        scope,
+        dict(entries),
+        attributes,
+        is_function=True,
+    )
+
+
+def _enter(body: Scope, scope: Scope, node: Node) -> None:
+    """Say what the inputs of the body of a Loop or Scan are."""
+    turns = turns_of(scope, node, body.graph)
+    for place in range(turns.states + len(turns.axes)):
+        index = turns.first + place
+        if index >= len(body.graph.inputs) or index >= len(node.inputs):
+            return
+        name = body.graph.inputs[index]
+        if place >= turns.states:
+            axis = turns.axes[place - turns.states]
+            body.entries[name] = Entering(scope, node, index, axis, body)
+        elif turns.keeps(place):
+            body.entries[name] = Alias(scope, node.inputs[index])
+        else:
+            output = turns.handed_on(place)
+            body.entries[name] = Entering(scope, node, index, None, body, output)

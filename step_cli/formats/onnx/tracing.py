@@ -1,0 +1,295 @@
+"""What each value of a graph looks like, followed back to the stored tensors."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from step_cli.formats.onnx import views
+from step_cli.formats.onnx.data import DTYPES
+from step_cli.formats.onnx.model import Node, Tensor
+from step_cli.formats.onnx.operators import (
+    LOOKED_THROUGH,
+    LookedThrough,
+    domain_of,
+    scaled_input,
+)
+from step_cli.formats.onnx.scopes import STANDARD, Entering, Made, Scope, Source
+from step_cli.formats.onnx.views import View
+from step_cli.formats.onnx.zero_points import ZeroInput
+
+Array = npt.NDArray[Any]
+Read = Callable[[Tensor], Array]
+
+MOST_NUMBERS = 4096  # of a constant that is a shape, axes or sizes
+MOST_CODES = 1 << 24  # of a zero point
+MOST_PIECES_IN_ALL = 1_000_000
+# What these make is new each time, whatever they are given.
+RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"}
+)
+
+
+def looked_through(made: Made) -> LookedThrough | None:
+    """How the operator of a node is looked through, if it is."""
+    node = made.node
+    if made.scope.function(node) is not None:
+        return None
+    return LOOKED_THROUGH.get((domain_of(node.domain), node.op_type))
+
+
+@dataclass(eq=False)
+class Tracer:
+    """Follows values back to stored tensors, each value once.
+
+    Args:
+        read: The data of a stored tensor; asked for small constants alone.
+    """
+
+    read: Read
+    _views: dict[int, View | None] = field(default_factory=dict)
+    _alone: dict[int, bool] = field(default_factory=dict)
+    _sources: dict[tuple[int, str], Source | None] = field(default_factory=dict)
+    _pieces: int = 0
+
+    def source(self, scope: Scope, name: str) -> Source | None:
+        """What makes a value, aliases followed."""
+        key = id(scope), name
+        if key not in self._sources:
+            self._sources[key] = scope.find(name)
+        return self._sources[key]
+
+    def view(self, source: Source | None) -> View | None:
+        """What a value looks like; None if it cannot be followed."""
+        if source is None:
+            return None
+        for one in self._in_order(source, self._views, self.came_from):
+            self._views[id(one)] = self._counted(self._view(one))
+        return self._views[id(source)]
+
+    def stored_alone(self, source: Source | None) -> bool:
+        """Whether a value depends on stored tensors, and on nothing else."""
+        if source is None:
+            return False
+        for one in self._in_order(source, self._alone, self._known_needs):
+            needs = self._needs(one)
+            self._alone[id(one)] = needs is not None and all(
+                need is not None and self._alone.get(id(need), True) for need in needs
+            )
+        return self._alone[id(source)]
+
+    def came_from(self, source: Source) -> list[Source]:
+        """The values that a view of this one is made from."""
+        found: Sequence[Source | None] = []
+        if isinstance(source, Entering):
+            if source.axis is not None:
+                inputs = source.node.inputs
+                found = [self.source(source.scope, inputs[source.index])]
+        elif isinstance(source, Made):
+            operator = looked_through(source)
+            if operator is not None:
+                names = source.node.inputs[: operator.inputs]
+                found = [self.source(source.scope, name) for name in names]
+            elif is_choice(source.node):
+                found = self._branches(source)
+        return [one for one in found if one is not None]
+
+    def followed(self, source: Source) -> list[tuple[int, Source]]:
+        """The inputs, and their values, that an operand has come through."""
+        if isinstance(source, Entering):
+            return [(source.index, one) for one in self.came_from(source)]
+        if not isinstance(source, Made):
+            return []
+        operator = looked_through(source)
+        if operator is None:
+            return [(-1, one) for one in self.came_from(source)]
+        chosen: int | None = None
+        if operator.inputs == 2:
+            either = source.node.op_type == "Mul"
+            chosen = scaled_input(self._step(source), either=either)
+        return [
+            (index, one)
+            for index, name in enumerate(source.node.inputs[: operator.inputs])
+            if chosen in (None, index)
+            and (one := self.source(source.scope, name)) is not None
+        ]
+
+    def needs(self, source: Source) -> list[Source]:
+        """The values that this one depends on; of a known operator, those it shows."""
+        if isinstance(source, Made) and looked_through(source) is not None:
+            return [one for _, one in self.followed(source)]
+        return [one for one in self._needs(source) or () if one is not None]
+
+    def small(self, scope: Scope, name: str, most: int) -> Array | None:
+        """A constant of at most that many elements, or None."""
+        source = self.source(scope, name)
+        for _ in range(100):
+            if not isinstance(source, Made) or source.node.domain not in STANDARD:
+                break
+            if source.node.op_type not in ("Identity", "Cast"):
+                break
+            inputs = source.node.inputs
+            source = self.source(source.scope, inputs[0] if inputs else "")
+        if not isinstance(source, Tensor) or DTYPES.get(source.data_type) is None:
+            return None
+        return self.read(source) if math.prod(source.shape) <= most else None
+
+    def step(self, scope: Scope, node: Node, index: int = 0) -> "NodeStep":
+        """A node as the rules for operators see it."""
+        return NodeStep(self, scope, node, index)
+
+    def _step(self, made: Made) -> "NodeStep":
+        return self.step(made.scope, made.node, made.index)
+
+    def _view(self, source: Source) -> View | None:
+        if isinstance(source, Tensor):
+            return views.whole(source)
+        if isinstance(source, Entering):
+            before = self.came_from(source)
+            view = self._views.get(id(before[0])) if before else None
+            if view is None or source.axis is None:
+                return None
+            return views.without_axis(view, source.axis)
+        operator = looked_through(source)
+        if operator is not None:
+            return operator.rule(self._step(source)) if source.node.inputs else None
+        return self._either(source) if is_choice(source.node) else None
+
+    def _either(self, made: Made) -> View | None:
+        """What an If makes: of one branch or of the other."""
+        branches = self._branches(made)
+        found = [self._views.get(id(one)) for one in branches if one is not None]
+        known = [view for view in found if view is not None]
+        if not known or len(known) != len(branches):
+            return None
+        if any(view.shape != known[0].shape for view in known):
+            return None
+        pieces = tuple(piece for view in known for piece in view.pieces)
+        return View(known[0].shape, pieces)
+
+    def _branches(self, made: Made) -> list[Source | None]:
+        found: list[Source | None] = []
+        for inner in made.scope.inside.get(id(made.node), []):
+            outputs = inner.graph.outputs
+            name = outputs[made.index] if made.index < len(outputs) else ""
+            found.append(self.source(inner, name))
+        return found
+
+    def _known_needs(self, source: Source) -> list[Source]:
+        return [one for one in self._needs(source) or () if one is not None]
+
+    def _needs(self, source: Source) -> list[Source | None] | None:
+        """Everything that a value depends on; None if that is not known."""
+        if isinstance(source, Tensor):
+            return []
+        names = source.node.inputs
+        if isinstance(source, Entering):
+            found = [self.source(source.scope, names[source.index])]
+            if source.axis is None:
+                found.append(self.source(source.body, source.output))
+            return found
+        inner = self._branches(source)
+        if is_choice(source.node):
+            return inner
+        if source.node.op_type in RANDOM or not any(names):
+            return None
+        return inner + [self.source(source.scope, name) for name in names if name]
+
+    def _counted(self, view: View | None) -> View | None:
+        if view is None:
+            return None
+        self._pieces += len(view.pieces)
+        enough = self._pieces > MOST_PIECES_IN_ALL
+        return None if enough or len(view.pieces) > views.MOST_PIECES else view
+
+    def _in_order(
+        self,
+        source: Source,
+        done: dict[int, Any],
+        before: Callable[[Source], list[Source]],
+    ) -> Iterator[Source]:
+        """The values that are not done yet, each after those it is made from.
+
+        Without recursion, as graphs are deep; one that leads back to itself ends.
+        """
+        opened: set[int] = set()
+        waiting = [source]
+        while waiting:
+            one = waiting[-1]
+            if id(one) in done:
+                waiting.pop()
+            elif id(one) in opened:
+                waiting.pop()
+                yield one
+            else:
+                opened.add(id(one))
+                waiting += [
+                    other
+                    for other in before(one)
+                    if id(other) not in done and id(other) not in opened
+                ]
+
+
+def is_choice(node: Node) -> bool:
+    """Whether it is an If."""
+    return node.op_type == "If" and node.domain in STANDARD
+
+
+@dataclass(frozen=True, eq=False)
+class NodeStep:
+    """A node as the rules for operators see it: see `operators.Step`."""
+
+    tracer: Tracer
+    scope: Scope
+    node: Node
+    index: int
+
+    @property
+    def views(self) -> list[View | None]:
+        """What each input looks like; None: it cannot be followed."""
+        sources = [self.tracer.source(self.scope, name) for name in self.node.inputs]
+        known = self.tracer._views
+        return [None if one is None else known.get(id(one)) for one in sources]
+
+    @property
+    def outputs(self) -> int:
+        """How many there are."""
+        return len(self.node.outputs)
+
+    def number(self, name: str) -> int | None:
+        """An integer attribute."""
+        attribute = self.scope.attribute(self.node, name)
+        return None if attribute is None else attribute.integer
+
+    def numbers(self, name: str, index: int | None = None) -> list[int] | None:
+        """Integers of an attribute, or of a constant input."""
+        attribute = self.scope.attribute(self.node, name)
+        if attribute is not None:
+            return attribute.integers
+        if index is None or not self._input(index):
+            return None
+        found = self.tracer.small(self.scope, self._input(index), MOST_NUMBERS)
+        if found is None or found.ndim > 1 or found.dtype.kind not in "iu":
+            return None
+        return [int(number) for number in found.reshape(-1)]
+
+    def given(self, name: str, index: int) -> bool:
+        """Whether that attribute, or that input, is there at all."""
+        attribute = self.scope.attribute(self.node, name)
+        return attribute is not None or bool(self._input(index))
+
+    def zero(self, index: int) -> ZeroInput:
+        """The zero point at an input; 0 where there is none."""
+        name = self._input(index)
+        if not name:
+            return ZeroInput("", np.zeros((), np.int8))
+        source = self.tracer.source(self.scope, name)
+        codes = self.tracer.small(self.scope, name, MOST_CODES)
+        return ZeroInput(None if source is None else id(source), codes)
+
+    def _input(self, index: int) -> str:
+        inputs = self.node.inputs
+        return inputs[index] if index < len(inputs) else ""

@@ -1,0 +1,39 @@
+"""Which int8 code means zero, where a tensor beside the codes says it.
+
+As compressed-tensors stores weights that were quantized with an offset: codes in
+``X.weight``, their scales in ``X.weight_scale``, and in ``X.weight_zero_point`` one
+code for all of them or one for each row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from step_cli.formats.checkpoint import NamedTensor, ZeroPoint
+
+ZERO_POINT = "_zero_point"
+
+
+def with_zero_points(tensors: Sequence[NamedTensor]) -> list[NamedTensor]:
+    """The same tensors; int8 ones with the zero point that stands beside them."""
+    beside = {t.name: t for t in tensors if t.name.endswith(ZERO_POINT)}
+    if not beside:
+        return list(tensors)
+    return [_with_zero_point(tensor, beside) for tensor in tensors]
+
+
+def _with_zero_point(
+    tensor: NamedTensor, beside: dict[str, NamedTensor]
+) -> NamedTensor:
+    stored = beside.get(tensor.name + ZERO_POINT)
+    if stored is None or tensor.dtype != "int8" or not tensor.shape:
+        return tensor
+    if not stored.dtype.startswith("int") or 0 in stored.shape:
+        return tensor
+    codes = stored.read().reshape(-1).astype(np.int8)
+    if np.all(codes == codes[0]):
+        return replace(tensor, zero_point=ZeroPoint(codes[:1])) if codes[0] else tensor
+    if codes.size == tensor.shape[0]:
+        return replace(tensor, zero_point=ZeroPoint(codes, 0))
+    return replace(tensor, skip="kind")  # one for each group of a row
