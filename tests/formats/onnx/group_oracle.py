@@ -30,11 +30,13 @@ class Learned:
     Attributes:
         groups: Of each stored tensor, by row-major positions, ordered by inputs.
         rest: Stored tensors of which a sum leaves fewer than four numbers over.
+        uneven: Those, and the others of such a sum.
         joined: Stored tensors of which a group holds numbers of another one, too.
     """
 
     groups: dict[str, set[tuple[int, ...]]] = field(default_factory=dict)
     rest: set[str] = field(default_factory=set)
+    uneven: set[str] = field(default_factory=set)
     joined: set[str] = field(default_factory=set)
     inputs: dict[str, dict[int, int]] = field(default_factory=dict)
 
@@ -208,8 +210,9 @@ def _sums(seen: Array, alike: float) -> list[Array]:
 
 
 def _cut(lane: list[tuple[str, int]], learned: Learned) -> None:
-    if len(lane) % M:
-        learned.rest |= {name for name, _ in lane}
+    over = len(lane) % M
+    learned.uneven |= {name for name, _ in lane if over}
+    learned.rest |= {name for name, _ in lane[len(lane) - over :]}
     for first in range(0, len(lane) - M + 1, M):
         group = lane[first : first + M]
         found = {name for name, _ in group}

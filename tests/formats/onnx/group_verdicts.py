@@ -13,6 +13,7 @@ from formats.onnx.random_graphs.values import (
     LISTED,
     OPAQUE,
     OPEN,
+    Array,
     Path,
     Stored,
 )
@@ -52,6 +53,10 @@ class Expected:
     open: bool = False
     unknown: bool = False
 
+    def is_missed(self, is_layer: bool) -> bool:
+        """Whether something of it was not judged that a product uses."""
+        return self.refused or (not is_layer and (self.judged or self.either))
+
 
 def expected(example: Example, witness: Witness) -> dict[str, Expected]:
     """What is expected of each stored tensor.
@@ -63,23 +68,20 @@ def expected(example: Example, witness: Witness) -> dict[str, Expected]:
     groups: dict[tuple[str, int], set[tuple[int, ...]]] = {}
     for placed in example.placed:
         for number in range(len(placed.values)):
-            paths = placed.paths(number)
-            kinds = {path.kind for path in paths}
+            kinds = {path.kind for path in placed.paths(number)}
+            paths = [p for p in placed.paths(number) if (p.ids >= 0).any()]
             if OPAQUE in kinds or OPEN in kinds:
-                for path in paths:
-                    tensor = found[path.stored.name]
-                    tensor.refused |= path.kind == OPAQUE and OPEN not in kinds
-                    tensor.either |= path.kind != OPAQUE and OPEN not in kinds
-                    tensor.open |= OPEN in kinds
-                    tensor.unknown = True
+                _not_followed(found, paths, kinds)
                 continue
             learned = witness.learn(placed, number)
-            for path in paths:
+            verdicts = [kind_of(path, learned) for path in paths]
+            followed = {*verdicts, *kinds} == {LISTED}
+            for path, kind in zip(paths, verdicts, strict=True):
                 tensor = found[path.stored.name]
-                kind = kind_of(path, learned)
                 tensor.refused |= kind == OPAQUE
-                tensor.either |= kind == EITHER
-                tensor.judged |= kind == LISTED
+                # where a part of an operand is not followed, none of it need be
+                tensor.judged |= followed
+                tensor.either |= kind != OPAQUE and not followed
                 for group in learned.groups.get(path.stored.name, set()):
                     axis = axis_of(group, path.stored.shape)
                     if axis is None:
@@ -89,6 +91,18 @@ def expected(example: Example, witness: Witness) -> dict[str, Expected]:
     for (name, axis), members in groups.items():
         found[name].layers[axis] = layer(found[name].stored, axis, members)
     return found
+
+
+def _not_followed(
+    found: dict[str, Expected], paths: list[Path], kinds: set[str]
+) -> None:
+    """An operand behind a step that is not listed."""
+    for path in paths:
+        tensor = found[path.stored.name]
+        tensor.refused |= path.kind == OPAQUE and OPEN not in kinds
+        tensor.either |= path.kind != OPAQUE and OPEN not in kinds
+        tensor.open |= OPEN in kinds
+        tensor.unknown = True
 
 
 def axis_of(group: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
@@ -104,11 +118,11 @@ def kind_of(path: Path, learned: Learned) -> str:
     if name in learned.rest or name in learned.joined:
         return OPAQUE
     used = np.array(np.nonzero(path.ids >= 0))
-    if not used.size:
-        return EITHER
     numbers = learned.inputs[name]
     begin, end = used.min(1), used.max(1) + 1
-    kind = path.kind if len(shape) > 1 else EITHER
+    kind = path.kind if is_matrix(path.stored) else EITHER
+    if name in learned.uneven or _scattered(path.stored.zero):
+        kind = EITHER
     if used.shape[1] != int(np.prod(end - begin)):
         kind = EITHER  # not a box
     flat = set(np.ravel_multi_index(used, shape).tolist())
@@ -118,14 +132,25 @@ def kind_of(path: Path, learned: Learned) -> str:
             return OPAQUE
         where = np.array(np.unravel_index(group, shape))[axis]
         in_order = (np.diff(where) == 1).all()
-        parts = (
-            (end - begin)[axis] % M or (not flat.issuperset(group) and flat & {*group})
+        parts = (end - begin)[axis] % M or (
+            not flat.issuperset(group) and flat & {*group}
         )
         if not in_order or parts:
             kind = EITHER
         if group[0] in flat and numbers[group[0]] % M:
             kind = EITHER
     return kind
+
+
+def is_matrix(stored: Stored) -> bool:
+    """Whether it is more than a row of numbers."""
+    return sum(size > 1 for size in stored.shape) > 1
+
+
+def _scattered(zero: Array) -> bool:
+    """Whether the code that means zero differs along more than one axis."""
+    axes = range(zero.ndim)
+    return sum(bool((zero != zero.take([0], a)).any()) for a in axes) > 1
 
 
 def layer(stored: Stored, axis: int, groups: set[tuple[int, ...]]) -> Layer:
@@ -160,15 +185,20 @@ def disagreements(
         said.append(f"{name}: a layer, but no product multiplies by it")
     for name, tensor in wanted.items():
         said += _of_tensor(name, tensor, layers.get(name, []), reasons.get(name))
-    missed = any(
-        tensor.refused or (name not in layers and not tensor.open)
-        for name, tensor in wanted.items()
-    )
+    if any(tensor.open for tensor in wanted.values()):
+        return said
+    missed = [t for t in wanted.values() if t.is_missed(t.stored.name in layers)]
     if missed and strictly.ok:
         said.append("passes --strict, but a tensor was not judged")
-    unclear = any(tensor.open for tensor in wanted.values())
-    if not missed and not unclear and strictly.ok != found.ok:
+    if any(is_matrix(t.stored) for t in missed) and strictly.error is not None:
+        said.append(f"--strict is no failed check, but {strictly.error}")
+    if not missed and strictly.ok != found.ok:
         said.append("fails --strict, but every tensor was judged")
+    covered = found.totals.coverage == 1
+    if covered and any(is_matrix(tensor.stored) for tensor in missed):
+        said.append("covers all, but a tensor was not judged")
+    if not missed and not covered:
+        said.append(f"covers {found.totals.coverage}, but every tensor was judged")
     return said
 
 
@@ -176,13 +206,17 @@ def _of_tensor(
     name: str, wanted: Expected, layers: list[Any], reason: str | None
 ) -> list[str]:
     if not layers:
-        said = [f"{name}: must be judged, but is {reason}"] if wanted.judged else []
-        if reason not in ("untraced", "size") and not wanted.open:
-            said.append(f"{name}: skipped as {reason}, not as untraced")
-        return said
-    if (wanted.refused or wanted.open) and not (wanted.judged or wanted.either):
-        return [f"{name}: judged, but must be untraced: {_words(layers)}"]
-    if wanted.unknown or (wanted.judged and (wanted.either or wanted.refused)):
+        if wanted.judged and not wanted.refused:
+            return [f"{name}: must be judged, but is {reason}"]
+        several = len(np.unique(wanted.stored.zero)) > 1
+        reasons = ["untraced", "size"] + ["kind"] * several
+        used = wanted.refused or wanted.either
+        if used and reason not in reasons and is_matrix(wanted.stored):
+            return [f"{name}: skipped as {reason}, not as untraced"]
+        return []
+    if not (wanted.judged or wanted.either):
+        return [f"{name}: judged, but must not be: {_words(layers)}"]
+    if wanted.unknown or wanted.refused or (wanted.judged and wanted.either):
         return []
     axes = sorted(one.axis for one in layers)
     if axes != sorted(wanted.layers):

@@ -112,9 +112,7 @@ class Scope:
         return value.write(self, [self.emit(source) for source in value.sources])
 
     def _entering(self, value: Value, outer: str) -> str:
-        state = (
-            self.kind == "body" and value.entry == "state" and not self.holds(value)
-        )
+        state = self.kind == "body" and value.entry == "state" and not self.holds(value)
         if self.kind != "function" and not state:
             return outer
         inner = self.fresh()
@@ -223,7 +221,12 @@ class Scope:
         name = self.fresh()
         values = np.asarray(array).astype(dtype)
         plain = {"int64": "value_int", "float32": "value_float"}.get(dtype)
-        if plain and values.ndim < 2 and self.model.chance(f"plain {name}", 3):
+        if (
+            plain
+            and values.ndim < 2
+            and values.size
+            and self.model.chance(f"plain {name}", 3)
+        ):
             listed = values.tolist()
             return self._constant(name, **{plain + "s" * values.ndim: listed})
         proto = numpy_helper.from_array(values, name)
