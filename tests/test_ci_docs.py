@@ -22,7 +22,7 @@ def sparse(shape: tuple[int, int], seed: int) -> np.ndarray:
 
 
 def write_examples(folder: Path) -> None:
-    """The three files of the examples."""
+    """The files of the examples."""
     ones = np.ones
     arrays = {
         "embed.weight": ones((32, 16), np.float16),
@@ -36,6 +36,13 @@ def write_examples(folder: Path) -> None:
     group = arrays["fc2.weight"][3, 4:8]
     group[np.flatnonzero(group == 0)[0]] = 0.5
     save_file(arrays, folder / "bad.safetensors")
+    codes = np.full((2, 64), 0x1F2E3D4C, np.int32)  # eight codes of four bits each
+    mixed = {
+        "router.weight": sparse((8, 16), 4),
+        "up.qweight": codes,
+        "up.scales": ones((1, 64), np.float16),
+    }
+    save_file(mixed, folder / "mixed.safetensors")
     turned = np.ascontiguousarray(sparse((16, 32), 3).T)
     bias = ones(32, np.float16)
     save_file({"fc.weight": turned, "fc.bias": bias}, folder / "turned.safetensors")

@@ -36,6 +36,11 @@ class SelectionConfig(Config):
         list, "Axis the groups run along", metavar="GLOB=AXIS"
     )
     plan: Path | None = option(None, "Plan file, instead of the one stored")
+    key: str | None = option(
+        None,
+        "Where in a torch file the state dict lies: its keys, joined by dots",
+        metavar="PATH",
+    )
 
     def selection(self, plan: Plan | None) -> Selection:
         """The selection that these options make; ``plan`` is the one that holds."""

@@ -30,13 +30,17 @@ class Place:
         file: The file.
         begin: First byte.
         end: One past the last byte.
-        order: Its axes from the slowest to the fastest, if they lie in another order.
+        order: Its axes from the slowest to the fastest, if they may lie in another
+            order.
+        strides: Bytes from one element to the next along each axis, if bytes of others
+            lie between, or one element is stored for several.
     """
 
     file: MappedFile
     begin: int
     end: int
     order: tuple[int, ...] | None = None
+    strides: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ class Checkpoint:
         metadata: What the user noted in the header of a safetensors file.
         negative_zeros: How many -0.0 were dropped by who compressed them; None where
             that is not recorded.
+        key: What the user gave as the keys to the state dict of a torch file, or None.
     """
 
     path: Path
@@ -120,3 +125,4 @@ class Checkpoint:
     left_dense: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     negative_zeros: int | None = None
+    key: str | None = None

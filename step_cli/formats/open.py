@@ -9,23 +9,30 @@ A reader is imported where it is needed: a check has no time for the others.
 
 from pathlib import Path
 
+from step_cli.errors import UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.content import format_of
 from step_cli.formats.files.mapped_file import MappedFile, is_directory, map_file
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
     """Open any CHECKPOINT, a file or a directory.
 
+    Args:
+        path: The CHECKPOINT.
+        key: The keys to the state dict in a torch file, joined by dots.
+
     Raises:
+        UsageError: There is a key, but the checkpoint is no torch file.
         InputError: It is missing, corrupt, unsafe, over a limit, or not a checkpoint.
         MissingError: Reading it needs a library that is not installed.
     """
     if is_directory(path):
         from step_cli.formats.huggingface.reader import open_directory
 
+        _refuse_key(key, path)
         return open_directory(path)
-    opened = open_file(path)
+    opened = open_file(path, key)
     if opened.format == "onnx":
         return opened
     if any(tensor.name.endswith(".bitmask") for tensor in opened.tensors):
@@ -39,24 +46,35 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return opened
 
 
-def open_file(path: Path) -> Checkpoint:
+def open_file(path: Path, key: str | None = None) -> Checkpoint:
     """Open one file, by its suffix, which must agree with its first bytes.
 
+    Args:
+        path: The file.
+        key: As for `open_checkpoint`.
+
     Raises:
+        UsageError: There is a key, but the checkpoint is no torch file.
         InputError: It is missing, corrupt, unsafe, over a limit, or not a checkpoint.
         MissingError: Reading it needs a library that is not installed.
     """
     file = map_file(path)
     kind = format_of(file)
+    if kind == "torch":
+        from step_cli.formats.pytorch.reader import open_torch
+
+        return open_torch(file, key)
+    _refuse_key(key, path)
     if kind == "onnx":
         from step_cli.formats.onnx.reader import open_onnx
 
         return open_onnx(file)
-    if kind == "torch":
-        from step_cli.formats.pytorch.reader import open_torch
-
-        return open_torch(file)
     return open_any_safetensors(file)
+
+
+def _refuse_key(key: str | None, path: Path) -> None:
+    if key is not None:
+        raise UsageError("--key applies to torch files only", file=path)
 
 
 def open_any_safetensors(file: MappedFile) -> Checkpoint:

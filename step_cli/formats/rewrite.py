@@ -7,7 +7,7 @@ from pathlib import Path
 
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.files.content import SUFFIXES
+from step_cli.formats.files.content import format_named, suffix_of
 from step_cli.formats.files.mapped_file import MappedFile, map_file
 from step_cli.formats.files.patched_copy import (
     Change,
@@ -76,9 +76,11 @@ class Rewriter:
                 file=source.path,
             )
         directory = source.format in DIRECTORIES
-        suffix = SUFFIXES.get(self.target.suffix.lower())
-        if suffix != (None if directory else source.format):
-            expected = "a directory" if directory else f"a {source.path.suffix} file"
+        named = format_named(self.target)
+        if named != (None if directory else source.format):
+            expected = (
+                "a directory" if directory else f"a {suffix_of(source.path)} file"
+            )
             raise UsageError(
                 f"OUT keeps the format of CHECKPOINT, {expected}", file=self.target
             )
@@ -168,7 +170,7 @@ class Rewriter:
             self._staged(self.target) as path,
         ):
             rewrite_torch(self._file(changes), path, changes)
-            check(open_torch(map_file(path)))
+            check(open_torch(map_file(path), self.source.key))
             (digest,) = digests([path]).values()
             text = plan_json(plan, indent=2, files={self.target.name: digest})
             beside.write_text(text + "\n")

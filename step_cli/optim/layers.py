@@ -80,6 +80,14 @@ def warn_of(chosen: Chosen[Description]) -> None:
         found = tensor.dtype if reason == "dtype" else list(tensor.shape)
         why = STAYS_DENSE.get(reason, reason).format(found)
         logger.warning("%s stays dense: %s", tensor.name, why)
+    for layer in chosen.layers:
+        if layer.assumed:
+            logger.warning(
+                "%s: axis %d of %s is assumed to be that of the inputs",
+                layer.tensor.name,
+                layer.spec.axis,
+                list(layer.tensor.shape),
+            )
 
 
 def param_groups(model: nn.Module, plan: Plan) -> list[dict[str, object]]:

@@ -121,7 +121,8 @@ import json, sys
 from step_cli.formats.pytorch import child as torch_child
 for path in sys.argv[1:]:
     try:
-        found = torch_child.main(path, path + ".data")
+        legacy = open(path, "rb").read(2) != b"PK"
+        found = torch_child.main(path, legacy=legacy)
     except Exception as error:
         found = {"error": torch_child.in_words(error)}
     print(json.dumps(found))
@@ -157,7 +158,8 @@ def test_R15_what_is_no_state_dict_is_told_in_words(tmp_path: Path) -> None:
         made.values(), asked_in_one_child(paths), strict=True
     ):
         assert words.replace("\\", "") in str(answer["error"])
-        assert "save model.state_dict()" in str(answer["error"])
+        several = "--key" in str(answer["error"])
+        assert several or "save model.state_dict()" in str(answer["error"])
 
 
 def test_R18_tied_tensors_are_pruned_together_or_not_at_all(tmp_path: Path) -> None:

@@ -36,10 +36,7 @@ def _forked(request: dict[str, Any], limit_s: float) -> child_process.Answer:
             for number in (signal.SIGPROF, signal.SIGALRM):
                 signal.signal(number, signal.SIG_DFL)
             clock.set_timers(min(limit_s, clock.HANG_S), clock.STUCK_S)
-            try:
-                document = torch_child.main(request["file"], request["data"])
-            except Exception as error:
-                document = {"error": torch_child.in_words(error)}
+            document = torch_child._work(request)
             with open(writing, "w") as out:
                 out.write(json.dumps(document))
         finally:

@@ -197,3 +197,22 @@ def test_density_counts_planned_weights_only() -> None:
     weights = {"a": torch.tensor([[1.0, 0, 0, 2]]), "b": torch.ones(3)}
     assert density(weights, {"a": NMSpec(TWO_FOUR, 1)}) == 0.5
     assert density(weights, {}) == 1.0
+
+
+class Experts(nn.Module):
+    """Matrices of several experts in one parameter, as no type of module tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.Module()
+        self.experts.up_proj = nn.Parameter(torch.ones(2, 8, 12))
+        self.head = nn.Linear(8, 4)
+
+
+def test_an_axis_that_nothing_settles_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plan = plan_for(Experts(), Selection())
+    assert plan["experts.up_proj"] == NMSpec(TWO_FOUR, 2)
+    assert "experts.up_proj: axis 2 of [2, 8, 12] is assumed" in caplog.text
+    assert "head" not in caplog.text

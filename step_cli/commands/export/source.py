@@ -88,7 +88,7 @@ def open_source(config: ExportConfig) -> Source:
         NothingSelectedError: No layer was selected, or all were skipped.
         NonFiniteError: A selected layer holds NaN or infinity.
     """
-    checkpoint = open_checkpoint(config.checkpoint)
+    checkpoint = open_checkpoint(config.checkpoint, config.key)
     plan = plan_that_holds(config, checkpoint)
     chosen = choose(config, checkpoint, plan)
     if not chosen.layers:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from step_cli.commands.prune.tensors import LayerToPrune
+from step_cli.commands.prune.tensors import LayerToPrune, place_of
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import (
     InputError,
@@ -158,7 +158,7 @@ class Calibrated:
     def blocks(self, layer: LayerToPrune) -> Iterator[Array]:
         """See `Method`."""
         new = self.results[layer.tensor.name]
-        order = layer.tensor.place.order if layer.tensor.place else None
+        order = place_of(layer.tensor).order
         yield np.ascontiguousarray(new if order is None else new.transpose(order))
 
     def close(self) -> None:

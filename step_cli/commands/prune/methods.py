@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from step_cli.commands.prune.tensors import LayerToPrune
+from step_cli.commands.prune.tensors import LayerToPrune, place_of
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import UsageError
 from step_cli.formats.checkpoint import Checkpoint
@@ -147,7 +147,7 @@ def pruned_blocks(
 ) -> Iterator[Array]:
     """Prune ``weights`` of a layer in the order of its file; counts go to ``done``."""
     spec, name = layer.spec, layer.tensor.name
-    order = layer.tensor.place.order if layer.tensor.place else None
+    order = place_of(layer.tensor).order
     if order is not None:  # in the file, its axes stand in another order
         weights = weights.transposed(order)
         spec = replace(spec, axis=order.index(spec.axis))

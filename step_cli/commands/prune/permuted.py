@@ -20,7 +20,7 @@ from step_cli.channels.orders import (
     reordered,
     search_order,
 )
-from step_cli.commands.prune.tensors import LayerToPrune, place_of
+from step_cli.commands.prune.tensors import LayerToPrune, change_of, place_of
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
@@ -74,7 +74,8 @@ def permuted(
     network = _network(config, checkpoint)
     _tie(network, checkpoint)
     for tensor in checkpoint.tensors:
-        if tensor.place is None and tensor.name in network.tensors:
+        stored = tensor.place or tensor.among
+        if stored is None and tensor.name in network.tensors:
             network.graph.fix(
                 network.tensors[tensor.name], "it is not stored in one piece"
             )
@@ -191,15 +192,15 @@ def _result(
 
 
 def _change(tensor: NamedTensor) -> Change:
-    place = place_of(tensor)
+    order = place_of(tensor).order
 
     def chunks() -> list[Array]:
         array = tensor.read()
-        if place.order is not None:
-            array = array.transpose(place.order)
-        return [np.ascontiguousarray(array)]
+        return [
+            np.ascontiguousarray(array if order is None else array.transpose(order))
+        ]
 
-    return Change(tensor.name, place, chunks)
+    return change_of(tensor, chunks)
 
 
 def _most_common(left: Mapping[str, str]) -> str:

@@ -12,8 +12,8 @@ from step_cli.commands.prune.methods import Method, check_method, method_of
 from step_cli.commands.prune.tensors import (
     LayerToPrune,
     LeftDense,
+    change_of,
     choose_layers,
-    place_of,
     without,
 )
 from step_cli.commands.select import coverage
@@ -45,7 +45,7 @@ def run(config: PruneConfig) -> PruneReport:
         OutputError: OUT exists, or could not be written.
     """
     check_method(config)
-    checkpoint = open_checkpoint(config.checkpoint)
+    checkpoint = open_checkpoint(config.checkpoint, config.key)
     given = (config.plan, config.calibration)
     extra = tuple(path for path in given if path is not None)
     rewriter = Rewriter(checkpoint, config.out, config.force, extra)
@@ -114,8 +114,7 @@ def _parent(config: PruneConfig) -> Path:
 
 
 def _change(layer: LayerToPrune, method: Method) -> Change:
-    place = place_of(layer.tensor)
-    return Change(layer.tensor.name, place, partial(method.blocks, layer))
+    return change_of(layer.tensor, partial(method.blocks, layer))
 
 
 def _write(

@@ -2,8 +2,11 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy.typing as npt
 
 from step_cli.commands.select import (
     choose,
@@ -15,6 +18,8 @@ from step_cli.commands.select import (
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
+from step_cli.formats.files.patched_copy import Change
+from step_cli.formats.files.strided import in_place
 from step_cli.nm.allocation import allocate, kept_squares
 from step_cli.nm.axis_rule import output_axis
 from step_cli.nm.pattern import NMSpec
@@ -24,6 +29,8 @@ from step_cli.nm.weight_rule import UNCOVERED, SkipReason, is_head
 from step_cli.reports import SkippedTensor
 
 log = logging.getLogger(__name__)
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -48,18 +55,35 @@ class LeftDense:
 
 
 def place_of(tensor: NamedTensor) -> Place:
-    """Where a tensor lies in its file.
+    """Where a tensor lies in its file, perhaps among other bytes.
 
     Raises:
         InputError: In more places than one.
     """
-    if tensor.place is None:
+    place = tensor.place or tensor.among
+    if place is None:
         raise InputError(
             "is not stored in one piece and cannot be changed in place; save the "
             "checkpoint again with contiguous tensors (ONNX: dense, with raw data)",
             tensor=tensor.name,
         )
-    return tensor.place
+    return place
+
+
+def change_of(tensor: NamedTensor, blocks: Callable[[], Iterable[Array]]) -> Change:
+    """The change of a tensor in its file.
+
+    Args:
+        tensor: What is changed.
+        blocks: Yields the new numbers, axis by axis in the order of its place.
+
+    Raises:
+        InputError: As `place_of`.
+    """
+    place = place_of(tensor)
+    if tensor.place is not None:
+        return Change(tensor.name, place, blocks)
+    return Change(tensor.name, place, lambda: in_place(tensor, blocks()))
 
 
 def choose_layers(

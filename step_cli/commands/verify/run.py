@@ -24,6 +24,7 @@ from step_cli.errors import (
     naming,
 )
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
+from step_cli.formats.files.content import format_named
 from step_cli.formats.files.target import checked_target
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import read_plan
@@ -58,7 +59,7 @@ def run(config: VerifyConfig) -> VerifyReport:
         given = config.plan
         plan = None if given is None else read_plan(given)
         given = config.baseline
-        baseline = None if given is None else open_checkpoint(given)
+        baseline = None if given is None else _baseline(given, config.key)
     except StepError as error:
         assert given is not None
         return VerifyReport.of_refused(str(given), ErrorDetail.of(error, given))
@@ -90,13 +91,18 @@ def verify(
     return run(VerifyConfig.model_validate(given))
 
 
+def _baseline(path: Path, key: str | None) -> Checkpoint:
+    """The checkpoint to compare with; the key is for it too, if it is a torch file."""
+    return open_checkpoint(path, key if format_named(path) == "torch" else None)
+
+
 def _verdict(
     path: Path, config: VerifyConfig, plan: Plan | None, baseline: Checkpoint | None
 ) -> CheckpointVerdict:
     checkpoint = None
     try:
         with naming(file=path):
-            checkpoint = open_checkpoint(path)
+            checkpoint = open_checkpoint(path, config.key)
             return _checked(checkpoint, config, plan, baseline)
     except UsageError:
         raise

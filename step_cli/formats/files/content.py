@@ -14,6 +14,8 @@ SUFFIXES = {
     ".pth": "torch",
     ".bin": "torch",
     ".ckpt": "torch",
+    ".th": "torch",
+    ".pth.tar": "torch",
     ".onnx": "onnx",
 }
 # Loading one of these would run code from the file.
@@ -31,6 +33,11 @@ PROGRAMS = {
     ".gguf": "a GGUF file",
 }
 ENGINES = "engines are programs and are not loaded"
+DISTRIBUTED = (
+    "a torch distributed checkpoint: its metadata is a pickle; convert its directory "
+    "first, if you trust it: python -m torch.distributed.checkpoint.format_utils "
+    "dcp_to_torch DIR FILE.pt"
+)
 
 
 def format_of(file: MappedFile) -> str:
@@ -39,22 +46,51 @@ def format_of(file: MappedFile) -> str:
     Raises:
         InputError: Suffix and content disagree, or the content is no checkpoint.
     """
-    content = content_of(file.head(HEAD), file.size)
+    head = file.head(HEAD)
+    content = content_of(head, file.size)
+    if content == "tar":
+        raise InputError(_tar(head), file=file.path)
     if content in REFUSED:
         raise InputError(REFUSED[content], file=file.path)
-    suffix = file.path.suffix.lower()
-    named = SUFFIXES.get(suffix)
+    named = format_named(file.path)
     if named is None:
         raise InputError(_unknown(file.path, content), file=file.path)
     if content not in (None, named):
         raise InputError(
-            f"content is {content}, name says {suffix}, rename it", file=file.path
+            f"content is {content}, name says {suffix_of(file.path)}, rename it",
+            file=file.path,
         )
     return named
 
 
+def suffix_of(path: Path) -> str:
+    """How the name ends, in small letters: ``.pt``, ``.pth.tar``."""
+    name = path.name.lower()
+    return ".pth.tar" if name.endswith(".pth.tar") else path.suffix.lower()
+
+
+def format_named(path: Path) -> str | None:
+    """The format that the name stands for; None: no checkpoint file."""
+    return SUFFIXES.get(suffix_of(path))
+
+
+def _tar(head: bytes) -> str:
+    """What to do with a tar archive; the first hundred bytes name its first file."""
+    first = head[:100].partition(b"\0")[0].decode(errors="replace")
+    if first in ("sys_info", "pickle", "storages", "tensors"):
+        return (
+            "a tar archive as torch of 2016 wrote it, a pickle in it; load it with "
+            "such a torch, if you trust it, and save model.state_dict() again"
+        )
+    return (
+        f"a tar archive of files ({first!r:.80}, ...); unpack it and name one of them"
+    )
+
+
 def _unknown(path: Path, content: str | None) -> str:
-    suffix = path.suffix.lower()
+    suffix = suffix_of(path)
+    if suffix == ".distcp" or path.name == ".metadata":
+        return DISTRIBUTED
     if suffix in (".plan", ".engine", ".trt"):
         return ENGINES
     if suffix in PROGRAMS:
@@ -103,6 +139,8 @@ def content_of(head: bytes, size: int) -> str | None:
         return "safetensors"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "torch"  # a pickle: a torch file of before 1.6, or anything at all
+    if head[257:262] == b"ustar":
+        return "tar"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "HTML"

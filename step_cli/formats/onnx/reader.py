@@ -7,15 +7,15 @@ from functools import partial
 from step_cli.errors import InputError, naming
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.files.mapped_file import MappedFile
-from step_cli.formats.onnx.boxes import parts_of
 from step_cli.formats.onnx.data import TensorData, dtype_name
 from step_cli.formats.onnx.graph import ModelReader
 from step_cli.formats.onnx.model import Model, Tensor
+from step_cli.formats.onnx.other_uses import other_uses
 from step_cli.formats.onnx.protobuf import WireError
-from step_cli.formats.onnx.scopes import Scope
-from step_cli.formats.onnx.shared import other_uses
 from step_cli.formats.onnx.weight_uses import Use, uses_of
-from step_cli.formats.onnx.zero_points import zero_point_of
+from step_cli.formats.onnx.weights.boxes import parts_of
+from step_cli.formats.onnx.weights.scopes import Scope
+from step_cli.formats.onnx.weights.zero_points import zero_point_of
 from step_cli.formats.plan import KEY, parse_plan
 
 

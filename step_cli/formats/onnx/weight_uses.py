@@ -5,26 +5,21 @@ stored tensors; what depends on stored tensors alone and cannot be followed make
 untraced.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from step_cli.formats.files.mapped_file import map_file
-from step_cli.formats.onnx.boxes import boxes_of
 from step_cli.formats.onnx.data import TensorData
 from step_cli.formats.onnx.graph import ModelReader
 from step_cli.formats.onnx.model import Model, Node, Tensor
-from step_cli.formats.onnx.operators import (
-    OTHER_PRODUCTS,
-    PRODUCTS,
-    Factor,
-    Operand,
-    domain_of,
-    operand_of,
-)
-from step_cli.formats.onnx.scopes import Made, Scope, Source, scopes_of
-from step_cli.formats.onnx.tracing import Read, Tracer
-from step_cli.formats.onnx.views import Piece, merged, overlap
-from step_cli.formats.onnx.zero_points import Meaning
+from step_cli.formats.onnx.operators import OTHER_PRODUCTS, PRODUCTS, domain_of
+from step_cli.formats.onnx.weights.boxes import boxes_of
+from step_cli.formats.onnx.weights.operands import Factor, Operand, operand_of
+from step_cli.formats.onnx.weights.scopes import Made, Scope, Source, scopes_of
+from step_cli.formats.onnx.weights.tracer import Read, Tracer
+from step_cli.formats.onnx.weights.views import Piece, merged, overlap
+from step_cli.formats.onnx.weights.zero_points import Meaning
 from step_cli.nm.tensor_data import Part
 
 # Numbers of TensorProto.DataType that a matrix of weights may have.
@@ -138,7 +133,7 @@ class Uses:
                     self.untraced[id(one)] = one
                 continue
             self.tracer.view(one)
-            needs = self.tracer.needs(one)
+            needs = [need for need in self.tracer.needs(one) if not _is_single(need)]
             joins = isinstance(one, Made) and one.node.op_type in ("Concat", "If")
             lone = lone and (len(needs) < 2 or joins)
             waiting += [(need, lone) for need in needs]
@@ -192,6 +187,10 @@ def _is_masked(operand: Operand, piece: Piece) -> bool:
     return overlap(piece.scaled, over) and overlap(
         piece.scaled, piece.axes[operand.outputs]
     )
+
+
+def _is_single(source: Source) -> bool:
+    return isinstance(source, Tensor) and math.prod(source.shape) == 1
 
 
 def _may_be_matrix(tensor: Tensor, lone: bool) -> bool:

@@ -61,6 +61,11 @@ def read_members(file: MappedFile) -> list[Member]:
                 f"CRC mismatch in {member.name!r}: damaged, get it again",
                 file=file.path,
             )
+        if member.name.endswith("/byteorder") and data.tobytes() == b"big":
+            raise InputError(
+                "written by a big-endian machine; save it again on a little-endian one",
+                file=file.path,
+            )
     return members
 
 

@@ -17,8 +17,8 @@ from step_cli.errors import SET_TMPDIR, InputError, MissingError, OutputError
 from step_cli.formats import plan as plans
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.formats.child_process import ChildDiedError, ask
-from step_cli.formats.files.mapped_file import MappedFile, in_units, map_file
-from step_cli.formats.files.temporary import temporary_file
+from step_cli.formats.files.mapped_file import MappedFile, in_units
+from step_cli.formats.files.strided import fills, order_of, with_sharing
 from step_cli.formats.plan import check_digest
 from step_cli.formats.pytorch.archive import read_members
 from step_cli.nm.dtypes import numpy_dtype
@@ -29,8 +29,12 @@ LONGEST_S = 60  # for any file, plus one second for each 20 MB
 MOST_EXPANDED = 64 << 20  # bytes a tensor may have beyond those that are stored
 
 
-def open_torch(file: MappedFile) -> Checkpoint:
-    """The checkpoint in a ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` file.
+def open_torch(file: MappedFile, key: str | None = None) -> Checkpoint:
+    """The checkpoint in a file of `torch.save`, a zip archive or of before torch 1.6.
+
+    Args:
+        file: The file.
+        key: The keys to its state dict, joined by dots; None: where it usually lies.
 
     Raises:
         InputError: Its archive or pickle is refused, or it holds no state dict.
@@ -40,33 +44,41 @@ def open_torch(file: MappedFile) -> Checkpoint:
         raise MissingError(
             "reading it needs torch: pip install 'step-cli[train]'", file=file.path
         )
-    integrity = "unchecked"
-    if file.head(2) == b"PK":
+    integrity, storages = "unchecked", None
+    legacy = file.head(2) != b"PK"
+    if not legacy:
         members = read_members(file)
         storages = {member.begin: member.end for member in members}
         if all(member.crc or member.begin == member.end for member in members):
             integrity = "crc32"
-        document, data = _run_child(file), file
-    else:
-        storages = None
-        with temporary_file() as data_path:
-            document = _run_child(file, data_path)
-            data = map_file(data_path) if data_path.stat().st_size else file
+    document = _run_child(file, legacy, key)
     tensors: list[NamedTensor] = []
     seen: dict[object, str] = {}
     for entry in document["tensors"]:
-        tensors.append(_tensor(entry, file, data, storages, seen))
+        tensors.append(_tensor(entry, file, storages, seen))
     plan, compared = _plan_beside(file.path)
-    notes = (f"carried over unread: {', '.join(document['rest'])[:300]}",)
     return Checkpoint(
         file.path,
         "torch",
-        tensors,
+        with_sharing(tensors),
         plan,
-        notes if document["rest"] else (),
+        _notes(document),
         (file.path,),
         "sha256" if compared else integrity,
+        key=key,
     )
+
+
+def _notes(document: dict[str, Any]) -> tuple[str, ...]:
+    notes = []
+    if document["key"] is not None:
+        notes.append(f"reads the state dict under {document['key']!r:.80}")
+    if document["rest"]:
+        notes.append(f"carried over unread: {', '.join(document['rest'])[:300]}")
+    if document["others"]:
+        others = ", ".join(f"{path!r:.80}" for path in document["others"][:8])
+        notes.append(f"tensors lie under {others} too; --key chooses")
+    return tuple(notes)
 
 
 def plan_path(path: Path) -> Path:
@@ -84,11 +96,8 @@ def _plan_beside(path: Path) -> tuple[Plan | None, bool]:
     return plans.plan_of(document, file=beside), compared
 
 
-def _run_child(file: MappedFile, data_path: Path | None = None) -> dict[str, Any]:
-    request = {
-        "file": os.path.abspath(file.path),
-        "data": data_path and os.path.abspath(data_path),
-    }
+def _run_child(file: MappedFile, legacy: bool, key: str | None) -> dict[str, Any]:
+    request = {"file": os.path.abspath(file.path), "legacy": legacy, "key": key}
     limit_s = LONGEST_S + file.size / 20e6
     try:
         document = ask(CHILD, request, limit_s=limit_s).document
@@ -109,7 +118,6 @@ def _run_child(file: MappedFile, data_path: Path | None = None) -> dict[str, Any
 def _tensor(
     entry: dict[str, Any],
     file: MappedFile,
-    data: MappedFile,
     storages: dict[int, int] | None,
     seen: dict[object, str],
 ) -> NamedTensor:
@@ -124,14 +132,14 @@ def _tensor(
     span = _checked_span(entry, dtype, strides, storages, file)
     logical = math.prod(shape) * dtype.itemsize
     first = seen.setdefault((begin, shape, strides, dtype), name) if span else name
-    order = _order(shape, strides, dtype.itemsize)
-    whole = logical == span and order is not None
-    place = Place(file, begin, begin + span, order) if data is file else None
+    order = order_of(shape, strides)
+    whole = logical == span and fills(shape, strides, dtype.itemsize, order)
+    place = Place(file, begin, begin + span, order, None if whole else strides)
     return NamedTensor(
         name=name,
         dtype=dtype.name,
         shape=shape,
-        read=partial(_view, data, begin, span, dtype, shape, strides),
+        read=partial(_view, file, begin, span, dtype, shape, strides),
         tied_to=None if first == name else first,
         place=place if whole else None,
         among=None if whole else place,
@@ -158,28 +166,13 @@ def _checked_span(
         span = 0
     elif storages is not None and storages.get(start) != start + size:
         raise refuse("its data is no member of the archive")
-    if min(strides, default=0) < 0 or begin < start or begin + span > start + size:
+    end = min(start + size, file.size)
+    if min(strides, default=0) < 0 or begin < start or begin + span > end:
         raise refuse(f"shape {shape} needs {span} bytes, its storage has {size}")
     logical = math.prod(shape) * dtype.itemsize
     if logical > span + MOST_EXPANDED:
         raise refuse(f"{in_units(logical)} logical, {span} bytes stored, refused")
     return int(span)
-
-
-def _order(
-    shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int
-) -> tuple[int, ...] | None:
-    """The axes from the slowest to the fastest; None where elements are shared.
-
-    A transposed or channels-last tensor fills its bytes too, in another order.
-    """
-    order = sorted(range(len(shape)), key=lambda axis: (-strides[axis], axis))
-    step = itemsize
-    for axis in reversed(order):
-        if shape[axis] != 1 and strides[axis] != step:
-            return None
-        step *= shape[axis]
-    return tuple(order)
 
 
 def _view(

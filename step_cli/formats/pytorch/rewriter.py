@@ -1,4 +1,4 @@
-"""A torch checkpoint with some tensors changed inside its archive, checksums too.
+"""A torch checkpoint with some tensors changed in place, checksums of an archive too.
 
 The pickle is copied as it is, so whatever else stands in the file is carried over.
 """
@@ -18,6 +18,7 @@ from step_cli.formats.files.patched_copy import (
     copy_patched,
     in_file,
     pieces,
+    splice_of,
 )
 from step_cli.formats.pytorch.archive import Member, read_members
 
@@ -33,8 +34,8 @@ def rewrite_torch(source: MappedFile, target: Path, changes: Sequence[Change]) -
         OutputError: What was written does not read back.
     """
     wanted = in_file(changes, source)
-    if not wanted:
-        copy_patched(source, target, [])
+    if not wanted or source.head(2) != b"PK":  # of before torch 1.6: no checksums
+        copy_patched(source, target, [splice_of(change) for change in wanted])
         return
     splices: list[Splice] = []
     entries = _directory_entries(source)

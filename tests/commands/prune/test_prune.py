@@ -21,7 +21,6 @@ import step_cli
 from step_cli.commands.prune import run as prune
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import (
-    InputError,
     NonFiniteError,
     NothingSelectedError,
     OutputError,
@@ -416,16 +415,6 @@ def test_the_output_is_judged_before_any_work(source: Path, tmp_path: Path) -> N
     for inside in (folder, folder / "x"):
         with pytest.raises(UsageError, match="output is"):
             run(folder, inside, force=True)
-
-
-def test_what_cannot_be_changed_in_place_is_refused(tmp_path: Path) -> None:
-    legacy = tmp_path / "a.pt"
-    torch.save(
-        {"a.weight": torch.ones(4, 8)}, legacy, _use_new_zipfile_serialization=False
-    )
-    with pytest.raises(InputError, match="save the checkpoint again"):
-        run(legacy, tmp_path / "b.pt")
-    assert names(tmp_path) == ["a.pt"]
 
 
 def test_a_head_is_pruned_with_a_warning(

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from attacks.torch_attacks import W, archives, pickles, saved, unfit
+from attacks.torch_attacks import W, archives, pickles, saved
 
 from step_cli.errors import InputError, MissingError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import digests
-from step_cli.formats.pytorch import child as torch_child
 from step_cli.formats.pytorch import reader as torch_file
 
 
@@ -39,21 +38,6 @@ def test_a_pickle_is_refused_and_runs_nothing(name: str, tmp_path: Path) -> None
     assert not marker.exists()
     assert "weights_only" not in caught.value.message
     assert "\n" not in caught.value.message
-
-
-@pytest.mark.parametrize("name", unfit())
-def test_what_is_no_state_dict_is_told_in_words(name: str) -> None:
-    value, words = unfit()[name]
-    with pytest.raises(torch_child.Unfit, match=words) as caught:
-        torch_child._state_dict(torch, value)
-    assert torch_child.in_words(caught.value).endswith("save model.state_dict()")
-
-
-@pytest.mark.parametrize("key", torch_child.WRAPPERS)
-def test_a_state_dict_is_found_in_its_wrapper(key: str) -> None:
-    loaded = {key: {"module.w": W}, "epoch": 3}
-    state, rest = torch_child._state_dict(torch, loaded)
-    assert (list(state), rest) == (["module.w"], ["epoch"])
 
 
 def test_tensors_are_mapped_from_the_file(tmp_path: Path) -> None:
@@ -93,6 +77,7 @@ def test_tensors_are_mapped_from_the_file(tmp_path: Path) -> None:
     place = tensors["last"].place
     assert place is not None and place.order == (0, 2, 3, 1)
     assert tensors["expanded"].place is None
+    assert tensors["expanded"].among is not None
     assert found.notes == ("carried over unread: epoch, optimizer",)
     with pytest.raises(InputError, match="kind"):
         tensors["sparse"].read()
@@ -103,7 +88,8 @@ def test_files_of_before_torch_1_6_are_read(tmp_path: Path) -> None:
     found = opened(tmp_path, data, "pytorch_model.bin")
     np.testing.assert_array_equal(found.tensors[0].read(), W.numpy())
     np.testing.assert_array_equal(found.tensors[1].read(), W.t().numpy())
-    assert found.tensors[0].place is None
+    transposed = found.tensors[1].place
+    assert transposed is not None and transposed.order == (1, 0)
 
 
 def test_the_plan_beside_it_is_read_and_its_digest_compared(tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ reads data, and what is not certain is None: it cannot be followed.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from step_cli.formats.onnx.model import Tensor
-from step_cli.formats.onnx.zero_points import Meaning
+from step_cli.formats.onnx.weights.zero_points import Meaning
 
 MOST_AXES = 64
 MOST_PIECES = 4096  # of an operand
@@ -52,7 +52,7 @@ class Piece:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of this piece of the operand."""
-        return tuple(_size(runs) for runs in self.axes)
+        return tuple(size_of(runs) for runs in self.axes)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def sliced(view: View, axis: int, begin: int, end: int) -> View | None:
         return view
     pieces: list[Piece] = []
     for piece in view.pieces:
-        start, size = piece.at[axis], _size(piece.axes[axis])
+        start, size = piece.at[axis], size_of(piece.axes[axis])
         low, high = max(begin, start), min(end, start + size)
         if low >= high:
             continue
@@ -158,29 +158,6 @@ def joined(views: Sequence[View], axis: int) -> View | None:
         total += view.shape[along]
     shape[along] = total
     return View(tuple(shape), tuple(pieces)) if len(pieces) <= MOST_PIECES else None
-
-
-def reshaped(view: View, shape: Sequence[int]) -> View | None:
-    """The same numbers, row by row, in another shape."""
-    new = tuple(shape)
-    if new == view.shape:
-        return view
-    if math.prod(new) != math.prod(view.shape) or 0 in new or len(new) > MOST_AXES:
-        return None
-    segments = list(_segments(view.shape, new))
-    pieces = []
-    for piece in view.pieces:
-        at: list[int] = []
-        axes: list[Runs] = []
-        for old, sizes in segments:
-            sizes_of_old = [view.shape[axis] for axis in old]
-            found = _regrouped(piece, old, sizes_of_old, sizes)
-            if found is None:
-                return None
-            at += found[0]
-            axes += found[1]
-        pieces.append(replace(piece, at=tuple(at), axes=tuple(axes)))
-    return View(new, tuple(pieces))
 
 
 def scaled(view: View, axes: Sequence[int]) -> View:
@@ -227,7 +204,8 @@ def _positions(axes: Sequence[int], rank: int) -> set[int] | None:
     return found if len(found) == len(axes) else None
 
 
-def _size(runs: Runs) -> int:
+def size_of(runs: Runs) -> int:
+    """How many elements they are along an axis of an operand."""
     return math.prod(run.size for run in runs)
 
 
@@ -236,7 +214,7 @@ def _cut(piece: Piece, axis: int, low: int, high: int) -> Piece | None:
     runs, first = list(piece.axes[axis]), list(piece.first)
     while runs:
         run = runs[0]
-        inner = _size(tuple(runs[1:]))
+        inner = size_of(tuple(runs[1:]))
         if low % inner == 0 and high % inner == 0:
             runs[0] = run._replace(size=(high - low) // inner)
             first[run.axis] += run.stride * (low // inner)
@@ -248,85 +226,6 @@ def _cut(piece: Piece, axis: int, low: int, high: int) -> Piece | None:
         runs.pop(0)
     axes = (*piece.axes[:axis], tuple(runs), *piece.axes[axis + 1 :])
     return replace(piece, axes=axes, first=tuple(first))
-
-
-def _segments(
-    old: Sequence[int], new: Sequence[int]
-) -> Iterator[tuple[list[int], list[int]]]:
-    """The axes of ``old`` and the sizes of ``new`` that hold the same elements."""
-    axis = place = 0
-    while axis < len(old) or place < len(new):
-        axes, sizes, one, other = list[int](), list[int](), 1, 1
-        while (not axes and not sizes) or one != other:
-            if one <= other and axis < len(old) and (one < other or not axes):
-                one *= old[axis]
-                axes.append(axis)
-                axis += 1
-            elif place < len(new):
-                other *= new[place]
-                sizes.append(new[place])
-                place += 1
-            else:
-                one *= old[axis]
-                axes.append(axis)
-                axis += 1
-        yield axes, sizes
-
-
-def _regrouped(
-    piece: Piece, old: Sequence[int], full: Sequence[int], sizes: Sequence[int]
-) -> tuple[list[int], list[Runs]] | None:
-    """A piece behind other axes that hold the same elements.
-
-    Args:
-        piece: As it stands.
-        old: Axes of the operand that are replaced.
-        full: Their sizes in the operand.
-        sizes: Those of the new axes.
-    """
-    begin = count = 1
-    begin, partial = 0, False
-    for axis, size in zip(old, full, strict=True):
-        own = _size(piece.axes[axis])
-        if partial and own != size:
-            return None  # its elements do not follow one another
-        partial = partial or own != 1
-        begin = begin * size + piece.at[axis]
-        count *= own
-    runs = tuple(run for axis in old for run in piece.axes[axis])
-    for place, size in enumerate(sizes):
-        inner = math.prod(sizes[place + 1 :])
-        start, rest = divmod(begin, inner)
-        if rest == 0 and count % inner == 0 and start % size + count // inner <= size:
-            at = [begin // math.prod(sizes[i + 1 :]) % sizes[i] for i in range(place)]
-            at += [start % size, *[0] * (len(sizes) - place - 1)]
-            wanted = [*[1] * place, count // inner, *sizes[place + 1 :]]
-            axes = _shared_out(runs, wanted)
-            return None if axes is None else (at, axes)
-    return ([], []) if not sizes and count == 1 else None
-
-
-def _shared_out(runs: Runs, sizes: Sequence[int]) -> list[Runs] | None:
-    """The runs dealt out to axes of these sizes, the innermost first."""
-    left = [run for run in runs if run.size != 1]
-    axes: list[Runs] = []
-    for size in reversed(sizes):
-        own: list[Run] = []
-        while size > 1:
-            if not left:
-                return None
-            run = left.pop()
-            if size % run.size == 0:
-                size //= run.size
-            elif run.size % size == 0:
-                outer = Run(run.axis, run.stride * size, run.size // size)
-                left.append(outer)
-                run, size = run._replace(size=size), 1
-            else:
-                return None
-            own.append(run)
-        axes.append(merged(own[::-1]))
-    return axes[::-1]
 
 
 def merged(runs: Sequence[Run]) -> Runs:

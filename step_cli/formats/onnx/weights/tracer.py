@@ -5,27 +5,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from step_cli.formats.onnx import views
 from step_cli.formats.onnx.data import DTYPES
 from step_cli.formats.onnx.model import Node, Tensor
-from step_cli.formats.onnx.operators import (
-    LOOKED_THROUGH,
-    LookedThrough,
-    domain_of,
-    scaled_input,
-)
-from step_cli.formats.onnx.scopes import STANDARD, Entering, Made, Scope, Source
-from step_cli.formats.onnx.views import View
-from step_cli.formats.onnx.zero_points import ZeroInput
+from step_cli.formats.onnx.operators import LOOKED_THROUGH, LookedThrough, domain_of
+from step_cli.formats.onnx.weights import views
+from step_cli.formats.onnx.weights.loops import STANDARD
+from step_cli.formats.onnx.weights.node_step import NodeStep
+from step_cli.formats.onnx.weights.rules import scaled_input
+from step_cli.formats.onnx.weights.scopes import Entering, Made, Scope, Source
+from step_cli.formats.onnx.weights.views import View
 
 Array = npt.NDArray[Any]
 Read = Callable[[Tensor], Array]
 
-MOST_NUMBERS = 4096  # of a constant that is a shape, axes or sizes
-MOST_CODES = 1 << 24  # of a zero point
 MOST_PIECES_IN_ALL = 1_000_000
 # What these make is new each time, whatever they are given.
 RANDOM = frozenset(
@@ -39,6 +33,11 @@ def looked_through(made: Made) -> LookedThrough | None:
     if made.scope.function(node) is not None:
         return None
     return LOOKED_THROUGH.get((domain_of(node.domain), node.op_type))
+
+
+def is_choice(node: Node) -> bool:
+    """Whether it is an If."""
+    return node.op_type == "If" and node.domain in STANDARD
 
 
 @dataclass(eq=False)
@@ -137,11 +136,13 @@ class Tracer:
             return None
         return self.read(source) if math.prod(source.shape) <= most else None
 
-    def step(self, scope: Scope, node: Node, index: int = 0) -> "NodeStep":
+    def step(self, scope: Scope, node: Node, index: int = 0) -> NodeStep:
         """A node as the rules for operators see it."""
-        return NodeStep(self, scope, node, index)
+        sources = [self.source(scope, name) for name in node.inputs]
+        known = [None if one is None else self._views.get(id(one)) for one in sources]
+        return NodeStep(scope, node, index, known, self.small)
 
-    def _step(self, made: Made) -> "NodeStep":
+    def _step(self, made: Made) -> NodeStep:
         return self.step(made.scope, made.node, made.index)
 
     def _view(self, source: Source) -> View | None:
@@ -231,65 +232,3 @@ class Tracer:
                     for other in before(one)
                     if id(other) not in done and id(other) not in opened
                 ]
-
-
-def is_choice(node: Node) -> bool:
-    """Whether it is an If."""
-    return node.op_type == "If" and node.domain in STANDARD
-
-
-@dataclass(frozen=True, eq=False)
-class NodeStep:
-    """A node as the rules for operators see it: see `operators.Step`."""
-
-    tracer: Tracer
-    scope: Scope
-    node: Node
-    index: int
-
-    @property
-    def views(self) -> list[View | None]:
-        """What each input looks like; None: it cannot be followed."""
-        sources = [self.tracer.source(self.scope, name) for name in self.node.inputs]
-        known = self.tracer._views
-        return [None if one is None else known.get(id(one)) for one in sources]
-
-    @property
-    def outputs(self) -> int:
-        """How many there are."""
-        return len(self.node.outputs)
-
-    def number(self, name: str) -> int | None:
-        """An integer attribute."""
-        attribute = self.scope.attribute(self.node, name)
-        return None if attribute is None else attribute.integer
-
-    def numbers(self, name: str, index: int | None = None) -> list[int] | None:
-        """Integers of an attribute, or of a constant input."""
-        attribute = self.scope.attribute(self.node, name)
-        if attribute is not None:
-            return attribute.integers
-        if index is None or not self._input(index):
-            return None
-        found = self.tracer.small(self.scope, self._input(index), MOST_NUMBERS)
-        if found is None or found.ndim > 1 or found.dtype.kind not in "iu":
-            return None
-        return [int(number) for number in found.reshape(-1)]
-
-    def given(self, name: str, index: int) -> bool:
-        """Whether that attribute, or that input, is there at all."""
-        attribute = self.scope.attribute(self.node, name)
-        return attribute is not None or bool(self._input(index))
-
-    def zero(self, index: int) -> ZeroInput:
-        """The zero point at an input; 0 where there is none."""
-        name = self._input(index)
-        if not name:
-            return ZeroInput("", np.zeros((), np.int8))
-        source = self.tracer.source(self.scope, name)
-        codes = self.tracer.small(self.scope, name, MOST_CODES)
-        return ZeroInput(None if source is None else id(source), codes)
-
-    def _input(self, index: int) -> str:
-        inputs = self.node.inputs
-        return inputs[index] if index < len(inputs) else ""

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 from step_cli.formats.onnx.model import Node, Tensor
-from step_cli.formats.onnx.scopes import Made, Scope, Source, is_loop, turns_of
-from step_cli.formats.onnx.tracing import is_choice, looked_through
 from step_cli.formats.onnx.weight_uses import Uses
+from step_cli.formats.onnx.weights.loops import is_loop
+from step_cli.formats.onnx.weights.scopes import Made, Scope, Source
+from step_cli.formats.onnx.weights.tracer import is_choice, looked_through
 
 SIZES = ("Shape", "Size")  # they look at no numbers
 
@@ -53,7 +54,7 @@ def _read_inputs(scope: Scope, node: Node) -> list[int]:
     if scope.function(node) is not None or node.op_type in SIZES:
         return []
     for body in scope.inside.get(id(node), []) if is_loop(node) else ():
-        turns = turns_of(scope, node, body.graph)
+        turns = scope.turns(node, body.graph)
         kept = {turns.first + n for n in range(turns.states) if turns.keeps(n)}
         named = [index for index in named if index not in kept]
     return named
@@ -66,7 +67,7 @@ def _handed_on(scope: Scope, name: str) -> bool:
         return False
     for node in outer.graph.nodes:
         if is_loop(node) and scope in outer.inside.get(id(node), []):
-            turns = turns_of(outer, node, scope.graph)
+            turns = outer.turns(node, scope.graph)
             return any(
                 turns.handed_on(n) == name and turns.keeps(n)
                 for n in range(turns.states)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise, product
 
-from step_cli.formats.onnx.views import Piece, Run, Runs
+from step_cli.formats.onnx.weights.views import Piece, Run, Runs
 from step_cli.nm.tensor_data import Part
 
 MOST_BOXES = 4096  # of a tensor

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
-from step_cli.formats.onnx.graph import DEEPEST, numbers_tensor
+from step_cli.formats.onnx.constants import numbers_tensor
+from step_cli.formats.onnx.graph import DEEPEST
 from step_cli.formats.onnx.model import (
     Attribute,
     Function,
@@ -17,10 +18,10 @@ from step_cli.formats.onnx.model import (
     Tensor,
 )
 from step_cli.formats.onnx.protobuf import WireError
+from step_cli.formats.onnx.weights.loops import STANDARD, Turns, is_loop, turns_of
 
 MOST_SCOPES = 10_000  # graphs, and functions as often as they are called
 MOST_STEPS = 100_000  # from alias to alias; a name may lead back to itself
-STANDARD = ("", "ai.onnx")  # both name the domain of ONNX itself
 
 Functions = Mapping[tuple[str, str, str], Function]
 
@@ -129,6 +130,17 @@ class Scope:
             scope = scope.outer
         return (scope.attributes or {}).get(own.reference)
 
+    def turns(self, node: Node, body: Graph) -> Turns:
+        """What a Loop or Scan of the graph does with its body."""
+        number = self.attribute(node, "num_scan_inputs")
+        axes = self.attribute(node, "scan_input_axes")
+        return turns_of(
+            node,
+            body,
+            None if number is None else number.integer,
+            [] if axes is None else axes.integers,
+        )
+
     def function(self, node: Node) -> Function | None:
         """The function that a node calls, or None."""
         return self.functions.get((node.domain, node.op_type, node.overload))
@@ -165,69 +177,10 @@ class Scope:
             if index < len(outputs):
                 return Alias(inside[0], outputs[index])
         for body in inside if is_loop(node) else ():
-            turns = turns_of(self, node, body.graph)
+            turns = self.turns(node, body.graph)
             if index < turns.states and turns.keeps(index):
                 return Alias(self, node.inputs[turns.first + index])
         return made
-
-
-def is_loop(node: Node) -> bool:
-    """Whether its body runs again and again."""
-    return node.domain in STANDARD and node.op_type in ("Loop", "Scan")
-
-
-@dataclass(frozen=True)
-class Turns:
-    """How the body of a Loop or Scan is given its inputs, and what it hands on.
-
-    Attributes:
-        body: Its graph.
-        first: Which input, of the node and of the body alike, is the first state.
-        output: Which output of the body is the first state.
-        states: How many there are.
-        axes: Of each further input, the axis whose indices enter in their turn.
-    """
-
-    body: Graph
-    first: int
-    output: int
-    states: int
-    axes: list[int]
-
-    def handed_on(self, state: int) -> str:
-        """The name of the state that the next turn is given."""
-        place = self.output + state
-        return self.body.outputs[place] if place < len(self.body.outputs) else ""
-
-    def keeps(self, state: int) -> bool:
-        """Whether the body hands a state on as it was given."""
-        given = self.body.inputs[self.first + state]
-        name = self.handed_on(state)
-        identities = {
-            one.outputs[0]: one.inputs[0]
-            for one in self.body.nodes
-            if one.op_type == "Identity" and one.domain in STANDARD
-            if one.inputs and one.outputs
-        }
-        for _ in range(len(identities) + 1):
-            if name == given:
-                return True
-            name = identities.get(name, "")
-        return False
-
-
-def turns_of(scope: Scope, node: Node, body: Graph) -> Turns:
-    """What a Loop or Scan in ``scope`` does; no states where it is malformed."""
-    inputs = len(node.inputs)
-    if node.op_type == "Loop" and len(body.inputs) >= inputs >= 2:
-        return Turns(body, 2, 1, inputs - 2, [])
-    number = scope.attribute(node, "num_scan_inputs")
-    scanned = number.integer if number is not None else None
-    if scanned is None or not 0 <= scanned <= inputs or inputs != len(body.inputs):
-        return Turns(body, 0, 0, 0, [])  # Scan of opset 8 among them
-    given = scope.attribute(node, "scan_input_axes")
-    axes = list(given.integers) if given is not None else []
-    return Turns(body, 0, 0, inputs - scanned, axes or [0] * scanned)
 
 
 def scopes_of(model: Model) -> list[Scope]:
@@ -291,7 +244,7 @@ def _called(scope: Scope, node: Node, function: Function) -> Scope:
 
 def _enter(body: Scope, scope: Scope, node: Node) -> None:
     """Say what the inputs of the body of a Loop or Scan are."""
-    turns = turns_of(scope, node, body.graph)
+    turns = scope.turns(node, body.graph)
     for place in range(turns.states + len(turns.axes)):
         index = turns.first + place
         if index >= len(body.graph.inputs) or index >= len(node.inputs):

@@ -1,0 +1,184 @@
+"""Where in what a torch file holds the state dict lies, and what lies beside it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from step_cli.formats.pytorch.stand_ins import NumpyArray, StandIn
+
+WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
+TOP = "."  # as --key: the outermost map itself
+DEEPEST = 4  # keys, one inside the other, that are looked through
+MOST_NAMED = 8
+SAVE = "save model.state_dict()"
+
+State = Mapping[str, Any]
+
+
+class Unfit(Exception):
+    """The file is sound, but holds no state dict, or several; with what to do."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A state dict.
+
+    Attributes:
+        state: Names, and tensors among other values.
+        key: Its keys, joined by dots, where the choice is not the usual one.
+        rest: The outermost keys beside it.
+        others: Where further maps of names to tensors lie.
+    """
+
+    state: State
+    key: str | None
+    rest: list[str]
+    others: list[str]
+
+
+def find_state_dict(loaded: Any, key: str | None = None) -> Found:
+    """Find the state dict in what ``torch.load`` returned.
+
+    Args:
+        loaded: What it returned.
+        key: The keys to the state dict, joined by dots; None: where it usually lies.
+
+    Raises:
+        Unfit: There is none, or there are several.
+    """
+    if key is not None and isinstance(loaded, Mapping | list | tuple):
+        return _chosen(loaded, key)
+    if not isinstance(loaded, Mapping):
+        raise Unfit(f"holds {_in_words(loaded)}, not a state dict; {SAVE}")
+    wrapped = [name for name in WRAPPERS if holds_tensors(loaded.get(name))]
+    if len(wrapped) == 1:
+        return _found(loaded, loaded[wrapped[0]], wrapped[0], usual=True)
+    paths = wrapped or _candidates(loaded)
+    if len(paths) > 1:
+        raise Unfit(f"holds tensors under {_named(paths)}; choose one with --key")
+    if not paths:
+        raise Unfit(_without_tensors(loaded))
+    if paths == [TOP]:
+        return Found(loaded, None, [], [])
+    return _found(loaded, dict(_inside(loaded))[paths[0]], paths[0])
+
+
+def holds_tensors(value: Any) -> bool:
+    """Whether it is a map of names, some of them to tensors."""
+    return (
+        isinstance(value, Mapping)
+        and bool(_tensors(value))
+        and all(isinstance(key, str) for key in value)
+    )
+
+
+def _tensors(values: Mapping[Any, Any]) -> list[Any]:
+    from torch import Tensor
+
+    return [value for value in values.values() if isinstance(value, Tensor)]
+
+
+def _found(loaded: Any, state: State, path: str, *, usual: bool = False) -> Found:
+    first = path if path in _items(loaded) else path.partition(".")[0]
+    rest = [] if path == TOP else [key for key in _items(loaded) if key != first]
+    others = [other for other, value in _inside(loaded) if value is not state]
+    return Found(state, None if usual else path, rest, others)
+
+
+def _chosen(loaded: Any, key: str) -> Found:
+    """The map under the keys that the user named."""
+    there = [loaded] if key == TOP else list(_under(loaded, key, DEEPEST))
+    for value in there:
+        if holds_tensors(value):
+            return _found(loaded, value, key)
+    what = f"--key {key!r:.80}: {'no tensors by name' if there else 'no such key'}"
+    known = [TOP] if holds_tensors(loaded) else []
+    known += [path for path, _ in _inside(loaded)]
+    if known:
+        raise Unfit(f"{what}; tensors lie under {_named(known)}")
+    raise Unfit(f"{what}, nor tensors elsewhere; {SAVE}")
+
+
+def _under(value: Any, path: str, depth: int) -> Iterator[Any]:
+    """What lies under a path; its keys may contain dots themselves."""
+    items = _items(value)
+    if path in items:
+        yield items[path]
+    end = path.rfind(".") if depth else 0
+    while end > 0:
+        if path[:end] in items:
+            yield from _under(items[path[:end]], path[end + 1 :], depth - 1)
+        end = path.rfind(".", 0, end)
+
+
+def _items(value: Any) -> dict[str, Any]:
+    """What a map holds by key, and a list by index, both as text."""
+    if isinstance(value, Mapping):
+        return {str(key): item for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return {str(index): item for index, item in enumerate(value)}
+    return {}
+
+
+def _candidates(loaded: Mapping[Any, Any]) -> list[str]:
+    """The maps of names to tensors, of which one has to be meant."""
+    inside = [path for path, _ in _inside(loaded)]
+    own = _tensors(loaded)
+    if own and not holds_tensors(loaded) and not inside:
+        raise Unfit(f"holds tensors under keys that are not text; {SAVE}")
+    # Counters and states of generators lie beside a state dict, matrices in one.
+    if own and (not inside or any(len(value.shape) > 1 for value in own)):
+        return [TOP, *inside]
+    return inside
+
+
+def _inside(loaded: Any) -> list[tuple[str, State]]:
+    """The maps of names to tensors inside, of those that lie the least deep.
+
+    Keys that are no text are not followed: what is below is an optimizer's state.
+    """
+    level, seen = [("", loaded)], set[int]()
+    for _ in range(DEEPEST):
+        below = [
+            (f"{path}.{key}" if path else key, item)
+            for path, value in level
+            for key, item in (value.items() if isinstance(value, Mapping) else ())
+            # What modules save beside their tensors belongs to these.
+            if isinstance(key, str) and not key.endswith("_extra_state")
+        ]
+        if found := [(path, item) for path, item in below if holds_tensors(item)]:
+            return found
+        level = [(p, item) for p, item in below if id(item) not in seen]
+        seen.update(id(item) for _, item in level)
+    return []
+
+
+def _named(paths: list[str]) -> str:
+    """The paths for people, at most so many of them."""
+    words = [
+        "its outermost keys (--key .)" if path == TOP else f"{path!r:.80}"
+        for path in paths[:MOST_NAMED]
+    ]
+    if len(paths) > MOST_NAMED:
+        words.append(f"{len(paths) - MOST_NAMED} more")
+    *head, last = words
+    if not head:
+        return last
+    return f"{'both ' if len(words) == 2 else ''}{', '.join(head)} and {last}"
+
+
+def _without_tensors(loaded: Mapping[Any, Any]) -> str:
+    values = [loaded, *(item for item in loaded.values() if isinstance(item, Mapping))]
+    if any(isinstance(item, NumpyArray) for value in values for item in value.values()):
+        return "holds NumPy arrays, no tensors; save them with safetensors.numpy"
+    keys = ", ".join(f"{key!r:.40}" for key in list(loaded)[:3])
+    return f"holds a dict without tensors (keys {keys or 'none'}); {SAVE}"
+
+
+def _in_words(value: Any) -> str:
+    from torch import Tensor
+
+    if isinstance(value, Tensor):
+        return "a lone tensor"
+    name = "piece of metadata" if isinstance(value, StandIn) else type(value).__name__
+    return f"a{'n' if name[0] in 'aeiou' else ''} {name}"
