@@ -208,7 +208,9 @@ def _of_tensor(
     if not layers:
         if wanted.judged and not wanted.refused:
             return [f"{name}: must be judged, but is {reason}"]
-        several = len(np.unique(wanted.stored.zero)) > 1
+        several = (
+            wanted.refused and wanted.stored.is_codes or _scattered(wanted.stored.zero)
+        )
         reasons = ["untraced", "size"] + ["kind"] * several
         used = wanted.refused or wanted.either
         if used and reason not in reasons and is_matrix(wanted.stored):
