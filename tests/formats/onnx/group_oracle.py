@@ -3,7 +3,7 @@
 Each stored number is changed alone. A number that is multiplied with input k changes
 nothing where input k is zero, and only there: that is its place in the sum. Two numbers
 of one sum change the same outputs, in the same proportions: that is how a sum is known.
-A group is then four numbers of one sum whose inputs follow each other.
+A group is then M numbers of one sum whose inputs follow each other.
 """
 
 from collections.abc import Iterator
@@ -16,8 +16,6 @@ from formats.onnx.random_graphs.example import Example, Placed
 from formats.onnx.random_graphs.products import BITS, ROWS
 from formats.onnx.random_graphs.values import Array, Stored
 
-M = 4
-
 
 class Ambiguous(Exception):
     """The outputs do not show the structure of a graph."""
@@ -29,7 +27,7 @@ class Learned:
 
     Attributes:
         groups: Of each stored tensor, by row-major positions, ordered by inputs.
-        rest: Stored tensors of which a sum leaves fewer than four numbers over.
+        rest: Stored tensors of which a sum leaves fewer than M numbers over.
         uneven: Those, and the others of such a sum.
         joined: Stored tensors of which a group holds numbers of another one, too.
     """
@@ -106,7 +104,8 @@ class Witness:
                 names.append(stored.name)
                 places.append(place)
                 responses.append(response)
-        return _grouped(names, places, np.array(responses), placed)
+        m = self.example.pattern[1]
+        return _grouped(names, places, np.array(responses), placed, m)
 
     def _start(self, stored: Stored, placed: Placed) -> Array:
         """Zeros; small numbers where the outputs are not linear in them."""
@@ -166,7 +165,7 @@ def _copies(output: Array, placed: Placed) -> Array:
 
 
 def _grouped(
-    names: list[str], places: list[int], responses: Array, placed: Placed
+    names: list[str], places: list[int], responses: Array, placed: Placed, m: int
 ) -> Learned:
     """Sort numbers into sums, and these into groups."""
     learned = Learned()
@@ -181,7 +180,7 @@ def _grouped(
             order = lane[np.argsort(inputs[lane])]
             if len(set(inputs[order])) < len(order):
                 raise Ambiguous("two numbers of a sum share an input")
-            _cut([(names[i], places[i]) for i in used[order]], learned)
+            _cut([(names[i], places[i]) for i in used[order]], m, learned)
         for at, k in zip(used, inputs, strict=True):
             learned.inputs.setdefault(names[at], {})[places[at]] = int(k)
     return learned
@@ -209,12 +208,12 @@ def _sums(seen: Array, alike: float) -> list[Array]:
     return [np.flatnonzero(labels == label) for label in np.unique(labels)]
 
 
-def _cut(lane: list[tuple[str, int]], learned: Learned) -> None:
-    over = len(lane) % M
+def _cut(lane: list[tuple[str, int]], m: int, learned: Learned) -> None:
+    over = len(lane) % m
     learned.uneven |= {name for name, _ in lane if over}
     learned.rest |= {name for name, _ in lane[len(lane) - over :]}
-    for first in range(0, len(lane) - M + 1, M):
-        group = lane[first : first + M]
+    for first in range(0, len(lane) - m + 1, m):
+        group = lane[first : first + m]
         found = {name for name, _ in group}
         if len(found) > 1:
             learned.joined |= found

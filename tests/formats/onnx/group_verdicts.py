@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx.printer
-from formats.onnx.group_oracle import Learned, M, Witness
+from formats.onnx.group_oracle import Learned, Witness
 from formats.onnx.random_graphs.example import Example
 from formats.onnx.random_graphs.values import (
     EITHER,
@@ -17,8 +17,6 @@ from formats.onnx.random_graphs.values import (
     Path,
     Stored,
 )
-
-N = 2
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,7 @@ def expected(example: Example, witness: Witness) -> dict[str, Expected]:
     """
     found = {stored.name: Expected(stored) for stored in example.stored}
     groups: dict[tuple[str, int], set[tuple[int, ...]]] = {}
+    n, m = example.pattern
     for placed in example.placed:
         for number in range(len(placed.values)):
             kinds = {path.kind for path in placed.paths(number)}
@@ -74,7 +73,7 @@ def expected(example: Example, witness: Witness) -> dict[str, Expected]:
                 _not_followed(found, paths, kinds)
                 continue
             learned = witness.learn(placed, number)
-            verdicts = [kind_of(path, learned) for path in paths]
+            verdicts = [kind_of(path, learned, m) for path in paths]
             followed = {*verdicts, *kinds} == {LISTED}
             for path, kind in zip(paths, verdicts, strict=True):
                 tensor = found[path.stored.name]
@@ -89,7 +88,7 @@ def expected(example: Example, witness: Witness) -> dict[str, Expected]:
                     else:
                         groups.setdefault((path.stored.name, axis), set()).add(group)
     for (name, axis), members in groups.items():
-        found[name].layers[axis] = layer(found[name].stored, axis, members)
+        found[name].layers[axis] = layer(found[name].stored, axis, members, n)
     return found
 
 
@@ -112,7 +111,7 @@ def axis_of(group: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
     return int(moving[0]) if len(moving) == 1 else None
 
 
-def kind_of(path: Path, learned: Learned) -> str:
+def kind_of(path: Path, learned: Learned, m: int) -> str:
     """Whether what a product uses of a tensor must, may or cannot be judged."""
     name, shape = path.stored.name, path.stored.shape
     if name in learned.rest or name in learned.joined:
@@ -132,12 +131,12 @@ def kind_of(path: Path, learned: Learned) -> str:
             return OPAQUE
         where = np.array(np.unravel_index(group, shape))[axis]
         in_order = (np.diff(where) == 1).all()
-        parts = (end - begin)[axis] % M or (
+        parts = (end - begin)[axis] % m or (
             not flat.issuperset(group) and flat & {*group}
         )
         if not in_order or parts:
             kind = EITHER
-        if group[0] in flat and numbers[group[0]] % M:
+        if group[0] in flat and numbers[group[0]] % m:
             kind = EITHER
     return kind
 
@@ -153,12 +152,12 @@ def _scattered(zero: Array) -> bool:
     return sum(bool((zero != zero.take([0], a)).any()) for a in axes) > 1
 
 
-def layer(stored: Stored, axis: int, groups: set[tuple[int, ...]]) -> Layer:
+def layer(stored: Stored, axis: int, groups: set[tuple[int, ...]], n: int) -> Layer:
     """Count the groups that hold too many numbers that are not zero."""
     typed = stored.typed().astype(np.float64)
     kept = (typed != (stored.zero if stored.is_codes else 0)).reshape(-1)
     counts = {group: int(kept[list(group)].sum()) for group in groups}
-    broken = sorted(group for group, count in counts.items() if count > N)
+    broken = sorted(group for group, count in counts.items() if count > n)
     first = None
     if broken:
         index = np.unravel_index(broken[0][0], stored.shape)
@@ -208,10 +207,11 @@ def _of_tensor(
     if not layers:
         if wanted.judged and not wanted.refused:
             return [f"{name}: must be judged, but is {reason}"]
-        several = (
-            wanted.refused and wanted.stored.is_codes or _scattered(wanted.stored.zero)
-        )
-        reasons = ["untraced", "size"] + ["kind"] * several
+        reasons = ["untraced", "size"]
+        if wanted.refused and wanted.stored.is_codes:
+            reasons.append("kind")  # a zero point that is no single number
+        elif _scattered(wanted.stored.zero):
+            reasons.append("kind")
         used = wanted.refused or wanted.either
         if used and reason not in reasons and is_matrix(wanted.stored):
             return [f"{name}: skipped as {reason}, not as untraced"]

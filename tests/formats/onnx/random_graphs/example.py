@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 from formats.onnx.random_graphs.places import Place
 from formats.onnx.random_graphs.products import Product
-from formats.onnx.random_graphs.scope import Model, Scope, element_type
+from formats.onnx.random_graphs.protos import Model, element_type
+from formats.onnx.random_graphs.scope import Scope
 from formats.onnx.random_graphs.values import (
     OPAQUE,
     Made,
@@ -66,6 +67,7 @@ class Example:
         decoys: The names of stored tensors that are no weights.
         looked_up: Stored tensors that rows are looked up in, too.
         scalars: Inputs of the graph that are a single number.
+        pattern: N and M.
         old: Whether it has an opset in which axes are attributes.
     """
 
@@ -75,6 +77,7 @@ class Example:
     decoys: list[str] = field(default_factory=list)
     looked_up: list[Stored] = field(default_factory=list)
     scalars: list[str] = field(default_factory=list)
+    pattern: tuple[int, int] = (2, 4)
     old: bool = False
 
     def every_value(self) -> list[Value]:

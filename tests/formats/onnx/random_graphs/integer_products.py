@@ -4,11 +4,11 @@ import random
 from typing import Any
 
 import numpy as np
+from formats.onnx.random_graphs.float_products import conv_shape
 from formats.onnx.random_graphs.products import (
     ROWS,
     Feed,
     Product,
-    conv_shape,
     inputs_count,
     operand,
     outputs_count,

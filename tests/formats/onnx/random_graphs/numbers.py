@@ -1,23 +1,21 @@
-"""The numbers of stored tensors: 2:4 along what a product sums over, or not."""
+"""The numbers of stored tensors: N:M along what a product sums over, or not."""
 
 import random
 
 import numpy as np
-from formats.onnx.random_graphs.products import Product
-from formats.onnx.random_graphs.values import Array, Stored, Value, paths
+from formats.onnx.random_graphs.example import Example
+from formats.onnx.random_graphs.values import Array, Stored
 
 
-def fill(
-    stored: list[Stored], used: list[tuple[Product, list[Value]]], rng: random.Random
-) -> None:
+def fill(example: Example, rng: random.Random) -> None:
     """Give each stored tensor its numbers."""
+    stored = example.stored
     keep = {tensor.name: np.ones(tensor.shape, bool) for tensor in stored}
     taken = {tensor.name: np.zeros(tensor.shape, bool) for tensor in stored}
-    for product, values in used:
-        for operand, value in zip(product.operands, values, strict=True):
-            kept = _two_of_four(operand.lanes(), rng)
-            ids = np.arange(kept.size).reshape(value.shape)
-            for path in paths(value, ids):
+    for placed in example.placed:
+        for number, operand in enumerate(placed.product.operands):
+            kept = _n_of_m(operand.lanes(), *example.pattern, rng)
+            for path in placed.paths(number):
                 name, on = path.stored.name, path.ids >= 0
                 taken[name] |= on
                 keep[name] &= ~on | kept[path.ids]
@@ -37,12 +35,12 @@ def fill(
         tensor.data = np.where(mask, _numbers(tensor, rng), _zeros(tensor, rng))
 
 
-def _two_of_four(lanes: Array, rng: random.Random) -> Array:
-    """Which elements of an operand are kept; a rest of fewer than four is."""
+def _n_of_m(lanes: Array, n: int, m: int, rng: random.Random) -> Array:
+    """Which elements of an operand are kept; a rest of fewer than M is."""
     kept = np.ones(lanes.size, bool)
-    for first in range(0, lanes.shape[1] - 3, 4):
-        for lane in lanes[:, first : first + 4]:
-            kept[rng.sample(lane.tolist(), 2)] = False
+    for first in range(0, lanes.shape[1] - m + 1, m):
+        for lane in lanes[:, first : first + m]:
+            kept[rng.sample(lane.tolist(), m - n)] = False
     return kept
 
 

@@ -104,6 +104,17 @@ def gather(rng: random.Random, target: Target) -> Draft | None:
     )
 
 
+def dynamic(rng: random.Random, target: Target) -> Draft | None:
+    """Codes that are made of floats with a scale that depends on them."""
+    if target.dtype != "uint8":
+        return None
+
+    def write(scope: Any, names: list[str]) -> Any:
+        return scope.node("DynamicQuantizeLinear", names, 3)[0]
+
+    return draft(target, "DynamicQuantizeLinear", write, dtype="float32", kind=OPAQUE)
+
+
 def pad(rng: random.Random, target: Target) -> Draft | None:
     big = [axis for axis, size in enumerate(target.shape) if size > 4]
     if target.dtype != "float32" or not big:
@@ -136,4 +147,17 @@ OPAQUE_STEPS: dict[str, Step] = {
     "Tile": tile,
     "Gather": gather,
     "Pad": pad,
+    "DynamicQuantizeLinear": dynamic,
 }
+
+
+def some_step(rng: random.Random, dtype: str) -> Step:
+    """One of them, which is tried before others in their order."""
+    several = rng.sample(list(OPAQUE_STEPS.values()), len(OPAQUE_STEPS))
+    if dtype == "uint8" and rng.random() < 0.3:
+        several.insert(0, dynamic)
+
+    def step(rng: random.Random, target: Target) -> Draft | None:
+        return next((made for one in several if (made := one(rng, target))), None)
+
+    return step

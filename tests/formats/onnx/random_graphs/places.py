@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from formats.onnx.random_graphs.scope import Scope, element_type
+from formats.onnx.random_graphs.protos import element_type
+from formats.onnx.random_graphs.scope import Scope
 from formats.onnx.random_graphs.values import Runtime
 from onnx import TensorProto, helper
 

@@ -4,33 +4,32 @@ import random
 
 from formats.onnx.random_graphs import (
     entries,
+    float_products,
     integer_products,
     opaque,
     other_products,
-    products,
     scales,
     steps,
 )
 from formats.onnx.random_graphs.example import Example, Placed
+from formats.onnx.random_graphs.extras import into_functions, use_again
 from formats.onnx.random_graphs.growth import Grower
 from formats.onnx.random_graphs.numbers import fill
 from formats.onnx.random_graphs.places import Place, Wrapper
-from formats.onnx.random_graphs.products import Operand, Product
+from formats.onnx.random_graphs.products import Operand
 from formats.onnx.random_graphs.values import (
-    Leaf,
     Made,
     Runtime,
     Value,
-    ancestors,
 )
 
 MAKERS = {
-    "MatMul": products.matmul,
-    "Gemm": products.gemm,
-    "Conv": products.conv,
-    "FusedMatMul": products.fused_matmul,
-    "FusedGemm": products.fused_gemm,
-    "FusedConv": products.fused_conv,
+    "MatMul": float_products.matmul,
+    "Gemm": float_products.gemm,
+    "Conv": float_products.conv,
+    "FusedMatMul": float_products.fused_matmul,
+    "FusedGemm": float_products.fused_gemm,
+    "FusedConv": float_products.fused_conv,
     "MatMulInteger": integer_products.matmul_integer,
     "MatMulInteger-left": integer_products.matmul_integer_left,
     "ConvInteger": integer_products.conv_integer,
@@ -57,7 +56,8 @@ STEPS = (
     steps.flatten,
     steps.slice_,
     steps.split,
-    steps.concat,
+    *[steps.concat] * 2,
+    steps.alone,
     scales.scale,
     scales.scale,
     scales.weight_only,
@@ -96,14 +96,15 @@ def random_example(seed: int) -> Example:
         wrappers = ("function",) if twin else rng.choice(WRAPPERS)
         _place(example, grower, again, wrappers, twin)
     if rng.random() < 0.2:
-        _use_again(example, rng)
-    _into_functions(example, rng)
+        use_again(example, rng)
+    into_functions(example, rng)
     if example.has_functions:  # ONNX Runtime 1.31 crashes on sparse tensors beside them
         for stored in example.stored:
             stored.form = stored.form.replace("sparse-", "")
     example.decoys = [f"d{number}" for number in range(rng.choice([0, 0, 1, 2]))]
+    example.pattern = rng.choice([(2, 4)] * 6 + [(1, 2), (1, 4), (2, 8)])
     example.old = rng.random() < 0.4 and _fits_old_opsets(example)
-    fill(example.stored, [(p.product, p.values) for p in example.placed], rng)
+    fill(example, rng)
     return example
 
 
@@ -173,7 +174,7 @@ def _operand(
         return value
     hidden = None
     if not plain and rng.random() < 0.18:
-        hidden = rng.choice(list(opaque.OPAQUE_STEPS.values()))
+        hidden = opaque.some_step(rng, target.dtype)
     elif not plain and rng.random() < 0.03:
         name = f"s{len(example.scalars)}"
         example.scalars.append(name)
@@ -189,80 +190,3 @@ def _settle(value: Value, deepest: int, rng: random.Random) -> int:
     value.level = rng.randint(below, deepest)
     value.entry = rng.choice(["capture", "state"])
     return value.level
-
-
-def _use_again(example: Example, rng: random.Random) -> None:
-    """Multiply by a value once more, or by the rest of a Split, or look rows up."""
-    every = example.every_value()
-    leaves = [value for value in every if isinstance(value, Leaf) and _fits(value)]
-    rests = [
-        sibling
-        for value in every
-        if isinstance(value, Made)
-        for sibling in value.siblings
-        if _fits(sibling)
-    ]
-    if leaves and rng.random() < 0.25:
-        _look_up(example, rng.choice(leaves))
-    elif rests or leaves:
-        again = rng.choice(rests or leaves)
-        for value in ancestors(again):
-            value.level = 0
-            if isinstance(value, Leaf) and value.stored.form == "reference":
-                value.stored.form = "initializer"
-        _multiply(example, again, rng.randrange(2))
-
-
-def _fits(value: Value) -> bool:
-    matrix = value.dtype == "float32" and len(value.shape) == 2
-    return matrix and max(value.shape) < 2**products.BITS
-
-
-def _look_up(example: Example, leaf: Leaf) -> None:
-    leaf.level = 0
-    leaf.stored.form = "initializer"
-    example.looked_up.append(leaf.stored)
-
-
-def _multiply(example: Example, value: Value, axis: int) -> None:
-    number = len(example.placed)
-    feed = products.Feed((products.ROWS, value.shape[axis]), 1, 0)
-    product = Product(
-        "Gemm",
-        [feed],
-        [products.operand(value.shape, axis)],
-        lambda scope, xs, ws: scope.node("Gemm", [xs[0], ws[0]], transB=axis),
-        2,
-        0,
-    )
-    x = Runtime(feed.shape, feed.dtype, name=f"x{number}")
-    place = Place((), x, "float32")
-    example.placed.append(Placed(product, [value], [x], place, f"y{number}"))
-
-
-def _into_functions(example: Example, rng: random.Random) -> None:
-    """Have a part of the way to an operand made in a function."""
-    uses: dict[int, int] = {}
-    every = example.every_value()
-    for value in every:
-        uses[id(value)] = uses.get(id(value), 0) + 1
-        if isinstance(value, Leaf) and value.stored in example.looked_up:
-            uses[id(value)] += 1
-    for value in every:
-        if not isinstance(value, Made) or value.inside or value.bound:
-            continue
-        if rng.random() < 0.08:
-            value.inside = _inside(value, uses, rng)
-
-
-def _inside(value: Made, uses: dict[int, int], rng: random.Random) -> frozenset[int]:
-    """Which of the values before this one, beside itself, its function makes."""
-    inside, front = {id(value)}, list(value.sources)
-    while front:
-        source = front.pop()
-        bound = isinstance(source, Made) and source.bound
-        alone = uses[id(source)] == 1 and source.level == value.level and not bound
-        if alone and rng.random() < 0.7:
-            inside.add(id(source))
-            front += source.sources
-    return frozenset(inside)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from formats.onnx.random_graphs.growth import Draft, Step, Target, draft
-from formats.onnx.random_graphs.scope import element_type
+from formats.onnx.random_graphs.protos import element_type
 from formats.onnx.random_graphs.values import (
     CODES,
     EITHER,
@@ -182,11 +182,14 @@ def quantize(rng: random.Random, target: Target) -> Draft | None:
     step = 2.0**-5
     if abs(point - (128 if dtype == "uint8" else 0)) > 64:
         return None
+    domains = [rng.choice(["", "", "com.microsoft"]) for _ in range(2)]
 
     def write(scope: Any, names: list[str]) -> Any:
         facts = [scope.constant(step, "float32"), scope.constant(point, dtype)]
-        codes = scope.node("QuantizeLinear", [*names, *facts])
-        return scope.node("DequantizeLinear", [codes, *facts]) if again else codes
+        codes = scope.node("QuantizeLinear", [*names, *facts], domain=domains[0])
+        if not again:
+            return codes
+        return scope.node("DequantizeLinear", [codes, *facts], domain=domains[1])
 
     op = "QuantizeLinear" + "+DequantizeLinear" * again
     return draft(target, op, write, dtype="float32")

@@ -1,13 +1,18 @@
 """Writes values into graphs, subgraphs and functions, each name where it is known."""
 
-import zlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx
+from formats.onnx.random_graphs.protos import (
+    Model,
+    declared,
+    element_type,
+    sparse_proto,
+    tensor_proto,
+)
 from formats.onnx.random_graphs.values import (
-    Array,
     Leaf,
     Made,
     Runtime,
@@ -16,34 +21,12 @@ from formats.onnx.random_graphs.values import (
 )
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
-OPSETS = {"": 21, "com.microsoft": 1, "local": 1}
 BY_REFERENCE = (
     AttributeProto.INT,
     AttributeProto.INTS,
     AttributeProto.FLOAT,
     AttributeProto.STRING,
 )
-FUNCTION_NAMES = ("Dense", "Identity", "Transpose", "Block", "Reshape", "Neg", "MatMul")
-
-
-class Model:
-    """What all scopes of one model share.
-
-    With ``old`` it has an opset in which axes are attributes. With ``fed`` every stored
-    tensor is an input of the graph, so that its numbers can be changed from run to
-    run; all else is the same.
-    """
-
-    def __init__(self, seed: int, fed: bool, old: bool = False) -> None:
-        self.seed, self.fed, self.old = seed, fed, old
-        self.opsets = {**OPSETS, "": 12} if old else OPSETS
-        self.functions: dict[bytes, onnx.FunctionProto] = {}
-        self.inputs: dict[str, tuple[str, tuple[int, ...]]] = {}
-        self.fresh_attribute = 0
-
-    def chance(self, about: str, one_in: int) -> bool:
-        """True one time in so many, the same for the same question."""
-        return zlib.crc32(f"{self.seed} {about}".encode()) % one_in == 0
 
 
 class Scope:
@@ -140,6 +123,8 @@ class Scope:
             return self._constant(stored.name, value=proto)
         else:
             self.initializers.append(proto)
+            if self.parent is None and self.model.chance(f"input {stored.name}", 6):
+                self.model.inputs[stored.name] = (stored.dtype, stored.shape)
         return stored.name
 
     def _constant(self, name: str, **value: Any) -> str:
@@ -257,7 +242,7 @@ class Scope:
         names = [*inner, output, *sorted(function.attributes)]
         key = b"\0".join([*body, *(name.encode() for name in names)])
         if key not in self.model.functions:
-            self.model.functions[key] = self._declared(function, inner, output)
+            self.model.functions[key] = declared(self.model, function, inner, output)
         made = self.model.functions[key]
         default = {a.name: a.SerializeToString() for a in made.attribute_proto}
         before = len(self.nodes)
@@ -282,50 +267,3 @@ class Scope:
             for attribute in call.attribute:
                 if self.model.chance(f"pass on {attribute.name}", 2):
                     function.refer(attribute, default=False)
-
-    def _declared(
-        self, function: "Scope", inner: list[str], output: str
-    ) -> onnx.FunctionProto:
-        number = len(self.model.functions)
-        name = FUNCTION_NAMES[(self.model.seed + number) % len(FUNCTION_NAMES)]
-        overload, others = "", self.model.functions.values()
-        alike = [made.name for made in others if len(made.input) == len(inner)]
-        if alike and self.model.chance(f"overload {number}", 3):
-            name, overload = alike[0], f"o{number}"
-        elif any(made.name == name for made in others):
-            name += str(number)
-        return helper.make_function(
-            "local",
-            name,
-            inner,
-            [output],
-            function.nodes,
-            [helper.make_opsetid(*opset) for opset in self.model.opsets.items()],
-            attributes=[a for a in function.attributes if a not in function.defaults],
-            attribute_protos=list(function.defaults.values()),
-            overload=overload,
-        )
-
-
-def element_type(dtype: str) -> int:
-    names = {"float8_e4m3fn": "FLOAT8E4M3FN", "float32": "FLOAT", "float64": "DOUBLE"}
-    return int(getattr(TensorProto, names.get(dtype, dtype.upper())))
-
-
-def tensor_proto(array: Array, name: str, model: Model) -> TensorProto:
-    """Raw bytes, or a list of numbers."""
-    if array.dtype in (np.float32, np.float64, np.int8) and model.chance(name, 2):
-        kind = element_type(str(array.dtype))
-        return helper.make_tensor(name, kind, array.shape, array.reshape(-1).tolist())
-    return numpy_helper.from_array(array, name)
-
-
-def sparse_proto(stored: Stored) -> onnx.SparseTensorProto:
-    """Where the numbers that are not 0 lie, numbered row by row."""
-    flat = stored.typed().reshape(-1)
-    at = np.flatnonzero(flat)
-    return onnx.SparseTensorProto(
-        values=numpy_helper.from_array(flat[at], stored.name),
-        indices=numpy_helper.from_array(at.astype(np.int64), stored.name + "_indices"),
-        dims=stored.shape,
-    )

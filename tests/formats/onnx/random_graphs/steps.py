@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from formats.onnx.random_graphs.growth import Draft, Target, draft
-from formats.onnx.random_graphs.scope import element_type
+from formats.onnx.random_graphs.protos import element_type
 from formats.onnx.random_graphs.values import CODES, EITHER, LISTED, Array
 
 END = 2**63 - 1
@@ -167,6 +167,8 @@ def slice_(rng: random.Random, target: Target) -> Draft | None:
             spelled = (start, end if end >= 0 else -END)
         kind = EITHER if step != 1 else kind
         bounds.append((*spelled, axis, step))
+    kinds = rng.choice(["int64", "int64", "int32"])
+    limit = np.iinfo(kinds).max
     plain = [bound[2] for bound in bounds] == list(range(len(bounds)))
     short = plain and all(bound[3] == 1 for bound in bounds) and rng.random() < 0.5
     unstepped = all(bound[3] == 1 for bound in bounds) and rng.random() < 0.5
@@ -174,7 +176,8 @@ def slice_(rng: random.Random, target: Target) -> Draft | None:
     def write(scope: Any, names: list[str]) -> Any:
         columns = list(zip(*bounds, strict=True))
         columns = columns[: 2 if short else 3 if unstepped else 4]
-        return scope.node("Slice", [*names, *(scope.constant(c) for c in columns)])
+        made = [scope.constant(np.clip(c, -limit, limit), kinds) for c in columns]
+        return scope.node("Slice", [*names, *made])
 
     return draft(
         target,
@@ -192,14 +195,14 @@ def split(rng: random.Random, target: Target) -> Draft | None:
     sizes = [size if equal else rng.choice([4, 8, 3, size]) for _ in range(count)]
     mine = rng.randrange(count)
     sizes[mine] = size
-    ends = np.cumsum(sizes)
+    ends, named = np.cumsum(sizes), rng.random() < 0.5
     shape = list(target.shape)
     shape[axis] = sum(sizes)
     spelled = axis - target.rank if rng.random() < 0.3 else axis
 
     def write(scope: Any, names: list[str], part: int = mine) -> Any:
         if id(ends) not in scope.known:
-            facts: dict[str, Any] = {"axis": spelled}
+            facts: dict[str, Any] = {"axis": spelled} if spelled or named else {}
             if equal and not scope.model.old:
                 facts["num_outputs"] = count
             elif not equal and scope.model.old:
@@ -224,6 +227,16 @@ def split(rng: random.Random, target: Target) -> Draft | None:
         if part != mine
     ]
     return replace(draft(target, "Split", write, pull), siblings=siblings)
+
+
+def alone(rng: random.Random, target: Target) -> Draft | None:
+    """Concat of a single input."""
+    axis = rng.randrange(target.rank)
+    return draft(
+        target,
+        "Concat",
+        lambda scope, names: scope.node("Concat", names, axis=axis),
+    )
 
 
 def concat(rng: random.Random, target: Target) -> Draft | None:
