@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import onnx
@@ -52,10 +53,11 @@ def outcome(seed: int) -> Outcome:
     parts = parts_of(example)
     try:
         witness = Witness(example)
-        session = session_of(model.SerializeToString())
+        pairs = outputs_of(example, witness, session_of(model.SerializeToString()))
     except Exception as error:  # whatever ONNX Runtime does not know
         return Outcome(f"refused: {error}")
-    same_numbers(example, witness, session)
+    for stored, fed in pairs:
+        np.testing.assert_allclose(stored, fed, rtol=1e-3, atol=1e-3)
     try:
         wanted = expected(example, witness)
     except Ambiguous as error:
@@ -71,15 +73,18 @@ def outcome(seed: int) -> Outcome:
     return Outcome(None, said, parts, judged)
 
 
-def same_numbers(example: Example, witness: Witness, session: object) -> None:
-    """The graph as it is checked, and with fed tensors, compute the same."""
+def outputs_of(example: Example, witness: Witness, session: Any) -> list[Any]:
+    """What each product gives: as it is checked, and with fed tensors."""
     feeds = witness.runtime_feeds()
-    known = {info.name for info in session.get_inputs()}  # type: ignore[attr-defined]
+    known = {info.name for info in session.get_inputs()}
     given = {name: array for name, array in feeds.items() if name in known}
-    for placed in example.placed:
-        stored = session.run([placed.output], given)[0]  # type: ignore[attr-defined]
-        fed = witness.run({**feeds, **witness.stored_feeds()}, placed.output)
-        np.testing.assert_allclose(stored, fed, rtol=1e-3, atol=1e-3)
+    return [
+        (
+            session.run([placed.output], given)[0],
+            witness.run({**feeds, **witness.stored_feeds()}, placed.output),
+        )
+        for placed in example.placed
+    ]
 
 
 def parts_of(example: Example) -> set[str]:
@@ -142,7 +147,7 @@ def test_the_graphs_hold_every_product_and_step() -> None:
         "QuantizeLinear+DequantizeLinear",
         "Scan input",
     )
-    hidden = {"mask": "Mul", "mask-div": "Div", "turned-div": "Div"}
+    hidden = {"mask": "Mul", "mask-div": "Div", "turned-sub": "Sub"}
     wanted = {
         *MAKERS,
         *(f"{step} {LISTED}" for step in steps),

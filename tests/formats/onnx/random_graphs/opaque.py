@@ -141,7 +141,7 @@ OPAQUE_STEPS: dict[str, Step] = {
     "Add": _with_constant("Add", own_shape=False),
     "Sub": _with_constant("Sub", own_shape=True),
     "Max": _with_constant("Max", own_shape=True),
-    "turned-div": _with_constant("Div", own_shape=False, turned=True),
+    "turned-sub": _with_constant("Sub", own_shape=False, turned=True),
     "Where": where,
     "ScatterND": scatter,
     "Tile": tile,
