@@ -7,7 +7,7 @@ engineers report (TensorRT issues 3849 and 4065). Only a build decides.
 
 from dataclasses import dataclass
 
-from step_cli.nm.axis_rule import AxisRule, output_axis
+from step_cli.nm.axis_rule import AxisRule
 from step_cli.nm.count import TensorToCheck
 from step_cli.nm.diagnosis import holds_pattern
 from step_cli.nm.pattern import NMPattern, NMSpec
@@ -81,7 +81,7 @@ def _doubt(tensor: Described, axis: int) -> str | None:
     """What makes a sparse kernel unlikely to be the fastest."""
     shape = tensor.shape
     conv = axis == 1 and len(shape) > 2
-    inputs, outputs = shape[axis], shape[output_axis(tensor, axis)]
+    inputs, outputs = shape[axis], shape[AxisRule([tensor]).outputs(tensor, axis)]
     if conv and tensor.dtype == "bfloat16":
         return "no sparse bf16 convolution kernels are known; use fp16 or int8"
     if min(inputs, outputs) < WORTH_IT:

@@ -53,6 +53,10 @@ def archives() -> dict[str, tuple[bytes, str]]:
         "cut short": (good[: len(good) // 2], "truncated"),
         "bit flip": (bytes(flipped), "CRC mismatch in .*data/0"),
         "compressed": (deflated, "compressed member"),
+        "big-endian": (
+            archive({"a/data.pkl": b"", "a/byteorder": b"big"}),
+            "big-endian machine",
+        ),
         "two pickles": (archive({"a/data.pkl": b"", "b/data.pkl": b""}), "ambiguous"),
         "absolute": (archive({"a/data.pkl": b"", "/x": b""}), "leaves the archive"),
         "parent": (archive({"a/data.pkl": b"", "a/../x": b""}), "leaves the archive"),
@@ -111,4 +115,8 @@ def unfit() -> dict[str, tuple[object, str]]:
         "integer keys": ({1: W}, "not text"),
         "cyclic": (cyclic, "without tensors"),
         "two wrappers": ({"model": {"w": W}, "state_dict": {"w": W}}, "both"),
+        "two others": (
+            {"params": {"w": W}, "params_ema": {"w": W}},
+            "both 'params' and 'params_ema'; choose one with --key",
+        ),
     }

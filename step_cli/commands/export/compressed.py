@@ -62,7 +62,7 @@ def to_dense(config: ExportConfig) -> Decompressed:
     Raises:
         InputError: The checkpoint is not a compressed one.
     """
-    checkpoint = open_checkpoint(config.checkpoint, config.key)
+    checkpoint = open_checkpoint(config.checkpoint)
     if not checkpoint.compressed:
         raise InputError(
             f"not written by export --to compressed, but {checkpoint.format}",

@@ -20,7 +20,7 @@ from step_cli.reports import ExportReport
 log = logging.getLogger(__name__)
 
 # Options that mean something for some targets only; others would be ignored silently.
-_SELECTION = {"nm", "include", "exclude", "axis", "plan"}
+_SELECTION = {"nm", "include", "exclude", "axis", "plan", "key"}
 _GRAPH = {"model", "input", "opset", "precision", "tolerance", "no_check", "bench"}
 _ENGINE = {"backend", "compute_capability", "min", "opt", "max", "require_sparse"}
 _ENGINE |= {"workspace", "timing_cache"}

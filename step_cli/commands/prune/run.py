@@ -56,6 +56,7 @@ def run(config: PruneConfig) -> PruneReport:
         moved = _permuted(config, checkpoint, layers, folder)
         if moved is not None:
             stack.callback(moved.arrays.close)
+            _, left = without(layers, left, moved.stay_dense)
             checkpoint, layers = moved.checkpoint, moved.layers
         own = [layer for layer in layers if layer.tensor.tied_to is None]
         method = method_of(config, checkpoint, own, folder)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from step_cli.commands.prune.other_uses import harms_others, holds_whole
 from step_cli.commands.select import (
     choose,
     plan_that_holds,
@@ -16,15 +17,14 @@ from step_cli.commands.select import (
     why_nothing,
 )
 from step_cli.config.commands import PruneConfig
-from step_cli.errors import InputError, NothingSelectedError, UsageError
+from step_cli.errors import InputError, NothingSelectedError, UsageError, few
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.files.strided import in_place
 from step_cli.nm.allocation import allocate, kept_squares
-from step_cli.nm.axis_rule import output_axis
 from step_cli.nm.pattern import NMSpec
 from step_cli.nm.prune import PRUNABLE
-from step_cli.nm.selection import Chosen, Layer
+from step_cli.nm.selection import Layer
 from step_cli.nm.weight_rule import UNCOVERED, SkipReason, is_head
 from step_cli.reports import SkippedTensor
 
@@ -39,11 +39,7 @@ class LayerToPrune:
 
     tensor: NamedTensor
     spec: NMSpec
-
-    @property
-    def outputs(self) -> int:
-        """The axis of the outputs."""
-        return output_axis(self.tensor, self.spec.axis)
+    outputs: int  # their axis
 
 
 @dataclass(frozen=True)
@@ -100,11 +96,11 @@ def choose_layers(
     chosen = choose(config, checkpoint, plan)
     layers = []
     for found in chosen.layers:
-        layer = LayerToPrune(found.tensor, found.spec)
+        layer = LayerToPrune(found.tensor, found.spec, found.outputs)
         named = layer.tensor.name in {*config.include, *(plan or ())}
-        if _left_alone(layer, named, chosen):
+        if harms_others(found, chosen.layers, named=named):
             chosen.leave_out(layer.tensor, "consumer")
-        elif not _holds_whole(layer):
+        elif not holds_whole(found):
             chosen.leave_out(layer.tensor, "size")
         elif layer.tensor.dtype not in PRUNABLE:
             chosen.leave_out(layer.tensor, "dtype")
@@ -113,7 +109,7 @@ def choose_layers(
         else:
             layers.append(layer)
     if not layers:
-        raise NothingSelectedError(why_nothing(chosen, "prune"))
+        raise NothingSelectedError(why_nothing(chosen, "prune", plan))
     _refuse_unsettled([found for found in chosen.layers if found.assumed])
     _refuse_torn_ties(checkpoint.tensors, layers)
     if config.density is not None:
@@ -150,40 +146,12 @@ def without(
     return kept, LeftDense(skipped, uncovered)
 
 
-def _left_alone(layer: LayerToPrune, named: bool, chosen: Chosen[NamedTensor]) -> bool:
-    """Whether pruning a tensor would harm another use of it; warns if so."""
-    tensor = layer.tensor
-    axes = [x.spec.axis for x in chosen.layers if x.tensor.name == tensor.name]
-    if len(axes) > 1:
-        if axes[0] == layer.spec.axis:
-            log.warning(
-                "%s is left alone, as products sum over its axes %s: "
-                "--axis '%s=%d' chooses one of them",
-                tensor.name,
-                " and ".join(map(str, axes)),
-                tensor.name,
-                axes[0],
-            )
-        return True
-    if tensor.shared_with is None or named:
-        return False
-    log.warning(
-        "%s is left alone, as its numbers are used by %s too: --include %r prunes it",
-        tensor.name,
-        tensor.shared_with,
-        tensor.name,
+def only_modules_that_stay_dense(names: Iterable[str]) -> str:
+    """Why nothing is left, once the modules are known."""
+    return (
+        "no tensor to prune, all are weights of modules that stay dense, such as "
+        f"transposed convolutions: {few(sorted(names))}"
     )
-    return True
-
-
-def _holds_whole(layer: LayerToPrune) -> bool:
-    """Whether all of a tensor can hold groups where those of its used parts stand.
-
-    It is pruned as a whole: what no product uses is used by nothing else either.
-    """
-    m, axis, tensor = layer.spec.pattern.m, layer.spec.axis, layer.tensor
-    begins = (part.begin[axis] for part in tensor.parts)
-    return not tensor.shape[axis] % m and not any(begin % m for begin in begins)
 
 
 def _divides(layer: LayerToPrune) -> bool:

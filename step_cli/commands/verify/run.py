@@ -136,7 +136,7 @@ def _checked(
     ok = ok and shortfall is None
     error = _nonfinite(layers)
     if not layers and ok:
-        error = NothingSelectedError(why_nothing(chosen, "check"))
+        error = NothingSelectedError(why_nothing(chosen, "check", plan))
     return CheckpointVerdict(
         path=str(checkpoint.path),
         format=checkpoint.format,

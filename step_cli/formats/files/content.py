@@ -79,12 +79,12 @@ def _tar(head: bytes) -> str:
     first = head[:100].partition(b"\0")[0].decode(errors="replace")
     if first in ("sys_info", "pickle", "storages", "tensors"):
         return (
-            "a tar archive as torch of 2016 wrote it, a pickle in it; load it with "
-            "such a torch, if you trust it, and save model.state_dict() again"
+            "a tar archive as the first versions of torch wrote it, with pickles in "
+            "it; load it with such a torch, if you trust it, and save "
+            "model.state_dict() with a newer one"
         )
-    return (
-        f"a tar archive of files ({first!r:.80}, ...); unpack it and name one of them"
-    )
+    inside = "" if "PaxHeader" in first else f" ({first!r:.80}, ...)"
+    return f"a tar archive of files{inside}; unpack it and name the file of weights"
 
 
 def _unknown(path: Path, content: str | None) -> str:

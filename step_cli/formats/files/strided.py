@@ -42,30 +42,35 @@ def fills(
     return True
 
 
-def with_sharing(tensors: Sequence[NamedTensor]) -> list[NamedTensor]:
-    """Say of each tensor that lies among bytes of another, which is not tied to it."""
-    spans = sorted(
-        (place.begin, place.end, at)
-        for at, tensor in enumerate(tensors)
+def with_sharing(
+    tensors: Sequence[NamedTensor], others: Sequence[tuple[str, int, int]] = ()
+) -> list[NamedTensor]:
+    """Say of each tensor that has bytes of another, to which it is not tied.
+
+    Args:
+        tensors: Of one file.
+        others: What else lies there, in words: from where to where.
+    """
+    spans = [
+        (place.begin, place.end, tensor.name, f"the tensor {tensor.name!r}")
+        for tensor in tensors
         if (place := tensor.place or tensor.among) is not None
         and place.begin < place.end
         and tensor.tied_to is None
-    )
-    shared: dict[int, int] = {}
-    far, owner = 0, -1
-    for begin, end, at in spans:
+    ]
+    spans += [(begin, end, "", words) for words, begin, end in others]
+    spans.sort()
+    shared: dict[str, str] = {}
+    far, owner, owner_words = 0, "", ""
+    for begin, end, name, words in spans:
         if begin < far:
-            shared.setdefault(at, owner)
-            shared.setdefault(owner, at)
+            shared.setdefault(name, owner_words)
+            shared.setdefault(owner, words)
         if end > far:
-            far, owner = end, at
-    names = {
-        tensors[at].name: f"the tensor {tensors[other].name!r}"
-        for at, other in shared.items()
-    }
+            far, owner, owner_words = end, name, words
     return [
-        replace(tensor, shared_with=names[first])
-        if (first := tensor.tied_to or tensor.name) in names
+        replace(tensor, shared_with=shared[first])
+        if (first := tensor.tied_to or tensor.name) in shared
         else tensor
         for tensor in tensors
     ]

@@ -5,6 +5,12 @@ from dataclasses import dataclass, field
 from step_cli.formats.onnx.protobuf import Field
 
 Extent = tuple[int, int]  # first byte, and one past the last
+STANDARD = ("", "ai.onnx")  # both name the domain of ONNX itself
+
+
+def domain_of(domain: str) -> str:
+    """A domain by its shorter name."""
+    return "" if domain in STANDARD else domain
 
 
 @dataclass(eq=False)

@@ -143,11 +143,6 @@ LOOKED_THROUGH: dict[tuple[str, str], LookedThrough] = {
 }
 
 
-def domain_of(domain: str) -> str:
-    """A domain by its shorter name."""
-    return "" if domain == "ai.onnx" else domain
-
-
 _SIDES = {
     "left": "[.., out, in]",
     "right": "[.., in, out]",

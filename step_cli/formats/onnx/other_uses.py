@@ -34,6 +34,8 @@ def _readings(uses: Uses) -> Iterator[tuple[Source, str, bool]]:
 
     What only hands a value on, such as the call of a function, reads nothing.
     """
+    followed = (one for one in uses.followed.values() if isinstance(one, Made))
+    chosen = {(id(one.scope), id(one.node)) for one in followed if is_choice(one.node)}
     for scope in uses.scopes:
         for node in scope.graph.nodes:
             for index in _read_inputs(scope, node):
@@ -41,11 +43,13 @@ def _readings(uses: Uses) -> Iterator[tuple[Source, str, bool]]:
                 if source is not None:
                     known = (id(scope), id(node), index) in uses.edges
                     yield source, _called(node), known
-        for name in scope.graph.outputs if not scope.is_function else ():
+        names = [] if scope.is_function else scope.graph.outputs
+        kept = _handed_on(scope)
+        known = (id(scope.outer), id(scope.owner)) in chosen
+        for name in names:
             source = uses.tracer.source(scope, name)
-            if source is not None and not _handed_on(scope, name):
-                chosen = _is_followed_choice(uses, scope)
-                yield source, f"the output {name!r}", chosen
+            if source is not None and name not in kept:
+                yield source, f"the output {name!r}", known
 
 
 def _read_inputs(scope: Scope, node: Node) -> list[int]:
@@ -55,35 +59,17 @@ def _read_inputs(scope: Scope, node: Node) -> list[int]:
         return []
     for body in scope.inside.get(id(node), []) if is_loop(node) else ():
         turns = scope.turns(node, body.graph)
-        kept = {turns.first + n for n in range(turns.states) if turns.keeps(n)}
-        named = [index for index in named if index not in kept]
+        named = [index for index in named if index - turns.first not in turns.kept]
     return named
 
 
-def _handed_on(scope: Scope, name: str) -> bool:
-    """Whether the body of a loop only hands on what it was given by that name."""
-    outer = scope.outer
-    if outer is None:
-        return False
-    for node in outer.graph.nodes:
-        if is_loop(node) and scope in outer.inside.get(id(node), []):
-            turns = outer.turns(node, scope.graph)
-            return any(
-                turns.handed_on(n) == name and turns.keeps(n)
-                for n in range(turns.states)
-            )
-    return False
-
-
-def _is_followed_choice(uses: Uses, scope: Scope) -> bool:
-    """Whether the graph is a branch of an If that operands have come through."""
-    return any(
-        isinstance(source, Made)
-        and is_choice(source.node)
-        and source.scope is scope.outer
-        and scope in source.scope.inside.get(id(source.node), [])
-        for source in uses.followed.values()
-    )
+def _handed_on(scope: Scope) -> set[str]:
+    """What the body of a loop hands on as it was given it."""
+    node, outer = scope.owner, scope.outer
+    if node is None or outer is None or not is_loop(node):
+        return set()
+    turns = outer.turns(node, scope.graph)
+    return {turns.handed_on(state) for state in turns.kept}
 
 
 def _other_outputs(source: Source) -> list[Made]:

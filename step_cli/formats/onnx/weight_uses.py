@@ -9,12 +9,15 @@ import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from step_cli.formats.files.mapped_file import map_file
-from step_cli.formats.onnx.data import TensorData
+from step_cli.formats.onnx.data import NIBBLES, TensorData
 from step_cli.formats.onnx.graph import ModelReader
-from step_cli.formats.onnx.model import Model, Node, Tensor
-from step_cli.formats.onnx.operators import OTHER_PRODUCTS, PRODUCTS, domain_of
+from step_cli.formats.onnx.model import Model, Node, Tensor, domain_of
+from step_cli.formats.onnx.operators import OTHER_PRODUCTS, PRODUCTS
 from step_cli.formats.onnx.weights.boxes import boxes_of
+from step_cli.formats.onnx.weights.dependence import Dependence
 from step_cli.formats.onnx.weights.operands import Factor, Operand, operand_of
 from step_cli.formats.onnx.weights.scopes import Made, Scope, Source, scopes_of
 from step_cli.formats.onnx.weights.tracer import Read, Tracer
@@ -22,6 +25,7 @@ from step_cli.formats.onnx.weights.views import Piece, merged, overlap
 from step_cli.formats.onnx.weights.zero_points import Meaning
 from step_cli.nm.tensor_data import Part
 
+MOST_OF_A_MASK = 4096  # numbers that are looked at
 # Numbers of TensorProto.DataType that a matrix of weights may have.
 _WEIGHTS = frozenset({1, 2, 3, 5, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23})
 
@@ -68,6 +72,9 @@ class Uses:
     followed: dict[int, Source] = field(default_factory=dict)
     edges: set[tuple[int, int, int]] = field(default_factory=set)
     _searched: set[tuple[int, bool]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.dependence = Dependence(self.tracer)
 
     def find(self) -> None:
         """Look at every product."""
@@ -120,7 +127,7 @@ class Uses:
 
     def _not_followed(self, source: Source | None) -> None:
         """Make the matrices untraced that such an operand depends on, and only they."""
-        if source is None or not self.tracer.stored_alone(source):
+        if source is None or not self.dependence.on_stored_alone(source):
             return
         waiting = [(source, True)]
         while waiting:
@@ -132,11 +139,22 @@ class Uses:
                 if _may_be_matrix(one, lone):
                     self.untraced[id(one)] = one
                 continue
-            self.tracer.view(one)
-            needs = [need for need in self.tracer.needs(one) if not _is_single(need)]
-            joins = isinstance(one, Made) and one.node.op_type in ("Concat", "If")
+            needs = [x for x in self.dependence.shown(one) if not _is_single(x)]
+            op_type = one.node.op_type if isinstance(one, Made) else ""
+            masks = [x for x in needs if op_type == "Mul" and self._is_mask(x)]
+            if len(masks) == 1 < len(needs):
+                needs.remove(masks[0])
+            joins = op_type in ("Concat", "If")
             lone = lone and (len(needs) < 2 or joins)
             waiting += [(need, lone) for need in needs]
+
+    def _is_mask(self, source: Source) -> bool:
+        """Whether the first numbers of a stored tensor are all 0 or 1."""
+        tensor = self.tracer.stored(source)
+        if tensor is None or tensor.values or tensor.data_type in NIBBLES:
+            return False
+        first = self.tracer.read(tensor).reshape(-1)[:MOST_OF_A_MASK]
+        return bool(np.isin(first.astype(np.float32), (0, 1)).all())
 
 
 def uses_of(model: Model, read: Read) -> Uses:

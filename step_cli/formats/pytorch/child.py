@@ -4,19 +4,15 @@ The answer says for each tensor where its bytes lie in the file. Only
 ``weights_only=True`` is used, without a way around it.
 """
 
-import struct
 import warnings
-from bisect import bisect_right
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from step_cli.formats.child_process import answer
 from step_cli.formats.pytorch.refusal import in_words
 from step_cli.formats.pytorch.stand_ins import standing_in
-from step_cli.formats.pytorch.state_dict import Unfit, find_state_dict
+from step_cli.formats.pytorch.state_dict import Unfit, find_state_dict, pairs
+from step_cli.formats.pytorch.storages import Storages, mapped, skipped
 
 
 def main(path: str, *, legacy: bool, key: str | None = None) -> dict[str, Any]:
@@ -34,7 +30,7 @@ def main(path: str, *, legacy: bool, key: str | None = None) -> dict[str, Any]:
     size = Path(path).stat().st_size
     _limit_memory(size)
     storages = Storages()
-    finding = _skipped(storages, size) if legacy else _mapped(storages, size)
+    finding = skipped(storages, size) if legacy else mapped(storages, size)
     with finding, standing_in():
         loaded = torch.load(
             path, map_location="cpu", weights_only=True, mmap=not legacy
@@ -42,7 +38,7 @@ def main(path: str, *, legacy: bool, key: str | None = None) -> dict[str, Any]:
         found = find_state_dict(loaded, key)
         tensors = [
             _described(name, value, storages)
-            for name, value in found.state.items()
+            for name, value in pairs(found.state)
             if isinstance(value, torch.Tensor)
         ]
     return {
@@ -50,7 +46,37 @@ def main(path: str, *, legacy: bool, key: str | None = None) -> dict[str, Any]:
         "key": found.key,
         "rest": found.rest,
         "others": found.others,
+        "sharing": _sharing(loaded, found.state, storages),
     }
+
+
+def _sharing(loaded: Any, state: Any, storages: Storages) -> list[Any]:
+    """Tensors elsewhere in the file that lie in storages of the state dict.
+
+    Of each the keys that lead to it, and where its elements begin and end.
+    """
+    import torch
+
+    taken = {x.untyped_storage().data_ptr() for _, x in pairs(state) if _plain(x)}
+    found, seen = [], {id(state)}
+    left: list[tuple[str, Any]] = [("", loaded)]
+    while left:
+        path, value = left.pop()
+        if isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            inside = pairs(value) if isinstance(value, dict) else enumerate(value)
+            left += [(f"{path}.{key}" if path else f"{key}", x) for key, x in inside]
+        elif isinstance(value, torch.Tensor) and _plain(value) and value.numel():
+            storage = value.untyped_storage()
+            start = storages.begin(storage)
+            if storage.data_ptr() in taken and start is not None:
+                begin = start + value.storage_offset() * value.element_size()
+                last = sum(
+                    (n - 1) * s
+                    for n, s in zip(value.shape, value.stride(), strict=True)
+                )
+                found.append([path, begin, begin + (last + 1) * value.element_size()])
+    return found
 
 
 def _limit_memory(file_bytes: int) -> None:
@@ -68,103 +94,13 @@ def _limit_memory(file_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-@dataclass
-class Storages:
-    """Where memory that torch gave to storages comes from in the file."""
-
-    # By address: how many bytes, and where they begin in the file.
-    spans: dict[int, tuple[int, int]] = field(default_factory=dict)
-    _sorted: list[int] = field(default_factory=list)
-
-    def add(self, address: int, size: int, begin: int) -> None:
-        """Remember that ``size`` bytes at ``address`` stand from ``begin`` on."""
-        self.spans[address] = size, begin
-
-    def begin(self, storage: Any) -> int | None:
-        """Where the bytes of a storage begin in the file; None: not from there."""
-        if len(self._sorted) != len(self.spans):
-            self._sorted = sorted(self.spans)
-        address, size = storage.data_ptr(), storage.nbytes()
-        at = bisect_right(self._sorted, address) - 1
-        if at < 0:
-            return None
-        first = self._sorted[at]
-        whole, begin = self.spans[first]
-        return begin + address - first if address + size <= first + whole else None
-
-
-@contextmanager
-def _instead(method: str, made: Callable[[Any], Any]) -> Iterator[None]:
-    """Within it, a method of torch's storages is what ``made`` makes of it."""
-    from torch import UntypedStorage
-
-    original = getattr(UntypedStorage, method)
-    setattr(UntypedStorage, method, made(original))
-    try:
-        yield
-    finally:
-        setattr(UntypedStorage, method, original)
-
-
-def _mapped(storages: Storages, file_bytes: int) -> Any:
-    """Learn at which address torch maps the file: all storages are views of it."""
-
-    def recording(original: Any) -> Any:
-        def from_file(*args: Any, **kwargs: Any) -> Any:
-            storage = original(*args, **kwargs)
-            if not storages.spans:
-                storages.add(storage.data_ptr(), file_bytes, 0)
-            return storage
-
-        return from_file
-
-    return _instead("from_file", recording)
-
-
-def _skipped(storages: Storages, file_bytes: int) -> Any:
-    """Learn where the data of each storage lies in a file of before torch 1.6.
-
-    It is not read: pages of the storages that are not written to take no memory.
-    """
-
-    def skipping(_: Any) -> Any:
-        def set_from_file(
-            storage: Any, file: Any, offset: int, direct: bool, itemsize: int
-        ) -> None:
-            file.seek(offset)
-            (count,) = struct.unpack("<q", file.read(8).ljust(8, b"\xff"))
-            begin, size = offset + 8, storage.nbytes()
-            if begin + size > file_bytes:
-                needed = f"needs {begin + size} bytes, file has {file_bytes}"
-                raise Unfit(f"truncated: {needed}, get it again")
-            if count * itemsize != size:
-                raise Unfit(f"a storage of {size} bytes has {count} elements, damaged")
-            file.seek(begin + size)
-            storages.add(storage.data_ptr(), size, begin)
-
-        return set_from_file
-
-    return _instead("_set_from_file", skipping)
-
-
 def _described(name: str, value: Any, storages: Storages) -> dict[str, Any]:
-    import torch
-
     entry: dict[str, Any] = {
         "name": name,
         "dtype": str(value.dtype).removeprefix("torch."),
         "shape": list(value.shape),
     }
-    plain = type(value) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
-    if (
-        not plain
-        or value.layout != torch.strided
-        or value.is_quantized
-        or value.is_complex()
-        or value.is_nested
-        or value.device.type != "cpu"
-        or value.is_neg()
-    ):
+    if not _plain(value):
         return entry  # without a place: of a kind that is not supported
     storage = value.untyped_storage()
     start = storages.begin(storage) if storage.nbytes() else 0
@@ -174,6 +110,21 @@ def _described(name: str, value: Any, storages: Storages) -> dict[str, Any]:
     entry["storage"] = [start, storage.nbytes()]
     entry["offset"] = start + value.storage_offset() * value.element_size()
     return entry
+
+
+def _plain(value: Any) -> bool:
+    """Whether it is a tensor whose elements are numbers that stand in the file."""
+    import torch
+
+    return (
+        type(value) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+        and value.layout == torch.strided
+        and not value.is_quantized
+        and not value.is_complex()
+        and not value.is_nested
+        and value.device.type == "cpu"
+        and not value.is_neg()
+    )
 
 
 def _work(request: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from step_cli.formats.files.mapped_file import MappedFile, in_units
 from step_cli.formats.files.strided import fills, order_of, with_sharing
 from step_cli.formats.plan import check_digest
 from step_cli.formats.pytorch.archive import read_members
+from step_cli.formats.zero_points import with_zero_points
 from step_cli.nm.dtypes import numpy_dtype
 from step_cli.nm.pattern import Plan
 
@@ -60,7 +61,15 @@ def open_torch(file: MappedFile, key: str | None = None) -> Checkpoint:
     return Checkpoint(
         file.path,
         "torch",
-        with_sharing(tensors),
+        with_zero_points(
+            with_sharing(
+                tensors,
+                [
+                    (f"what lies under {path!r:.80}", *span)
+                    for path, *span in document["sharing"]
+                ],
+            )
+        ),
         plan,
         _notes(document),
         (file.path,),
@@ -133,7 +142,9 @@ def _tensor(
     logical = math.prod(shape) * dtype.itemsize
     first = seen.setdefault((begin, shape, strides, dtype), name) if span else name
     order = order_of(shape, strides)
-    whole = logical == span and fills(shape, strides, dtype.itemsize, order)
+    whole = not span or (
+        logical == span and fills(shape, strides, dtype.itemsize, order)
+    )
     place = Place(file, begin, begin + span, order, None if whole else strides)
     return NamedTensor(
         name=name,

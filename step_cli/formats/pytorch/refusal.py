@@ -40,16 +40,17 @@ KINDS = {
 
 def in_words(error: BaseException) -> str:
     """What went wrong, without the library's advice to load it unsafely."""
-    text = str(error)
+    # torch puts pages of advice around the cause.
+    text = str(error).rpartition("WeightsUnpickler error: ")[2]
     if isinstance(error, Unfit):
         return text
     wanted = re.search(r"GLOBAL (\S+)", text)
     if wanted and "nsupported" in text:
         return _refused(wanted[1])
     if "torch.distributed.tensor" in text:
-        return f"a class {KINDS['torch.distributed.tensor']}"
+        return f"one of its tensors {KINDS['torch.distributed.tensor']}"
     if "torch.nested" in text:
-        return f"a class {KINDS['torch.nested.']}"
+        return f"one of its tensors {KINDS['torch.nested.']}"
     if isinstance(error, MemoryError) or "alloc" in text:
         return "needs more memory than 3 times its size and 2 GiB, refused"
     if isinstance(error, RecursionError):
@@ -58,8 +59,8 @@ def in_words(error: BaseException) -> str:
         return "truncated: its pickle ends early, get it again"
     if "Unsupported operand" in text:
         return (
-            "its pickle is refused, as torch.save does not write it so by default "
-            f"(pickle_protocol 2); {SAVE} with that"
+            "its pickle is refused: not by torch.save, or not with its default "
+            f"pickle_protocol; {SAVE} with torch.save"
         )
     if "Invalid magic number" in text:
         return f"a pickle that torch.save did not write; {SAVE} with torch.save"
@@ -80,6 +81,6 @@ def _refused(name: str) -> str:
 
 def _first_sentence(text: str) -> str:
     """Whole, if it is not too long: numbers and file names have dots as well."""
-    text = text.removeprefix("Weights only load failed. ").strip()
-    first = re.split(r"(?<=[.!?])\s+(?=[A-Z])|\n", text, maxsplit=1)[0].rstrip(". ")
+    first = re.split(r"(?<=[.!?])\s+(?=[A-Z])|\n", text.strip(), maxsplit=1)[0]
+    first = first.rstrip(". ")
     return first if len(first) <= MOST else f"{first[:MOST]}..."

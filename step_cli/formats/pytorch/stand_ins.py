@@ -6,10 +6,19 @@ table has a class of ours, whose objects drop whatever they are given. So nothin
 a file names is imported or called, and a name in neither table is refused.
 """
 
+from collections import OrderedDict
 from contextlib import AbstractContextManager
 from typing import Any
 
-MAPS = ("collections.defaultdict",)
+MAPS = (
+    "collections.defaultdict",
+    "detectron2.config.config.CfgNode",
+    "easydict.EasyDict",
+    "fvcore.common.config.CfgNode",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "yacs.config.CfgNode",
+)
 LISTS = ("collections.deque",)
 NUMPY_ARRAYS = (
     "numpy._core.multiarray._reconstruct",
@@ -55,7 +64,21 @@ OTHERS = {
     "torch._C": "Generator",
     "torch.torch_version": "TorchVersion",
     "types": "SimpleNamespace",
+    "typing": "Any Dict List Optional Tuple Union",
     "uuid": "SafeUUID UUID",
+    # What Lightning, Megatron and users of OmegaConf put beside their weights.
+    "lightning.pytorch.callbacks.early_stopping": "EarlyStopping",
+    "lightning.pytorch.callbacks.model_checkpoint": "ModelCheckpoint",
+    "megatron.core.enums": "ModelType",
+    "megatron.core.rerun_state_machine": "RerunDiagnostic RerunMode RerunState",
+    "megatron.core.transformer.enums": "AttnBackend AttnMaskType AttnType LayerType",
+    "omegaconf.base": "ContainerMetadata Metadata",
+    "omegaconf.dictconfig": "DictConfig",
+    "omegaconf.listconfig": "ListConfig",
+    "omegaconf.nodes": "AnyNode BooleanNode BytesNode EnumNode FloatNode IntegerNode "
+    "InterpolationResultNode PathNode StringNode",
+    "pytorch_lightning.callbacks.early_stopping": "EarlyStopping",
+    "pytorch_lightning.callbacks.model_checkpoint": "ModelCheckpoint",
 }
 
 
@@ -72,6 +95,9 @@ class StandIn:
 
     def __setstate__(self, _: Any) -> None: ...
 
+    def __repr__(self) -> str:
+        return "a piece of metadata"
+
 
 class NumpyArray(StandIn):
     """A NumPy array, of which no number is kept."""
@@ -79,14 +105,20 @@ class NumpyArray(StandIn):
     __slots__ = ()
 
 
-def _map(*_: Any) -> dict[Any, Any]:
-    """A dict, which torch's unpickler fills."""
-    return {}
+class MapStandIn:
+    """In its place torch's unpickler gets a map, which it fills."""
+
+    def __new__(cls, *_: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        """An empty map, whatever is given."""
+        return OrderedDict()
 
 
-def _list(*_: Any) -> list[Any]:
-    """A list, which torch's unpickler fills."""
-    return []
+class ListStandIn:
+    """In its place torch's unpickler gets a list, which it fills."""
+
+    def __new__(cls, *_: Any) -> list[Any]:  # type: ignore[misc]
+        """An empty list, whatever is given."""
+        return []
 
 
 def names() -> dict[str, Any]:
@@ -97,7 +129,8 @@ def names() -> dict[str, Any]:
         for name in words.split()
     }
     found |= dict.fromkeys(NUMPY_ARRAYS, NumpyArray)
-    return found | dict.fromkeys(MAPS, _map) | dict.fromkeys(LISTS, _list)
+    found |= dict.fromkeys(MAPS, MapStandIn)
+    return found | dict.fromkeys(LISTS, ListStandIn)
 
 
 def standing_in() -> AbstractContextManager[None]:

@@ -1,6 +1,6 @@
 """Where in what a torch file holds the state dict lies, and what lies beside it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ DEEPEST = 4  # keys, one inside the other, that are looked through
 MOST_NAMED = 8
 SAVE = "save model.state_dict()"
 
-State = Mapping[str, Any]
+State = dict[str, Any]
 
 
 class Unfit(Exception):
@@ -46,11 +46,11 @@ def find_state_dict(loaded: Any, key: str | None = None) -> Found:
     Raises:
         Unfit: There is none, or there are several.
     """
-    if key is not None and isinstance(loaded, Mapping | list | tuple):
+    if key is not None and isinstance(loaded, dict | list | tuple):
         return _chosen(loaded, key)
-    if not isinstance(loaded, Mapping):
-        raise Unfit(f"holds {_in_words(loaded)}, not a state dict; {SAVE}")
-    wrapped = [name for name in WRAPPERS if holds_tensors(loaded.get(name))]
+    if not isinstance(loaded, dict):
+        raise Unfit(_no_map(loaded))
+    wrapped = [name for name in WRAPPERS if holds_tensors(dict.get(loaded, name))]
     if len(wrapped) == 1:
         return _found(loaded, loaded[wrapped[0]], wrapped[0], usual=True)
     paths = wrapped or _candidates(loaded)
@@ -63,19 +63,26 @@ def find_state_dict(loaded: Any, key: str | None = None) -> Found:
     return _found(loaded, dict(_inside(loaded))[paths[0]], paths[0])
 
 
+def pairs(value: Any) -> list[tuple[Any, Any]]:
+    """The keys and values of a map; none of anything else.
+
+    A file may give an OrderedDict attributes in place of its methods, which are not
+    used therefore.
+    """
+    return list(dict.items(value)) if isinstance(value, dict) else []
+
+
 def holds_tensors(value: Any) -> bool:
     """Whether it is a map of names, some of them to tensors."""
-    return (
-        isinstance(value, Mapping)
-        and bool(_tensors(value))
-        and all(isinstance(key, str) for key in value)
+    return bool(_tensors(value)) and all(
+        isinstance(key, str) for key, _ in pairs(value)
     )
 
 
-def _tensors(values: Mapping[Any, Any]) -> list[Any]:
+def _tensors(value: Any) -> list[Any]:
     from torch import Tensor
 
-    return [value for value in values.values() if isinstance(value, Tensor)]
+    return [item for _, item in pairs(value) if isinstance(item, Tensor)]
 
 
 def _found(loaded: Any, state: State, path: str, *, usual: bool = False) -> Found:
@@ -113,14 +120,11 @@ def _under(value: Any, path: str, depth: int) -> Iterator[Any]:
 
 def _items(value: Any) -> dict[str, Any]:
     """What a map holds by key, and a list by index, both as text."""
-    if isinstance(value, Mapping):
-        return {str(key): item for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return {str(index): item for index, item in enumerate(value)}
-    return {}
+    listed = enumerate(value) if isinstance(value, list | tuple) else pairs(value)
+    return {str(key): item for key, item in listed}
 
 
-def _candidates(loaded: Mapping[Any, Any]) -> list[str]:
+def _candidates(loaded: Any) -> list[str]:
     """The maps of names to tensors, of which one has to be meant."""
     inside = [path for path, _ in _inside(loaded)]
     own = _tensors(loaded)
@@ -142,7 +146,7 @@ def _inside(loaded: Any) -> list[tuple[str, State]]:
         below = [
             (f"{path}.{key}" if path else key, item)
             for path, value in level
-            for key, item in (value.items() if isinstance(value, Mapping) else ())
+            for key, item in pairs(value)
             # What modules save beside their tensors belongs to these.
             if isinstance(key, str) and not key.endswith("_extra_state")
         ]
@@ -167,18 +171,24 @@ def _named(paths: list[str]) -> str:
     return f"{'both ' if len(words) == 2 else ''}{', '.join(head)} and {last}"
 
 
-def _without_tensors(loaded: Mapping[Any, Any]) -> str:
-    values = [loaded, *(item for item in loaded.values() if isinstance(item, Mapping))]
-    if any(isinstance(item, NumpyArray) for value in values for item in value.values()):
+def _without_tensors(loaded: Any) -> str:
+    values = [item for _, item in pairs(loaded)]
+    values += [item for value in values for _, item in pairs(value)]
+    if any(isinstance(item, NumpyArray) for item in values):
         return "holds NumPy arrays, no tensors; save them with safetensors.numpy"
-    keys = ", ".join(f"{key!r:.40}" for key in list(loaded)[:3])
+    keys = ", ".join(f"{key!r:.40}" for key, _ in pairs(loaded)[:3])
     return f"holds a dict without tensors (keys {keys or 'none'}); {SAVE}"
 
 
-def _in_words(value: Any) -> str:
+def _no_map(value: Any) -> str:
+    """What else than a map the file holds, and what to do."""
     from torch import Tensor
 
-    if isinstance(value, Tensor):
-        return "a lone tensor"
     name = "piece of metadata" if isinstance(value, StandIn) else type(value).__name__
-    return f"a{'n' if name[0] in 'aeiou' else ''} {name}"
+    words = f"holds a{'n' if name[0] in 'aeiou' else ''} {name}"
+    if isinstance(value, Tensor):
+        words = "holds a lone tensor"
+    there = [path for path, item in _items(value).items() if holds_tensors(item)]
+    if there:
+        return f"{words}, with tensors under {_named(there)}; choose one with --key"
+    return f"{words}, not a state dict; {SAVE}"

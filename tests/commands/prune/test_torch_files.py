@@ -241,3 +241,32 @@ def test_extra_state_beside_tensors_is_carried_over(tmp_path: Path) -> None:
     loaded = torch.load(out, weights_only=False)
     assert loaded["fc._extra_state"].getvalue() == b"amax"
     assert verify(out).ok
+
+
+def test_what_lies_elsewhere_in_the_file_is_told(tmp_path: Path) -> None:
+    first, second = dense(8, 8), dense(8, 8)
+    averaged = {"a.weight": first, "b.weight": second.clone()}
+    path = tmp_path / "a.pt"
+    path.write_bytes(
+        saved({"model": {"a.weight": first, "b.weight": second}, "ema": [averaged]})
+    )
+    shared = {t.name: t.shared_with for t in open_checkpoint(path).tensors}
+    assert shared == {"a.weight": "what lies under 'ema.0.a.weight'", "b.weight": None}
+
+
+def test_a_key_is_for_exports_and_baselines_too(tmp_path: Path) -> None:
+    from step_cli.commands.export.run import run as export
+    from step_cli.config.commands import ExportConfig
+
+    source, pruned = tmp_path / "a.pt", tmp_path / "b.pt"
+    live, mean = {"fc.weight": dense(8, 8)}, {"fc.weight": dense(8, 8) + 1}
+    source.write_bytes(saved({"live": live, "mean": mean}))
+    run(source, pruned, key="mean")
+    out = tmp_path / "c.safetensors"
+    export(ExportConfig(checkpoint=pruned, out=out, to="compressed", key="mean"))
+    (tensor,) = open_checkpoint(out).tensors
+    expected = torch.load(pruned)["mean"]["fc.weight"]
+    np.testing.assert_array_equal(tensor.read(), expected.numpy())
+    assert verify(out, baseline=pruned, key=None, nm="2:4").error is not None
+    same = verify(pruned, key="mean", baseline=pruned)
+    assert same.ok and not verify(pruned, key="mean", baseline=source).ok

@@ -1,5 +1,7 @@
+import io
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -21,8 +23,18 @@ SUFFIXES = {
     "m.PTH": "torch",
     "m.ckpt": "torch",
     "m.bin": "torch",
+    "m.th": "torch",
+    "m.Pth.tar": "torch",
     "m.onnx": "onnx",
 }
+
+
+def tarred(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name))
+    return buffer.getvalue()
 
 
 def refused(path: Path, data: bytes, words: str) -> None:
@@ -35,7 +47,8 @@ def refused(path: Path, data: bytes, words: str) -> None:
 @pytest.mark.parametrize("content", CONTENTS)
 def test_a_suffix_that_lies_is_told(name: str, content: str, tmp_path: Path) -> None:
     if content != SUFFIXES[name]:
-        words = f"content is {content}, name says {Path(name).suffix.lower()}, rename"
+        suffix = name.lower().removeprefix("m")
+        words = f"content is {content}, name says {suffix}, rename"
         refused(tmp_path / name, CONTENTS[content], words)
 
 
@@ -59,6 +72,15 @@ def test_pages_and_pointers_are_told_under_every_suffix(
         ("m.pkl", b"\x80\x04.", "pickle"),
         ("m.h5", b"\x89HDF\r\n", "HDF5"),
         ("m.gguf", b"GGUF", "GGUF"),
+        ("m.tar", CONTENTS["torch"], "content is torch, name says .tar, rename it"),
+        ("__0_0.distcp", CONTENTS["torch"], "its metadata is a pickle; convert"),
+        ("__0_0.distcp", b"raw", "dcp_to_torch DIR FILE.pt"),
+        (".metadata", b"\x80\x04}.", "a torch distributed checkpoint"),
+        ("m.pth.tar", tarred("sys_info", "pickle"), "first versions of torch"),
+        ("m.pth.tar", tarred("run/m.pth", "log"), "'run/m.pth', ...*; unpack it"),
+        ("m.pt", tarred("run/m.pth"), "a tar archive of files"),
+        ("m.tar", tarred("run/m.pth"), "a tar archive of files"),
+        ("m.pth.tar", tarred("è" * 200), "a tar archive of files; unpack it"),
         ("m.txt", b"hello", "not a checkpoint; known are .safetensors"),
         ("m", CONTENTS["onnx"], "content is onnx, name says nothing"),
     ],

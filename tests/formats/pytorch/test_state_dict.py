@@ -1,3 +1,4 @@
+import collections
 from typing import Any
 
 import pytest
@@ -5,8 +6,8 @@ import torch
 from attacks.torch_attacks import W, unfit
 
 from step_cli.formats.pytorch.refusal import in_words
-from step_cli.formats.pytorch.stand_ins import NumpyArray
-from step_cli.formats.pytorch.state_dict import WRAPPERS, Unfit, find_state_dict
+from step_cli.formats.pytorch.stand_ins import MapStandIn, NumpyArray
+from step_cli.formats.pytorch.state_dict import WRAPPERS, Unfit, find_state_dict, pairs
 
 STATE = {"fc.weight": W, "fc.bias": W[0]}
 MOMENTS = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": W}}, "param_groups": []}
@@ -105,6 +106,12 @@ def test_a_key_without_tensors_is_refused_with_what_there_is(
     assert "tensors lie under both 'model' and 'state_dict'" in str(caught.value)
 
 
+def test_a_list_of_state_dicts_needs_a_key() -> None:
+    with pytest.raises(Unfit, match="a tuple, with tensors under '0'; choose one with"):
+        find_state_dict((STATE, MOMENTS))
+    assert find_state_dict((STATE, MOMENTS), "0").state is STATE
+
+
 def test_a_dot_chooses_the_outermost_map() -> None:
     loaded = STATE | {"net": {"w": W}}
     assert find_state_dict(loaded, ".").state is loaded
@@ -121,3 +128,14 @@ def test_a_map_that_holds_itself_ends() -> None:
 def test_arrays_that_are_no_tensors_are_told() -> None:
     with pytest.raises(Unfit, match="NumPy arrays, no tensors"):
         find_state_dict({"model": {"fc.weight": NumpyArray()}})
+
+
+@pytest.mark.parametrize("method", ["items", "values", "keys", "get", "__iter__"])
+def test_a_map_whose_methods_the_file_replaced_is_read_as_stored(method: str) -> None:
+    shadowed = collections.OrderedDict(STATE)
+    shadowed.__dict__[method] = MapStandIn
+    loaded = collections.OrderedDict(state_dict=shadowed, model={"w": 1})
+    loaded.__dict__[method] = MapStandIn
+    found = find_state_dict(loaded)
+    assert found.state is shadowed
+    assert [name for name, _ in pairs(shadowed)] == list(STATE)

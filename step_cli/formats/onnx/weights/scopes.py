@@ -5,20 +5,21 @@ An alias, such as the input of a function, is followed to what makes the value.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 
 from step_cli.formats.onnx.constants import numbers_tensor
-from step_cli.formats.onnx.graph import DEEPEST
+from step_cli.formats.onnx.graph import DEEPEST, MOST_PARTS
 from step_cli.formats.onnx.model import (
+    STANDARD,
     Attribute,
     Function,
     Graph,
     Model,
     Node,
     Tensor,
+    domain_of,
 )
 from step_cli.formats.onnx.protobuf import WireError
-from step_cli.formats.onnx.weights.loops import STANDARD, Turns, is_loop, turns_of
+from step_cli.formats.onnx.weights.loops import Turns, is_loop, turns_of
 
 MOST_SCOPES = 10_000  # graphs, and functions as often as they are called
 MOST_STEPS = 100_000  # from alias to alias; a name may lead back to itself
@@ -79,6 +80,7 @@ class Scope:
         entries: What its inputs are; those that are missing are not known here.
         attributes: Of a function: those of the call, or their defaults.
         is_function: Whether it is one, which does not see the names around it.
+        owner: The node that the graph belongs to.
     """
 
     graph: Graph
@@ -88,11 +90,14 @@ class Scope:
     entries: dict[str, Alias | Entering] = field(default_factory=dict)
     attributes: Mapping[str, Attribute] | None = None
     is_function: bool = False
+    owner: Node | None = None
     stored: dict[str, Tensor] = field(default_factory=dict)
     made: dict[str, Made] = field(default_factory=dict)
     inside: dict[int, "list[Scope]"] = field(default_factory=dict)
+    _turns: dict[int, Turns] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._inputs = set(self.graph.inputs)
         self.depth: int = 0 if self.outer is None else self.outer.depth + 1
         if self.depth > DEEPEST:
             raise WireError(f"graphs and functions nested more than {DEEPEST} deep")
@@ -132,18 +137,23 @@ class Scope:
 
     def turns(self, node: Node, body: Graph) -> Turns:
         """What a Loop or Scan of the graph does with its body."""
-        number = self.attribute(node, "num_scan_inputs")
-        axes = self.attribute(node, "scan_input_axes")
-        return turns_of(
-            node,
-            body,
-            None if number is None else number.integer,
-            [] if axes is None else axes.integers,
-        )
+        if id(node) not in self._turns:
+            number = self.attribute(node, "num_scan_inputs")
+            axes = self.attribute(node, "scan_input_axes")
+            self._turns[id(node)] = turns_of(
+                node,
+                body,
+                None if number is None else number.integer,
+                [] if axes is None else axes.integers,
+            )
+        return self._turns[id(node)]
 
     def function(self, node: Node) -> Function | None:
         """The function that a node calls, or None."""
-        return self.functions.get((node.domain, node.op_type, node.overload))
+        if not self.functions:
+            return None
+        domain = domain_of(node.domain)
+        return self.functions.get((domain, node.op_type, node.overload))
 
     def find(self, name: str) -> Source | None:
         """What makes the value of that name, or None where that is not known."""
@@ -164,7 +174,7 @@ class Scope:
             return self._result(made)
         if name in self.entries:
             return self.entries[name]
-        if self.outer is None or self.is_function or name in self.graph.inputs:
+        if self.outer is None or self.is_function or name in self._inputs:
             return None
         return Alias(self.outer, name)
 
@@ -178,7 +188,7 @@ class Scope:
                 return Alias(inside[0], outputs[index])
         for body in inside if is_loop(node) else ():
             turns = self.turns(node, body.graph)
-            if index < turns.states and turns.keeps(index):
+            if index in turns.kept:
                 return Alias(self, node.inputs[turns.first + index])
         return made
 
@@ -189,11 +199,18 @@ def scopes_of(model: Model) -> list[Scope]:
     Raises:
         WireError: They are too many, or nested too deep.
     """
-    functions = {(one.domain, one.name, one.overload): one for one in model.functions}
-    top = Scope(model.graph, functions, model.data)
-    scopes = list(islice(_scopes(top), MOST_SCOPES + 1))
-    if len(scopes) > MOST_SCOPES:
-        raise WireError(f"more than {MOST_SCOPES} graphs and calls of functions")
+    functions = {
+        (domain_of(one.domain), one.name, one.overload): one for one in model.functions
+    }
+    scopes: list[Scope] = []
+    nodes = 0
+    for scope in _scopes(Scope(model.graph, functions, model.data)):
+        scopes.append(scope)
+        nodes += len(scope.graph.nodes)
+        if len(scopes) > MOST_SCOPES:
+            raise WireError(f"more than {MOST_SCOPES} graphs and calls of functions")
+        if nodes > MOST_PARTS:
+            raise WireError(f"more than {MOST_PARTS} nodes in calls of functions")
     return scopes
 
 
@@ -214,7 +231,7 @@ def _within(scope: Scope, node: Node) -> Iterator[Scope]:
     for own in node.attributes:
         attribute = scope.attribute(node, own)
         for graph in attribute.graphs if attribute is not None else ():
-            inner = Scope(graph, scope.functions, scope.data, scope)
+            inner = Scope(graph, scope.functions, scope.data, scope, owner=node)
             if is_loop(node):
                 _enter(inner, scope, node)
             yield inner
@@ -239,6 +256,7 @@ def _called(scope: Scope, node: Node, function: Function) -> Scope:
         dict(entries),
         attributes,
         is_function=True,
+        owner=node,
     )
 
 
@@ -253,7 +271,7 @@ def _enter(body: Scope, scope: Scope, node: Node) -> None:
         if place >= turns.states:
             axis = turns.axes[place - turns.states]
             body.entries[name] = Entering(scope, node, index, axis, body)
-        elif turns.keeps(place):
+        elif place in turns.kept:
             body.entries[name] = Alias(scope, node.inputs[index])
         else:
             output = turns.handed_on(place)

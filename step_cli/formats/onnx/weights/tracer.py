@@ -8,10 +8,10 @@ from typing import Any
 import numpy.typing as npt
 
 from step_cli.formats.onnx.data import DTYPES
-from step_cli.formats.onnx.model import Node, Tensor
-from step_cli.formats.onnx.operators import LOOKED_THROUGH, LookedThrough, domain_of
+from step_cli.formats.onnx.model import STANDARD, Node, Tensor, domain_of
+from step_cli.formats.onnx.operators import LOOKED_THROUGH, LookedThrough
 from step_cli.formats.onnx.weights import views
-from step_cli.formats.onnx.weights.loops import STANDARD
+from step_cli.formats.onnx.weights.loops import is_loop
 from step_cli.formats.onnx.weights.node_step import NodeStep
 from step_cli.formats.onnx.weights.rules import scaled_input
 from step_cli.formats.onnx.weights.scopes import Entering, Made, Scope, Source
@@ -21,10 +21,6 @@ Array = npt.NDArray[Any]
 Read = Callable[[Tensor], Array]
 
 MOST_PIECES_IN_ALL = 1_000_000
-# What these make is new each time, whatever they are given.
-RANDOM = frozenset(
-    {"Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"}
-)
 
 
 def looked_through(made: Made) -> LookedThrough | None:
@@ -50,7 +46,6 @@ class Tracer:
 
     read: Read
     _views: dict[int, View | None] = field(default_factory=dict)
-    _alone: dict[int, bool] = field(default_factory=dict)
     _sources: dict[tuple[int, str], Source | None] = field(default_factory=dict)
     _pieces: int = 0
 
@@ -65,20 +60,9 @@ class Tracer:
         """What a value looks like; None if it cannot be followed."""
         if source is None:
             return None
-        for one in self._in_order(source, self._views, self.came_from):
+        for one in self._in_order(source):
             self._views[id(one)] = self._counted(self._view(one))
         return self._views[id(source)]
-
-    def stored_alone(self, source: Source | None) -> bool:
-        """Whether a value depends on stored tensors, and on nothing else."""
-        if source is None:
-            return False
-        for one in self._in_order(source, self._alone, self._known_needs):
-            needs = self._needs(one)
-            self._alone[id(one)] = needs is not None and all(
-                need is not None and self._alone.get(id(need), True) for need in needs
-            )
-        return self._alone[id(source)]
 
     def came_from(self, source: Source) -> list[Source]:
         """The values that a view of this one is made from."""
@@ -93,7 +77,7 @@ class Tracer:
                 names = source.node.inputs[: operator.inputs]
                 found = [self.source(source.scope, name) for name in names]
             elif is_choice(source.node):
-                found = self._branches(source)
+                found = self.branches(source)
         return [one for one in found if one is not None]
 
     def followed(self, source: Source) -> list[tuple[int, Source]]:
@@ -116,15 +100,13 @@ class Tracer:
             and (one := self.source(source.scope, name)) is not None
         ]
 
-    def needs(self, source: Source) -> list[Source]:
-        """The values that this one depends on; of a known operator, those it shows."""
-        if isinstance(source, Made) and looked_through(source) is not None:
-            return [one for _, one in self.followed(source)]
-        return [one for one in self._needs(source) or () if one is not None]
-
     def small(self, scope: Scope, name: str, most: int) -> Array | None:
         """A constant of at most that many elements, or None."""
-        source = self.source(scope, name)
+        tensor = self.stored(self.source(scope, name))
+        return self.read(tensor) if tensor and math.prod(tensor.shape) <= most else None
+
+    def stored(self, source: Source | None) -> Tensor | None:
+        """The stored tensor of numbers that a value is, but for casts."""
         for _ in range(100):
             if not isinstance(source, Made) or source.node.domain not in STANDARD:
                 break
@@ -132,9 +114,8 @@ class Tracer:
                 break
             inputs = source.node.inputs
             source = self.source(source.scope, inputs[0] if inputs else "")
-        if not isinstance(source, Tensor) or DTYPES.get(source.data_type) is None:
-            return None
-        return self.read(source) if math.prod(source.shape) <= most else None
+        known = isinstance(source, Tensor) and DTYPES.get(source.data_type) is not None
+        return source if isinstance(source, Tensor) and known else None
 
     def step(self, scope: Scope, node: Node, index: int = 0) -> NodeStep:
         """A node as the rules for operators see it."""
@@ -161,7 +142,7 @@ class Tracer:
 
     def _either(self, made: Made) -> View | None:
         """What an If makes: of one branch or of the other."""
-        branches = self._branches(made)
+        branches = self.branches(made)
         found = [self._views.get(id(one)) for one in branches if one is not None]
         known = [view for view in found if view is not None]
         if not known or len(known) != len(branches):
@@ -171,33 +152,16 @@ class Tracer:
         pieces = tuple(piece for view in known for piece in view.pieces)
         return View(known[0].shape, pieces)
 
-    def _branches(self, made: Made) -> list[Source | None]:
+    def branches(self, made: Made) -> list[Source | None]:
+        """What the graphs in an If, Loop or Scan make for an output of it."""
         found: list[Source | None] = []
         for inner in made.scope.inside.get(id(made.node), []):
-            outputs = inner.graph.outputs
-            name = outputs[made.index] if made.index < len(outputs) else ""
+            index, outputs = made.index, inner.graph.outputs
+            if is_loop(made.node):
+                index += made.scope.turns(made.node, inner.graph).output
+            name = outputs[index] if index < len(outputs) else ""
             found.append(self.source(inner, name))
         return found
-
-    def _known_needs(self, source: Source) -> list[Source]:
-        return [one for one in self._needs(source) or () if one is not None]
-
-    def _needs(self, source: Source) -> list[Source | None] | None:
-        """Everything that a value depends on; None if that is not known."""
-        if isinstance(source, Tensor):
-            return []
-        names = source.node.inputs
-        if isinstance(source, Entering):
-            found = [self.source(source.scope, names[source.index])]
-            if source.axis is None:
-                found.append(self.source(source.body, source.output))
-            return found
-        inner = self._branches(source)
-        if is_choice(source.node):
-            return inner
-        if source.node.op_type in RANDOM or not any(names):
-            return None
-        return inner + [self.source(source.scope, name) for name in names if name]
 
     def _counted(self, view: View | None) -> View | None:
         if view is None:
@@ -206,12 +170,7 @@ class Tracer:
         enough = self._pieces > MOST_PIECES_IN_ALL
         return None if enough or len(view.pieces) > views.MOST_PIECES else view
 
-    def _in_order(
-        self,
-        source: Source,
-        done: dict[int, Any],
-        before: Callable[[Source], list[Source]],
-    ) -> Iterator[Source]:
+    def _in_order(self, source: Source) -> Iterator[Source]:
         """The values that are not done yet, each after those it is made from.
 
         Without recursion, as graphs are deep; one that leads back to itself ends.
@@ -220,7 +179,7 @@ class Tracer:
         waiting = [source]
         while waiting:
             one = waiting[-1]
-            if id(one) in done:
+            if id(one) in self._views:
                 waiting.pop()
             elif id(one) in opened:
                 waiting.pop()
@@ -229,6 +188,6 @@ class Tracer:
                 opened.add(id(one))
                 waiting += [
                     other
-                    for other in before(one)
-                    if id(other) not in done and id(other) not in opened
+                    for other in self.came_from(one)
+                    if id(other) not in self._views and id(other) not in opened
                 ]
