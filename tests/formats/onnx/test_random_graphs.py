@@ -24,7 +24,7 @@ from formats.onnx.random_graphs.values import LISTED, OPAQUE
 
 import step_cli
 
-GRAPHS = 400  # in `make test`
+GRAPHS = 700  # in `make test`
 BLOCK = 20
 MORE = 4000  # in `make test-slow`
 

@@ -11,6 +11,14 @@ ALIKE = 0.999
 EACH = 8  # rows, which tell the gates apart
 
 
+def _state(rng: random.Random, directions: int, gates: int, hidden: int) -> Any:
+    """Biases, and cells that differ from row to row."""
+    numbers = np.random.default_rng(rng.randrange(2**32))
+    biases = numbers.uniform(-1, 1, (directions, 2 * gates * hidden))
+    cells = numbers.uniform(-1, 1, (directions, EACH, hidden))
+    return biases, np.tile(cells, (1, ROWS, 1))
+
+
 def _recurrent(op: str, gates: int) -> Any:
     def make(rng: random.Random) -> Product:
         inputs, hidden = rng.choice([4, 8, 12]), rng.choice([4, 4, 8])
@@ -22,10 +30,7 @@ def _recurrent(op: str, gates: int) -> Any:
             facts["direction"] = "bidirectional" if both else way
         if op == "GRU" and rng.random() < 0.8:
             facts["linear_before_reset"] = 1
-        numbers = np.random.default_rng(rng.randrange(2**32))
-        biases = numbers.uniform(-1, 1, (directions, 2 * gates * hidden))
-        cells = numbers.uniform(-1, 1, (directions, EACH, hidden))
-        cells = np.tile(cells, (1, ROWS, 1))
+        biases, cells = _state(rng, directions, gates, hidden)
 
         def write(scope: Any, xs: list[str], ws: list[str]) -> Any:
             bias = scope.constant(biases, "float32")

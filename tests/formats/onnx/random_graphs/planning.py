@@ -173,7 +173,7 @@ def _operand(
             source.entry = "capture"
         return value
     hidden = None
-    if not plain and rng.random() < 0.18:
+    if not plain and rng.random() < 0.25:
         hidden = opaque.some_step(rng, target.dtype)
     elif not plain and rng.random() < 0.03:
         name = f"s{len(example.scalars)}"
