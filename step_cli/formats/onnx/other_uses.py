@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from step_cli.formats.onnx.model import Node, Tensor
+from step_cli.formats.onnx.model import Node
 from step_cli.formats.onnx.weight_uses import Uses
 from step_cli.formats.onnx.weights.loops import is_loop
-from step_cli.formats.onnx.weights.scopes import Made, Scope, Source
+from step_cli.formats.onnx.weights.scopes import Scope, Source
 from step_cli.formats.onnx.weights.tracer import is_choice, looked_through
 
 SIZES = ("Shape", "Size")  # they look at no numbers
@@ -14,76 +14,68 @@ SIZES = ("Shape", "Size")  # they look at no numbers
 def other_uses(uses: Uses) -> dict[int, str]:
     """What else uses each weight, in words, by the id of the stored tensor."""
     found: dict[int, str] = {}
-    read: set[int] = set()  # ids of all values that something reads
-    for source, words, known in _readings(uses):
-        read.add(id(source))
-        if not known and id(source) in uses.followed:
-            for tensor in _behind(uses, source):
-                found.setdefault(id(tensor), words)
-    for source in list(uses.followed.values()):
-        for beside in _other_outputs(source):
-            if id(beside) in read and id(beside) not in uses.followed:
-                words = f"the output {beside.node.outputs[beside.index]!r} of "
-                for tensor in _behind(uses, source):
-                    found.setdefault(id(tensor), words + _called(beside.node))
+    weights = {id(use.tensor) for use in uses.products}
+    if not weights:
+        return found
+    for source, words in _readings(uses):
+        view = uses.tracer.view(source)
+        for piece in view.pieces if view is not None else ():
+            if id(piece.tensor) in weights:
+                found.setdefault(id(piece.tensor), words)
     return found
 
 
-def _readings(uses: Uses) -> Iterator[tuple[Source, str, bool]]:
-    """Every value that is read, by what, and whether that is known to be a product's.
+def _readings(uses: Uses) -> Iterator[tuple[Source, str]]:
+    """Every value that is read by what is no product of ours, and by what.
 
-    What only hands a value on, such as the call of a function, reads nothing.
+    What only hands a value on reads nothing: the call of a function, a loop, and the
+    operators that are looked through, whose results are followed instead.
     """
-    followed = (one for one in uses.followed.values() if isinstance(one, Made))
-    chosen = {(id(one.scope), id(one.node)) for one in followed if is_choice(one.node)}
     for scope in uses.scopes:
         for node in scope.graph.nodes:
-            for index in _read_inputs(scope, node):
-                source = uses.tracer.source(scope, node.inputs[index])
-                if source is not None:
-                    known = (id(scope), id(node), index) in uses.edges
-                    yield source, _called(node), known
-        names = [] if scope.is_function else scope.graph.outputs
-        kept = _handed_on(scope)
-        known = (id(scope.outer), id(scope.owner)) in chosen
-        for name in names:
+            if scope.function(node) is not None or node.op_type in SIZES:
+                continue
+            handed_on = set(_handed_on(uses, scope, node))
+            for index, name in enumerate(node.inputs):
+                source = uses.tracer.source(scope, name)
+                known = (id(scope), id(node), index) in uses.edges
+                if source is not None and not known and index not in handed_on:
+                    yield source, _called(node)
+        for name in _read_outputs(uses, scope):
             source = uses.tracer.source(scope, name)
-            if source is not None and name not in kept:
-                yield source, f"the output {name!r}", known
+            if source is not None:
+                yield source, f"the output {name!r}"
 
 
-def _read_inputs(scope: Scope, node: Node) -> list[int]:
-    """The inputs whose numbers a node reads."""
-    named = [index for index, name in enumerate(node.inputs) if name]
-    if scope.function(node) is not None or node.op_type in SIZES:
-        return []
+def _handed_on(uses: Uses, scope: Scope, node: Node) -> Iterator[int]:
+    """The inputs of a node that it hands on, to its results or to its body."""
+    for name in node.outputs:
+        made = scope.made.get(name)
+        if made is None or looked_through(made) is None:
+            break
+        if uses.tracer.view(made) is not None:
+            yield from (index for index, _ in uses.tracer.followed(made))
     for body in scope.inside.get(id(node), []) if is_loop(node) else ():
         turns = scope.turns(node, body.graph)
-        named = [index for index in named if index - turns.first not in turns.kept]
-    return named
+        yield from (turns.first + state for state in turns.kept)
+        first = turns.first + turns.states
+        yield from range(first, first + len(turns.axes))
 
 
-def _handed_on(scope: Scope) -> set[str]:
-    """What the body of a loop hands on as it was given it."""
+def _read_outputs(uses: Uses, scope: Scope) -> list[str]:
+    """The outputs of a graph that are not followed any further."""
     node, outer = scope.owner, scope.outer
-    if node is None or outer is None or not is_loop(node):
-        return set()
-    turns = outer.turns(node, scope.graph)
-    return {turns.handed_on(state) for state in turns.kept}
-
-
-def _other_outputs(source: Source) -> list[Made]:
-    """What else a node makes of an operand, as Split does."""
-    if not isinstance(source, Made) or looked_through(source) is None:
+    if node is None or outer is None:
+        return scope.graph.outputs
+    if scope.is_function:
         return []
-    made = [source.scope.made.get(name) for name in source.node.outputs if name]
-    return [one for one in made if one is not None and one is not source]
-
-
-def _behind(uses: Uses, source: Source) -> list[Tensor]:
-    """The stored tensors that a value is made of."""
-    view = uses.tracer.view(source)
-    return [] if view is None else [piece.tensor for piece in view.pieces]
+    if is_choice(node):
+        made = zip(node.outputs, scope.graph.outputs, strict=False)
+        views = ((uses.tracer.view(outer.find(name)), own) for name, own in made)
+        return [own for view, own in views if view is None]
+    turns = outer.turns(node, scope.graph)
+    kept = {turns.handed_on(state) for state in turns.kept}
+    return [name for name in scope.graph.outputs if name not in kept]
 
 
 def _called(node: Node) -> str:
