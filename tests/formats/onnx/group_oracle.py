@@ -205,7 +205,10 @@ def _sums(seen: Array, alike: float) -> list[Array]:
         raise Ambiguous("responses almost alike")
     if (same != (labels[:, None] == labels)).any():
         raise Ambiguous("sums overlap")
-    return [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    lanes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    if len({len(lane) for lane in lanes}) > 1:  # every sum is over as many inputs
+        raise Ambiguous("sums of different lengths")
+    return lanes
 
 
 def _cut(lane: list[tuple[str, int]], m: int, learned: Learned) -> None:
