@@ -46,6 +46,14 @@ class Layer(NamedTuple, Generic[T]):
     axis_from: AxisFrom
     assumed: bool = False
 
+    @classmethod
+    def alone(cls, tensor: T, spec: NMSpec) -> "Layer[T]":
+        """A layer of which nothing beside it need be known, such as one of a graph."""
+        rule = AxisRule([tensor])
+        axis = rule.of(tensor)
+        outputs = rule.outputs(tensor, spec.axis)
+        return cls(tensor, spec, outputs, axis.axis, axis.source, axis.assumed)
+
 
 @dataclass(frozen=True)
 class Chosen(Generic[T]):
@@ -195,7 +203,9 @@ class Selection:
         if not _has_groups(tensor, spec):
             chosen.leave_out(tensor, "size")
             return
-        outputs, inputs = rule.outputs(tensor, axis.axis), rule.of(tensor).axis
+        found = rule.of(tensor)
+        inputs = axis.axis if found.assumed else found.axis
+        outputs = rule.outputs(tensor, axis.axis)
         layer = Layer(tensor, spec, outputs, inputs, axis.source, axis.assumed)
         chosen.layers.append(layer)
 

@@ -170,11 +170,15 @@ def _onnx(path: Path) -> dict[str, np.ndarray] | None:
 def _torch(path: Path) -> dict[str, np.ndarray] | None:
     import torch
 
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-    state = loaded.get("state_dict")
+    from step_cli.formats.pytorch.stand_ins import standing_in
+    from step_cli.formats.pytorch.state_dict import find_state_dict
+
+    with standing_in():  # the metadata only: the tensors are as torch reads them
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    state = find_state_dict(loaded).state
     return {
         str(name): value.double().numpy()
-        for name, value in (state if isinstance(state, dict) else loaded).items()
+        for name, value in state.items()
         if isinstance(value, torch.Tensor) and value.is_floating_point()
     }
 

@@ -206,7 +206,7 @@ def _result(
         for layer in layers
         if layer.spec.axis in orders.get(layer.tensor.name, {})
     }
-    replaced = [replace(layer, tensor=tensors[layer.tensor.name]) for layer in layers]
+    replaced = [layer._replace(tensor=tensors[layer.tensor.name]) for layer in layers]
     return Permuted(replaced, now, changes, moved, left, arrays, {})
 
 

@@ -3,12 +3,13 @@
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 
 from step_cli.commands.prune.other_uses import harms_others, holds_whole
+from step_cli.commands.prune.ties import refuse_torn_ties, tied_to_skipped
 from step_cli.commands.select import (
     choose,
     plan_that_holds,
@@ -22,9 +23,8 @@ from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.files.strided import in_place
 from step_cli.nm.allocation import allocate, kept_squares
-from step_cli.nm.pattern import NMSpec
 from step_cli.nm.prune import PRUNABLE
-from step_cli.nm.selection import Layer
+from step_cli.nm.selection import Chosen, Layer
 from step_cli.nm.weight_rule import UNCOVERED, SkipReason, is_head
 from step_cli.reports import SkippedTensor
 
@@ -33,13 +33,7 @@ log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
-class LayerToPrune:
-    """A tensor to prune, and the pattern that it is to hold."""
-
-    tensor: NamedTensor
-    spec: NMSpec
-    outputs: int  # their axis
+LayerToPrune = Layer[NamedTensor]
 
 
 @dataclass(frozen=True)
@@ -94,13 +88,12 @@ def choose_layers(
     """
     plan = plan_that_holds(config, checkpoint)
     chosen = choose(config, checkpoint, plan)
-    layers = []
-    for found in chosen.layers:
-        layer = LayerToPrune(found.tensor, found.spec, found.outputs)
+    layers, left = [], _left_to_ties(checkpoint, chosen, config.include)
+    for layer in chosen.layers:
         named = layer.tensor.name in {*config.include, *(plan or ())}
-        if harms_others(found, chosen.layers, named=named):
+        if layer.tensor.name in left or harms_others(layer, chosen.layers, named=named):
             chosen.leave_out(layer.tensor, "consumer")
-        elif not holds_whole(found):
+        elif not holds_whole(layer):
             chosen.leave_out(layer.tensor, "size")
         elif layer.tensor.dtype not in PRUNABLE:
             chosen.leave_out(layer.tensor, "dtype")
@@ -110,8 +103,8 @@ def choose_layers(
             layers.append(layer)
     if not layers:
         raise NothingSelectedError(why_nothing(chosen, "prune", plan))
-    _refuse_unsettled([found for found in chosen.layers if found.assumed])
-    _refuse_torn_ties(checkpoint.tensors, layers)
+    _refuse_unsettled([layer for layer in layers if layer.assumed])
+    refuse_torn_ties(checkpoint, {layer.tensor.name: layer.spec for layer in layers})
     if config.density is not None:
         layers = _allocated(layers, config.density)
     _warn_of_heads(layers)
@@ -159,7 +152,7 @@ def _divides(layer: LayerToPrune) -> bool:
     return layer.tensor.shape[layer.outputs] % layer.spec.pattern.m == 0
 
 
-def _refuse_unsettled(assumed: Sequence[Layer[NamedTensor]]) -> None:
+def _refuse_unsettled(assumed: Sequence[LayerToPrune]) -> None:
     """Pruning along a wrong axis harms the model, and gains nothing."""
     for layer in assumed:
         name, shape = layer.tensor.name, list(layer.tensor.shape)
@@ -188,23 +181,25 @@ def _allocated(layers: Sequence[LayerToPrune], density: float) -> list[LayerToPr
     plan = {layer.tensor.name: layer.spec for layer in own}
     found = allocate(energies, shapes, plan, density)
     return [
-        replace(layer, spec=found[layer.tensor.tied_to or layer.tensor.name])
+        layer._replace(spec=found[layer.tensor.tied_to or layer.tensor.name])
         for layer in layers
     ]
 
 
-def _refuse_torn_ties(
-    tensors: Sequence[NamedTensor], layers: Sequence[LayerToPrune]
-) -> None:
-    """Pruning one of two tied tensors prunes the other as well."""
-    specs = {layer.tensor.name: layer.spec for layer in layers}
-    for tensor in tensors:
-        first = tensor.tied_to
-        if first is not None and specs.get(first) != specs.get(tensor.name):
-            raise UsageError(
-                f"tied to {first!r}: select both or neither, with one pattern and axis",
-                tensor=tensor.name,
+def _left_to_ties(
+    checkpoint: Checkpoint, chosen: Chosen[NamedTensor], named: Sequence[str]
+) -> set[str]:
+    """What is an embedding, say, under another name, unless it is named; warns."""
+    left = set()
+    for name, (other, reason) in tied_to_skipped(checkpoint, chosen.skipped).items():
+        if name not in named:
+            left.add(name)
+            log.warning(
+                "%s is left alone, as it is tied to %s, which is skipped (%s): "
+                "--include %r --include %r prunes both",
+                *(name, other, reason, name, other),
             )
+    return left
 
 
 def _warn_of_heads(layers: Sequence[LayerToPrune]) -> None:

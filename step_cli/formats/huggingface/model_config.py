@@ -10,7 +10,6 @@ from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.json_text import json_object
 from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.huggingface.directory import inside
-from step_cli.formats.huggingface.sparsity_config import left_dense
 from step_cli.nm.families import ModelConfig
 
 LARGEST_CONFIG = 16 << 20  # bytes
@@ -26,11 +25,28 @@ def with_config(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
         InputError: Reading what it left dense takes too long.
     """
     config = _read(directory)
+    if not config:
+        return checkpoint
+    from step_cli.formats.huggingface.sparsity_config import left_dense
+
     return replace(
         checkpoint,
         model_config=model_config_of(config),
         left_dense=left_dense(config, checkpoint.tensors, directory / "config.json"),
     )
+
+
+def gemm_plugin_in(directory: Path) -> str | None:
+    """The plugin that an engine of TensorRT-LLM multiplies by, or None: there is none.
+
+    Its ``config.json`` has ``build_config.plugin_config.gemm_plugin``.
+    """
+    for part in _parts(_read(directory)):
+        plugins = part.get("plugin_config")
+        plugin = plugins.get("gemm_plugin") if isinstance(plugins, dict) else None
+        if isinstance(plugin, str) and plugin.lower() not in ("", "none", "disable"):
+            return plugin
+    return None
 
 
 def _read(directory: Path) -> dict[str, Any]:

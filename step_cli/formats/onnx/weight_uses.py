@@ -9,8 +9,6 @@ import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.onnx.data import NIBBLES, TensorData
 from step_cli.formats.onnx.graph import ModelReader
@@ -154,7 +152,7 @@ class Uses:
         if tensor is None or tensor.values or tensor.data_type in NIBBLES:
             return False
         first = self.tracer.read(tensor).reshape(-1)[:MOST_OF_A_MASK]
-        return bool(np.isin(first.astype(np.float32), (0, 1)).all())
+        return bool(((first == 0) | (first == 1)).all())
 
 
 def uses_of(model: Model, read: Read) -> Uses:

@@ -60,7 +60,8 @@ def find_state_dict(loaded: Any, key: str | None = None) -> Found:
         raise Unfit(_without_tensors(loaded))
     if paths == [TOP]:
         return Found(loaded, None, [], [])
-    return _found(loaded, dict(_inside(loaded))[paths[0]], paths[0])
+    (state,) = (state for _, path, state in _inside(loaded) if path == paths[0])
+    return _found(loaded, state, paths[0])
 
 
 def pairs(value: Any) -> list[tuple[Any, Any]]:
@@ -88,7 +89,7 @@ def _tensors(value: Any) -> list[Any]:
 def _found(loaded: Any, state: State, path: str, *, usual: bool = False) -> Found:
     first = path if path in _items(loaded) else path.partition(".")[0]
     rest = [] if path == TOP else [key for key in _items(loaded) if key != first]
-    others = [other for other, value in _inside(loaded) if value is not state]
+    others = [other for _, other, value in _inside(loaded) if value is not state]
     return Found(state, None if usual else path, rest, others)
 
 
@@ -100,7 +101,7 @@ def _chosen(loaded: Any, key: str) -> Found:
             return _found(loaded, value, key)
     what = f"--key {key!r:.80}: {'no tensors by name' if there else 'no such key'}"
     known = [TOP] if holds_tensors(loaded) else []
-    known += [path for path, _ in _inside(loaded)]
+    known += [path for _, path, _ in _inside(loaded)]
     if known:
         raise Unfit(f"{what}; tensors lie under {_named(known)}")
     raise Unfit(f"{what}, nor tensors elsewhere; {SAVE}")
@@ -126,35 +127,43 @@ def _items(value: Any) -> dict[str, Any]:
 
 def _candidates(loaded: Any) -> list[str]:
     """The maps of names to tensors, of which one has to be meant."""
-    inside = [path for path, _ in _inside(loaded)]
+    inside = _inside(loaded)
+    direct = [path for level, path, _ in inside if level == 1]
+    found = direct or [path for _, path, _ in inside]
     own = _tensors(loaded)
-    if own and not holds_tensors(loaded) and not inside:
+    if own and not holds_tensors(loaded) and not found:
         raise Unfit(f"holds tensors under keys that are not text; {SAVE}")
     # Counters and states of generators lie beside a state dict, matrices in one.
-    if own and (not inside or any(len(value.shape) > 1 for value in own)):
-        return [TOP, *inside]
-    return inside
+    if own and (not found or any(len(value.shape) > 1 for value in own)):
+        return [TOP, *found]
+    return found
 
 
-def _inside(loaded: Any) -> list[tuple[str, State]]:
-    """The maps of names to tensors inside, of those that lie the least deep.
+def _inside(loaded: Any) -> list[tuple[int, str, State]]:
+    """The maps of names to tensors inside, the outer ones first.
 
-    Keys that are no text are not followed: what is below is an optimizer's state.
+    Of each how many keys deep it lies, and these keys. Those that are no text are not
+    followed, nor is the state of an optimizer.
     """
-    level, seen = [("", loaded)], set[int]()
-    for _ in range(DEEPEST):
-        below = [
+    found, seen = [], set[int]()
+    maps = [("", loaded)]
+    for level in range(1, DEEPEST + 1):
+        maps = [
             (f"{path}.{key}" if path else key, item)
-            for path, value in level
+            for path, value in maps
             for key, item in pairs(value)
             # What modules save beside their tensors belongs to these.
             if isinstance(key, str) and not key.endswith("_extra_state")
         ]
-        if found := [(path, item) for path, item in below if holds_tensors(item)]:
-            return found
-        level = [(p, item) for p, item in below if id(item) not in seen]
-        seen.update(id(item) for _, item in level)
-    return []
+        maps = [entry for entry in maps if not _of_optimizer(entry[1])]
+        found += [(level, path, item) for path, item in maps if holds_tensors(item)]
+        maps = [(path, item) for path, item in maps if id(item) not in seen]
+        seen.update(id(item) for _, item in maps)
+    return found
+
+
+def _of_optimizer(value: Any) -> bool:
+    return isinstance(value, dict) and {"state", "param_groups"} <= {*dict.keys(value)}
 
 
 def _named(paths: list[str]) -> str:

@@ -270,3 +270,29 @@ def test_a_key_is_for_exports_and_baselines_too(tmp_path: Path) -> None:
     assert verify(out, baseline=pruned, key=None, nm="2:4").error is not None
     same = verify(pruned, key="mean", baseline=pruned)
     assert same.ok and not verify(pruned, key="mean", baseline=source).ok
+
+
+def test_a_tied_embedding_is_left_alone_unless_both_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, out = tmp_path / "a.pt", tmp_path / "b.pt"
+    table = dense(8, 8)
+    state = {"wte.weight": table, "lm_head.weight": table, "fc.weight": dense(8, 8) + 1}
+    source.write_bytes(saved(state))
+    report = run(source, out)
+    assert [layer.name for layer in report.layers] == ["fc.weight"]
+    assert {(s.name, s.reason) for s in report.skipped} == {
+        ("wte.weight", "embedding"),
+        ("lm_head.weight", "consumer"),
+    }
+    assert torch.equal(torch.load(out)["lm_head.weight"], table)
+    words = "lm_head.weight is left alone, as it is tied to wte.weight"
+    assert words in caplog.text
+    with pytest.raises(UsageError, match="select both or neither"):
+        run(source, out, include=["lm_head.weight"], force=True)
+    both = ["lm_head.weight", "wte.weight"]
+    report = run(source, out, include=both, force=True)
+    assert [layer.name for layer in report.layers] == both
+    np.testing.assert_array_equal(
+        torch.load(out)["wte.weight"].numpy(), best(table.numpy())
+    )

@@ -43,6 +43,12 @@ def test_a_state_dict_is_found_in_its_wrapper(wrapper: str) -> None:
         ),
         ({"model": {"state_dict": STATE}, "optimizer": MOMENTS}, "model.state_dict"),
         ({"params_ema": STATE, "params": {}}, "params_ema"),
+        ({"net": STATE, "other": {"net": {"w": W}}}, "net"),
+        ({"net": STATE, "optimizer": {"state": {"w": {"m": W}}}, "adam": {}}, "net"),
+        (
+            {"a": {"b": STATE}, "o": {"state": {"w": {"m": W}}, "param_groups": []}},
+            "a.b",
+        ),
     ],
 )
 def test_the_only_map_of_names_to_tensors_is_meant(
@@ -59,12 +65,23 @@ def test_the_only_map_of_names_to_tensors_is_meant(
         ({"params": STATE, "params_ema": STATE}, "both 'params' and 'params_ema'"),
         ({"model": STATE, "state_dict": STATE}, "both 'state_dict' and 'model'"),
         ({"ema": {"net": STATE}, "raw": {"net": STATE}}, "'ema.net' and 'raw.net'"),
+        (
+            {"lm": {"embed": {"weight": W}, "body": {"0": STATE}}},
+            "'lm.embed' and 'lm.bo",
+        ),
         (STATE | {"net": STATE}, r"outermost keys \(--key \.\) and 'net'"),
     ],
 )
 def test_several_are_named(loaded: dict[str, Any], named: str) -> None:
-    with pytest.raises(Unfit, match=f"{named}; choose one with --key"):
+    with pytest.raises(Unfit, match=f"{named}.*; choose one with --key"):
         find_state_dict(loaded)
+
+
+def test_what_lies_deeper_is_told() -> None:
+    found = find_state_dict(
+        {"model": STATE | {"head": {"weight": W}}, "x": {"y": STATE}}
+    )
+    assert found.others == ["model.head", "x.y"]
 
 
 CHOICES = {
@@ -103,7 +120,9 @@ def test_a_key_without_tensors_is_refused_with_what_there_is(
 ) -> None:
     with pytest.raises(Unfit, match=what) as caught:
         find_state_dict(CHOICES, key)
-    assert "tensors lie under both 'model' and 'state_dict'" in str(caught.value)
+    assert "tensors lie under 'model', 'state_dict', 'ema.net' and 'a.b.c.d'" in str(
+        caught.value
+    )
 
 
 def test_a_list_of_state_dicts_needs_a_key() -> None:
