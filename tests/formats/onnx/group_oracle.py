@@ -59,15 +59,19 @@ class Witness:
         self.known = {info.name for info in self.fed.get_inputs()}
         self.rng = np.random.default_rng(example.seed)
 
-    def runtime_feeds(self, varied: Placed | None = None, feed: int = 0) -> Any:
-        """What the inputs are; those of one product may vary from copy to copy."""
+    def runtime_feeds(self, product: Placed, feed: int | None = None) -> Any:
+        """What the inputs are, so that a product runs.
+
+        That input of it which is summed with an operand may vary from copy to copy.
+        """
         one = np.float32(1)
         feeds: dict[str, Array] = {s: np.asarray(one) for s in self.example.scalars}
         for placed in self.example.placed:
             for number, runtime in enumerate(placed.runtimes):
                 rng = np.random.default_rng((self.example.seed, number))
-                vary = placed is varied and number == feed
+                vary = placed is product and number == feed
                 feeds[runtime.name] = placed.product.feeds[number].array(rng, vary)
+        for placed in (*self.example.placed, product):
             for wrapper in placed.place.wrappers:
                 if wrapper.condition is not None:
                     feeds[wrapper.condition.name] = np.array(wrapper.taken)

@@ -75,16 +75,15 @@ def outcome(seed: int) -> Outcome:
 
 def outputs_of(example: Example, witness: Witness, session: Any) -> list[Any]:
     """What each product gives: as it is checked, and with fed tensors."""
-    feeds = witness.runtime_feeds()
     known = {info.name for info in session.get_inputs()}
-    given = {name: array for name, array in feeds.items() if name in known}
-    return [
-        (
-            session.run([placed.output], given)[0],
-            witness.run({**feeds, **witness.stored_feeds()}, placed.output),
-        )
-        for placed in example.placed
-    ]
+    pairs = []
+    for placed in example.placed:
+        feeds = witness.runtime_feeds(placed)
+        given = {name: array for name, array in feeds.items() if name in known}
+        stored = session.run([placed.output], given)[0]
+        fed = witness.run({**feeds, **witness.stored_feeds()}, placed.output)
+        pairs.append((stored, fed))
+    return pairs
 
 
 def parts_of(example: Example) -> set[str]:
@@ -94,6 +93,7 @@ def parts_of(example: Example) -> set[str]:
     for placed in example.placed:
         parts.add(placed.product.kind)
         parts |= {wrapper.kind for wrapper in placed.place.wrappers}
+        parts |= {"both branches"} if placed.is_guest else set()
         for path in placed.all_paths:
             parts |= {f"{step.op} {step.kind}" for step in path.steps}
             parts |= {"step in a function" for step in path.steps if step.inside}
@@ -152,7 +152,7 @@ def test_the_graphs_hold_every_product_and_step() -> None:
         *MAKERS,
         *(f"{step} {LISTED}" for step in steps),
         *(f"{hidden.get(step, step)} {OPAQUE}" for step in OPAQUE_STEPS),
-        *("function", "if", "loop", "scan", "step in a function"),
+        *("function", "if", "loop", "scan", "step in a function", "both branches"),
         *("initializer", "constant", "reference", "constant-floats"),
         *("sparse-initializer", "sparse-constant"),
         *("float32", "float64", "float16", "bfloat16", "float8_e4m3fn"),

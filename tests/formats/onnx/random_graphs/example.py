@@ -31,6 +31,7 @@ class Placed:
     runtimes: list[Runtime]
     place: Place
     output: str
+    is_guest: bool = False  # in the other branch of the If of the one before
 
     def paths(self, number: int) -> list[Path]:
         """Every way from a stored tensor to the operand of this number."""
@@ -49,11 +50,12 @@ class Placed:
         return any(path.kind == OPAQUE for path in self.all_paths)
 
     def write(self, scope: Scope) -> str:
-        def inner(inside: Scope) -> str:
-            xs = [inside.emit(runtime) for runtime in self.runtimes]
-            return self.product.write(inside, xs, [inside.emit(v) for v in self.values])
+        return self.place.write(scope, self.write_inside)
 
-        return self.place.write(scope, inner)
+    def write_inside(self, scope: Scope) -> str:
+        """Write the product alone."""
+        xs = [scope.emit(runtime) for runtime in self.runtimes]
+        return self.product.write(scope, xs, [scope.emit(v) for v in self.values])
 
 
 @dataclass(eq=False)
@@ -99,6 +101,8 @@ class Example:
         scope = Scope(model)
         outputs = []
         for placed in self.placed:
+            if placed.is_guest:
+                continue
             name = scope.node("Identity", [placed.write(scope)])
             scope.nodes[-1].output[0] = placed.output
             rank = placed.product.rank + placed.place.axes

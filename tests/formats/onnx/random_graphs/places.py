@@ -41,6 +41,7 @@ class Place:
     wrappers: tuple[Wrapper, ...]
     x: Runtime
     dtype: str  # of the output
+    guest: Inner | None = None  # writes what stands in the other branch of an If
 
     @property
     def axes(self) -> int:
@@ -64,9 +65,12 @@ class Place:
         wrapper = self.wrappers[level]
         assert wrapper.condition is not None
         y = self.write(child, inner, level + 1)
-        other = scope.child("branch", lambda value: True)
-        zero = other.node("Identity", [other.constant([[0]], self.dtype)])
-        graphs = [child.graph([], [nameless(y)]), other.graph([], [nameless(zero)])]
+        other = scope.child("branch", lambda value: value.level > level)
+        if self.guest is None:
+            z = other.node("Identity", [other.constant([[0]], self.dtype)])
+        else:
+            z = self.guest(other)
+        graphs = [child.graph([], [nameless(y)]), other.graph([], [nameless(z)])]
         if not wrapper.taken:
             graphs.reverse()
         condition = scope.emit(wrapper.condition)

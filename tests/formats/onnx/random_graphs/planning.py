@@ -1,6 +1,7 @@
 """Plans a random graph."""
 
 import random
+from dataclasses import replace
 
 from formats.onnx.random_graphs import (
     entries,
@@ -130,7 +131,25 @@ def _place(
         for place, feed in enumerate(product.feeds)
     ]
     where = Place(made, runtimes[0], product.dtype)
-    example.placed.append(Placed(product, values, runtimes, where, f"y{number}"))
+    host = Placed(product, values, runtimes, where, f"y{number}")
+    example.placed.append(host)
+    alike = product.rank == 2 and product.dtype == "float32"
+    if alike and wrappers == ("if",) and rng.random() < 0.6:
+        _add_guest(example, grower, host)
+
+
+def _add_guest(example: Example, grower: Grower, host: Placed) -> None:
+    """A product in the other branch."""
+    wrapper, number = host.place.wrappers[0], len(example.placed)
+    other = replace(wrapper, taken=not wrapper.taken)
+    product = float_products.gemm(grower.rng)
+    values = [_operand(example, grower, o, (other,), False) for o in product.operands]
+    feed = product.feeds[0]
+    x = Runtime(feed.shape, feed.dtype, name=f"x{number}")
+    place = Place((other,), x, product.dtype)
+    guest = Placed(product, values, [x], place, host.output, is_guest=True)
+    host.place = replace(host.place, guest=guest.write_inside)
+    example.placed.append(guest)
 
 
 def _wrappers(
