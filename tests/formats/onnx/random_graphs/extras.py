@@ -34,7 +34,7 @@ def use_again(example: Example, rng: random.Random) -> None:
             value.level = 0
             if isinstance(value, Leaf) and value.stored.form == "reference":
                 value.stored.form = "initializer"
-        _multiply(example, again, rng.randrange(2))
+        multiply(example, again, rng.randrange(2))
 
 
 def _fits(value: Value) -> bool:
@@ -48,7 +48,7 @@ def _look_up(example: Example, leaf: Leaf) -> None:
     example.looked_up.append(leaf.stored)
 
 
-def _multiply(example: Example, value: Value, axis: int) -> None:
+def multiply(example: Example, value: Value, axis: int) -> None:
     number = len(example.placed)
     feed = products.Feed((products.ROWS, value.shape[axis]), 1, 0)
     product = Product(
