@@ -67,6 +67,16 @@ class Meaning:
     is_changed: bool = False
     quantizer: ZeroInput | None = None
 
+    @property
+    def is_told(self) -> bool:
+        """Whether it is known which of the numbers are zero in the product.
+
+        Behind a quantizer that has not been undone, those whose code is 0.
+        """
+        codes = None if self.quantizer is None else self.quantizer.codes
+        plain = self.quantizer is None or (codes is not None and not np.any(codes != 0))
+        return self.known and plain
+
     def changed(self) -> "Meaning":
         """After a cast or a scale, which leaves 0 as it is."""
         return self if self.is_changed else replace(self, is_changed=True)
@@ -126,7 +136,7 @@ def zero_point_of(
         tensor: The stored tensor.
         uses: What its numbers mean to each product, and the parts that it uses.
     """
-    if not all(meaning.known and meaning.quantizer is None for meaning, _ in uses):
+    if not all(meaning.is_told for meaning, _ in uses):
         return None, False
     found = [(meaning.zeros or Zeros(np.zeros((), np.int8)), p) for meaning, p in uses]
     singles = {int(zeros.codes) for zeros, _ in found if zeros.axis is None}
