@@ -223,7 +223,11 @@ def _is_masked(operand: Operand, piece: Piece) -> bool:
     inputs = [operand.summed, *operand.window]
     over = tuple(run for axis in inputs for run in piece.axes[axis])
     outputs = piece.axes[operand.outputs]
-    return any(overlap(one, over) and overlap(one, outputs) for one in piece.scaled)
+    hidden = piece.hidden
+    return any(
+        overlap(one, over, hidden) and overlap(one, outputs, hidden)
+        for one in piece.scaled
+    )
 
 
 def _may_be_weights(source: Source) -> bool:

@@ -143,15 +143,21 @@ def _in_rows(piece: Piece, place: int, size: int) -> list[Piece] | None:
         return [_with_axes(piece, place, 1, [(row, outer), (0, inner)])]
     # Rows that do not divide into the runs: known is what the last run shares.
     last = [run for run in runs if run.size != 1][-1]
-    block = math.gcd(last.size, size)
-    if last.axis == MIXED or block == 1:
+    if last.axis == MIXED:
         return None
+    block = math.gcd(last.size, size)
     others = [run for run in runs if run is not last]
     others.append(Run(last.axis, last.stride * block, last.size // block))
-    outer = (Run(MIXED, 0, size_of(runs) // size),)
-    inner = (Run(MIXED, 0, size // block), last._replace(size=block))
+    number = min([0, *_mixed_numbers(piece)]) - 1
+    outer = (Run(MIXED, number, size_of(runs) // size),)
+    inner = (Run(MIXED, number - 1, size // block), last._replace(size=block))
     mixed = replace(piece, hidden=(*piece.hidden, *others))
     return [_with_axes(mixed, place, 1, [(row, outer), (0, inner)])]
+
+
+def _mixed_numbers(piece: Piece) -> Iterator[int]:
+    for runs in (*piece.axes, *piece.scaled):
+        yield from (run.stride for run in runs if run.axis == MIXED)
 
 
 def _shared_out(runs: Runs, size: int) -> tuple[Runs, Runs] | None:
@@ -163,7 +169,8 @@ def _shared_out(runs: Runs, size: int) -> tuple[Runs, Runs] | None:
         if size % run.size == 0:
             size //= run.size
         elif run.size % size == 0:
-            left.append(Run(run.axis, run.stride * size, run.size // size))
+            step = run.stride if run.axis == MIXED else run.stride * size
+            left.append(Run(run.axis, step, run.size // size))
             run, size = run._replace(size=size), 1
         else:
             return None

@@ -21,7 +21,8 @@ MIXED = -1  # the axis of a run over several stored axes, whose order is not tol
 class Run(NamedTuple):
     """Elements of a stored tensor at equal distances along one of its axes.
 
-    Or places of an axis of the operand, if its own axis is `MIXED`.
+    Or places of an axis of the operand, if its own axis is `MIXED`: its stride is then
+    a negative number, the same for those that may depend on each other.
     """
 
     axis: int
@@ -181,21 +182,27 @@ def scaled(view: View, axes: Sequence[int]) -> View | None:
     return View(view.shape, tuple(pieces))
 
 
-def overlap(one: Runs, other: Runs) -> bool:
-    """Whether a step along one can be a step along the other."""
-    return any(
-        a.size > 1 < b.size
-        and (
-            MIXED in (a.axis, b.axis)
-            or (
-                a.axis == b.axis
-                and a.stride < b.stride * b.size
-                and b.stride < a.stride * a.size
-            )
-        )
-        for a in one
-        for b in other
-    )
+def overlap(one: Runs, other: Runs, hidden: Runs) -> bool:
+    """Whether a step along one can be a step along the other.
+
+    Args:
+        one: Runs.
+        other: Runs.
+        hidden: Those that mixed ones go through.
+    """
+    return any(_same_way(a, b, hidden) for a in one for b in other)
+
+
+def _same_way(one: Run, other: Run, hidden: Runs) -> bool:
+    if one.size == 1 or other.size == 1:
+        return False
+    if one.axis == other.axis == MIXED:
+        return one.stride == other.stride
+    if MIXED in (one.axis, other.axis):
+        real = other if one.axis == MIXED else one
+        return any(_same_way(real, run, ()) for run in hidden if run.axis != MIXED)
+    nearer = one.stride < other.stride * other.size
+    return one.axis == other.axis and nearer and other.stride < one.stride * one.size
 
 
 def _rearranged(view: View, order: Sequence[int]) -> View:
@@ -254,9 +261,10 @@ def merged(runs: Sequence[Run]) -> Runs:
     """Neighbours that are one run of the stored tensor as one."""
     found: list[Run] = []
     for run in runs:
-        last = found[-1] if found else None
-        if last and last.axis == run.axis and last.stride == run.stride * run.size:
-            found[-1] = Run(run.axis, run.stride, last.size * run.size)
+        last = found[-1] if found else Run(0, 0, 0)
+        near = last.stride == run.stride * (1 if run.axis == MIXED else run.size)
+        if found and last.axis == run.axis and near:
+            found[-1] = run._replace(size=last.size * run.size)
         else:
             found.append(run)
     return tuple(found)
