@@ -24,6 +24,7 @@ from step_cli.formats.onnx.weights.views import Piece, merged, overlap
 from step_cli.formats.onnx.weights.zero_points import Meaning
 from step_cli.nm.tensor_data import Part
 
+MOST_BOXES_IN_ALL = 1 << 18  # parts of stored tensors, before they are put together
 MOST_OF_A_MASK = 4096  # numbers that are looked at
 # Numbers of TensorProto.DataType that a matrix of weights may have.
 _WEIGHTS = frozenset({1, 2, 3, 5, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23})
@@ -71,6 +72,7 @@ class Uses:
     followed: dict[int, Source] = field(default_factory=dict)
     edges: set[tuple[int, int, int]] = field(default_factory=set)
     _searched: set[tuple[int, bool]] = field(default_factory=set)
+    _boxes: int = 0
 
     def __post_init__(self) -> None:
         self.dependence = Dependence(self.tracer)
@@ -102,7 +104,8 @@ class Uses:
         found = 0
         for piece in operand.view.pieces if operand is not None else view.pieces:
             use = use_of(node, operand, piece) if operand is not None else None
-            if use is not None:
+            self._boxes += len(use.boxes) if use is not None else 0
+            if use is not None and self._boxes <= MOST_BOXES_IN_ALL:
                 found += 1
                 self.products.append(use)
             elif _may_be_matrix(piece.tensor, True):
