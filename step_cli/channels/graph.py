@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from step_cli.channels.axes import Axis, find, fix, leaf, unify
 from step_cli.formats.checkpoint import Checkpoint
+from step_cli.nm.weight_rule import SkipReason
 
 TensorAxes = tuple[Axis, ...]
 Shape = tuple[int, ...]
@@ -160,8 +161,10 @@ class Network:
         graph: All tensors of it.
         tensors: The axes of each tensor of the checkpoint that it uses, by name.
         outputs: What it computes, in fp32, with the weights of a checkpoint.
+        stay_dense: Why weights of modules that are never pruned stay dense, by name.
     """
 
     graph: GraphAxes
     tensors: Mapping[str, TensorAxes]
     outputs: Callable[[Checkpoint], list[npt.NDArray[Any]]]
+    stay_dense: Mapping[str, SkipReason] = field(default_factory=dict)

@@ -30,6 +30,8 @@ from step_cli.formats.onnx.session import torch_outputs
 from step_cli.formats.quiet import quiet
 from step_cli.models.runnable import RunnableModel, open_model
 from step_cli.models.source import ModelSource
+from step_cli.nm.weight_rule import SkipReason
+from step_cli.optim.layers import stays_dense
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,17 @@ def torch_network(
     for axes in traced.parameters.values():
         if id(axes) not in held:
             traced.graph.fix(axes, "the checkpoint does not hold it as it is")
-    return Network(traced.graph, tensors, partial(_outputs, source, examples))
+    outputs = partial(_outputs, source, examples)
+    return Network(traced.graph, tensors, outputs, _stay_dense(runnable))
+
+
+def _stay_dense(runnable: RunnableModel) -> dict[str, SkipReason]:
+    modules = dict(runnable.model.named_modules())
+    reasons = {
+        name: stays_dense(modules[place.rpartition(".")[0]])
+        for name, place in runnable.names.items()
+    }
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def _outputs(

@@ -42,8 +42,6 @@ def choose(
     """
     for note in checkpoint.notes:
         log.info("%s: %s", checkpoint.path, note)
-    if plan is not None and not plan:
-        log.warning("%s: the plan names no layer, so none is selected", checkpoint.path)
     selection = config.selection(plan)
     left = [name for name in checkpoint.left_dense if name not in config.include]
     if left and plan is None:
@@ -98,8 +96,10 @@ def skipped_tensors(
     return sorted(listed, key=lambda tensor: tensor.name)
 
 
-def why_nothing(chosen: Chosen[NamedTensor], to: str) -> str:
+def why_nothing(chosen: Chosen[NamedTensor], to: str, plan: Plan | None) -> str:
     """Why there is no tensor ``to`` do something with, and what to do."""
+    if plan is not None and not plan:
+        return f"no tensor to {to}: the plan names no layer; give another with --plan"
     if all(0 in tensor.shape for tensor, _ in chosen.skipped):
         return "no tensor with elements in it"
     counts = Counter(reason for _, reason in chosen.skipped)

@@ -20,6 +20,7 @@ from step_cli.config.types import (
 )
 from step_cli.nm.pattern import Plan
 from step_cli.nm.selection import Selection
+from step_cli.nm.target_table import TargetName
 
 
 class SelectionConfig(Config):
@@ -199,11 +200,20 @@ class VerifyConfig(SelectionConfig):
         allow_inf_nan=False,
     )
     baseline: Path | None = option(None, "Require the masks of this checkpoint")
-    tensorrt: bool = option(False, "Show whether TensorRT could run each layer sparse")
+    target: list[TargetName] = option(
+        list, "Show whether this library has a sparse kernel for each layer"
+    )
+    tensorrt: bool = option(False, "Short for --target tensorrt")
     format: Format | None = option(None, "How to show the result (default: table)")
     output: OutputFile | None = option(
         None, "File to write the result to; the table still shows"
     )
+
+    @property
+    def targets(self) -> list[TargetName]:
+        """The libraries to judge for, each once."""
+        first: list[TargetName] = ["tensorrt"] if self.tensorrt else []
+        return list(dict.fromkeys([*first, *self.target]))
 
 
 Target = Literal["compressed", "dense", "onnx", "tensorrt"]

@@ -27,7 +27,12 @@ from step_cli.formats.huggingface.rewriter import (
 )
 from step_cli.formats.onnx.publish import free_names, staged_onnx
 from step_cli.formats.onnx.reader import open_onnx
-from step_cli.formats.onnx.rewriter import external_locations, rewrite_onnx
+from step_cli.formats.onnx.rewriter import (
+    external_locations,
+    rewrite_onnx,
+    sha1_of,
+    with_checksums,
+)
 from step_cli.formats.plan import digests, plan_json
 from step_cli.formats.pytorch.reader import open_torch, plan_path
 from step_cli.formats.pytorch.rewriter import rewrite_torch
@@ -173,6 +178,7 @@ class Rewriter:
 
     def _write_onnx(self, changes: Sequence[Change], plan: Plan, check: Check) -> None:
         file, renamed = self._file(changes), dict[str, str]()
+        recorded, digests = with_checksums(file), dict[str, str]()
         with staged_onnx(
             self.target,
             force=self.force,
@@ -182,7 +188,10 @@ class Rewriter:
             for number, location in enumerate(external_locations(file)):
                 data = self._file(changes, file.path.parent / location)
                 splices = [splice_of(change) for change in in_file(changes, data)]
-                copy_patched(data, place.data_file(number), splices)
-                renamed[location] = place.data_file(number).name
-            rewrite_onnx(file, place.path, changes, plan, renamed)
+                written = place.data_file(number)
+                copy_patched(data, written, splices)
+                renamed[location] = written.name
+                if splices and location in recorded:
+                    digests[location] = sha1_of(written)
+            rewrite_onnx(file, place.path, changes, plan, renamed, digests)
             check(replace(open_onnx(map_file(place.path)), path=self.target))

@@ -9,7 +9,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from step_cli.nm.families import NOTHING_KNOWN, ModelConfig, axis_by_config
+from step_cli.nm.families import (
+    NOTHING_KNOWN,
+    ModelConfig,
+    axis_by_config,
+    output_axis_by_config,
+)
 from step_cli.nm.weight_rule import Described, is_fused_experts, without_wrappers
 
 AxisFrom = Literal["option", "plan", "node", "config", "shape", "name", "default"]
@@ -67,43 +72,58 @@ class AxisRule:
         if tensor.axis is not None:
             return Axis(tensor.axis, "node")
         name, shape = without_wrappers(tensor.name), tensor.shape
+        found = _GPT2.fullmatch(name) if len(shape) == 2 else None
+        block = found[1] if found is not None else None
         axis = axis_by_config(name, shape, self._config)
         if axis is not None:
-            return Axis(axis, "config")
-        found = _GPT2.fullmatch(name) if len(shape) == 2 else None
-        if found is not None:
-            return self._of_gpt2(found[1])
+            # A model written after GPT-2, with Linear, beside the config of GPT-2.
+            linear = axis == 0 and block is not None and self._shapes_of(block)
+            return Axis(1, "shape") if linear == {False} else Axis(axis, "config")
+        if block is not None:
+            return self._of_gpt2(block)
         if is_fused_experts(name, shape):
             return Axis(2, "default", assumed=True)  # [experts, out, in]
         return Axis(1, "default", assumed=_may_be_a_stack(name, shape))
 
+    def knows(self, tensor: Described) -> bool:
+        """Whether the config names this tensor as a weight, whatever its name."""
+        name = without_wrappers(tensor.name)
+        return axis_by_config(name, tensor.shape, self._config) is not None
+
+    def outputs(self, tensor: Described, axis: int) -> int:
+        """The axis of the outputs, given the group axis: that of a matrix beside it.
+
+        Of convolutions, ``[out, in, k...]``, the first; of stacked matrices, of which
+        the group axis is one of the last two, the other one.
+        """
+        if tensor.output_axis is not None and axis == tensor.axis:
+            return tensor.output_axis
+        name, shape = without_wrappers(tensor.name), tensor.shape
+        if axis == axis_by_config(name, shape, self._config):
+            known = output_axis_by_config(name, shape, self._config)
+            if known is not None:
+                return known
+        rank = len(shape)
+        stacked = is_fused_experts(name, shape) or _may_be_a_stack(name, shape)
+        if axis > 1 or (stacked and axis == rank - 2):
+            return rank - 2 if axis == rank - 1 else rank - 1
+        return 1 if axis == 0 else 0
+
+    def _shapes_of(self, block: str) -> set[bool]:
+        """What shapes tell, of the same block where they do, else of the whole file."""
+        own = self._conv1d.get(block, set())
+        return own if len(own) == 1 else set[bool]().union(*self._conv1d.values())
+
     def _of_gpt2(self, block: str) -> Axis:
-        """Conv1D or Linear, by the shapes of the same block, else of the whole file."""
-        every = set[bool]().union(*self._conv1d.values())
-        for found in (self._conv1d.get(block, set()), every):
-            if len(found) == 1:
-                return Axis(0 if True in found else 1, "shape")
+        """Conv1D or Linear, by the shapes in the file."""
+        shapes = self._shapes_of(block)
+        if len(shapes) == 1:
+            return Axis(0 if True in shapes else 1, "shape")
         if not _GPT2_BLOCK.fullmatch(block):
             return Axis(1, "default")
         if self._config.model_types:  # and none of them has Conv1D
             return Axis(1, "config")
         return Axis(0, "name", assumed=True)
-
-
-def output_axis(tensor: Described, axis: int) -> int:
-    """The axis of the outputs, given the group axis: that of a matrix beside it.
-
-    Of convolutions, ``[out, in, k...]``, the first; of stacked matrices, of which the
-    group axis is one of the last two, the other one.
-    """
-    if tensor.output_axis is not None and axis == tensor.axis:
-        return tensor.output_axis
-    name, shape = without_wrappers(tensor.name), tensor.shape
-    rank = len(shape)
-    stacked = is_fused_experts(name, shape) or _may_be_a_stack(name, shape)
-    if axis > 1 or (stacked and axis == rank - 2):
-        return rank - 2 if axis == rank - 1 else rank - 1
-    return 1 if axis == 0 else 0
 
 
 def _conv1d_evidence(tensor: Described) -> Iterator[tuple[str, bool]]:

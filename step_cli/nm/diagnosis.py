@@ -69,6 +69,20 @@ def holds_pattern(
     return True
 
 
+def holds_paired(tensor: TensorToCheck, pattern: NMPattern, axis: int) -> bool:
+    """Whether a tensor holds ``pattern`` along ``axis`` in pairs, as fp4 needs it.
+
+    Weights come in pairs, and of each M/2 pairs at most N/2 are not zero.
+    """
+    groups, scratch = Groups(tensor.data, pattern.m, axis), Scratch()
+    for piece in groups.pieces():
+        nonzero = groups.magnitude(piece, scratch) != 0
+        pairs = nonzero[:, 0::2] | nonzero[:, 1::2]
+        if 2 * int(pairs.sum(axis=1).max(initial=0)) > pattern.n:
+            return False
+    return True
+
+
 @dataclass(frozen=True)
 class Mismatch:
     """How many weights one mask keeps and the other drops, and where the first is."""

@@ -7,6 +7,13 @@ from typing import NamedTuple
 from step_cli.nm.family_table import FAMILIES, Family
 
 
+class Axes(NamedTuple):
+    """Two axes of a tensor: what a product sums over, and its outputs."""
+
+    inputs: int
+    outputs: int
+
+
 class ModelConfig(NamedTuple):
     """What ``config.json`` says of a model, nested parts too.
 
@@ -30,12 +37,16 @@ def axis_by_config(name: str, shape: Sequence[int], config: ModelConfig) -> int 
         shape: Its shape.
         config: What ``config.json`` says.
     """
-    said = {
-        _axis(family, shape, config.hidden_sizes)
-        for end, family in _families_of(config.model_types)
-        if f".{name}".endswith(end) and len(shape) == len(family.stored)
-    }
-    return said.pop() if len(said) == 1 else None  # two parts of a model may disagree
+    axes = _axes_by_config(name, shape, config)
+    return axes and axes.inputs
+
+
+def output_axis_by_config(
+    name: str, shape: Sequence[int], config: ModelConfig
+) -> int | None:
+    """The axis of the outputs, where `axis_by_config` knows the group axis."""
+    axes = _axes_by_config(name, shape, config)
+    return axes and axes.outputs
 
 
 def family_rows() -> list[tuple[str, str, str, int, str]]:
@@ -63,21 +74,33 @@ def _families_of(model_types: tuple[str, ...]) -> list[tuple[str, Family]]:
     ]
 
 
-def _axis(
+def _axes_by_config(
+    name: str, shape: Sequence[int], config: ModelConfig
+) -> Axes | None:
+    said = {
+        _axes(family, shape, config.hidden_sizes)
+        for end, family in _families_of(config.model_types)
+        if f".{name}".endswith(end) and len(shape) == len(family.stored)
+    }
+    return said.pop() if len(said) == 1 else None  # two parts of a model may disagree
+
+
+def _axes(
     family: Family, shape: Sequence[int], hidden_sizes: frozenset[int]
-) -> int | None:
+) -> Axes | None:
+    axes = Axes(family.axis, family.output_axis)
     if family.hidden is None or not _is_turned(family, shape, hidden_sizes):
-        return family.axis
-    return family.stored.index("out") if family.turned_too else None
+        return axes
+    return Axes(axes.outputs, axes.inputs) if family.turned_too else None
 
 
 def _is_turned(
     family: Family, shape: Sequence[int], hidden_sizes: frozenset[int]
 ) -> bool:
     """Whether the shape shows that ``in`` and ``out`` are in each other's place."""
-    near, far = ("in", "out") if family.hidden == "in" else ("out", "in")
-    hidden = shape[family.stored.index(near)]
-    inner = shape[family.stored.index(far)]
+    hidden, inner = shape[family.axis], shape[family.output_axis]
+    if family.hidden == "out":
+        hidden, inner = inner, hidden
     if (hidden in hidden_sizes) != (inner in hidden_sizes):
         return inner in hidden_sizes
     # GPT-2 widens by 3 (or 2, of a cross-attention) and by 4, unless told otherwise.

@@ -34,28 +34,26 @@ class Family(NamedTuple):
     @property
     def axis(self) -> int:
         """The group axis; ``E*in`` counts the inputs of all experts."""
-        return [words.rpartition("*")[2] for words in self.stored].index("in")
+        return self._counting.index("in")
+
+    @property
+    def output_axis(self) -> int:
+        """The axis of the outputs."""
+        return self._counting.index("out")
+
+    @property
+    def _counting(self) -> list[str]:
+        return [words.rpartition("*")[2] for words in self.stored]
 
 
 _CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _CLVP = ("clvp", "clvp_decoder", "clvp_encoder")
 _AM_SOFTMAX = (
-    "wav2vec2",
-    "wav2vec2-bert",
-    "wav2vec2-conformer",
-    "wavlm",
-    "unispeech-sat",
+    *("wav2vec2", "wav2vec2-bert", "wav2vec2-conformer", "wavlm", "unispeech-sat"),
     "data2vec-audio",
 )
 _LINEAR = ("gpt_bigcode", "gpt_neo", "starcoder2")
-_IN_OUT_EXPERTS = {
-    "gpt_oss": "GptOssExperts",
-    "openai_privacy_filter": "OpenAIPrivacyFilterExperts",
-    "llama4": "Llama4TextExperts",
-    "llama4_text": "Llama4TextExperts",
-    "aria": "AriaExperts",
-    "aria_text": "AriaExperts",
-}
+_LLAMA4, _ARIA = ("llama4", "llama4_text"), ("aria", "aria_text")
 # Each has a class `...Experts` with F.linear over `gate_up_proj[e]`. Files that hold
 # one matrix for each expert, as those of most, are not concerned.
 _OUT_IN_EXPERTS = (
@@ -87,14 +85,6 @@ _MATRIX, _TURNED = ("in", "out"), ("out", "in")
 _STACK, _TURNED_STACK = ("E", "in", "out"), ("E", "out", "in")
 
 
-def _by_class(classes: dict[str, str]) -> dict[str, tuple[str, ...]]:
-    """The model types of each class."""
-    return {
-        owner: tuple(kind for kind, name in classes.items() if name == owner)
-        for owner in classes.values()
-    }
-
-
 def _of(*ends: str) -> tuple[str, ...]:
     return tuple(f"{end}.weight" for end in ends)
 
@@ -102,6 +92,8 @@ def _of(*ends: str) -> tuple[str, ...]:
 def _experts(*ends: str) -> tuple[str, ...]:
     return tuple(f"experts.{end}" for end in ends)
 
+
+_PROJECTIONS = _experts("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 
 FAMILIES = (
     Family(_CONV1D, _of("c_attn", "q_attn", "c_fc"), _MATRIX, "Conv1D", "in"),
@@ -115,17 +107,14 @@ FAMILIES = (
         "JukeboxConv1D, of transformers 4",
     ),
     Family(_LINEAR, _of("c_attn", "q_attn", "c_fc", "c_proj"), _TURNED, "nn.Linear"),
-    *(
-        Family(
-            kinds,
-            _experts("gate_up_proj", "gate_proj", "up_proj", "down_proj"),
-            _STACK,
-            owner,
-        )
-        for owner, kinds in _by_class(_IN_OUT_EXPERTS).items()
-    ),
+    Family(("gpt_oss",), _PROJECTIONS, _STACK, "GptOssExperts"),
     Family(
-        ("aria", "aria_text"),
+        ("openai_privacy_filter",), _PROJECTIONS, _STACK, "OpenAIPrivacyFilterExperts"
+    ),
+    Family(_LLAMA4, _PROJECTIONS, _STACK, "Llama4TextExperts"),
+    Family(_ARIA, _PROJECTIONS, _STACK, "AriaExperts"),
+    Family(
+        _ARIA,
         _experts("fc1.weight", "fc2.weight"),
         _STACK,
         "AriaExperts, as stored before 5.0",
@@ -155,7 +144,7 @@ FAMILIES = (
     ),
     Family(
         _OUT_IN_EXPERTS,
-        _experts("gate_up_proj", "gate_proj", "up_proj", "down_proj"),
+        _PROJECTIONS,
         _TURNED_STACK,
         "...Experts with F.linear",
     ),

@@ -33,14 +33,26 @@ class Layer(NamedTuple, Generic[T]):
     Attributes:
         tensor: Its description.
         spec: Its pattern and group axis.
+        outputs: The axis of the outputs.
+        inputs: The group axis by evidence, whatever the user or a plan says.
         axis_from: What tells the axis.
         assumed: Whether nothing settles the axis.
     """
 
     tensor: T
     spec: NMSpec
+    outputs: int
+    inputs: int
     axis_from: AxisFrom
     assumed: bool = False
+
+    @classmethod
+    def alone(cls, tensor: T, spec: NMSpec) -> "Layer[T]":
+        """A layer of which nothing beside it need be known, such as one of a graph."""
+        rule = AxisRule([tensor])
+        axis = rule.of(tensor)
+        outputs = rule.outputs(tensor, spec.axis)
+        return cls(tensor, spec, outputs, axis.axis, axis.source, axis.assumed)
 
 
 @dataclass(frozen=True)
@@ -111,14 +123,14 @@ class Selection:
         known, rule = frozenset(names), AxisRule(tensors, config)
         decided: set[str] = set()
         for tensor in tensors:
-            reason = self._reason(tensor, known)
+            reason = self._reason(tensor, known, rule)
             if reason is None:
                 axis = self._axis(tensor, rule)
                 # One of two uses is enough where the user says which axis holds.
                 if axis.source in ("option", "plan") and tensor.name in decided:
                     continue
                 decided.add(tensor.name)
-                self._place(tensor, axis, chosen)
+                self._place(tensor, axis, rule, chosen)
             elif self._must_be_judged(tensor, reason, known):
                 chosen.leave_out(tensor, reason)
             else:
@@ -152,9 +164,13 @@ class Selection:
             if not any(matches(name, glob) for name in names)
         ]
 
-    def _reason(self, tensor: Described, names: Set[str]) -> SkipReason | None:
+    def _reason(
+        self, tensor: Described, names: Set[str], rule: AxisRule
+    ) -> SkipReason | None:
         """Why a tensor is not judged; None if it is to be."""
         reason = skip_reason(tensor, names)
+        if reason in ("name", "embedding") and rule.knows(tensor):
+            reason = uncheckable(tensor, names)
         if not self._wanted(tensor):
             return "excluded" if reason is None or reason in UNCOVERED else reason
         if not self._named(tensor):
@@ -181,13 +197,17 @@ class Selection:
         # Of a kind that cannot be read: only what is a weight otherwise is missed.
         return len(tensor.shape) > 1 and name_reason(tensor, names) is None
 
-    def _place(self, tensor: T, axis: Axis, chosen: Chosen[T]) -> None:
+    def _place(self, tensor: T, axis: Axis, rule: AxisRule, chosen: Chosen[T]) -> None:
         """File a tensor under the layers, or among those without whole groups."""
         spec = NMSpec(self._pattern(tensor), axis.axis)
-        if _has_groups(tensor, spec):
-            chosen.layers.append(Layer(tensor, spec, axis.source, axis.assumed))
-        else:
+        if not _has_groups(tensor, spec):
             chosen.leave_out(tensor, "size")
+            return
+        found = rule.of(tensor)
+        inputs = axis.axis if found.assumed else found.axis
+        outputs = rule.outputs(tensor, axis.axis)
+        layer = Layer(tensor, spec, outputs, inputs, axis.source, axis.assumed)
+        chosen.layers.append(layer)
 
     def _pattern(self, tensor: Described) -> NMPattern:
         own = [given for glob, given in self.patterns if matches(tensor.name, glob)]

@@ -43,7 +43,7 @@ WRAPPERS = {
 # E8M0 is left out: it holds scales only and has no zero.
 _FLOATING = re.compile(r"float(64|32|16)|bfloat16|float8_(?!e8m0)\w+")
 _INTEGER = re.compile(r"u?int\d+|float4_\w+")
-_RECURRENT = re.compile(r"weight_[ih]h_l\d+(_reverse)?")
+_RECURRENT = re.compile(r"weight_([ih]h|hr)(_l\d+(_reverse)?)?")
 _EXPERT = re.compile(r"(\w+_)?proj|w[123]|\w*weight")
 _FLAT = re.compile(r"_?flat_param(_\d+)?")
 _HEADS = {"lm_head", "classifier", "score"}

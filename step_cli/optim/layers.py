@@ -135,6 +135,15 @@ def _describe(model: nn.Module) -> Iterator[Description]:
             yield _by_type(modules[owner], own, unknown)
 
 
+def stays_dense(module: nn.Module) -> SkipReason | None:
+    """Why the weight of a module stays dense, whatever its name; else None."""
+    if isinstance(module, TRANSPOSED):
+        return "consumer"  # its groups would run along the outputs
+    if isinstance(module, TABLES):
+        return "embedding"
+    return "norm" if isinstance(module, NORMS) else None
+
+
 def _by_type(module: nn.Module, own: str, unknown: Description) -> Description:
     """What the type of its module tells of a parameter; names tell the rest.
 
@@ -143,10 +152,9 @@ def _by_type(module: nn.Module, own: str, unknown: Description) -> Description:
         own: Its name in the module.
         unknown: Its description so far.
     """
-    if isinstance(module, TRANSPOSED):
-        return replace(unknown, skip="consumer")
-    if isinstance(module, NORMS):
-        return replace(unknown, skip="norm")
+    reason = stays_dense(module)
+    if reason is not None:
+        return replace(unknown, skip=reason)
     if is_conv1d(module):
         axis = 0
     elif isinstance(module, PRODUCTS):

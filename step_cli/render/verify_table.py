@@ -18,7 +18,6 @@ from step_cli.render.verify_words import (
 from step_cli.reports import (
     CheckpointVerdict,
     LayerVerdict,
-    TensorrtView,
     VerifyReport,
 )
 
@@ -53,7 +52,7 @@ def _draw(report: VerifyReport, console: "AnyConsole", *, verbose: bool) -> None
     for checkpoint in report.shown:
         if checkpoint.layers:
             _layers(checkpoint, console, verbose=verbose)
-            _tensorrt(checkpoint, console)
+            _advice(checkpoint, console)
         _messages(checkpoint, console, verbose=verbose)
         if verbose and checkpoint.skipped:
             _skipped(checkpoint, console)
@@ -68,15 +67,15 @@ def _layers(
 ) -> None:
     layers = worst_first(checkpoint.layers)
     hidden = [] if verbose else layers[MOST_ROWS:]
-    with_view = any(layer.tensorrt for layer in layers)
+    targets = _targets(checkpoint)
     rows = [
-        [*_row(layer), *([_view_word(layer.tensorrt)] if with_view else [])]
+        [*_row(layer), *(_view_word(layer, target) for target in targets)]
         for layer in layers[: len(layers) - len(hidden)]
     ]
     if hidden:
         bad = sum(not layer.ok for layer in hidden)
         rows.append([f"and {len(hidden)} more, {bad} failed; -v shows all"])
-    console.table([*COLUMNS, *(["TensorRT"] if with_view else [])], rows, NUMBERS)
+    console.table([*COLUMNS, *map(_title, targets)], rows, NUMBERS)
 
 
 def _row(layer: LayerVerdict) -> list[str]:
@@ -86,19 +85,39 @@ def _row(layer: LayerVerdict) -> list[str]:
     return [one_line(name), *others]
 
 
-def _view_word(view: TensorrtView | None) -> str:
+def _targets(checkpoint: CheckpointVerdict) -> list[str]:
+    """The libraries that layers were judged for."""
+    found = (target for layer in checkpoint.layers for target in layer.targets or ())
+    return list(dict.fromkeys(found))
+
+
+def _title(target: str) -> str:
+    from step_cli.nm.target_table import TARGETS
+
+    titles: dict[str, str] = {name: known.title for name, known in TARGETS.items()}
+    return titles[target]
+
+
+def _view_word(layer: LayerVerdict, target: str) -> str:
+    view = (layer.targets or {}).get(target)
     if view is None:
         return "-"
     return "likely" if view.likely else "possible" if view.possible else "no"
 
 
-def _tensorrt(checkpoint: CheckpointVerdict, console: "AnyConsole") -> None:
-    """Why TensorRT may not run layers sparse: a line for each reason, not for each."""
-    views = [layer.tensorrt for layer in checkpoint.layers if layer.tensorrt]
-    reasons = Counter((_view_word(view), view.advice) for view in views if view.advice)
-    for (word, advice), count in reasons.most_common():
-        plural = "" if count == 1 else "s"
-        console.line(f"TensorRT: {word} for {count} layer{plural}: {one_line(advice)}")
+def _advice(checkpoint: CheckpointVerdict, console: "AnyConsole") -> None:
+    """Why layers may not run sparse: a line for each reason, not for each layer."""
+    for target in _targets(checkpoint):
+        reasons = Counter(
+            (_view_word(layer, target), view.advice)
+            for layer in checkpoint.layers
+            if (view := (layer.targets or {}).get(target)) and view.advice
+        )
+        for (word, advice), count in reasons.most_common():
+            said = f"{word} for {count} layer{'' if count == 1 else 's'}"
+            console.line(f"{_title(target)}: {said}: {one_line(advice)}")
+    for note in checkpoint.notes:
+        console.line(f"note: {one_line(note)}")
 
 
 def _messages(

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from step_cli.reports.verify_nm import GroupAt as GroupAt
     from step_cli.reports.verify_nm import LayerVerdict as LayerVerdict
     from step_cli.reports.verify_nm import MaskDifference as MaskDifference
+    from step_cli.reports.verify_nm import TargetView as TargetView
     from step_cli.reports.verify_nm import TensorrtView as TensorrtView
     from step_cli.reports.verify_nm import VerifyReport as VerifyReport
     from step_cli.reports.verify_nm import VerifyTotals as VerifyTotals
@@ -62,6 +63,7 @@ _NAMES = {
     "verify_nm": (
         "GroupAt",
         "MaskDifference",
+        "TargetView",
         "TensorrtView",
         "LayerVerdict",
         "VerifyTotals",

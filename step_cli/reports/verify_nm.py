@@ -24,12 +24,16 @@ class MaskDifference(Part):
     message: str
 
 
-class TensorrtView(Part):
-    """Whether TensorRT could run a layer sparse; the build decides whether it does."""
+class TargetView(Part):
+    """Whether a library could run a layer sparse; the build decides whether it does."""
 
     possible: bool
     likely: bool
     advice: str | None
+
+
+class TensorrtView(TargetView):
+    """The same for TensorRT."""
 
 
 class LayerVerdict(Part):
@@ -52,7 +56,12 @@ class LayerVerdict(Part):
     first_nonfinite: list[int] | None = None
     tied_to: str | None = None
     baseline: MaskDifference | None = None
-    tensorrt: TensorrtView | None = None
+    tensorrt: TensorrtView | None = Field(
+        None, description="As in `targets`, where it is asked for"
+    )
+    targets: dict[str, TargetView] | None = Field(
+        None, description="Of each --target, by its name"
+    )
     message: str | None = Field(None, description="Why it is not ok, and what to do")
     notes: list[str] = Field([])
 
@@ -84,6 +93,7 @@ class CheckpointVerdict(Part):
     skipped: list[SkippedTensor] = Field([])
     totals: VerifyTotals | None = None
     hints: list[str] = Field([])
+    notes: list[str] = Field([], description="What else to know of the libraries")
     shortfall: str | None = Field(
         None, description="Why the checkpoint fails, if too little could be judged"
     )

@@ -287,7 +287,8 @@ def test_P12_calibration_samples_that_do_not_serve(
     refused_here(4, "does not take the calibration", *given(input=x[:, :7]))
     refused_here(4, "not numbers", *given(input=np.array(["a", "b"])))
     refused_here(4, "takes no 'other'", *given(other=x))
-    refused_here(7, "0.weight", *given(input=np.where(x > 1, np.nan, x)))
+    refused_here(4, "is zero", *given(input=0 * x))
+    refused_here(7, "sample 0", *given(input=np.where(x > 1, np.nan, x)))
     x[:, 3] = 0  # a channel that is never active
     words = ["prune", *map(str, given(input=x)), "-v"]
     assert cli.run(words, io.StringIO()) == 0

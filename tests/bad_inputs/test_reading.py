@@ -36,7 +36,16 @@ def r02(folder: Path) -> Row:
     put_bytes(folder / "run" / "metrics.jsonl", b"{}\n")
     looked = r"no weights in it; looked for model\.safetensors"
     unfinished = "training not finished, use --resume"
-    return Row([Want(folder / "empty", 4, looked), Want(folder / "run", 4, unfinished)])
+    adapter = put(folder / "adapter" / "adapter_model.safetensors").parent
+    several = [put(folder / "two" / f"model.{x}.safetensors") for x in ("a", "b")]
+    return Row(
+        [
+            Want(folder / "empty", 4, looked),
+            Want(folder / "run", 4, unfinished),
+            Want(adapter, 4, r"adapter_model\.safetensors .*merge_and_unload"),
+            Want(several[0].parent, 4, r"model\.a\.safetensors, model\.b\.safeten"),
+        ]
+    )
 
 
 def r03(folder: Path) -> Row:

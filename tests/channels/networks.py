@@ -57,7 +57,7 @@ def shuffled(
 def plan_of(checkpoint: Checkpoint, pattern: NMPattern = TWO_FOUR) -> Plan:
     """What `prune` would select by itself."""
     chosen = Selection(pattern=pattern).choose(checkpoint.tensors)
-    return {tensor.name: plan for tensor, plan in chosen.layers}
+    return {layer.tensor.name: layer.spec for layer in chosen.layers}
 
 
 def saved(module: nn.Module, folder: Path) -> Checkpoint:

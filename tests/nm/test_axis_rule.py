@@ -2,7 +2,7 @@
 
 import pytest
 
-from step_cli.nm.axis_rule import Axis, AxisRule, output_axis
+from step_cli.nm.axis_rule import Axis, AxisRule
 from step_cli.nm.families import ModelConfig
 from step_cli.nm.weight_rule import Description
 
@@ -73,6 +73,14 @@ def test_the_config_speaks_before_shapes_and_names(
     assert axis(name, shape, config=ModelConfig((model_type,))) == expected
 
 
+def test_linear_layers_beside_the_config_of_gpt2_are_known_by_their_shapes() -> None:
+    linear = tensor("h.0.attn.c_attn.weight", 48, 16)
+    square = "h.0.attn.c_proj.weight", (16, 16)
+    assert axis(*square, linear, config=GPT2) == (1, "shape", False)
+    conv1d = tensor("h.0.attn.c_attn.weight", 16, 48)
+    assert axis(*square, conv1d, config=GPT2) == (0, "config", False)
+
+
 def test_wrappers_in_a_name_change_nothing() -> None:
     name = "module.h.0._orig_mod.attn.c_proj.base_layer.weight"
     assert axis(name, (16, 16), config=GPT2) == (0, "config", False)
@@ -111,4 +119,4 @@ def test_the_source_speaks_before_all_others() -> None:
 def test_the_axis_of_the_outputs(
     given: Description, group_axis: int, expected: int
 ) -> None:
-    assert output_axis(given, group_axis) == expected
+    assert AxisRule([given]).outputs(given, group_axis) == expected

@@ -4,7 +4,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from step_cli.nm.families import ModelConfig, axis_by_config, family_rows
+from step_cli.nm.families import (
+    ModelConfig,
+    axis_by_config,
+    family_rows,
+    output_axis_by_config,
+)
 from step_cli.nm.family_table import FAMILIES, Family
 
 
@@ -90,6 +95,26 @@ def test_the_hidden_size_tells_two_layouts_of_qwen3_vl_moe_apart() -> None:
     turned = config("qwen3_vl_moe", hidden=[16])
     assert axis_by_config(up, (4, 24, 16), turned) == 2
     assert axis_by_config(down, (4, 16, 12), turned) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "shape", "axis"),
+    [
+        ("gpt2", "h.0.mlp.c_fc.weight", (16, 64), 1),
+        ("gpt2", "h.0.mlp.c_fc.weight", (64, 16), None),
+        ("gpt_bigcode", "h.0.mlp.c_fc.weight", (64, 16), 0),
+        ("gpt_oss", "experts.down_proj", (2, 8, 8), 2),
+        ("mixtral", "experts.down_proj", (2, 8, 8), 1),
+        ("xlnet", "rel_attn.q", (8, 2, 4), 2),
+        ("xlnet", "rel_attn.o", (8, 2, 4), 0),
+        ("dbrx", "mlp.w2", (32, 8), 1),
+        ("bert", "mlp.w2", (32, 8), None),
+    ],
+)
+def test_the_axis_of_the_outputs(
+    kind: str, name: str, shape: tuple[int, ...], axis: int | None
+) -> None:
+    assert output_axis_by_config(name, shape, config(kind)) == axis
 
 
 def test_rows_of_the_table_say_what_the_rule_does() -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from step_cli.errors import InputError, NothingSelectedError, UsageError
+from step_cli.nm.families import ModelConfig
 from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.nm.selection import Layer, Selection, parse_axis
 from step_cli.nm.tensor_data import Part
@@ -225,3 +226,10 @@ def test_a_tensor_used_along_two_axes_is_two_layers_unless_one_is_named() -> Non
     assert [layer.spec.axis for layer in Selection().choose(given).layers] == [0, 1]
     one = Selection(axes=[("w", 1)]).choose(given).layers
     assert [layer.spec.axis for layer in one] == [1]
+
+
+def test_a_weight_that_the_config_knows_needs_no_name_of_one() -> None:
+    given = [tensor("blocks.0.ffn.experts.mlp.w1", (64, 16)), tensor("x.w1", (8, 8))]
+    assert names(Selection().choose(given).layers) == []
+    chosen = Selection().choose(given, ModelConfig(("dbrx",)))
+    assert specs(chosen.layers) == {given[0].name: NMSpec(TWO_FOUR, 1)}

@@ -21,7 +21,7 @@ from step_cli.reports import (
     GroupAt,
     LayerVerdict,
     SkippedTensor,
-    TensorrtView,
+    TargetView,
     VerifyReport,
     VerifyTotals,
 )
@@ -273,14 +273,14 @@ def test_a_log_has_whole_lines_and_no_colour() -> None:
     assert not any(line.endswith(" ") for line in lines)
 
 
-def test_reasons_of_tensorrt_are_said_once() -> None:
-    no = TensorrtView(possible=False, likely=False, advice="no kernels for float32")
-    yes = TensorrtView(possible=True, likely=True, advice=None)
-    layers = [layer(name, ok=True, tensorrt=no) for name in "abc"]
-    layers.append(layer("d", ok=True, tensorrt=yes))
+def test_reasons_of_a_library_are_said_once() -> None:
+    no = TargetView(possible=False, likely=False, advice="no kernels for float32")
+    yes = TargetView(possible=True, likely=True, advice=None)
+    layers = [layer(name, ok=True, targets={"torch": no}) for name in "abc"]
+    layers.append(layer("d", ok=True, targets={"torch": yes}))
     shown = text(report(checkpoint(layers)), "table")
     assert shown.count("no kernels") == 1
-    assert "TensorRT: no for 3 layers: no kernels for float32" in shown
+    assert "torch: no for 3 layers: no kernels for float32" in shown
     assert [line.split()[-1] for line in shown.splitlines()[2:6]] == [
         *3 * ["no"],
         "likely",

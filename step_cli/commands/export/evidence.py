@@ -19,7 +19,9 @@ from step_cli.formats.tensorrt.evidence import (
 from step_cli.nm.count import TensorToCheck
 from step_cli.nm.diagnosis import holds_pattern
 from step_cli.nm.pattern import NMPattern, NMSpec
-from step_cli.nm.targets import TWO_FOUR, implies_two_four, tensorrt_view
+from step_cli.nm.selection import Layer
+from step_cli.nm.target_table import TWO_FOUR
+from step_cli.nm.targets import implies_two_four, operand_of, view_of
 from step_cli.reports import BackendReport, ExportLayer
 
 if TYPE_CHECKING:
@@ -77,7 +79,9 @@ def before_build(
             spec = NMSpec(NMPattern.parse(layer.pattern), tensor.axis)
             to_check = TensorToCheck(tensor.data(), spec)
             holds = layer.pattern_ok is True
-            advice = layer.advice or tensorrt_view(tensor, to_check, holds=holds).advice
+            operand = operand_of(Layer.alone(tensor, spec))
+            view = view_of("tensorrt", operand, to_check, holds=holds)
+            advice = layer.advice or view.advice
             layer = layer.model_copy(update={"advice": advice})
             any_two_four = any_two_four or _is_two_four(to_check, holds=holds)
         advised.append(layer)

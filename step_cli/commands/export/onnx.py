@@ -146,9 +146,7 @@ def _layers(loaded: LoadedModel, export: OnnxExport, path: Path) -> list[ExportL
         if layer is not None and axis is not None:
             in_graph[weight.name][place] = NMSpec(layer.pattern, axis)
     every = {item for specs in in_graph.values() for item in specs.items()}
-    counted = count_layers(
-        [Layer(stored[place], spec, "node") for place, spec in every]
-    )
+    counted = count_layers([Layer.alone(stored[name], spec) for name, spec in every])
     refuse_nonfinite(counted, path)
     found = {(layer.tensor.name, layer.spec): layer for layer in counted}
     operators = operators_of(path)

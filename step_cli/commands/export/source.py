@@ -93,7 +93,7 @@ def open_source(config: ExportConfig) -> Source:
     chosen = choose(config, checkpoint, plan)
     if not chosen.layers:
         raise NothingSelectedError(
-            why_nothing(chosen, "export"), file=config.checkpoint
+            why_nothing(chosen, "export", plan), file=config.checkpoint
         )
     counted = count_layers(chosen.layers)
     refuse_nonfinite(counted, config.checkpoint)

@@ -10,13 +10,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from step_cli.commands.prune.tensors import LayerToPrune, place_of
+from step_cli.commands.prune.tensors import (
+    LayerToPrune,
+    only_modules_that_stay_dense,
+    place_of,
+)
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import (
     InputError,
     NonFiniteError,
     NothingSelectedError,
-    few,
     naming,
 )
 from step_cli.formats.checkpoint import Checkpoint
@@ -35,7 +38,7 @@ from step_cli.oneshot.samples import read_batches
 from step_cli.oneshot.sparsegpt import InputHessian, sparsegpt_weight
 from step_cli.oneshot.transposable import transposable_keep
 from step_cli.oneshot.wanda import InputNorms, wanda_keep
-from step_cli.optim.layers import NORMS, TRANSPOSED
+from step_cli.optim.layers import stays_dense
 
 Array = npt.NDArray[Any]
 
@@ -123,7 +126,7 @@ class Calibrated:
             place = runnable.names.get(name, "")
             module_name, _, parameter = place.rpartition(".")
             module = runnable.model.get_submodule(module_name) if place else nn.Module()
-            reason = _left_dense(module)
+            reason = stays_dense(module)
             if reason is not None and name not in named:
                 self.left[name] = reason
                 continue
@@ -136,10 +139,7 @@ class Calibrated:
             watched.append(TargetLayer(place, module))
             self.layers[place] = layer
         if not watched:
-            raise NothingSelectedError(
-                "no tensor to prune, all are weights of modules that stay dense: "
-                f"{few(sorted(self.left))}"
-            )
+            raise NothingSelectedError(only_modules_that_stay_dense(self.left))
         return watched
 
     def prune(self, watched: TargetLayer, seen: Any) -> None:
@@ -202,12 +202,3 @@ class Calibrated:
             pass
         self.done[layer.tensor.name] = replace(work.done, nonzeros=int(keep.sum()))
         return to_array(new)
-
-
-def _left_dense(module: nn.Module) -> SkipReason | None:
-    """Why the weight of a module stays dense, whatever its name."""
-    if isinstance(module, TRANSPOSED):
-        return "kind"  # its groups would run along the outputs
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        return "embedding"
-    return "norm" if isinstance(module, NORMS) else None

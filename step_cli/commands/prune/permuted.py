@@ -20,7 +20,12 @@ from step_cli.channels.orders import (
     reordered,
     search_order,
 )
-from step_cli.commands.prune.tensors import LayerToPrune, change_of, place_of
+from step_cli.commands.prune.tensors import (
+    LayerToPrune,
+    change_of,
+    only_modules_that_stay_dense,
+    place_of,
+)
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
@@ -28,6 +33,7 @@ from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.onnx.session import difference
 from step_cli.models.source import model_source
+from step_cli.nm.weight_rule import SkipReason
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
@@ -49,6 +55,7 @@ class Permuted:
         moved: Names of layers that are pruned in another order.
         left: Why other layers are in the old one.
         arrays: Where the moved tensors are.
+        stay_dense: Why weights of other modules are left out, by the tensor's name.
     """
 
     layers: list[LayerToPrune]
@@ -57,6 +64,7 @@ class Permuted:
     moved: set[str]
     left: dict[str, str]
     arrays: ArraysOnDisk
+    stay_dense: dict[str, SkipReason]
 
 
 def permuted(
@@ -72,6 +80,16 @@ def permuted(
         StepError: The model is refused, or its outputs changed.
     """
     network = _network(config, checkpoint)
+    stay_dense = {
+        name: why
+        for name, why in network.stay_dense.items()
+        if name not in config.include
+    }
+    layers = [
+        x for x in layers if (x.tensor.tied_to or x.tensor.name) not in stay_dense
+    ]
+    if not layers:
+        raise NothingSelectedError(only_modules_that_stay_dense(stay_dense))
     _tie(network, checkpoint)
     for tensor in checkpoint.tensors:
         stored = tensor.place or tensor.among
@@ -91,7 +109,8 @@ def permuted(
         now = reordered(checkpoint, orders, arrays)
         if orders:
             _compare(network.outputs(checkpoint), network.outputs(now))
-        return _result(now, layers, orders, left, arrays)
+        found = _result(now, layers, orders, left, arrays)
+        return replace(found, stay_dense=stay_dense)
     except BaseException:
         arrays.close()
         raise
@@ -187,8 +206,8 @@ def _result(
         for layer in layers
         if layer.spec.axis in orders.get(layer.tensor.name, {})
     }
-    replaced = [replace(layer, tensor=tensors[layer.tensor.name]) for layer in layers]
-    return Permuted(replaced, now, changes, moved, left, arrays)
+    replaced = [layer._replace(tensor=tensors[layer.tensor.name]) for layer in layers]
+    return Permuted(replaced, now, changes, moved, left, arrays, {})
 
 
 def _change(tensor: NamedTensor) -> Change:

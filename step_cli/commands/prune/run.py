@@ -26,7 +26,7 @@ from step_cli.formats.rewrite import Rewriter
 from step_cli.nm.count import TensorToCheck, count_tensors
 from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.nm.prune import Pruned
-from step_cli.nm.targets import planned_view
+from step_cli.nm.targets import operand_of, planned_view
 from step_cli.reports import PrunedLayer, PruneReport, PruneTotals
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def run(config: PruneConfig) -> PruneReport:
         moved = _permuted(config, checkpoint, layers, folder)
         if moved is not None:
             stack.callback(moved.arrays.close)
+            _, left = without(layers, left, moved.stay_dense)
             checkpoint, layers = moved.checkpoint, moved.layers
         own = [layer for layer in layers if layer.tensor.tied_to is None]
         method = method_of(config, checkpoint, own, folder)
@@ -214,5 +215,5 @@ def _row(layer: LayerToPrune, done: Pruned, moved: "Permuted | None") -> PrunedL
         tied_to=tensor.tied_to,
         permuted=None if moved is None else first in moved.moved,
         not_permuted=None if moved is None else moved.left.get(first),
-        advice=planned_view(tensor, spec).advice,
+        advice=planned_view(operand_of(layer), spec).advice,
     )

@@ -3,11 +3,12 @@
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 
+from step_cli.commands.prune.other_uses import harms_others, holds_whole
 from step_cli.commands.prune.ties import refuse_torn_ties, tied_to_skipped
 from step_cli.commands.select import (
     choose,
@@ -17,13 +18,11 @@ from step_cli.commands.select import (
     why_nothing,
 )
 from step_cli.config.commands import PruneConfig
-from step_cli.errors import InputError, NothingSelectedError, UsageError
+from step_cli.errors import InputError, NothingSelectedError, UsageError, few
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.files.strided import in_place
 from step_cli.nm.allocation import allocate, kept_squares
-from step_cli.nm.axis_rule import output_axis
-from step_cli.nm.pattern import NMSpec
 from step_cli.nm.prune import PRUNABLE
 from step_cli.nm.selection import Chosen, Layer
 from step_cli.nm.weight_rule import UNCOVERED, SkipReason, is_head
@@ -34,17 +33,7 @@ log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
-class LayerToPrune:
-    """A tensor to prune, and the pattern that it is to hold."""
-
-    tensor: NamedTensor
-    spec: NMSpec
-
-    @property
-    def outputs(self) -> int:
-        """The axis of the outputs."""
-        return output_axis(self.tensor, self.spec.axis)
+LayerToPrune = Layer[NamedTensor]
 
 
 @dataclass(frozen=True)
@@ -65,7 +54,7 @@ def place_of(tensor: NamedTensor) -> Place:
     if place is None:
         raise InputError(
             "is not stored in one piece and cannot be changed in place; save the "
-            "checkpoint again with contiguous tensors",
+            "checkpoint again with contiguous tensors (ONNX: dense, with raw data)",
             tensor=tensor.name,
         )
     return place
@@ -97,12 +86,15 @@ def choose_layers(
         UsageError: Nothing settles the group axis of a tensor, tied tensors are torn,
             or the density is too low.
     """
-    chosen = choose(config, checkpoint, plan_that_holds(config, checkpoint))
+    plan = plan_that_holds(config, checkpoint)
+    chosen = choose(config, checkpoint, plan)
     layers, left = [], _left_to_ties(checkpoint, chosen, config.include)
-    for found in chosen.layers:
-        layer = LayerToPrune(found.tensor, found.spec)
-        if layer.tensor.name in left:
+    for layer in chosen.layers:
+        named = layer.tensor.name in {*config.include, *(plan or ())}
+        if layer.tensor.name in left or harms_others(layer, chosen.layers, named=named):
             chosen.leave_out(layer.tensor, "consumer")
+        elif not holds_whole(layer):
+            chosen.leave_out(layer.tensor, "size")
         elif layer.tensor.dtype not in PRUNABLE:
             chosen.leave_out(layer.tensor, "dtype")
         elif config.transposable and not _divides(layer):
@@ -110,8 +102,8 @@ def choose_layers(
         else:
             layers.append(layer)
     if not layers:
-        raise NothingSelectedError(why_nothing(chosen, "prune"))
-    _refuse_unsettled([found for found in chosen.layers if found.assumed])
+        raise NothingSelectedError(why_nothing(chosen, "prune", plan))
+    _refuse_unsettled([layer for layer in layers if layer.assumed])
     refuse_torn_ties(checkpoint, {layer.tensor.name: layer.spec for layer in layers})
     if config.density is not None:
         layers = _allocated(layers, config.density)
@@ -147,12 +139,20 @@ def without(
     return kept, LeftDense(skipped, uncovered)
 
 
+def only_modules_that_stay_dense(names: Iterable[str]) -> str:
+    """Why nothing is left, once the modules are known."""
+    return (
+        "no tensor to prune, all are weights of modules that stay dense, such as "
+        f"transposed convolutions: {few(sorted(names))}"
+    )
+
+
 def _divides(layer: LayerToPrune) -> bool:
     """Whether the outputs divide into groups too, as a transposable mask needs."""
     return layer.tensor.shape[layer.outputs] % layer.spec.pattern.m == 0
 
 
-def _refuse_unsettled(assumed: Sequence[Layer[NamedTensor]]) -> None:
+def _refuse_unsettled(assumed: Sequence[LayerToPrune]) -> None:
     """Pruning along a wrong axis harms the model, and gains nothing."""
     for layer in assumed:
         name, shape = layer.tensor.name, list(layer.tensor.shape)
@@ -181,7 +181,7 @@ def _allocated(layers: Sequence[LayerToPrune], density: float) -> list[LayerToPr
     plan = {layer.tensor.name: layer.spec for layer in own}
     found = allocate(energies, shapes, plan, density)
     return [
-        replace(layer, spec=found[layer.tensor.tied_to or layer.tensor.name])
+        layer._replace(spec=found[layer.tensor.tied_to or layer.tensor.name])
         for layer in layers
     ]
 

@@ -14,7 +14,7 @@ from step_cli.commands.select import (
 )
 from step_cli.commands.verify.counted import count_layers
 from step_cli.commands.verify.rebuilt import with_rebuilt
-from step_cli.commands.verify.verdict import verdicts_on
+from step_cli.commands.verify.verdict import Judge, verdicts_on
 from step_cli.config.commands import VerifyConfig
 from step_cli.errors import (
     NonFiniteError,
@@ -115,6 +115,18 @@ def _verdict(
         )
 
 
+def _targets(
+    config: VerifyConfig, checkpoint: Checkpoint
+) -> tuple[Judge | None, list[str]]:
+    """What judges layers for each --target, and notes on them."""
+    if not config.targets:
+        return None, []
+    from step_cli.commands.verify.targets import judge_for, notes_for
+
+    targets = config.targets
+    return judge_for(targets), notes_for(targets, checkpoint)
+
+
 def _checked(
     checkpoint: Checkpoint,
     config: VerifyConfig,
@@ -126,7 +138,8 @@ def _checked(
     _note_assumed([layer for layer in chosen.layers if layer.assumed], checkpoint)
     counted = count_layers(chosen.layers, exact=config.exact, baseline=baseline)
     planned = plan is not None and config.nm is None
-    layers, hints = verdicts_on(counted, planned=planned, tensorrt=config.tensorrt)
+    judge, notes = _targets(config, checkpoint)
+    layers, hints = verdicts_on(counted, planned=planned, judge=judge)
     skipped = with_rebuilt(
         skipped_tensors(chosen, strict=config.strict), checkpoint, config.nm
     )
@@ -136,7 +149,7 @@ def _checked(
     ok = ok and shortfall is None
     error = _nonfinite(layers)
     if not layers and ok:
-        error = NothingSelectedError(why_nothing(chosen, "check"))
+        error = NothingSelectedError(why_nothing(chosen, "check", plan))
     return CheckpointVerdict(
         path=str(checkpoint.path),
         format=checkpoint.format,
@@ -145,6 +158,7 @@ def _checked(
         skipped=skipped,
         totals=totals,
         hints=hints,
+        notes=notes,
         shortfall=shortfall,
         integrity=checkpoint.integrity,
         error=None if error is None else ErrorDetail.of(error, checkpoint.path),

@@ -3,27 +3,29 @@
 What only some runs need is imported where it is used, as most of a run is its start.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from step_cli.commands.verify.counted import Counted
 from step_cli.nm.count import TensorToCheck
 from step_cli.nm.groups import index_of
 from step_cli.nm.weight_rule import is_head
-from step_cli.reports import GroupAt, LayerVerdict, TensorrtView
+from step_cli.reports import GroupAt, LayerVerdict, TargetView, TensorrtView
+
+Judge = Callable[[Counted], dict[str, TargetView]]
 
 EXPLAINED = 32  # failing layers that are read again to see what they look like
 MISTAKEN = 0.01  # of groups; below it, a layer with another pattern would break more
 
 
 def verdicts_on(
-    counted: Sequence[Counted], *, planned: bool, tensorrt: bool = False
+    counted: Sequence[Counted], *, planned: bool, judge: Judge | None = None
 ) -> tuple[list[LayerVerdict], list[str]]:
     """Judge the layers.
 
     Args:
         counted: What was found in each.
         planned: Whether their patterns come from a plan.
-        tensorrt: Whether to judge too if TensorRT could run each layer sparse.
+        judge: Says of each layer which libraries could run it sparse.
 
     Returns:
         A verdict for each layer, and advice that holds for all failing ones.
@@ -39,14 +41,12 @@ def verdicts_on(
             explain = layer.tensor.name in explained
             found = _message(layer, planned, explain=explain, advise=not hints)
             message = "; ".join([*found, *hints])
-        verdicts.append(
-            _verdict(layer, message, _tensorrt(layer) if tensorrt else None)
-        )
+        verdicts.append(_verdict(layer, message, judge(layer) if judge else None))
     return verdicts, hints
 
 
 def _verdict(
-    layer: Counted, message: str | None, tensorrt: TensorrtView | None
+    layer: Counted, message: str | None, targets: dict[str, TargetView] | None
 ) -> LayerVerdict:
     tensor, spec, counts = layer.tensor, layer.spec, layer.counts
     notes = ["all zero"] if counts.nonzeros == 0 else []
@@ -70,7 +70,8 @@ def _verdict(
         first_nonfinite=layer.first_nonfinite,
         tied_to=layer.tied_to,
         baseline=layer.difference,
-        tensorrt=tensorrt,
+        tensorrt=_tensorrt(targets),
+        targets=targets,
         message=message,
         notes=notes,
     )
@@ -102,13 +103,9 @@ def _first_violation(layer: Counted) -> GroupAt | None:
     return GroupAt(index=list(index), nonzeros=nonzeros)
 
 
-def _tensorrt(layer: Counted) -> TensorrtView:
-    from step_cli.nm.targets import tensorrt_view
-
-    tensor = layer.tensor
-    to_check = TensorToCheck(tensor.data(), layer.spec)
-    view = tensorrt_view(tensor, to_check, holds=layer.counts.violations == 0)
-    return TensorrtView(possible=view.possible, likely=view.likely, advice=view.advice)
+def _tensorrt(targets: dict[str, TargetView] | None) -> TensorrtView | None:
+    view = (targets or {}).get("tensorrt")
+    return None if view is None else TensorrtView(**view.model_dump())
 
 
 def _message(

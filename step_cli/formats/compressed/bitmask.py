@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from step_cli.errors import InputError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
-from step_cli.formats.safetensors.zero_points import with_zero_points
+from step_cli.formats.zero_points import with_zero_points
 from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 
 SHAPE, BITMASK, VALUES, OFFSETS = ".shape", ".bitmask", ".compressed", ".row_offsets"

@@ -33,6 +33,19 @@ def with_config(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
     )
 
 
+def gemm_plugin_in(directory: Path) -> str | None:
+    """The plugin that an engine of TensorRT-LLM multiplies by, or None: there is none.
+
+    Its ``config.json`` has ``build_config.plugin_config.gemm_plugin``.
+    """
+    for part in _parts(_read(directory)):
+        plugins = part.get("plugin_config")
+        plugin = plugins.get("gemm_plugin") if isinstance(plugins, dict) else None
+        if isinstance(plugin, str) and plugin.lower() not in ("", "none", "disable"):
+            return plugin
+    return None
+
+
 def _read(directory: Path) -> dict[str, Any]:
     """The config; nothing, if it is missing or broken."""
     try:

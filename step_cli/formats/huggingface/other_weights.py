@@ -96,19 +96,19 @@ def others_with_weights(directory: Path, read: set[Path]) -> list[str]:
 
 def _files(directory: Path, depth: int | None) -> Iterator[Path]:
     """The files of a directory and those below it; links to directories are passed."""
-    folders = []
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if not entry.is_dir():
-                yield Path(entry.path)
-            elif not entry.is_symlink():
-                folders.append(Path(entry.path))
+    try:
+        with os.scandir(directory) as entries:
+            found = [
+                (Path(entry.path), entry.is_dir(), entry.is_symlink())
+                for entry in entries
+            ]
+    except OSError:  # not ours to read
+        return
+    yield from (path for path, is_folder, _ in found if not is_folder)
     if depth is None or depth > 1:
-        for folder in folders:
-            try:
-                yield from _files(folder, None if depth is None else depth - 1)
-            except OSError:  # not ours to read
-                continue
+        for path, is_folder, is_link in found:
+            if is_folder and not is_link:
+                yield from _files(path, None if depth is None else depth - 1)
 
 
 def _format_of(name: str) -> str | None:

@@ -22,7 +22,7 @@ from step_cli.formats.huggingface.model_config import with_config
 from step_cli.formats.plan import check_digest
 from step_cli.formats.safetensors.header import COMPRESSED_KEY, read_header
 from step_cli.formats.safetensors.reader import open_safetensors
-from step_cli.formats.safetensors.zero_points import with_zero_points
+from step_cli.formats.zero_points import with_zero_points
 from step_cli.nm.pattern import Plan
 from step_cli.nm.threads import in_order
 

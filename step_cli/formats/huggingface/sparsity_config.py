@@ -10,7 +10,7 @@ Source: compressed-tensors 0.9.4, ``config/base.py``.
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from step_cli.errors import InputError
 from step_cli.formats.checkpoint import NamedTensor
 
 # A regular expression of a file must not run for long: short, without groups that
-# repeat, with few repetitions, on short names, and all of them for a limited time.
-LONGEST_EXPRESSION = 300
-LONGEST_NAME = 300
-MOST_REPETITIONS = 4
+# repeat, with few choices, on short names, and all of them for a limited time.
+LONGEST_EXPRESSION = 200
+LONGEST_NAME = 200
+MOST_CHOICES = 4  # repetitions and groups
 SECONDS = 5.0  # of processor time
+_END = re.compile(r"(?<!\\)\.\*\$?$")  # matches whatever follows
+_CHOICE = re.compile(r"(?<!\()[*+?]|\(")
 _UNSAFE = re.compile(r"\(\?(?!:)|[{}]|\)[*+?]|\\[1-9]|[*+?]\+")
 
 
@@ -91,32 +93,40 @@ def _matched(
 ) -> set[str]:
     """The modules that some of the entries name."""
     names = {entry for entry in entries if not entry.startswith("re:")}
-    expressions = list(_expressions(entries))
+    expressions = [
+        partial(_match, expression, until, file) for expression in _expressions(entries)
+    ]
     found = set()
     for module in set(modules):
         # A name without dots is that of the last component, below any prefix.
-        if module in names or module.rpartition(".")[2] in names:
+        named = module in names or module.rpartition(".")[2] in names
+        short = len(module) <= LONGEST_NAME
+        if named or (short and any(match(module) for match in expressions)):
             found.add(module)
-        elif len(module) <= LONGEST_NAME:
-            if any(matches(module) for matches in expressions):
-                found.add(module)
-            if time.process_time() > until:
-                raise InputError(
-                    "the regular expressions of its sparsity_config take too long; "
-                    "remove them, and use --exclude",
-                    file=file,
-                )
     return found
 
 
-def _expressions(entries: list[str]) -> Iterator[Callable[[str], object]]:
+def _match(
+    expression: re.Pattern[str], until: float, file: Path, module: str
+) -> re.Match[str] | None:
+    if time.process_time() > until:
+        raise InputError(
+            "the regular expressions of its sparsity_config take too long; remove "
+            "them, and use --exclude",
+            file=file,
+        )
+    return expression.match(module)
+
+
+def _expressions(entries: list[str]) -> Iterator[re.Pattern[str]]:
     for entry in entries:
         text = entry.removeprefix("re:")
         if text == entry or len(text) > LONGEST_EXPRESSION or _UNSAFE.search(text):
             continue
-        if sum(text.count(sign) for sign in "*+") > MOST_REPETITIONS:
+        text = _END.sub("", text)
+        if len(_CHOICE.findall(text)) > MOST_CHOICES:
             continue
         try:
-            yield partial(re.match, re.compile(text))
+            yield re.compile(text)
         except (re.error, RecursionError, OverflowError):
             continue

@@ -11,6 +11,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from step_cli.errors import InputError
+from step_cli.formats.files.mapped_file import reason_of
+
 # Without variants, in the order in which from_pretrained looks.
 KINDS = (
     ("model", "safetensors"),
@@ -63,8 +66,15 @@ def weights_name(name: str) -> WeightsName | None:
 
 
 def weights_names(directory: Path) -> list[WeightsName]:
-    """Those in a directory, in the order in which the libraries look, variants last."""
-    with os.scandir(directory) as entries:
-        found = [weights_name(entry.name) for entry in entries if not entry.is_dir()]
+    """Those in a directory, in the order in which the libraries look, variants last.
+
+    Raises:
+        InputError: The directory cannot be read.
+    """
+    try:
+        with os.scandir(directory) as entries:
+            found = [weights_name(one.name) for one in entries if not one.is_dir()]
+    except OSError as error:
+        raise InputError(reason_of(error), file=directory) from None
     names = [name for name in found if name is not None]
     return sorted(names, key=lambda x: (x.variant is not None, x.rank, x.name))

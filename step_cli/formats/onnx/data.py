@@ -14,8 +14,9 @@ from step_cli.errors import InputError
 from step_cli.formats.checkpoint import Place
 from step_cli.formats.files.mapped_file import MappedFile, map_file
 from step_cli.formats.huggingface.directory import inside
-from step_cli.formats.onnx.graph import Tensor
+from step_cli.formats.onnx.model import Tensor
 from step_cli.formats.onnx.protobuf import FIXED32, FIXED64, Field, WireError, varints
+from step_cli.formats.onnx.sparse import dense_array
 
 Array = npt.NDArray[Any]
 
@@ -80,6 +81,8 @@ class TensorData:
                 outside the model's directory.
         """
         needed = self._size_bytes(tensor)
+        if tensor.values is not None:
+            return None
         if tensor.is_external:
             file = self._external_file(tensor)
             return self._external(tensor, file, needed)
@@ -103,6 +106,12 @@ class TensorData:
         dtype = DTYPES.get(tensor.data_type)
         if dtype is None:
             raise self._refuse(tensor, "its type cannot be read")
+        if tensor.values is not None and tensor.indices is not None:
+            found = self.read(tensor.values), self.read(tensor.indices)
+            try:
+                return dense_array(*found, tensor.shape)
+            except ValueError as error:
+                raise self._refuse(tensor, str(error)) from None
         if place is None:
             try:
                 return self._typed(tensor, dtype)

@@ -4,84 +4,23 @@ Field numbers are those of onnx.proto. The onnx package would load all weights, 
 where they are inline, and take longer to import than a model takes to check.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from step_cli.formats.onnx import protobuf
+from step_cli.formats.onnx.model import (
+    Attribute,
+    Extent,
+    Function,
+    Graph,
+    Model,
+    Node,
+    Tensor,
+)
 from step_cli.formats.onnx.protobuf import LENGTH, Field, WireError, fields, signed
 
 DEEPEST = 64  # graphs within graphs
 MOST_PARTS = 2_000_000  # nodes, tensors and attributes; each costs about 1 kB
-
-Extent = tuple[int, int]  # first byte, and one past the last
-
-
-@dataclass(eq=False)
-class Tensor:
-    """A TensorProto: its data is raw, external, or in a field of its type."""
-
-    name: str = ""
-    shape: list[int] = field(default_factory=list)
-    data_type: int = 0
-    raw: Extent | None = None
-    typed: dict[int, list[Field]] = field(default_factory=dict)  # by field number
-    external: dict[str, str] = field(default_factory=dict)
-    external_at: dict[str, Extent] = field(default_factory=dict)  # where each stands
-    is_external: bool = False
-    around: tuple[Field, ...] = ()  # the messages it is in, outermost first, and itself
-
-
-@dataclass(eq=False)
-class Attribute:
-    """An AttributeProto, as far as weights need it."""
-
-    name: str = ""
-    integer: int | None = None
-    integers: list[int] = field(default_factory=list)
-    tensor: Tensor | None = None
-    graphs: list["Graph"] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class Node:
-    """A NodeProto."""
-
-    name: str = ""
-    op_type: str = ""
-    domain: str = ""
-    inputs: list[str] = field(default_factory=list)
-    outputs: list[str] = field(default_factory=list)
-    attributes: dict[str, Attribute] = field(default_factory=dict)
-
-
-@dataclass(eq=False)
-class Graph:
-    """A GraphProto; those of If, Loop and Scan are in the attributes of its nodes."""
-
-    name: str = ""
-    nodes: list[Node] = field(default_factory=list)
-    initializers: list[Tensor] = field(default_factory=list)
-    sparse: list[Tensor] = field(default_factory=list)  # their values
-
-
-@dataclass(eq=False)
-class Function:
-    """A FunctionProto: a node of its name stands for its nodes."""
-
-    name: str = ""
-    domain: str = ""
-    inputs: list[str] = field(default_factory=list)
-    graph: Graph = field(default_factory=Graph)
-
-
-@dataclass
-class Model:
-    """A ModelProto."""
-
-    graph: Graph
-    functions: list[Function]
-    properties: dict[str, str]  # metadata_props
-    property_fields: dict[str, Extent]  # where each stands in the file
 
 
 @dataclass
@@ -114,7 +53,7 @@ class ModelReader:
                 properties[key], places[key] = value, (item.start, item.end)
         if graph is None or not version:
             raise WireError("it has no graph or no version")
-        return Model(graph, functions, properties, places)
+        return Model(graph, functions, properties, places, self.data)
 
     def _graph(self, place: Field, depth: int) -> Graph:
         if depth > DEEPEST:
@@ -129,8 +68,12 @@ class ModelReader:
                 graph.name = self._text(item)
             elif item.number == 5:
                 graph.initializers.append(self._tensor(item))
+            elif item.number == 11:
+                graph.inputs.append(self._name(item))
+            elif item.number == 12:
+                graph.outputs.append(self._name(item))
             elif item.number == 15:
-                graph.sparse += self._nested(item, 1, self._tensor)
+                graph.sparse.append(self._sparse(item))
         return graph
 
     def _function(self, place: Field) -> Function:
@@ -142,11 +85,18 @@ class ModelReader:
             if item.number == 1:
                 function.name = self._text(item)
             elif item.number == 4:
-                function.inputs.append(self._text(item))
+                function.graph.inputs.append(self._text(item))
+            elif item.number == 5:
+                function.graph.outputs.append(self._text(item))
             elif item.number == 7:
                 function.graph.nodes.append(self._node(item, 0))
             elif item.number == 10:
                 function.domain = self._text(item)
+            elif item.number == 11:
+                attribute = self._attribute(item, 0)
+                function.defaults[attribute.name] = attribute
+            elif item.number == 13:
+                function.overload = self._text(item)
         function.graph.name = function.name
         return function
 
@@ -169,11 +119,13 @@ class ModelReader:
                 node.attributes[attribute.name] = attribute
             elif item.number == 7:
                 node.domain = self._text(item)
+            elif item.number == 8:
+                node.overload = self._text(item)
         return node
 
     def _attribute(self, place: Field, depth: int) -> Attribute:
         self._count()
-        attribute = Attribute()
+        attribute = Attribute(place=place)
         for item in self._inside(place):
             if item.number == 1:
                 attribute.name = self._text(item)
@@ -185,6 +137,10 @@ class ModelReader:
                 attribute.graphs.append(self._graph(item, depth + 1))
             elif item.number == 8:
                 attribute.integers += self._integers(item)
+            elif item.number == 21:
+                attribute.reference = self._text(item)
+            elif item.number == 22:
+                attribute.tensor = self._sparse(item)
         return attribute
 
     def _tensor(self, place: Field) -> Tensor:
@@ -209,10 +165,28 @@ class ModelReader:
                 tensor.is_external = item.value == 1
         return tensor
 
-    def _nested(
-        self, place: Field, number: int, read: Callable[[Field], Tensor]
-    ) -> list[Tensor]:
-        return [read(item) for item in self._inside(place) if item.number == number]
+    def _sparse(self, place: Field) -> Tensor:
+        """A SparseTensorProto; its name is that of its values."""
+        self._count()
+        sparse = Tensor()
+        for item in self._inside(place):
+            if item.number == 1:
+                sparse.values = self._tensor(item)
+            elif item.number == 2:
+                sparse.indices = self._tensor(item)
+            elif item.number == 3:
+                sparse.shape += self._integers(item)
+        if sparse.values is None or sparse.indices is None:
+            raise WireError("a sparse tensor has no values, or no indices")
+        sparse.name, sparse.data_type = sparse.values.name, sparse.values.data_type
+        return sparse
+
+    def _name(self, place: Field) -> str:
+        """The name of a ValueInfoProto."""
+        for item in fields(self.data, place.begin, place.end):
+            if item.number == 1:
+                return self._text(item)
+        return ""
 
     def _inside(self, place: Field) -> Iterator[Field]:
         """The fields of a message; while one is looked at, ``around`` includes it."""
@@ -242,7 +216,7 @@ class ModelReader:
         except UnicodeDecodeError:
             raise WireError(f"a name at byte {item.begin} is not text") from None
 
-    def _count(self) -> None:
-        self.parts += 1
+    def _count(self, parts: int = 1) -> None:
+        self.parts += parts
         if self.parts > MOST_PARTS:
             raise WireError(f"more than {MOST_PARTS} nodes and tensors")

@@ -14,14 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.formats.onnx.weight_uses import (
-    SEEN_THROUGH,
-    STANDARD,
-    TRANSPOSED,
-    WEIGHT_INPUTS,
-    permuted_axes,
-    summed_axis,
-)
+from step_cli.formats.onnx.exported_graph import ExportedGraph
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -68,7 +61,7 @@ def name_weights(
         model: Changed in place.
         state: The state dict of the module that was exported.
     """
-    uses = list(_uses(model))
+    uses = _uses(model)
     sources = {
         use.value: name for use in uses if (name := _source(use, state)) is not None
     }
@@ -162,36 +155,14 @@ def _renamed(value: "onnx_ir.Value", found: list[OnnxWeight]) -> bool:
     return any(weight.onnx_name == value.name for weight in found)
 
 
-def _uses(model: "onnx_ir.Model") -> Iterator[_Use]:
+def _uses(model: "onnx_ir.Model") -> list[_Use]:
     """Every product by a stored weight, the weight's own group axis with it."""
-    for node in model.graph.all_nodes():
-        for index in WEIGHT_INPUTS.get(node.op_type, ()):
-            if node.domain in STANDARD and index < len(node.inputs):
-                use = _traced(node, index)
-                if use is not None:
-                    yield use
-
-
-def _traced(node: "onnx_ir.Node", index: int) -> _Use | None:
-    between: list[onnx_ir.Node] = []
-    value = node.inputs[index]
-    while value is not None and not value.is_initializer():
-        maker = value.producer()
-        if maker is None or maker.op_type not in SEEN_THROUGH:
-            return None
-        between.append(maker)
-        value = maker.inputs[0]
-    if value is None or value.shape is None:
-        return None
-    axes = tuple(range(len(value.shape)))
-    for step in reversed(between):
-        if step.op_type == "Transpose":
-            perm = step.attributes.get("perm")
-            axes = permuted_axes(axes, None if perm is None else perm.as_ints())
-    flag = node.attributes.get(TRANSPOSED[index])
-    transposed = flag is not None and flag.as_int() != 0
-    axis = summed_axis(node.op_type, index, axes, transposed=transposed)
-    return None if axis is None else _Use(node, value, axis)
+    graph = ExportedGraph(model)
+    return [
+        _Use(graph.nodes[id(use.node)], graph.values[id(use.tensor)], use.axis)
+        for use in graph.uses()
+        if use.axis is not None
+    ]
 
 
 def _source(use: _Use, state: Mapping[str, "Tensor"]) -> str | None:

@@ -1,18 +1,22 @@
 """An ONNX model as a list of named arrays, weights with their group axes."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
-import numpy as np
-
-from step_cli.errors import InputError
-from step_cli.formats.checkpoint import Checkpoint, NamedTensor, ZeroPoint
+from step_cli.errors import InputError, naming
+from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.files.mapped_file import MappedFile
 from step_cli.formats.onnx.data import TensorData, dtype_name
-from step_cli.formats.onnx.graph import Model, ModelReader, Node, Tensor
+from step_cli.formats.onnx.graph import ModelReader
+from step_cli.formats.onnx.model import Model, Tensor
+from step_cli.formats.onnx.other_uses import other_uses
 from step_cli.formats.onnx.protobuf import WireError
-from step_cli.formats.onnx.weight_uses import Scope, Use, scopes_of, uses_in
+from step_cli.formats.onnx.weight_uses import Use, uses_of
+from step_cli.formats.onnx.weights.boxes import parts_of
+from step_cli.formats.onnx.weights.scopes import Scope
+from step_cli.formats.onnx.weights.zero_points import zero_point_of
 from step_cli.formats.plan import KEY, parse_plan
-from step_cli.nm.weight_rule import SkipReason
 
 
 def open_onnx(file: MappedFile) -> Checkpoint:
@@ -24,7 +28,8 @@ def open_onnx(file: MappedFile) -> Checkpoint:
     try:
         model = ModelReader(file.data.data).model()
         data = TensorData(file)
-        tensors, notes = _tensors(model, data)
+        with naming(file=file.path):
+            tensors, notes = _tensors(model, data)
     except WireError as error:
         raise InputError(f"not an ONNX model: {error}", file=file.path) from None
     text = model.properties.get(KEY)
@@ -41,111 +46,80 @@ def open_onnx(file: MappedFile) -> Checkpoint:
 def _tensors(
     model: Model, data: TensorData
 ) -> tuple[list[NamedTensor], tuple[str, ...]]:
-    """All initializers, and the Constants that are weights, each once; and notes."""
-    scopes = scopes_of(model)
-    uses: dict[int, Use] = {}
-    ambiguous: dict[str, None] = {}
-    for use in (use for scope in scopes for use in uses_in(scope)):
-        first = uses.setdefault(id(use.tensor), use)
-        if first.axis != use.axis:
-            ambiguous[use.tensor.name] = None
-    found: dict[str, NamedTensor] = {}
+    """All initializers, and the Constants that products use; and notes.
+
+    A tensor that products sum over two axes of is there twice, once for each.
+    """
+    uses = uses_of(model, data.read)
+    by_tensor: dict[int, list[Use]] = {}
+    for use in uses.products:
+        by_tensor.setdefault(id(use.tensor), []).append(use)
+    shared = other_uses(uses)
+    found: list[NamedTensor] = []
+    notes: list[str] = []
+    names: set[str] = set()
     listed: set[int] = set()
-    for scope in scopes:
-        for tensor in scope.graph.initializers:
-            _add(found, tensor, uses.get(id(tensor)), scope, data)
-        listed |= {id(tensor) for tensor in scope.graph.initializers}
+    for scope in uses.scopes:
+        own = {id(tensor) for tensor in scope.graph.initializers + scope.graph.sparse}
         for tensor in scope.stored.values():
-            if id(tensor) in uses and id(tensor) not in listed:
-                listed.add(id(tensor))  # a function may be called again
-                _add(found, tensor, uses[id(tensor)], scope, data)
-        for tensor in scope.graph.sparse:
-            found[tensor.name] = _named(tensor.name, tensor, data, skip="kind")
-    notes = tuple(
-        f"{name} is multiplied along two axes; judged along that of its first node"
-        for name in ambiguous
-    )
-    return list(found.values()), notes
+            used = by_tensor.get(id(tensor), [])
+            untraced = id(tensor) in uses.untraced
+            if id(tensor) in listed or not (id(tensor) in own or used or untraced):
+                continue  # a function may be called again
+            listed.add(id(tensor))
+            plain = _named(_free_name(tensor, scope, names), tensor, data)
+            names.add(plain.name)
+            layers = _layers(plain, tensor, used, shared.get(id(tensor)))
+            if len(layers) > 1:
+                axes = " and ".join(str(layer.axis) for layer in layers)
+                notes.append(f"{plain.name} is summed over axes {axes}; each is judged")
+            found += layers or [
+                replace(plain, skip="untraced" if untraced else "consumer")
+            ]
+    return found, tuple(notes)
 
 
-def _add(
-    found: dict[str, NamedTensor],
-    tensor: Tensor,
-    use: Use | None,
-    scope: Scope,
-    data: TensorData,
-) -> None:
+def _free_name(tensor: Tensor, scope: Scope, taken: set[str]) -> str:
     name = tensor.name
-    while name in found:  # the branches of an If may use the same name
+    while name in taken:  # the branches of an If may use the same name
         name = f"{scope.graph.name or 'graph'}/{name}"
-    if use is None:
-        found[name] = _named(name, tensor, data, skip="consumer")
-        return
-    zero, readable = _zero_point(use, data)
-    found[name] = _named(
-        name,
-        tensor,
-        data,
-        skip=None if readable else "kind",
-        is_weight=True,
-        axis=use.axis,
-        zero_point=zero,
-    )
+    return name
 
 
-def _named(
-    name: str,
-    tensor: Tensor,
-    data: TensorData,
-    *,
-    skip: SkipReason | None = None,
-    is_weight: bool = False,
-    axis: int | None = None,
-    zero_point: ZeroPoint | None = None,
-) -> NamedTensor:
+def _layers(
+    plain: NamedTensor, tensor: Tensor, uses: Sequence[Use], shared: str | None
+) -> list[NamedTensor]:
+    """A stored tensor as products use it, once for each axis that they sum over."""
+    by_axis: dict[int | None, list[Use]] = {}
+    for use in uses:
+        by_axis.setdefault(use.axis, []).append(use)
+    if len(by_axis) > 1:
+        by_axis.pop(None, None)  # as a vector it has no groups
+    layers: list[NamedTensor] = []
+    for axis, some in by_axis.items():
+        boxes = [box for use in some for box in use.boxes]
+        parts = () if axis is None else parts_of(tensor.shape, axis, boxes)
+        zero, known = zero_point_of(tensor, [(use.meaning, use.boxes) for use in some])
+        layers.append(
+            replace(
+                plain,
+                axis=axis,
+                output_axis=some[0].outputs,
+                parts=parts or (),
+                skip="untraced" if parts is None else None if known else "kind",
+                is_weight=True,
+                shared_with=shared,
+                zero_point=zero,
+            )
+        )
+    return layers
+
+
+def _named(name: str, tensor: Tensor, data: TensorData) -> NamedTensor:
     return NamedTensor(
         name=name,
         dtype=dtype_name(tensor),
         shape=tuple(tensor.shape),
         read=partial(data.read, tensor),
-        axis=axis,
-        skip=skip,
-        is_weight=is_weight,
-        zero_point=zero_point,
         place=data.place(tensor),
     )
-
-
-def _zero_point(use: Use, data: TensorData) -> tuple[ZeroPoint | None, bool]:
-    """Which code means zero, and whether the codes have a meaning at all."""
-    node = use.dequantize
-    if node is None or "int" not in dtype_name(use.tensor):
-        return None, True
-    name = node.inputs[2] if len(node.inputs) > 2 else ""
-    if not name:
-        return ZeroPoint(np.zeros((), np.int8)), True
-    stored, at = use.scope.find(name)
-    for _ in range(1000):  # a name may lead back to itself
-        if not (isinstance(stored, Node) and stored.op_type == "Identity"):
-            break
-        stored, at = at.find(stored.inputs[0] if stored.inputs else "")
-    if not isinstance(stored, Tensor):
-        return None, False  # computed: not known here
-    codes = data.read(stored)
-    if codes.size == 0:
-        return None, False
-    if (codes == codes.flat[0]).all():
-        return ZeroPoint(codes.reshape(-1)[0]), True
-    attribute = node.attributes.get("axis")
-    axis = 1 if attribute is None or attribute.integer is None else attribute.integer
-    rank = len(use.tensor.shape)
-    if codes.ndim != 1 or not -rank <= axis < rank:
-        return None, False  # one for each block
-    stored_axis = use.code_axes[axis]
-    if codes.shape[0] != use.tensor.shape[stored_axis]:
-        raise InputError(
-            f"{codes.shape[0]} zero points for {use.tensor.shape[stored_axis]} slices",
-            file=data.file.path,
-            tensor=use.tensor.name,
-        )
-    return ZeroPoint(codes, stored_axis), True

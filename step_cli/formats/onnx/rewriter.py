@@ -4,6 +4,7 @@ The model is copied byte for byte around the changes. Where a message gets longe
 lengths of all messages around it are written anew.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -20,13 +21,15 @@ from step_cli.formats.files.patched_copy import (
     replaced,
     splice_of,
 )
-from step_cli.formats.onnx.graph import Graph, Model, ModelReader, Tensor
+from step_cli.formats.onnx.graph import ModelReader
+from step_cli.formats.onnx.model import Graph, Model, Tensor
 from step_cli.formats.onnx.protobuf import Field, encoded_varint
 from step_cli.formats.onnx.weight_uses import nodes_of_weights
 from step_cli.formats.plan import KEY, plan_json
 from step_cli.nm.pattern import Plan
 
 _PROPERTIES, _EXTERNAL_DATA = 14, 13  # fields of ModelProto and of TensorProto
+CHECKSUM = "checksum"  # of external data: the SHA-1 of the whole file
 
 
 def external_locations(file: MappedFile) -> list[str]:
@@ -38,12 +41,28 @@ def external_locations(file: MappedFile) -> list[str]:
     return list(found)
 
 
+def with_checksums(file: MappedFile) -> set[str]:
+    """The data files of which a model records the SHA-1."""
+    return {
+        tensor.external.get("location", "")
+        for tensor in _all_tensors(ModelReader(file.data.data).model())
+        if tensor.is_external and CHECKSUM in tensor.external
+    }
+
+
+def sha1_of(path: Path) -> str:
+    """The checksum that ONNX records of external data."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha1").hexdigest()
+
+
 def rewrite_onnx(
     source: MappedFile,
     target: Path,
     changes: Sequence[Change],
     plan: Plan,
     renamed: Mapping[str, str],
+    digests: Mapping[str, str],
 ) -> None:
     """Write the model file ``source`` to ``target``.
 
@@ -53,6 +72,7 @@ def rewrite_onnx(
         changes: Those of other files, such as external data, are ignored.
         plan: For the model's metadata, in its own names and axes.
         renamed: The new location of each external data file.
+        digests: The new SHA-1 of each of those whose data changes.
 
     Raises:
         OutputError: What was written does not read back.
@@ -60,7 +80,7 @@ def rewrite_onnx(
     model = ModelReader(source.data.data).model()
     splices = [splice_of(change) for change in in_file(changes, source)]
     splices += _plan_splices(model, source, plan)
-    splices += _location_splices(model, renamed)
+    splices += _external_splices(model, renamed, digests)
     copy_patched(source, target, splices)
 
 
@@ -76,7 +96,7 @@ def relocate_data(path: Path, renamed: Mapping[str, str]) -> None:
         model = ModelReader(source.data.data).model()
         beside = path.with_name(f"{path.name}.relocated")
         try:
-            copy_patched(source, beside, _location_splices(model, renamed))
+            copy_patched(source, beside, _external_splices(model, renamed, {}))
             os.rename(beside, path)
         finally:
             beside.unlink(missing_ok=True)
@@ -106,11 +126,12 @@ def _all_tensors(model: Model) -> list[Tensor]:
 
 def _tensors_in(graph: Graph) -> list[Tensor]:
     """Every tensor of a graph and of those within it."""
-    found = [*graph.initializers, *graph.sparse]
+    found = [*graph.initializers]
+    found += [one for sparse in graph.sparse for one in sparse.stored]
     for node in graph.nodes:
         for attribute in node.attributes.values():
             if attribute.tensor is not None:
-                found.append(attribute.tensor)
+                found += attribute.tensor.stored
             for inner in attribute.graphs:
                 found += _tensors_in(inner)
     return found
@@ -124,24 +145,29 @@ def _plan_splices(model: Model, source: MappedFile, plan: Plan) -> list[Splice]:
     return [added] if old is None else [replaced(*old, b""), added]
 
 
-def _location_splices(model: Model, renamed: Mapping[str, str]) -> list[Splice]:
+def _external_splices(
+    model: Model, renamed: Mapping[str, str], digests: Mapping[str, str]
+) -> list[Splice]:
+    """New locations and checksums, and the lengths of the messages around them."""
     edits = [
-        (tensor, renamed[location])
+        (tensor, key, new[location])
         for tensor in _all_tensors(model)
-        if (location := tensor.external.get("location", "")) in renamed
+        for key, new in (("location", renamed), (CHECKSUM, digests))
+        if (location := tensor.external.get("location", "")) in new
+        if key in tensor.external
     ]
     splices: list[Splice] = []
     grown: dict[Field, int] = {}  # bytes that each message around an edit gains
-    for tensor, location in edits:
-        begin, end = tensor.external_at["location"]
-        entry = _pair(_EXTERNAL_DATA, "location", location)
+    for tensor, key, value in edits:
+        begin, end = tensor.external_at[key]
+        entry = _pair(_EXTERNAL_DATA, key, value)
         splices.append(replaced(begin, end, entry))
         for message in tensor.around:
             grown.setdefault(message, 0)
         grown[tensor.around[-1]] += len(entry) - (end - begin)
     parents = {
         message: around
-        for tensor, _ in edits
+        for tensor, *_ in edits
         for around, message in pairwise(tensor.around)
     }
     # Innermost first: a longer length makes the message around it longer as well.

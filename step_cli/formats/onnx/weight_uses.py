@@ -1,144 +1,231 @@
 """Which stored tensors the nodes of a graph multiply by, and along which axis.
 
-The rule is that of TensorRT: a weight is what Conv, Gemm or MatMul multiply by, looked
-through Transpose, Cast, Identity, QuantizeLinear and DequantizeLinear.
+It starts from the products of `operators`. Each of their factors is followed back to
+stored tensors; what depends on stored tensors alone and cannot be followed makes those
+untraced.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from step_cli.formats.files.mapped_file import map_file
-from step_cli.formats.onnx.graph import (
-    DEEPEST,
-    Function,
-    Graph,
-    Model,
-    ModelReader,
-    Node,
-    Tensor,
-)
-from step_cli.formats.onnx.protobuf import WireError
+from step_cli.formats.onnx.data import NIBBLES, TensorData
+from step_cli.formats.onnx.graph import ModelReader
+from step_cli.formats.onnx.model import Model, Node, Tensor, domain_of
+from step_cli.formats.onnx.operators import OTHER_PRODUCTS, PRODUCTS
+from step_cli.formats.onnx.weights.boxes import boxes_of
+from step_cli.formats.onnx.weights.dependence import Dependence
+from step_cli.formats.onnx.weights.operands import Factor, Operand, operand_of
+from step_cli.formats.onnx.weights.scopes import Made, Scope, Source, scopes_of
+from step_cli.formats.onnx.weights.tracer import Read, Tracer
+from step_cli.formats.onnx.weights.views import Piece, merged, overlap
+from step_cli.formats.onnx.weights.zero_points import Meaning
+from step_cli.nm.tensor_data import Part
 
-MOST_SCOPES = 10_000  # graphs, and functions as often as they are called
-STANDARD = ("", "ai.onnx")  # the domain of these operators
-WEIGHT_INPUTS = {"Conv": (1,), "Gemm": (0, 1), "MatMul": (0, 1)}
-SEEN_THROUGH = frozenset(
-    {"Transpose", "Cast", "Identity", "QuantizeLinear", "DequantizeLinear"}
-)
-TRANSPOSED = "transA", "transB"  # attributes of Gemm, one for each of these inputs
-
-
-def permuted_axes(axes: Sequence[int], perm: Sequence[int] | None) -> tuple[int, ...]:
-    """The stored axis behind each axis of what a Transpose makes.
-
-    Raises:
-        WireError: ``perm`` is no order of the axes.
-    """
-    order = range(len(axes))[::-1] if perm is None else perm
-    if sorted(order) != list(range(len(axes))):
-        raise WireError(f"Transpose of {len(axes)} axes has perm {list(order)}")
-    return tuple(axes[axis] for axis in order)
-
-
-def summed_axis(
-    op_type: str, index: int, axes: Sequence[int], *, transposed: bool
-) -> int | None:
-    """The stored axis over which a node sums; None if there are too few.
-
-    Args:
-        op_type: Of the node.
-        index: Which of its inputs the weight is.
-        axes: The stored axis behind each axis of that input.
-        transposed: Whether a Gemm transposes that input.
-    """
-    if len(axes) < 2:
-        return None
-    if op_type == "Conv":
-        return axes[1]
-    if op_type == "Gemm":
-        return axes[1 if transposed == bool(index) else 0]
-    return axes[-1 if index == 0 else -2]
-
-
-@dataclass
-class Scope:
-    """What names mean inside a graph; a subgraph also sees those around it.
-
-    A function sees its inputs alone: ``given`` has their names outside.
-    """
-
-    graph: Graph
-    outer: "Scope | None" = None
-    given: dict[str, str] | None = None
-    stored: dict[str, Tensor] = field(default_factory=dict)
-    producers: dict[str, Node] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.stored = {tensor.name: tensor for tensor in self.graph.initializers}
-        for node in self.graph.nodes:
-            value = node.attributes.get("value")
-            if node.op_type == "Constant" and value is not None and value.tensor:
-                value.tensor.name = node.outputs[0] if node.outputs else ""
-                self.stored[value.tensor.name] = value.tensor
-                continue
-            self.producers.update((output, node) for output in node.outputs)
-
-    def find(self, name: str) -> "tuple[Tensor | Node | None, Scope]":
-        """What makes the value of that name, and where its own names have a meaning.
-
-        A stored tensor, a node, or None for an input.
-        """
-        found = self.stored.get(name) or self.producers.get(name)
-        if found is None and self.outer is not None:
-            outside = name if self.given is None else self.given.get(name, "")
-            return self.outer.find(outside)
-        return found, self
-
-    @property
-    def depth(self) -> int:
-        """How many graphs it is in."""
-        return 0 if self.outer is None else 1 + self.outer.depth
+MOST_OF_A_MASK = 4096  # numbers that are looked at
+# Numbers of TensorProto.DataType that a matrix of weights may have.
+_WEIGHTS = frozenset({1, 2, 3, 5, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23})
 
 
 @dataclass(frozen=True)
 class Use:
-    """How a node multiplies by a stored tensor."""
+    """How a node multiplies by a stored tensor.
+
+    Attributes:
+        node: The product.
+        tensor: The stored tensor.
+        axis: Its group axis; None if the operand is a vector.
+        outputs: Its axis of the outputs, if there is one.
+        boxes: What of it the product uses.
+        meaning: Which of its numbers mean zero.
+    """
 
     node: Node
     tensor: Tensor
-    axis: int | None  # group axis of the stored tensor; None if it has too few axes
-    dequantize: Node | None  # the node that gives its integer codes a meaning
-    code_axes: tuple[int, ...]  # stored axis behind each axis of that node's input
-    scope: Scope  # of that node
+    axis: int | None
+    outputs: int | None
+    boxes: tuple[Part, ...]
+    meaning: Meaning
 
 
-def scopes_of(model: Model) -> list[Scope]:
-    """All graphs of a model; those of a function wherever it is called.
+@dataclass(eq=False)
+class Uses:
+    """All that the products of a model use.
+
+    Attributes:
+        scopes: The graphs of the model.
+        tracer: What followed the operands.
+        products: Each use, in the order of the nodes.
+        untraced: Stored tensors that reach a product by a way that is not followed, by
+            their ids.
+        followed: The values on the ways that were, by their ids.
+        edges: The inputs on those ways: ids of scope and node, and which input.
+    """
+
+    scopes: list[Scope]
+    tracer: Tracer
+    products: list[Use] = field(default_factory=list)
+    untraced: dict[int, Tensor] = field(default_factory=dict)
+    followed: dict[int, Source] = field(default_factory=dict)
+    edges: set[tuple[int, int, int]] = field(default_factory=set)
+    _searched: set[tuple[int, bool]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.dependence = Dependence(self.tracer)
+
+    def find(self) -> None:
+        """Look at every product."""
+        for scope in self.scopes:
+            for node in scope.graph.nodes:
+                if scope.function(node) is not None:
+                    continue  # its own nodes are in a scope of theirs
+                key = domain_of(node.domain), node.op_type
+                for factor in PRODUCTS.get(key, ()):
+                    self._factor(scope, node, factor)
+                for index in OTHER_PRODUCTS.get(key, ()):
+                    self._not_followed(self._input(scope, node, index))
+
+    def _input(self, scope: Scope, node: Node, index: int) -> Source | None:
+        name = node.inputs[index] if index < len(node.inputs) else ""
+        return self.tracer.source(scope, name)
+
+    def _factor(self, scope: Scope, node: Node, factor: Factor) -> None:
+        """Follow one operand of a product."""
+        source = self._input(scope, node, factor.index)
+        view = self.tracer.view(source)
+        if source is None or view is None:
+            self._not_followed(source)
+            return
+        operand = operand_of(factor, view, self.tracer.step(scope, node))
+        found = 0
+        for piece in operand.view.pieces if operand is not None else view.pieces:
+            use = use_of(node, operand, piece) if operand is not None else None
+            if use is not None:
+                found += 1
+                self.products.append(use)
+            elif _may_be_matrix(piece.tensor, True):
+                self.untraced[id(piece.tensor)] = piece.tensor
+        if found:
+            self.edges.add((id(scope), id(node), factor.index))
+            self._mark(source)
+
+    def _mark(self, source: Source) -> None:
+        """Note the way that an operand has come."""
+        waiting = [source]
+        while waiting:
+            one = waiting.pop()
+            if id(one) in self.followed:
+                continue
+            self.followed[id(one)] = one
+            for index, before in self.tracer.followed(one):
+                waiting.append(before)
+                if not isinstance(one, Tensor):
+                    self.edges.add((id(one.scope), id(one.node), index))
+
+    def _not_followed(self, source: Source | None) -> None:
+        """Make the matrices untraced that such an operand depends on, and only they."""
+        if source is None or not self.dependence.on_stored_alone(source):
+            return
+        waiting = [(source, True)]
+        while waiting:
+            one, lone = waiting.pop()
+            if (id(one), lone) in self._searched:
+                continue
+            self._searched.add((id(one), lone))
+            if isinstance(one, Tensor):
+                if _may_be_matrix(one, lone):
+                    self.untraced[id(one)] = one
+                continue
+            needs = [x for x in self.dependence.shown(one) if not _is_single(x)]
+            op_type = one.node.op_type if isinstance(one, Made) else ""
+            masks = [x for x in needs if op_type == "Mul" and self._is_mask(x)]
+            if len(masks) == 1 < len(needs):
+                needs.remove(masks[0])
+            joins = op_type in ("Concat", "If")
+            lone = lone and (len(needs) < 2 or joins)
+            waiting += [(need, lone) for need in needs]
+
+    def _is_mask(self, source: Source) -> bool:
+        """Whether the first numbers of a stored tensor are all 0 or 1."""
+        tensor = self.tracer.stored(source)
+        if tensor is None or tensor.values or tensor.data_type in NIBBLES:
+            return False
+        first = self.tracer.read(tensor).reshape(-1)[:MOST_OF_A_MASK]
+        return bool(np.isin(first.astype(np.float32), (0, 1)).all())
+
+
+def uses_of(model: Model, read: Read) -> Uses:
+    """Every product by a stored tensor.
+
+    Args:
+        model: The model.
+        read: The data of a stored tensor; asked for small constants alone.
 
     Raises:
-        WireError: They are too many, or nested too deep.
+        WireError: Its graphs are too many, or nested too deep.
     """
-    functions = {(one.domain, one.name): one for one in model.functions}
-    scopes = list(islice(_scopes(Scope(model.graph), functions), MOST_SCOPES + 1))
-    if len(scopes) > MOST_SCOPES:
-        raise WireError(f"more than {MOST_SCOPES} graphs and calls of functions")
-    return scopes
+    uses = Uses(scopes_of(model), Tracer(read))
+    uses.find()
+    return uses
 
 
-def uses_in(scope: Scope) -> Iterator[Use]:
-    """Every product by a stored tensor."""
-    for node in scope.graph.nodes:
-        yield from _uses_of(node, scope)
+def use_of(node: Node, operand: Operand, piece: Piece) -> Use | None:
+    """How a product uses a piece of its operand; None if that cannot be told."""
+    summed = merged(piece.axes[operand.summed])
+    flat = len(piece.tensor.shape) < 2
+    if operand.outputs is None and flat:
+        return Use(node, piece.tensor, None, None, (), piece.meaning)
+    wide = [run for run in summed if run.size != 1] or list(summed)
+    if flat or not wide or wide[-1].stride != 1 or _is_masked(operand, piece):
+        return None
+    group = wide[-1]
+    axes = list(piece.axes)
+    axes[operand.summed] = summed
+    phase = piece.at[operand.summed]
+    boxes = boxes_of(replace(piece, axes=tuple(axes)), group, phase)
+    if boxes is None:
+        return None
+    outputs = None
+    if operand.outputs is not None:
+        behind = [run for run in piece.axes[operand.outputs] if run.axis != group.axis]
+        lie = [run for run in behind if run.size != 1] or behind
+        outputs = lie[-1].axis if lie and lie[-1].stride == 1 else None
+    return Use(node, piece.tensor, group.axis, outputs, tuple(boxes), piece.meaning)
+
+
+def _is_masked(operand: Operand, piece: Piece) -> bool:
+    """Whether it is multiplied by different numbers for each input of each output."""
+    if operand.outputs is None:
+        return False
+    inputs = [operand.summed, *operand.window]
+    over = tuple(run for axis in inputs for run in piece.axes[axis])
+    return overlap(piece.scaled, over) and overlap(
+        piece.scaled, piece.axes[operand.outputs]
+    )
+
+
+def _is_single(source: Source) -> bool:
+    return isinstance(source, Tensor) and math.prod(source.shape) == 1
+
+
+def _may_be_matrix(tensor: Tensor, lone: bool) -> bool:
+    """Whether it may be a matrix, where ``lone`` nothing beside it may be."""
+    if tensor.data_type not in _WEIGHTS:
+        return False
+    wide = sum(size > 1 for size in tensor.shape)
+    return wide > 1 or (lone and wide == 1)
 
 
 def nodes_of_weights(path: Path) -> dict[str, list[str]]:
     """Names of the nodes that multiply by each stored weight, by the weight's name."""
     found: dict[str, list[str]] = {}
-    for scope in scopes_of(ModelReader(map_file(path).data.data).model()):
-        for use in uses_in(scope):
-            found.setdefault(use.tensor.name, []).append(use.node.name)
+    file = map_file(path)
+    model = ModelReader(file.data.data).model()
+    for use in uses_of(model, TensorData(file).read).products:
+        found.setdefault(use.tensor.name, []).append(use.node.name)
     return found
 
 
@@ -149,60 +236,3 @@ def operators_of(path: Path) -> dict[str, set[str]]:
         for name in node.inputs:
             found.setdefault(name, set()).add(node.op_type)
     return found
-
-
-def _scopes(
-    scope: Scope, functions: Mapping[tuple[str, str], Function]
-) -> Iterator[Scope]:
-    """A graph, and those in its nodes; a function counts wherever it is called."""
-    if scope.depth > DEEPEST:
-        raise WireError(f"graphs and functions nested more than {DEEPEST} deep")
-    yield scope
-    for node in scope.graph.nodes:
-        for attribute in node.attributes.values():
-            for graph in attribute.graphs:
-                yield from _scopes(Scope(graph, scope), functions)
-        called = functions.get((node.domain, node.op_type))
-        if called is not None:
-            given = dict(zip(called.inputs, node.inputs, strict=False))
-            yield from _scopes(Scope(called.graph, scope, given), functions)
-
-
-def _uses_of(node: Node, scope: Scope) -> Iterator[Use]:
-    """The stored tensors that ``node`` multiplies by."""
-    if node.domain not in STANDARD:
-        return
-    for index in WEIGHT_INPUTS.get(node.op_type, ()):
-        if index < len(node.inputs):
-            use = _traced(node, index, scope)
-            if use is not None:
-                yield use
-
-
-def _traced(node: Node, index: int, scope: Scope) -> Use | None:
-    """Follow an input of ``node`` back to a stored tensor, if it comes from one."""
-    between: list[tuple[Node, Scope]] = []
-    made_by, at = scope.find(node.inputs[index])
-    while isinstance(made_by, Node):
-        if made_by.op_type not in SEEN_THROUGH or made_by.domain not in STANDARD:
-            return None
-        between.append((made_by, at))
-        # A name that leads back to itself would be followed for ever.
-        if len(between) > 1000 or not made_by.inputs:
-            return None
-        made_by, at = at.find(made_by.inputs[0])
-    if made_by is None:
-        return None
-    axes = tuple(range(len(made_by.shape)))  # stored axis behind each axis seen so far
-    dequantize, code_axes = None, axes
-    for step, at in reversed(between):
-        if step.op_type == "DequantizeLinear" and dequantize is None:
-            dequantize, code_axes, scope = step, axes, at
-        if step.op_type == "Transpose":
-            perm = step.attributes.get("perm")
-            axes = permuted_axes(axes, None if perm is None else perm.integers)
-    flag = node.attributes.get(TRANSPOSED[index])
-    axis = summed_axis(
-        node.op_type, index, axes, transposed=bool(flag and flag.integer)
-    )
-    return Use(node, made_by, axis, dequantize, code_axes, scope)

@@ -21,6 +21,7 @@ from step_cli.formats.files.mapped_file import MappedFile, in_units
 from step_cli.formats.files.strided import fills, order_of, with_sharing
 from step_cli.formats.plan import check_digest
 from step_cli.formats.pytorch.archive import read_members
+from step_cli.formats.zero_points import with_zero_points
 from step_cli.nm.dtypes import numpy_dtype
 from step_cli.nm.pattern import Plan
 
@@ -60,12 +61,14 @@ def open_torch(file: MappedFile, key: str | None = None) -> Checkpoint:
     return Checkpoint(
         file.path,
         "torch",
-        with_sharing(
-            tensors,
-            [
-                (f"what lies under {path!r:.80}", *span)
-                for path, *span in document["sharing"]
-            ],
+        with_zero_points(
+            with_sharing(
+                tensors,
+                [
+                    (f"what lies under {path!r:.80}", *span)
+                    for path, *span in document["sharing"]
+                ],
+            )
         ),
         plan,
         _notes(document),

@@ -10,7 +10,7 @@ from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.formats.files.mapped_file import MappedFile
 from step_cli.formats.plan import KEY, parse_plan
 from step_cli.formats.safetensors.header import Entry, Header, read_header
-from step_cli.formats.safetensors.zero_points import with_zero_points
+from step_cli.formats.zero_points import with_zero_points
 
 
 def open_safetensors(file: MappedFile, header: Header | None = None) -> Checkpoint:

@@ -359,16 +359,20 @@ class Net(nn.Module):
         self.down = nn.Conv2d(4, 8, 2)
         self.up = nn.ConvTranspose2d(8, 4, 2)
         self.table = nn.Embedding(4, 8)
-        self.last = nn.Linear(4, 8)
+        self.mid, self.last = nn.Linear(4, 8), nn.Linear(8, 8)
 
     def forward(self, x):
         x = self.up(self.down(x).relu())
-        return self.last(x.flatten(2).transpose(1, 2)) + self.table.weight[0]
+        x = self.mid(x.flatten(2).transpose(1, 2)).relu()
+        return self.last(x) + self.table.weight[0]
 
 def build():
     torch.manual_seed(0)
     return Net()
 """
+
+
+PRODUCTS = {"down.weight", "mid.weight", "last.weight"}
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
@@ -387,18 +391,34 @@ def test_what_the_model_says_is_no_such_weight_is_skipped(
         "method": method, "calibration": tmp_path / "x.npz", "model": f"{code}:build",
     }  # fmt: skip
     report = run(source, out, **options)
-    assert [layer.name for layer in report.layers] == ["down.weight", "last.weight"]
+    assert {layer.name for layer in report.layers} == PRODUCTS
     reasons = {tensor.name: tensor.reason for tensor in report.skipped}
-    assert reasons["up.weight"] == "kind" and reasons["table.weight"] == "embedding"
-    elements = {layer.name: np.prod(layer.shape) for layer in report.layers}
-    judged = sum(elements.values())
-    assert report.totals.coverage == pytest.approx(judged / (judged + 8 * 4 * 4))
+    assert reasons["up.weight"] == "consumer" and reasons["table.weight"] == "embedding"
+    assert report.totals.coverage == 1
     assert torch.equal(load_file(out)["up.weight"], load_file(source)["up.weight"])
-    assert set(open_checkpoint(out).plan or ()) == {"down.weight", "last.weight"}
-    with pytest.raises(NothingSelectedError, match=r"dense: table\.weight, up\.we"):
-        run(source, tmp_path / "no.safetensors", exclude=["down*", "last*"], **options)
+    assert set(open_checkpoint(out).plan or ()) == PRODUCTS
+    with pytest.raises(NothingSelectedError, match=r": table\.weight, up\.weight"):
+        run(source, tmp_path / "no.safetensors", exclude=[*PRODUCTS], **options)
     with pytest.raises(InputError, match="is no weight of a linear layer"):
         run(source, tmp_path / "no.safetensors", include=["up.weight"], **options)
+
+
+def test_so_it_is_where_the_model_is_known_for_permuting(tmp_path: Path) -> None:
+    code = tmp_path / "net.py"
+    code.write_text(TRANSPOSED)
+    space: dict[str, Any] = {}
+    exec(TRANSPOSED, space)
+    source, out = tmp_path / "net.safetensors", tmp_path / "out.safetensors"
+    save_file(space["build"]().state_dict(), source)
+    options: dict[str, Any] = {
+        "permute": True, "model": f"{code}:build", "input": ["x:float32:2x4x4x4"],
+    }  # fmt: skip
+    report = run(source, out, **options)
+    assert {layer.name for layer in report.layers} == PRODUCTS
+    reasons = {tensor.name: tensor.reason for tensor in report.skipped}
+    assert reasons["up.weight"] == "consumer" and reasons["table.weight"] == "embedding"
+    with pytest.raises(NothingSelectedError, match="transposed convolutions"):
+        run(source, tmp_path / "n.safetensors", exclude=[*PRODUCTS], **options)
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -524,23 +525,27 @@ def test_from_python_it_returns_the_report(tmp_path: Path) -> None:
         step_cli.prune(source, out, exclude=["*"], force=True)
 
 
-def test_a_plan_of_no_layer_is_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_plan_of_no_layer_is_said(tmp_path: Path) -> None:
     source, plan = tmp_path / "model.safetensors", tmp_path / "plan.json"
     text = json.dumps({"schema": "step-cli/plan/1", "layers": {}})
     plan.write_text(text)
-    save_file({"fc.weight": dense((8, 16))}, source, {"step_cli.plan": text})
-    for path in (source, tmp_path):  # a file, and the directory it is in
-        caplog.clear()
-        assert step_cli.verify(path).exit_code == 3
-        assert "the plan names no layer" in caplog.text
-    save_file({"fc.weight": dense((8, 16))}, source)
-    caplog.clear()
-    assert step_cli.verify(source, plan=plan).exit_code == 3
-    assert "the plan names no layer" in caplog.text
-    caplog.clear()
-    with pytest.raises(NothingSelectedError):
-        step_cli.prune(source, tmp_path / "b.safetensors", plan=plan)
-    assert "the plan names no layer" in caplog.text
+    weights, out = {"fc.weight": dense((8, 16))}, tmp_path / "b.safetensors"
+    words = "the plan names no layer; give another with --plan"
+
+    def said(path: Path, **options: Any) -> None:
+        report = step_cli.verify(path, **options)
+        assert report.exit_code == 3
+        (error,) = report.problems
+        assert words in error.message
+
+    save_file(weights, source, {"step_cli.plan": text})
+    said(source)
+    said(source, nm="1:4", include=["*"])
+    said(tmp_path)  # the directory that it is in
+    save_file(weights, source)
+    said(source, plan=plan)
+    with pytest.raises(NothingSelectedError, match=words):
+        step_cli.prune(source, out, plan=plan)
+    with pytest.raises(NothingSelectedError, match=words):
+        step_cli.export(source, out, to="compressed", plan=plan)
     assert step_cli.verify(source).exit_code == 1

@@ -242,3 +242,12 @@ def test_no_warning_where_nothing_else_holds_weights(
     (folder / "model.safetensors.index.json").write_text(json.dumps(document))
     step_cli.prune(folder, tmp_path / "out")
     assert [r for r in caplog.records if r.levelname == "WARNING"] == []
+
+
+def test_checkpoints_of_a_run_are_named_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    step = "checkpoints/step-10/state.safetensors"
+    folder = made(tmp_path / "run", "model/model.safetensors", step, "config.toml")
+    step_cli.prune(folder, tmp_path / "out")
+    assert f"not pruned: {step};" in caplog.text

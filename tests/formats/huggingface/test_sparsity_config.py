@@ -61,6 +61,8 @@ def test_it_is_read_wherever_its_writers_put_it(place: str, tmp_path: Path) -> N
         ([HEAD, "gate"], [UP]),
         ([r"re:.*lm_head", r"re:model\.layers\.\d+\.gate$"], [UP]),
         (["re:.*(lm_head|gate)"], [UP]),
+        ([r"re:.*layers\.\d+\..*gate.*", "re:.*(?:lm_)?head.*$"], [ALL[0], UP]),
+        ([r"re:.*layers\.\d+\..*gate.*", "re:.*(?:lm_head|x).*$"], [UP]),
         (["re:lm_head.*"], [GATE, UP]),
         (["model.layers.0"], ALL),  # a module itself, not what is in it
         (["Linear", "Embedding"], ALL),  # classes, which no file tells
@@ -126,7 +128,15 @@ def test_other_configs_leave_nothing_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["re:(.+)+e", "re:(.*a){20}", "re:.*.*.*.*.*.*e", r"re:(\w*).*\1", "re:(?=.*)"],
+    [
+        "re:(.+)+e",
+        "re:l?m?_?h?e?a?d?",
+        "re:(.*)(.*)(.*)(.*)e",
+        "re:(.*a){20}",
+        "re:.*.*.*.*.*.*e",
+        r"re:(\w*).*\1",
+        "re:(?=.*)",
+    ],
 )
 def test_an_expression_that_could_run_for_long_is_not_run(
     text: str, tmp_path: Path

@@ -385,7 +385,7 @@ def test_every_other_initializer_is_listed(tmp_path: Path) -> None:
     assert found["s"].dtype == "string"
 
 
-def test_a_weight_used_along_two_axes_is_noted(tmp_path: Path) -> None:
+def test_a_weight_used_along_two_axes_is_judged_along_both(tmp_path: Path) -> None:
     nodes = [
         node("MatMul", ["x", "w"], ["p"]),
         node("Gemm", ["p", "w"], ["y"], transB=1),
@@ -393,7 +393,10 @@ def test_a_weight_used_along_two_axes_is_noted(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(model(nodes, {"w": W}).SerializeToString())
     found = open_checkpoint(path)
-    assert found.tensors[0].axis == 0 and "two axes" in found.notes[0]
+    layers = [
+        (tensor.name, tensor.axis, tensor.output_axis) for tensor in found.tensors
+    ]
+    assert layers == [("w", 0, 1), ("w", 1, 0)] and "axes 0 and 1" in found.notes[0]
 
 
 def test_reading_imports_neither_torch_nor_onnx(tmp_path: Path) -> None:

@@ -29,11 +29,14 @@ def _with_zero_point(
     stored = beside.get(tensor.name + ZERO_POINT)
     if stored is None or tensor.dtype != "int8" or not tensor.shape:
         return tensor
-    if not stored.dtype.startswith("int") or 0 in stored.shape:
+    if not stored.dtype.startswith("int"):
+        return replace(tensor, skip="kind")
+    codes = stored.read().reshape(-1)
+    if not codes.any():
         return tensor
-    codes = stored.read().reshape(-1).astype(np.int8)
-    if np.all(codes == codes[0]):
-        return replace(tensor, zero_point=ZeroPoint(codes[:1])) if codes[0] else tensor
-    if codes.size == tensor.shape[0]:
-        return replace(tensor, zero_point=ZeroPoint(codes, 0))
-    return replace(tensor, skip="kind")  # one for each group of a row
+    sizes = [size for size in stored.shape if size != 1]
+    if sizes not in ([], [tensor.shape[0]]):
+        return replace(tensor, skip="kind")  # one for each block of a row
+    return replace(
+        tensor, zero_point=ZeroPoint(codes.astype(np.int8), 0 if sizes else None)
+    )

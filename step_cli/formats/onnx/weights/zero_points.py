@@ -1,0 +1,204 @@
+"""Which of the stored numbers mean zero, followed through quantizers on the way."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from step_cli.errors import InputError
+from step_cli.formats.checkpoint import ZeroPoint
+from step_cli.formats.onnx.data import DTYPES
+from step_cli.formats.onnx.model import Tensor
+from step_cli.nm.tensor_data import Part
+
+Array = npt.NDArray[Any]
+
+MOST_CODES = 1 << 24  # along an axis
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroInput:
+    """What a node is given as its zero point.
+
+    Attributes:
+        key: The same for the same value.
+        codes: None: they are not known here.
+    """
+
+    key: object
+    codes: Array | None
+
+    def same(self, other: "ZeroInput") -> bool:
+        """Whether both are surely the same codes."""
+        if self.key == other.key:
+            return True
+        one, two = self.codes, other.codes
+        if one is None or two is None:
+            return False
+        return bool(np.array_equal(_single(one), _single(two)))
+
+
+@dataclass(frozen=True, eq=False)
+class Zeros:
+    """The codes of zero: one for all, or from ``first`` on one for each index."""
+
+    codes: Array
+    axis: int | None = None
+    first: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Meaning:
+    """What stored numbers mean where they stand in an operand.
+
+    Attributes:
+        known: False if it is not known which of them are zero.
+        zeros: The codes that mean zero; None: the number 0.
+        decided: Whether a node has told what the codes mean.
+        is_changed: Whether they were cast or multiplied before that.
+        quantizer: The zero point of the quantizer that they have passed last.
+    """
+
+    known: bool = True
+    zeros: Zeros | None = None
+    decided: bool = False
+    is_changed: bool = False
+    quantizer: ZeroInput | None = None
+
+    def changed(self) -> "Meaning":
+        """After a cast or a scale, which leaves 0 as it is."""
+        return self if self.is_changed else replace(self, is_changed=True)
+
+    def quantized(self, zero: ZeroInput) -> "Meaning":
+        """As codes, whatever it was."""
+        return replace(self, quantizer=zero)
+
+    def dequantized(
+        self, zero: ZeroInput, zeros: Zeros | None, tensor: Tensor
+    ) -> "Meaning":
+        """As numbers again.
+
+        Args:
+            zero: The zero point of the node.
+            zeros: The same for this tensor; None if it cannot be told.
+            tensor: The stored tensor.
+        """
+        if self.quantizer is not None:
+            known = self.known and self.quantizer.same(zero)
+            return replace(self, known=known, quantizer=None, decided=True)
+        if zeros is None:
+            return replace(self, known=False)
+        if not np.any(zeros.codes != 0):
+            return replace(self, decided=True)
+        kind = DTYPES.get(tensor.data_type)
+        codes = kind is not None and (kind.kind in "iu" or "int4" in kind.name)
+        fits = codes and not self.decided and not self.is_changed
+        return replace(self, known=self.known and fits, zeros=zeros, decided=True)
+
+
+def one_zero(codes: Array) -> bool:
+    """Whether there is one zero point for all."""
+    return codes.size > 0 and bool((codes == codes.flat[0]).all())
+
+
+def along(codes: Array, rank: int, axis: int) -> int | None:
+    """The axis of an operand along which zero points differ, or None.
+
+    Args:
+        codes: One for each index of an axis.
+        rank: Of the operand.
+        axis: That of a list of them; others have the operand's rank.
+    """
+    if codes.ndim == 1:
+        return axis % rank if -rank <= axis < rank else None
+    wide = [place for place, size in enumerate(codes.shape) if size != 1]
+    return wide[0] if codes.ndim == rank and len(wide) == 1 else None
+
+
+def zero_point_of(
+    tensor: Tensor, uses: Sequence[tuple[Meaning, Sequence[Part]]]
+) -> tuple[ZeroPoint | None, bool]:
+    """What all products take for zero, and whether that can be told.
+
+    Args:
+        tensor: The stored tensor.
+        uses: What its numbers mean to each product, and the parts that it uses.
+    """
+    if not all(meaning.known and meaning.quantizer is None for meaning, _ in uses):
+        return None, False
+    found = [(meaning.zeros or Zeros(np.zeros((), np.int8)), p) for meaning, p in uses]
+    singles = {int(zeros.codes) for zeros, _ in found if zeros.axis is None}
+    if all(zeros.axis is None for zeros, _ in found) and len(singles) == 1:
+        first = next(m.zeros for m, _ in uses) if singles != {0} else None
+        return None if first is None else ZeroPoint(first.codes), True
+    for axis, size in enumerate(tensor.shape):
+        codes = _codes_along(axis, size, found)
+        if codes is not None:
+            return ZeroPoint(codes, axis), True
+    return None, False
+
+
+def _codes_along(
+    axis: int, size: int, uses: Sequence[tuple[Zeros, Sequence[Part]]]
+) -> Array | None:
+    """One code for each index of an axis, if all uses agree on them."""
+    if size > MOST_CODES:
+        return None
+    kind = max((zeros.codes.dtype for zeros, _ in uses), key=lambda d: d.itemsize)
+    codes, known = np.zeros(size, kind), np.zeros(size, bool)
+    for zeros, parts in uses:
+        if zeros.axis is not None:
+            if zeros.axis != axis:
+                return None
+            ranges = [(zeros.first, zeros.codes)]
+        else:
+            spans = {(part.begin[axis], part.end[axis]) for part in parts}
+            ranges = [
+                (begin, np.full(end - begin, zeros.codes, kind))
+                for begin, end in spans or {(0, size)}
+            ]
+        for first, values in ranges:
+            at = slice(first, first + len(values))
+            if np.any(known[at] & (codes[at] != values)):
+                return None
+            codes[at], known[at] = values, True
+    return codes
+
+
+def zeros_of(
+    codes: Array, tensor: Tensor, place: tuple[int, int, int, int] | None, operand: int
+) -> Zeros | None:
+    """The codes of zero of a stored tensor, from those of an operand.
+
+    Args:
+        codes: Of the operand.
+        tensor: The stored tensor.
+        place: Where they differ: the first index and number of those of the operand
+            that the tensor makes, and the stored axis and its first index; None if
+            that is no single axis.
+        operand: The size of the operand there.
+
+    Raises:
+        InputError: There are more or fewer than the operand has slices.
+    """
+    if codes.size == 0:
+        return None
+    if one_zero(codes):
+        return Zeros(codes.reshape(-1)[0])
+    if place is None:
+        return None
+    if codes.size != operand:
+        raise InputError(
+            f"{codes.size} zero points for {operand} slices", tensor=tensor.name
+        )
+    at, count, axis, first = place
+    own = codes.reshape(-1)[at : at + count]
+    return Zeros(own[0]) if one_zero(own) else Zeros(own, axis, first)
+
+
+def _single(codes: Array) -> Array:
+    flat = codes.reshape(math.prod(codes.shape))
+    return flat[:1] if one_zero(flat) else flat

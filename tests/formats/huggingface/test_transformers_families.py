@@ -1,0 +1,255 @@
+"""Each parameter of the models of transformers, against the type of its module.
+
+The models are built on the meta device, two layers deep. What a parameter is, is read
+from transformers: from the class of its module, or, for a parameter that the module
+multiplies by itself, from the code of its `forward`. Both rules are held against that:
+the one for modules (`sparse_adamw`), and the one for files, which knows names, shapes
+and the configuration.
+"""
+
+import inspect
+import random
+import re
+from collections.abc import Iterator
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from models_of_transformers import architectures, build
+from torch import nn
+
+from step_cli.formats.huggingface.model_config import model_config_of
+from step_cli.nm.families import ModelConfig, axis_by_config
+from step_cli.nm.family_table import FAMILIES
+from step_cli.nm.selection import Chosen, Selection
+from step_cli.nm.weight_rule import Description
+from step_cli.optim.layers import choose_layers
+
+SEED, SAMPLE = 17, 45
+LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# One of each way to store weights, in every run.
+ALWAYS = [
+    ("aria_text", "AriaTextModel"),
+    ("bert", "BertModel"),
+    ("clvp", "ClvpModelForConditionalGeneration"),
+    ("convbert", "ConvBertModel"),
+    ("csm", "CsmForConditionalGeneration"),
+    ("dbrx", "DbrxModel"),
+    ("decision_transformer", "DecisionTransformerModel"),
+    ("gpt2", "GPT2LMHeadModel"),
+    ("gpt_bigcode", "GPTBigCodeModel"),
+    ("gpt_neo", "GPTNeoModel"),
+    ("gpt_oss", "GptOssForCausalLM"),
+    ("granitemoe", "GraniteMoeModel"),
+    ("imagegpt", "ImageGPTModel"),
+    ("jetmoe", "JetMoeModel"),
+    ("llama4_text", "Llama4ForCausalLM"),
+    ("mixtral", "MixtralForCausalLM"),
+    ("moshi", "MoshiForConditionalGeneration"),
+    ("openai-gpt", "OpenAIGPTModel"),
+    ("qwen3_vl_moe_text", "Qwen3VLMoeTextModel"),
+    ("recurrent_gemma", "RecurrentGemmaModel"),
+    ("resnet", "ResNetModel"),
+    ("t5", "T5Model"),
+    ("wav2vec2", "Wav2Vec2ForXVector"),
+    ("xlnet", "XLNetModel"),
+]
+# Group axes of what its module multiplies by in a way that `axis_in_code` cannot read.
+BY_HAND: dict[tuple[str, str], int] = {
+    ("CsmCodebooksHead", "weight"): 1,  # linear(x, weight[i].T)
+    ("DbrxExpertGLU", "w1"): 1,  # x.matmul(w1.T), of [experts * ffn, hidden]
+    ("DbrxExpertGLU", "v1"): 1,
+    ("DbrxExpertGLU", "w2"): 0,  # x.matmul(w2)
+    ("EsmFold2ConfidenceHead", "plddt_weight"): 1,  # einsum("...c,...cb->...b")
+    ("EsmFold2ConfidenceHead", "resolved_weight"): 1,
+    ("FunnelRelMultiheadAttention", "r_kernel"): 0,  # einsum("td,dnh->tnh")
+    ("Inkling2DynamicShortConvolution", "static_weight"): 0,  # taps of each channel
+    ("JetMoeParallelExperts", "weight"): 2,  # linear(x, weight[i])
+    ("QuantLinear", "weight"): 1,  # linear(x, quantized weight)
+    ("XLNetRelativeAttention", "o"): 2,  # einsum("ibnd,hnd->ibh")
+    ("ZambaMambaMixer", "x_proj_weight"): 2,  # weight[:, None] @ x, x is [in, tokens]
+    ("ZambaMambaMixer", "dt_proj_weight"): 2,
+    **{("XLNetRelativeAttention", own): 0 for own in "qkvr"},  # "ibh,hnd->ibnd"
+    **{
+        (f"{kind}FlexibleLinear", "weight"): 2  # x @ weight.transpose(1, 2)
+        for kind in ("Moshi", "KyutaiSpeechToText")
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def transformers() -> ModuleType:
+    found: ModuleType = pytest.importorskip("transformers")
+    return found
+
+
+@cache
+def code_of(kind: Any) -> str:
+    return inspect.getsource(kind)
+
+
+def axis_in_code(module: nn.Module, own: str) -> int | None:
+    """The group axis of a parameter as the code of its module uses it."""
+    rank = len(getattr(module, own).shape)
+    kind: Any = type(module)
+    if (kind.__name__, own) in BY_HAND:
+        return BY_HAND[kind.__name__, own]
+    if hasattr(module, "is_transposed"):  # transformers' own mark of fused experts
+        return rank - 2 if module.is_transposed else rank - 1
+    code = code_of(kind)
+    weight = rf"self\.{own}\b(?:\[\w+\]|\.float\(\)|\.type\([^)]*\)|\.to\([^)]*\))*"
+    if re.search(rf"linear\((?:[^()]|\([^()]*\))*?,\s*{weight}\s*[,)]", code):
+        return rank - 1
+    if re.search(rf"(@|mm\(.*,|matmul\(.*,)\s*\(?{weight}\.transpose\(1, 2\)", code):
+        return rank - 1
+    if re.search(rf"(@|mm\(.*,|matmul\(.*,)\s*\(?{weight}(\s|\))", code):
+        return rank - 2
+    if own == "weight" and kind.__name__ == "AMSoftmaxLoss":  # mm(x, normalize(weight))
+        return 0
+    return None
+
+
+def expected(module: nn.Module, own: str) -> int | str | None:
+    """The group axis, or why a parameter is left out; None: its code has to tell."""
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return "embedding"
+    if isinstance(module, TRANSPOSED):
+        return "consumer"
+    if type(module).__name__ == "Conv1D":
+        return 0
+    if isinstance(module, LINEAR) and own == "weight":
+        return 1
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)):
+        return 1 if "weight" in own else "name"
+    return None
+
+
+def matrices(model: Any) -> Iterator[tuple[str, nn.Module, str, torch.Tensor]]:
+    modules = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        owner, _, own = name.rpartition(".")
+        if parameter.ndim > 1 and parameter.numel():
+            yield name, modules[owner], own, parameter
+
+
+def outcome(chosen: Chosen[Description]) -> dict[str, int | str]:
+    """The axis of each layer, and the reason of each tensor that is none."""
+    found: dict[str, int | str] = {t.name: reason for t, reason in chosen.skipped}
+    return found | {layer.tensor.name: layer.spec.axis for layer in chosen.layers}
+
+
+def tied_to_a_table(model: Any) -> set[int]:
+    return {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+
+
+def faults_of(model: Any) -> list[str]:
+    """What either rule says of the parameters of a model that is not so."""
+    described = [
+        Description(name, str(p.dtype).removeprefix("torch."), tuple(p.shape))
+        for name, p in model.named_parameters()
+    ]
+    config = model_config_of(model.config.to_dict())
+    chosen = Selection().choose(described, config)
+    assumed = {layer.tensor.name for layer in chosen.layers if layer.assumed}
+    in_file, in_model = outcome(chosen), outcome(choose_layers(model, Selection()))
+    tables = tied_to_a_table(model)
+    faults: list[str] = []
+    for name, module, own, parameter in matrices(model):
+        want = "embedding" if id(parameter) in tables else expected(module, own)
+        got = (in_model[name], in_file[name])
+        if want is None:
+            faults += raw_faults(name, module, own, got, config)
+            continue
+        if isinstance(want, int) and parameter.shape[want] % 4:
+            want = "size"
+        if got[0] != want:
+            faults.append(f"{name}: {want} by its module, found {got[0]}")
+        if isinstance(want, int) and name in assumed:
+            faults.append(f"{name}: its axis is assumed")
+        if not (got[1] == want or excused(name, want, got[1])):
+            faults.append(f"{name}: {want}, found {got[1]} by its name")
+    return faults
+
+
+def excused(name: str, want: int | str, got: int | str) -> bool:
+    """What names cannot tell: tables without the word, and layers that have it."""
+    module, own = name.lower().split(".")[-2:]
+    if own in ("weight_ih", "weight_hh"):  # of a recurrent cell
+        return got == "name"
+    if want in ("embedding", "consumer"):
+        return got != "norm" and "embed" not in module
+    return got == "embedding" and ("embed" in module or module.endswith("_emb"))
+
+
+def raw_faults(
+    name: str,
+    module: nn.Module,
+    own: str,
+    got: tuple[int | str, int | str],
+    config: ModelConfig,
+) -> Iterator[str]:
+    """Faults of a parameter that its module uses itself."""
+    shape = tuple(getattr(module, own).shape)
+    by_config = axis_by_config(name, shape, config)
+    judged = [axis for axis in (*got, by_config) if isinstance(axis, int)]
+    if not judged:
+        return
+    axis = axis_in_code(module, own)
+    if axis is None:
+        yield f"{name}: {type(module).__name__} uses it in a way that is not known"
+    elif set(judged) != {axis}:
+        yield f"{name}: axis {axis} in {type(module).__name__}, found {judged}"
+
+
+def faults_of_all(
+    transformers: ModuleType, pairs: list[tuple[str, str]]
+) -> tuple[list[str], int, set[str]]:
+    """Faults of models, how many could be built, and the classes of their modules."""
+    faults: list[str] = []
+    classes: set[str] = set()
+    built = 0
+    for kind, name in pairs:
+        model = build(transformers, kind, name)
+        if model is None:
+            continue
+        built += 1
+        classes |= {type(module).__name__ for module in model.modules()}
+        faults += [f"{kind} {name}: {fault}" for fault in faults_of(model)]
+    return faults, built, classes
+
+
+def test_a_sample_of_models_and_one_of_each_way_to_store(
+    transformers: ModuleType,
+) -> None:
+    sample = random.Random(SEED).sample(architectures(), SAMPLE)
+    faults, built, _ = faults_of_all(transformers, [*ALWAYS, *sample])
+    assert not faults, "\n".join(faults)
+    assert built > 0.8 * (len(ALWAYS) + SAMPLE)
+
+
+@pytest.mark.slow
+def test_every_model(transformers: ModuleType) -> None:
+    faults, built, classes = faults_of_all(transformers, architectures())
+    assert not faults, "\n".join(faults)
+    assert built > 1000
+    named = {re.split(r"\W", family.module)[0] for family in FAMILIES}
+    # Of transformers 4; of a model that needs timm; words.
+    absent = {"JukeboxConv1D", "EinLinear", "OmDetTurboLanguageBackbone", "nn", ""}
+    assert named - absent <= classes
+
+
+def test_a_wrong_axis_would_be_found(
+    transformers: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(transformers, "gpt_oss", "GptOssForCausalLM")
+    assert faults_of(model) == []
+    model.config = transformers.CONFIG_MAPPING["mixtral"]()
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config = model.config
+    assert any(
+        "axis 1 in GptOssExperts, found [2" in fault for fault in faults_of(model)
+    )
