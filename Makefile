@@ -41,3 +41,4 @@ clean:
 
 docs: $(VENV)/.installed
 	$(BIN)/python docs/commands.py > docs/commands.tmp && mv docs/commands.tmp docs/commands.md
+	$(BIN)/python docs/coverage.py > docs/coverage.tmp && mv docs/coverage.tmp docs/coverage.md

@@ -24,6 +24,12 @@ def test_the_reference_is_what_the_commands_say() -> None:
     assert written == reference(), "out of date: run `make docs`"
 
 
+def test_the_tables_are_those_of_the_code() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "coverage.py"))["page"]
+    written = (ROOT / "docs" / "coverage.md").read_text(encoding="utf-8")
+    assert written == page(), "out of date: run `make docs`"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_readme_shows_every_command(command: str) -> None:
     assert f"### {command}\n" in README

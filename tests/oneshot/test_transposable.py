@@ -29,8 +29,9 @@ def test_each_matrix_has_the_mask_of_its_own(
     monkeypatch.setattr(module, "PIECE", 32)
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     array = np.random.default_rng(0).standard_normal(shape).astype(kind)
-    keep = transposable_keep(TensorData(array, dtype), NMSpec(TWO_FOUR, axis))
     order = matrices(shape, axis)
+    spec = NMSpec(TWO_FOUR, axis)
+    keep = transposable_keep(TensorData(array, dtype), spec, order[0])
     stack = np.moveaxis(np.abs(array.astype(np.float32)), order, (-2, -1))
     masks = np.moveaxis(keep, order, (-2, -1))
     for index in np.ndindex(stack.shape[:-2]):
@@ -42,10 +43,10 @@ def test_a_block_that_holds_already_is_kept_even_if_no_full_mask_holds_it() -> N
     block = np.zeros((4, 4), np.float32)
     block[:3, :3] = 1 - np.eye(3)  # two in each of three rows and columns
     block[3, 3] = 0.5
-    keep = transposable_keep(TensorData(block, "float32"), NMSpec(TWO_FOUR, 1))
+    keep = transposable_keep(TensorData(block, "float32"), NMSpec(TWO_FOUR, 1), 0)
     assert keep.all()
     block[0, 0] = 0.1
-    keep = transposable_keep(TensorData(block, "float32"), NMSpec(TWO_FOUR, 1))
+    keep = transposable_keep(TensorData(block, "float32"), NMSpec(TWO_FOUR, 1), 0)
     assert (keep.sum(0) == 2).all() and (keep.sum(1) == 2).all()
 
 
@@ -53,11 +54,12 @@ def test_scores_may_come_from_elsewhere() -> None:
     array = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
     scores = np.random.default_rng(1).random((8, 8))
     plan = NMSpec(TWO_FOUR, 1)
-    keep = transposable_keep(TensorData(array, "float32"), plan, scores)
+    keep = transposable_keep(TensorData(array, "float32"), plan, 0, scores)
     expected = transposable_mask(torch.from_numpy(scores), TWO_FOUR).numpy()
     np.testing.assert_array_equal(keep, expected)
 
 
 def test_outputs_that_do_not_divide_are_refused() -> None:
+    weights = TensorData(np.ones((6, 8)), "float64")
     with pytest.raises(UsageError, match="blocks of 4x4"):
-        transposable_keep(TensorData(np.ones((6, 8)), "float64"), NMSpec(TWO_FOUR, 1))
+        transposable_keep(weights, NMSpec(TWO_FOUR, 1), 0)

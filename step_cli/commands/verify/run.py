@@ -124,7 +124,7 @@ def _targets(
     from step_cli.commands.verify.targets import judge_for, notes_for
 
     targets = config.targets
-    return judge_for(targets), notes_for(targets, checkpoint)
+    return judge_for(targets, checkpoint), notes_for(targets, checkpoint)
 
 
 def _checked(

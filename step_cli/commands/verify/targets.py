@@ -1,6 +1,8 @@
 """Which libraries could run each layer of a checkpoint sparse."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from step_cli.commands.verify.counted import Counted
 from step_cli.commands.verify.verdict import Judge
@@ -8,17 +10,23 @@ from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.huggingface.model_config import gemm_plugin_in
 from step_cli.nm.count import TensorToCheck
 from step_cli.nm.target_table import TargetName
-from step_cli.nm.targets import operand_of, view_of
+from step_cli.nm.targets import Operand, operand_of, view_of
 from step_cli.reports import TargetView
 
+if TYPE_CHECKING:
+    from step_cli.formats.onnx.surroundings import Surroundings
 
-def judge_for(targets: Sequence[TargetName]) -> Judge | None:
+
+def judge_for(targets: Sequence[TargetName], checkpoint: Checkpoint) -> Judge | None:
     """What says of a layer which of the libraries could run it sparse; None: no one."""
     if not targets:
         return None
+    around = _around(checkpoint)
 
     def judge(layer: Counted) -> dict[str, TargetView]:
         operand = operand_of(layer.layer)
+        if layer.tensor.name in around:
+            operand = _in_graph(operand, around[layer.tensor.name])
         given = TensorToCheck(layer.tensor.data(), layer.spec)
         holds = layer.counts.violations == 0
         views = {
@@ -45,3 +53,21 @@ def notes_for(targets: Sequence[TargetName], checkpoint: Checkpoint) -> list[str
         f"config.json sets gemm_plugin ({plugin}): GEMMs of a plugin are never sparse; "
         "build without it"
     ]
+
+
+def _around(checkpoint: Checkpoint) -> "dict[str, Surroundings]":
+    """What stands around each weight, where there is a graph."""
+    if checkpoint.format != "onnx":
+        return {}
+    from step_cli.formats.onnx.surroundings import surroundings
+
+    return surroundings(checkpoint.path)
+
+
+def _in_graph(operand: Operand, around: "Surroundings") -> Operand:
+    return replace(
+        operand,
+        dtype=around.quantized or operand.dtype,
+        groups=around.groups,
+        int8_output=around.int8_output,
+    )

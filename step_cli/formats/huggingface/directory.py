@@ -9,7 +9,6 @@ from pathlib import Path
 from step_cli.errors import InputError
 from step_cli.formats.files.json_text import read_json
 from step_cli.formats.files.mapped_file import reason_of
-from step_cli.formats.huggingface.other_weights import what_is_there
 from step_cli.formats.huggingface.weight_names import weights_names
 
 # What tokenizers and image processors of transformers save, besides code.
@@ -63,6 +62,9 @@ def find_weights(directory: Path) -> WeightFiles:
     there = weights_names(directory)
     variants = {name.variant for name in there}
     if not there:
+        # Not needed by a check that finds its weights.
+        from step_cli.formats.huggingface.other_weights import what_is_there
+
         raise InputError(what_is_there(directory), file=directory)
     if None not in variants and len(variants) > 1:
         raise InputError(

@@ -10,7 +10,6 @@ from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.json_text import json_object
 from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.huggingface.directory import inside
-from step_cli.formats.huggingface.sparsity_config import left_dense
 from step_cli.nm.families import ModelConfig
 
 LARGEST_CONFIG = 16 << 20  # bytes
@@ -26,6 +25,10 @@ def with_config(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
         InputError: Reading what it left dense takes too long.
     """
     config = _read(directory)
+    if not config:
+        return checkpoint
+    from step_cli.formats.huggingface.sparsity_config import left_dense
+
     return replace(
         checkpoint,
         model_config=model_config_of(config),

@@ -58,6 +58,10 @@ PRODUCTS: dict[tuple[str, str], tuple[Factor, ...]] = {
     (MICROSOFT, "FusedMatMul"): _pair(turned=True, batched=True),
     (MICROSOFT, "QGemm"): _pair(0, 3, zeros=(2, 5), turned=True),
     (MICROSOFT, "DynamicQuantizeMatMul"): _pair(zeros=(None, 3)),
+    (MICROSOFT, "DynamicQuantizeLSTM"): (
+        Factor(1, "turned gates", zero=9),
+        Factor(2, "turned gates", zero=11),
+    ),
     (MICROSOFT, "MatMulIntegerToFloat"): _pair(zeros=(4, 5)),
     (MICROSOFT, "Attention"): (Factor(1, "right"),),
     (MICROSOFT, "QAttention"): (Factor(1, "right", zero=7),),
@@ -68,7 +72,6 @@ OTHER_PRODUCTS: dict[tuple[str, str], tuple[int, ...]] = {
     ("", "DeformConv"): (1,),
     ("", "Einsum"): (0, 1, 2, 3),
     (MICROSOFT, "DecoderAttention"): (2, 3),
-    (MICROSOFT, "DynamicQuantizeLSTM"): (1, 2),
     (MICROSOFT, "FusedMatMulActivation"): (0, 1),
     (MICROSOFT, "GemmFastGelu"): (0, 1),
     (MICROSOFT, "GemmFloat8"): (0, 1),
@@ -148,6 +151,7 @@ _SIDES = {
     "right": "[.., in, out]",
     "kernel": "[out, in, window..]",
     "gates": "[directions, gates, in]",
+    "turned gates": "[directions, in, gates]",
 }
 
 

@@ -17,6 +17,7 @@ from step_cli.formats.onnx.weights.boxes import parts_of
 from step_cli.formats.onnx.weights.scopes import Scope
 from step_cli.formats.onnx.weights.zero_points import zero_point_of
 from step_cli.formats.plan import KEY, parse_plan
+from step_cli.nm.weight_rule import SkipReason
 
 
 def open_onnx(file: MappedFile) -> Checkpoint:
@@ -100,13 +101,16 @@ def _layers(
         boxes = [box for use in some for box in use.boxes]
         parts = () if axis is None else parts_of(tensor.shape, axis, boxes)
         zero, known = zero_point_of(tensor, [(use.meaning, use.boxes) for use in some])
+        skip: SkipReason | None = None if known else "kind"
+        if axis is None or parts is None:
+            skip = "rank" if axis is None else "untraced"
         layers.append(
             replace(
                 plain,
                 axis=axis,
                 output_axis=some[0].outputs,
                 parts=parts or (),
-                skip="untraced" if parts is None else None if known else "kind",
+                skip=skip,
                 is_weight=True,
                 shared_with=shared,
                 zero_point=zero,

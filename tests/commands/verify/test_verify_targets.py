@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 from safetensors.numpy import save_file
 
 import step_cli
-from step_cli.reports import CheckpointVerdict
+from step_cli.reports import CheckpointVerdict, TargetView
 
 
 @pytest.fixture(autouse=True)
@@ -17,8 +20,8 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def sparse(*shape: int, axis: int = 1, dtype: object = np.float16) -> np.ndarray:
-    weights = np.zeros(shape, dtype)
+def sparse(*shape: int, axis: int = 1, dtype: Any = np.float16) -> Any:
+    weights: Any = np.zeros(shape, dtype)
     where = [slice(None)] * len(shape)
     for start in (0, 1):
         where[axis] = slice(start, None, 4)
@@ -27,7 +30,7 @@ def sparse(*shape: int, axis: int = 1, dtype: object = np.float16) -> np.ndarray
 
 
 def checked(
-    tensors: dict[str, np.ndarray], config: object = None, **options: object
+    tensors: dict[str, Any], config: object = None, **options: Any
 ) -> CheckpointVerdict:
     Path("model").mkdir()
     save_file(tensors, "model/model.safetensors")
@@ -87,6 +90,74 @@ def test_an_axis_that_the_user_gives_is_not_how_the_layer_is_used() -> None:
     [layer] = verdict.layers
     assert layer.ok and layer.targets is not None
     assert not layer.targets["tensorrt"].possible
+
+
+def onnx_file(
+    weights: Any, nodes: list[onnx.NodeProto], *more: onnx.TensorProto
+) -> CheckpointVerdict:
+    """The verdict on ``w``, which the nodes use to make ``y`` of ``x``."""
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weights, "w"), *more],
+    )
+    onnx.save(helper.make_model(graph), "m.onnx")
+    [verdict] = step_cli.verify("m.onnx", target=["tensorrt"]).checkpoints
+    return verdict
+
+
+def tensorrt(verdict: CheckpointVerdict) -> TargetView:
+    [layer] = verdict.layers
+    assert layer.targets is not None
+    return layer.targets["tensorrt"]
+
+
+@pytest.mark.parametrize(("group", "possible"), [(1, True), (2, False)])
+def test_a_grouped_convolution_of_a_graph(group: int, possible: bool) -> None:
+    node = helper.make_node("Conv", ["x", "w"], ["y"], group=group)
+    view = tensorrt(onnx_file(sparse(512, 256, 3, 3), [node]))
+    assert view.possible == possible
+    assert ("grouped" in (view.advice or "")) == (not possible)
+
+
+@pytest.mark.parametrize(
+    ("behind", "possible"),
+    [
+        (["Relu", "QuantizeLinear"], True),
+        (["QuantizeLinear"], True),
+        (["Relu"], False),
+        (["Softmax", "QuantizeLinear"], False),
+    ],
+)
+@pytest.mark.parametrize("stored", [np.int8, np.float32])
+def test_an_int8_layer_of_a_graph_needs_a_quantizer_behind_it(
+    behind: list[str], possible: bool, stored: type
+) -> None:
+    codes = [
+        numpy_helper.from_array(np.array(0.5, np.float32), "s"),
+        numpy_helper.from_array(np.array(0, np.int8), "z"),
+    ]
+    nodes, name = [], "w"
+    if stored is np.float32:
+        nodes.append(helper.make_node("QuantizeLinear", [name, "s", "z"], ["q"]))
+        name = "q"
+    nodes.append(helper.make_node("DequantizeLinear", [name, "s", "z"], ["d"]))
+    nodes.append(helper.make_node("Transpose", ["d"], ["t"], perm=[1, 0]))
+    nodes.append(helper.make_node("MatMul", ["x", "t"], ["v0"]))
+    for number, op in enumerate(behind):
+        inputs = [f"v{number}", *(["s", "z"] if op == "QuantizeLinear" else [])]
+        nodes.append(helper.make_node(op, inputs, [f"v{number + 1}"]))
+    nodes.append(helper.make_node("Identity", [f"v{len(behind)}"], ["y"]))
+    view = tensorrt(onnx_file(sparse(512, 512, dtype=stored), nodes, *codes))
+    assert (view.possible, view.likely) == (possible, possible)
+
+
+def test_a_batched_product_is_as_wide_as_its_node_says() -> None:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    wide = tensorrt(onnx_file(sparse(4, 512, 512, axis=1), [node]))
+    assert wide.likely
 
 
 PLUGIN = {"build_config": {"plugin_config": {"gemm_plugin": "float16"}}}

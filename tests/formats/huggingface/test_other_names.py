@@ -1,6 +1,7 @@
 """Directories whose weights have other names: read, or named with what to do."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -217,7 +218,7 @@ def test_prune_names_other_files_with_weights(
     for dry_run in (True, False):
         caplog.clear()
         step_cli.prune(folder, tmp_path / "out", dry_run=dry_run)
-        (record,) = (r for r in caplog.records if r.levelname == "WARNING")
+        (record,) = (r for r in caplog.records if r.levelno == logging.WARNING)
         assert f"copied as they are, not pruned: {name};" in record.getMessage()
     assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
 
@@ -227,7 +228,7 @@ def test_all_of_them_in_one_warning(
 ) -> None:
     folder = made(tmp_path / "m", "model.safetensors", *TWINS)
     step_cli.prune(folder, tmp_path / "out")
-    (record,) = (r for r in caplog.records if r.levelname == "WARNING")
+    (record,) = (r for r in caplog.records if r.levelno == logging.WARNING)
     assert ", ".join(TWINS[:5]) + " and 3 more" in record.getMessage()
 
 
@@ -241,7 +242,7 @@ def test_no_warning_where_nothing_else_holds_weights(
     document = {"metadata": {}, "weight_map": {"fc.weight": "s-1.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(document))
     step_cli.prune(folder, tmp_path / "out")
-    assert [r for r in caplog.records if r.levelname == "WARNING"] == []
+    assert [r for r in caplog.records if r.levelno == logging.WARNING] == []
 
 
 def test_checkpoints_of_a_run_are_named_too(

@@ -61,6 +61,8 @@ def ms(op: str, inputs: list[str], **attributes: object) -> onnx.NodeProto:
         (node("LSTM", ["x", "x", "w"], ["y"]), (2, 32, 8), (2, 1)),
         (node("GRU", ["x", "w"], ["y"]), (1, 24, 16), (2, 1)),
         (node("RNN", ["x", "x", "w"], ["y"]), (1, 8, 8), (2, 1)),
+        (ms("DynamicQuantizeLSTM", ["x", "w", "x"]), (2, 16, 32), (1, 2)),
+        (ms("DynamicQuantizeLSTM", ["x", "x", "w"]), (2, 8, 32), (1, 2)),
         (ms("FusedConv", ["x", "w", "b"]), (6, 8, 3, 3), (1, 0)),
         (ms("FusedGemm", ["x", "w"]), (8, 4), (0, 1)),
         (ms("FusedGemm", ["x", "w"], transB=1), (8, 4), (1, 0)),

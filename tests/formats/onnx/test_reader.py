@@ -10,6 +10,7 @@ import pytest
 from attacks.onnx_attacks import linear, model, nested_graphs, with_external_data
 from onnx import TensorProto, helper, numpy_helper
 
+import step_cli
 from step_cli.errors import InputError
 from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.open import open_checkpoint
@@ -22,6 +23,14 @@ def read(proto: onnx.ModelProto, tmp_path: Path) -> dict[str, NamedTensor]:
     path = tmp_path / "m.onnx"
     path.write_bytes(proto.SerializeToString())
     return {tensor.name: tensor for tensor in open_checkpoint(path).tensors}
+
+
+def saved(
+    nodes: list[onnx.NodeProto], arrays: dict[str, np.ndarray], tmp_path: Path
+) -> Path:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model(nodes, arrays).SerializeToString())
+    return path
 
 
 def axis_of(nodes: list[onnx.NodeProto], tmp_path: Path, shape=(8, 4)) -> object:  # type: ignore[no-untyped-def]
@@ -397,6 +406,24 @@ def test_a_weight_used_along_two_axes_is_judged_along_both(tmp_path: Path) -> No
         (tensor.name, tensor.axis, tensor.output_axis) for tensor in found.tensors
     ]
     assert layers == [("w", 0, 1), ("w", 1, 0)] and "axes 0 and 1" in found.notes[0]
+
+
+def test_a_vector_has_no_groups(tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["x", "m"], ["h"]), node("MatMul", ["h", "v"], ["y"])]
+    arrays = {"m": W * 0, "v": np.ones(4, np.float32)}
+    (found,) = step_cli.verify(saved(nodes, arrays, tmp_path), strict=True).checkpoints
+    assert [layer.name for layer in found.layers] == ["m"]
+    assert [(one.name, one.reason) for one in found.skipped] == [("v", "rank")]
+    assert found.ok and found.totals.coverage == 1
+
+
+def test_shapes_that_are_none_are_refused(tmp_path: Path) -> None:
+    proto = model([node("MatMulInteger", ["x", "w", "", "z"], ["y"])], {})
+    proto.graph.initializer.append(numpy_helper.from_array(W.astype(np.int8), "w"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.int8([1, 2]), "z"))
+    proto.graph.initializer[0].dims[0] = -8
+    with pytest.raises(InputError, match="negative size"):
+        read(proto, tmp_path)
 
 
 def test_reading_imports_neither_torch_nor_onnx(tmp_path: Path) -> None:

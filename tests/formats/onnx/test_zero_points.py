@@ -92,6 +92,22 @@ def test_zero_points_of_a_stack_differ_along_its_last_axis(tmp_path: Path) -> No
     assert zero_of(read([product], arrays, tmp_path)["w"]) == "kind"
 
 
+def test_zero_points_of_recurrent_layers_are_those_of_directions(
+    tmp_path: Path,
+) -> None:
+    inputs = ["x", "w", "x", "", "", "", "", "", "s", "z", "s", "z"]
+    product = node("DynamicQuantizeLSTM", inputs, ["y"], domain=MICROSOFT)
+    arrays: Arrays = {"w": codes(2, 8, 4), "s": ones()}
+    for zeros, found in (
+        ([3, 3], 3),
+        ([3, 4], (0, [3, 4])),
+        ([[3] * 4, [3] * 4], 3),
+        ([[3] * 4, [4] * 4], "kind"),
+    ):
+        arrays["z"] = np.array(zeros, np.uint8)
+        assert zero_of(read([product], arrays, tmp_path)["w"]) == found
+
+
 @pytest.mark.parametrize(
     ("between", "zero"),
     [

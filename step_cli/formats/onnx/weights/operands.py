@@ -16,7 +16,7 @@ class Factor:
         index: Which input.
         side: Its place: ``left`` [.., out, in] or ``right`` [.., in, out] of a matrix
             product, a ``kernel`` [out, in, window...], the ``gates`` [direction, out,
-            in] of a recurrent layer.
+            in] of a recurrent layer, ``turned gates`` [direction, in, out].
         zero: The input with its zero point, one or one for each output.
         turned: The attribute that swaps its last two axes.
         batched: The attribute that makes its first axis the last but one.
@@ -63,15 +63,18 @@ def operand_of(factor: Factor, view: View, step: NodeStep) -> Operand | None:
     operand = _placed(factor.side, view)
     if operand is None or factor.zero is None:
         return operand
-    axis = operand.outputs if operand.outputs is not None else 0
+    axis = operand.outputs or 0
+    if factor.side == "turned gates":
+        axis = 0  # one for each direction
     view = dequantized(view, step.zero(factor.zero), axis)
     return replace(operand, view=view)
 
 
 def _placed(side: str, view: View) -> Operand | None:
     rank = len(view.shape)
-    if side == "gates":
-        return Operand(view, 2, 1) if rank == 3 else None
+    if side.endswith("gates"):
+        summed, outputs = (2, 1) if side == "gates" else (1, 2)
+        return Operand(view, summed, outputs) if rank == 3 else None
     if rank == 1 and side != "kernel":
         return Operand(view, 0, None)
     if rank < 2:

@@ -128,7 +128,7 @@ class Tracer:
 
     def _view(self, source: Source) -> View | None:
         if isinstance(source, Tensor):
-            return views.whole(source)
+            return views.whole(source) if min(source.shape, default=0) >= 0 else None
         if isinstance(source, Entering):
             before = self.came_from(source)
             view = self._views.get(id(before[0])) if before else None
