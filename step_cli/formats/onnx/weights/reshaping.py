@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from step_cli.formats.onnx.weights.slicing import cut
 from step_cli.formats.onnx.weights.views import (
     MIXED,
     MOST_AXES,
@@ -13,7 +14,6 @@ from step_cli.formats.onnx.weights.views import (
     Run,
     Runs,
     View,
-    cut,
     merged,
     size_of,
 )
@@ -87,9 +87,13 @@ def _rows(piece: Piece, place: int, size: int) -> list[Piece] | None:
         return [piece]
     if rows > MOST_PIECES:
         return None
-    found = [cut(piece, place, index, index + 1) for index in range(rows)]
-    known = [one for one in found if one is not None]
-    return known if len(known) == rows else None
+    found: list[Piece] = []
+    for index in range(rows):
+        parts = cut(piece, place, index, index + 1)
+        if parts is None:
+            return None
+        found += parts
+    return found
 
 
 def _joined(piece: Piece, place: int, size: int) -> Piece:
@@ -126,11 +130,14 @@ def _in_two(piece: Piece, place: int, size: int) -> list[Piece] | None:
     ends = sorted({begin, -(-begin // size) * size, end // size * size, end})
     found: list[Piece] = []
     for low, high in pairwise(ends):
-        part = cut(piece, place, low - begin, high - begin)
-        parts = None if part is None else _in_two(part, place, size)
-        if parts is None:
+        some = cut(piece, place, low - begin, high - begin)
+        if some is None:
             return None
-        found += parts
+        for part in some:
+            parts = _in_two(part, place, size)
+            if parts is None or len(found) + len(parts) > MOST_PIECES:
+                return None
+            found += parts
     return found
 
 
@@ -143,15 +150,21 @@ def _in_rows(piece: Piece, place: int, size: int) -> list[Piece] | None:
         return [_with_axes(piece, place, 1, [(row, outer), (0, inner)])]
     # Rows that do not divide into the runs: known is what the last run shares.
     last = [run for run in runs if run.size != 1][-1]
-    block = math.gcd(last.size, size)
-    if last.axis == MIXED or block == 1:
+    if last.axis == MIXED:
         return None
+    block = math.gcd(last.size, size)
     others = [run for run in runs if run is not last]
     others.append(Run(last.axis, last.stride * block, last.size // block))
-    outer = (Run(MIXED, 0, size_of(runs) // size),)
-    inner = (Run(MIXED, 0, size // block), last._replace(size=block))
+    number = min([0, *_mixed_numbers(piece)]) - 1
+    outer = (Run(MIXED, number, size_of(runs) // size),)
+    inner = (Run(MIXED, number - 1, size // block), last._replace(size=block))
     mixed = replace(piece, hidden=(*piece.hidden, *others))
     return [_with_axes(mixed, place, 1, [(row, outer), (0, inner)])]
+
+
+def _mixed_numbers(piece: Piece) -> Iterator[int]:
+    for runs in (*piece.axes, *piece.scaled):
+        yield from (run.stride for run in runs if run.axis == MIXED)
 
 
 def _shared_out(runs: Runs, size: int) -> tuple[Runs, Runs] | None:
@@ -163,7 +176,8 @@ def _shared_out(runs: Runs, size: int) -> tuple[Runs, Runs] | None:
         if size % run.size == 0:
             size //= run.size
         elif run.size % size == 0:
-            left.append(Run(run.axis, run.stride * size, run.size // size))
+            step = run.stride if run.axis == MIXED else run.stride * size
+            left.append(Run(run.axis, step, run.size // size))
             run, size = run._replace(size=size), 1
         else:
             return None

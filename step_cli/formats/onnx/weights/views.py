@@ -21,7 +21,8 @@ MIXED = -1  # the axis of a run over several stored axes, whose order is not tol
 class Run(NamedTuple):
     """Elements of a stored tensor at equal distances along one of its axes.
 
-    Or places of an axis of the operand, if its own axis is `MIXED`.
+    Or places of an axis of the operand, if its own axis is `MIXED`: its stride is then
+    a negative number, the same for those that may depend on each other.
     """
 
     axis: int
@@ -125,26 +126,6 @@ def without_axis(view: View, axis: int) -> View | None:
     return _rearranged(View(view.shape, pieces), left)
 
 
-def sliced(view: View, axis: int, begin: int, end: int) -> View | None:
-    """A range of an axis; both ends within it."""
-    shape = list(view.shape)
-    if (begin, end) == (0, shape[axis]):
-        return view
-    pieces: list[Piece] = []
-    for piece in view.pieces:
-        start, size = piece.at[axis], size_of(piece.axes[axis])
-        low, high = max(begin, start), min(end, start + size)
-        if low >= high:
-            continue
-        part = cut(piece, axis, low - start, high - start)
-        if part is None:
-            return None
-        at = (*piece.at[:axis], low - begin, *piece.at[axis + 1 :])
-        pieces.append(replace(part, at=at))
-    shape[axis] = max(0, end - begin)
-    return View(tuple(shape), tuple(pieces))
-
-
 def joined(views: Sequence[View], axis: int) -> View | None:
     """The operands one after another along an axis."""
     rank = len(views[0].shape)
@@ -181,21 +162,27 @@ def scaled(view: View, axes: Sequence[int]) -> View | None:
     return View(view.shape, tuple(pieces))
 
 
-def overlap(one: Runs, other: Runs) -> bool:
-    """Whether a step along one can be a step along the other."""
-    return any(
-        a.size > 1 < b.size
-        and (
-            MIXED in (a.axis, b.axis)
-            or (
-                a.axis == b.axis
-                and a.stride < b.stride * b.size
-                and b.stride < a.stride * a.size
-            )
-        )
-        for a in one
-        for b in other
-    )
+def overlap(one: Runs, other: Runs, hidden: Runs) -> bool:
+    """Whether a step along one can be a step along the other.
+
+    Args:
+        one: Runs.
+        other: Runs.
+        hidden: Those that mixed ones go through.
+    """
+    return any(_same_way(a, b, hidden) for a in one for b in other)
+
+
+def _same_way(one: Run, other: Run, hidden: Runs) -> bool:
+    if one.size == 1 or other.size == 1:
+        return False
+    if one.axis == other.axis == MIXED:
+        return one.stride == other.stride
+    if MIXED in (one.axis, other.axis):
+        real = other if one.axis == MIXED else one
+        return any(_same_way(real, run, ()) for run in hidden if run.axis != MIXED)
+    nearer = one.stride < other.stride * other.size
+    return one.axis == other.axis and nearer and other.stride < one.stride * one.size
 
 
 def _rearranged(view: View, order: Sequence[int]) -> View:
@@ -225,38 +212,14 @@ def size_of(runs: Runs) -> int:
     return math.prod(run.size for run in runs)
 
 
-def cut(piece: Piece, axis: int, low: int, high: int) -> Piece | None:
-    """A range of an axis of a piece; None if it is no set of whole runs."""
-    runs, first = list(piece.axes[axis]), list(piece.first)
-    begin = piece.at[axis] + low
-    while runs:
-        run = runs[0]
-        inner = size_of(tuple(runs[1:]))
-        if (low, high) == (0, run.size * inner):
-            break
-        if run.axis == MIXED:
-            return None
-        if low % inner == 0 and high % inner == 0:
-            runs[0] = run._replace(size=(high - low) // inner)
-            first[run.axis] += run.stride * (low // inner)
-            break
-        if low // inner != (high - 1) // inner:
-            return None
-        first[run.axis] += run.stride * (low // inner)
-        low, high = low % inner, (high - 1) % inner + 1
-        runs.pop(0)
-    axes = (*piece.axes[:axis], tuple(runs), *piece.axes[axis + 1 :])
-    at = (*piece.at[:axis], begin, *piece.at[axis + 1 :])
-    return replace(piece, at=at, axes=axes, first=tuple(first))
-
-
 def merged(runs: Sequence[Run]) -> Runs:
     """Neighbours that are one run of the stored tensor as one."""
     found: list[Run] = []
     for run in runs:
-        last = found[-1] if found else None
-        if last and last.axis == run.axis and last.stride == run.stride * run.size:
-            found[-1] = Run(run.axis, run.stride, last.size * run.size)
+        last = found[-1] if found else Run(0, 0, 0)
+        near = last.stride == run.stride * (1 if run.axis == MIXED else run.size)
+        if found and last.axis == run.axis and near:
+            found[-1] = run._replace(size=last.size * run.size)
         else:
             found.append(run)
     return tuple(found)
