@@ -57,7 +57,10 @@ def outcome(seed: int) -> Outcome:
     except Exception as error:  # whatever ONNX Runtime does not know
         return Outcome(f"refused: {error}")
     for stored, fed in pairs:
-        np.testing.assert_allclose(stored, fed, rtol=1e-3, atol=1e-3)
+        same = np.allclose(stored, fed, rtol=1e-3, atol=1e-3)
+        if not same and any(function.overload for function in model.functions):
+            return Outcome("confused: ONNX Runtime took another overload")
+        assert same, f"{seed}: fed tensors change what is computed"
     try:
         wanted = expected(example, witness)
     except Ambiguous as error:
