@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from formats.onnx.group_comparison import disagreements, listing
 from formats.onnx.group_oracle import Ambiguous, Witness, session_of
-from formats.onnx.group_verdicts import disagreements, expected, listing
+from formats.onnx.group_verdicts import expected
 from formats.onnx.random_graphs.example import Example
 from formats.onnx.random_graphs.opaque import OPAQUE_STEPS
 from formats.onnx.random_graphs.planning import MAKERS, random_example
