@@ -7,7 +7,7 @@ untraced.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from step_cli.formats.files.mapped_file import map_file
@@ -15,40 +15,17 @@ from step_cli.formats.onnx.data import NIBBLES, TensorData
 from step_cli.formats.onnx.graph import ModelReader
 from step_cli.formats.onnx.model import Model, Node, Tensor, domain_of
 from step_cli.formats.onnx.operators import OTHER_PRODUCTS, PRODUCTS
-from step_cli.formats.onnx.weights.boxes import boxes_of
 from step_cli.formats.onnx.weights.dependence import Dependence
-from step_cli.formats.onnx.weights.operands import Factor, Operand, operand_of
-from step_cli.formats.onnx.weights.scopes import Made, Scope, Source, scopes_of
+from step_cli.formats.onnx.weights.nesting import scopes_of
+from step_cli.formats.onnx.weights.operands import Factor, operand_of
+from step_cli.formats.onnx.weights.scopes import Made, Scope, Source
 from step_cli.formats.onnx.weights.tracer import Read, Tracer
-from step_cli.formats.onnx.weights.views import Piece, merged, overlap
-from step_cli.formats.onnx.weights.zero_points import Meaning
-from step_cli.nm.tensor_data import Part
+from step_cli.formats.onnx.weights.use import Use, use_of
 
 MOST_BOXES_IN_ALL = 1 << 18  # parts of stored tensors, before they are put together
 MOST_OF_A_MASK = 4096  # numbers that are looked at
 # Numbers of TensorProto.DataType that a matrix of weights may have.
 _WEIGHTS = frozenset({1, 2, 3, 5, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23})
-
-
-@dataclass(frozen=True)
-class Use:
-    """How a node multiplies by a stored tensor.
-
-    Attributes:
-        node: The product.
-        tensor: The stored tensor.
-        axis: Its group axis; None if the operand is a vector.
-        outputs: Its axis of the outputs, if there is one.
-        boxes: What of it the product uses.
-        meaning: Which of its numbers mean zero.
-    """
-
-    node: Node
-    tensor: Tensor
-    axis: int | None
-    outputs: int | None
-    boxes: tuple[Part, ...]
-    meaning: Meaning
 
 
 @dataclass(eq=False)
@@ -193,44 +170,6 @@ def uses_of(model: Model, read: Read) -> Uses:
     uses = Uses(scopes_of(model), Tracer(read))
     uses.find()
     return uses
-
-
-def use_of(node: Node, operand: Operand, piece: Piece) -> Use | None:
-    """How a product uses a piece of its operand; None if that cannot be told."""
-    summed = merged(piece.axes[operand.summed])
-    flat = len(piece.tensor.shape) < 2
-    if operand.outputs is None and flat:
-        return Use(node, piece.tensor, None, None, (), piece.meaning)
-    wide = [run for run in summed if run.size != 1] or list(summed)
-    if flat or not wide or wide[-1].stride != 1 or _is_masked(operand, piece):
-        return None
-    group = wide[-1]
-    axes = list(piece.axes)
-    axes[operand.summed] = summed
-    phase = piece.at[operand.summed]
-    boxes = boxes_of(replace(piece, axes=tuple(axes)), group, phase)
-    if boxes is None:
-        return None
-    outputs = None
-    if operand.outputs is not None:
-        behind = [run for run in piece.axes[operand.outputs] if run.axis != group.axis]
-        lie = [run for run in behind if run.size != 1] or behind
-        outputs = lie[-1].axis if lie and lie[-1].stride == 1 else None
-    return Use(node, piece.tensor, group.axis, outputs, tuple(boxes), piece.meaning)
-
-
-def _is_masked(operand: Operand, piece: Piece) -> bool:
-    """Whether it is multiplied by different numbers for each input of each output."""
-    if operand.outputs is None:
-        return False
-    inputs = [operand.summed, *operand.window]
-    over = tuple(run for axis in inputs for run in piece.axes[axis])
-    outputs = piece.axes[operand.outputs]
-    hidden = piece.hidden
-    return any(
-        overlap(one, over, hidden) and overlap(one, outputs, hidden)
-        for one in piece.scaled
-    )
 
 
 def _may_be_weights(source: Source) -> bool:

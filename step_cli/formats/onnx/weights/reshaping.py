@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from step_cli.formats.onnx.weights.slicing import cut
 from step_cli.formats.onnx.weights.views import (
     MIXED,
     MOST_AXES,
@@ -13,7 +14,6 @@ from step_cli.formats.onnx.weights.views import (
     Run,
     Runs,
     View,
-    cut,
     merged,
     size_of,
 )
@@ -87,9 +87,13 @@ def _rows(piece: Piece, place: int, size: int) -> list[Piece] | None:
         return [piece]
     if rows > MOST_PIECES:
         return None
-    found = [cut(piece, place, index, index + 1) for index in range(rows)]
-    known = [one for one in found if one is not None]
-    return known if len(known) == rows else None
+    found: list[Piece] = []
+    for index in range(rows):
+        parts = cut(piece, place, index, index + 1)
+        if parts is None:
+            return None
+        found += parts
+    return found
 
 
 def _joined(piece: Piece, place: int, size: int) -> Piece:
@@ -126,11 +130,14 @@ def _in_two(piece: Piece, place: int, size: int) -> list[Piece] | None:
     ends = sorted({begin, -(-begin // size) * size, end // size * size, end})
     found: list[Piece] = []
     for low, high in pairwise(ends):
-        part = cut(piece, place, low - begin, high - begin)
-        parts = None if part is None else _in_two(part, place, size)
-        if parts is None:
+        some = cut(piece, place, low - begin, high - begin)
+        if some is None:
             return None
-        found += parts
+        for part in some:
+            parts = _in_two(part, place, size)
+            if parts is None or len(found) + len(parts) > MOST_PIECES:
+                return None
+            found += parts
     return found
 
 

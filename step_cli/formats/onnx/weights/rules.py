@@ -6,6 +6,7 @@ from step_cli.formats.onnx.weights import views
 from step_cli.formats.onnx.weights.codes import dequantized
 from step_cli.formats.onnx.weights.node_step import NodeStep
 from step_cli.formats.onnx.weights.reshaping import reshaped
+from step_cli.formats.onnx.weights.slicing import sliced
 from step_cli.formats.onnx.weights.views import View
 
 
@@ -97,7 +98,7 @@ def cut(step: NodeStep) -> View | None:
         return None
     for axis, start, end in zip(axes, starts, ends, strict=True):
         begin, stop, _ = slice(start, end).indices(view.shape[axis])
-        found = views.sliced(view, axis % rank, begin, max(begin, stop))
+        found = sliced(view, axis % rank, begin, max(begin, stop))
         if found is None:
             return None
         view = found
@@ -123,7 +124,7 @@ def split(step: NodeStep) -> View | None:
         return None
     begin = sum(sizes[: step.index])
     end = begin + sizes[step.index]
-    return views.sliced(view, axis % len(view.shape), begin, end)
+    return sliced(view, axis % len(view.shape), begin, end)
 
 
 def concat(step: NodeStep) -> View | None:

@@ -126,26 +126,6 @@ def without_axis(view: View, axis: int) -> View | None:
     return _rearranged(View(view.shape, pieces), left)
 
 
-def sliced(view: View, axis: int, begin: int, end: int) -> View | None:
-    """A range of an axis; both ends within it."""
-    shape = list(view.shape)
-    if (begin, end) == (0, shape[axis]):
-        return view
-    pieces: list[Piece] = []
-    for piece in view.pieces:
-        start, size = piece.at[axis], size_of(piece.axes[axis])
-        low, high = max(begin, start), min(end, start + size)
-        if low >= high:
-            continue
-        part = cut(piece, axis, low - start, high - start)
-        if part is None:
-            return None
-        at = (*piece.at[:axis], low - begin, *piece.at[axis + 1 :])
-        pieces.append(replace(part, at=at))
-    shape[axis] = max(0, end - begin)
-    return View(tuple(shape), tuple(pieces))
-
-
 def joined(views: Sequence[View], axis: int) -> View | None:
     """The operands one after another along an axis."""
     rank = len(views[0].shape)
@@ -230,31 +210,6 @@ def _positions(axes: Sequence[int], rank: int) -> set[int] | None:
 def size_of(runs: Runs) -> int:
     """How many elements they are along an axis of an operand."""
     return math.prod(run.size for run in runs)
-
-
-def cut(piece: Piece, axis: int, low: int, high: int) -> Piece | None:
-    """A range of an axis of a piece; None if it is no set of whole runs."""
-    runs, first = list(piece.axes[axis]), list(piece.first)
-    begin = piece.at[axis] + low
-    while runs:
-        run = runs[0]
-        inner = size_of(tuple(runs[1:]))
-        if (low, high) == (0, run.size * inner):
-            break
-        if run.axis == MIXED:
-            return None
-        if low % inner == 0 and high % inner == 0:
-            runs[0] = run._replace(size=(high - low) // inner)
-            first[run.axis] += run.stride * (low // inner)
-            break
-        if low // inner != (high - 1) // inner:
-            return None
-        first[run.axis] += run.stride * (low // inner)
-        low, high = low % inner, (high - 1) % inner + 1
-        runs.pop(0)
-    axes = (*piece.axes[:axis], tuple(runs), *piece.axes[axis + 1 :])
-    at = (*piece.at[:axis], begin, *piece.at[axis + 1 :])
-    return replace(piece, at=at, axes=axes, first=tuple(first))
 
 
 def merged(runs: Sequence[Run]) -> Runs:
