@@ -74,9 +74,12 @@ def _tensors(
             if len(layers) > 1:
                 axes = " and ".join(str(layer.axis) for layer in layers)
                 notes.append(f"{plain.name} is summed over axes {axes}; each is judged")
-            found += layers or [
-                replace(plain, skip="untraced" if untraced else "consumer")
-            ]
+            found += layers
+            if untraced and layers:  # what one product uses is judged, the rest is not
+                found.append(replace(layers[0], axis=None, parts=(), skip="untraced"))
+            elif not layers:
+                skip: SkipReason = "untraced" if untraced else "consumer"
+                found.append(replace(plain, skip=skip))
     return found, tuple(notes)
 
 

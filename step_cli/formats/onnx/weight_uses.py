@@ -6,10 +6,9 @@ untraced.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import numpy as np
 
 from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.onnx.data import NIBBLES, TensorData
@@ -131,22 +130,43 @@ class Uses:
             return
         waiting = [(source, True)]
         while waiting:
-            one, lone = waiting.pop()
-            if (id(one), lone) in self._searched:
+            one, matrix = waiting.pop()
+            if (id(one), matrix) in self._searched:
                 continue
-            self._searched.add((id(one), lone))
+            self._searched.add((id(one), matrix))
             if isinstance(one, Tensor):
-                if _may_be_matrix(one, lone):
+                if _may_be_matrix(one, matrix):
                     self.untraced[id(one)] = one
                 continue
-            needs = [x for x in self.dependence.shown(one) if not _is_single(x)]
-            op_type = one.node.op_type if isinstance(one, Made) else ""
-            masks = [x for x in needs if op_type == "Mul" and self._is_mask(x)]
-            if len(masks) == 1 < len(needs):
-                needs.remove(masks[0])
-            joins = op_type in ("Concat", "If")
-            lone = lone and (len(needs) < 2 or joins)
-            waiting += [(need, lone) for need in needs]
+            needs = [x for x in self.dependence.shown(one) if _may_be_weights(x)]
+            joins = isinstance(one, Made) and one.node.op_type in ("Concat", "If")
+            if len(needs) > 1 and not joins:
+                needs = self._without_companions(one, needs)
+                matrix = (matrix and len(needs) == 1) or self._shows_matrix(one)
+            waiting += [(need, matrix or self._shows_matrix(need)) for need in needs]
+
+    def _without_companions(self, source: Source, needs: list[Source]) -> list[Source]:
+        """Those of some values that meet in a node which may be matrices of weights.
+
+        Not a mask, and no scale, bias or index where anything else may be one.
+        """
+        is_mul = isinstance(source, Made) and source.node.op_type == "Mul"
+        masks = [need for need in needs if is_mul and self._is_mask(need)]
+        if len(masks) == 1:
+            needs = [need for need in needs if need is not masks[0]]
+        shapes = [(need, self.tracer.view(need)) for need in needs]
+        some = [x for x, view in shapes if view is None or _is_matrix(view.shape)]
+        return some or needs
+
+    def _shows_matrix(self, source: Source) -> bool:
+        """Whether it is known to be a matrix, whatever the stored tensor looks like."""
+        view = self.tracer.view(source)
+        if view is not None or not isinstance(source, Made):
+            return view is not None and _is_matrix(view.shape)
+        if source.node.op_type != "Reshape":
+            return False
+        shape = self.tracer.step(source.scope, source.node).numbers("shape", 1)
+        return shape is not None and _is_matrix(shape)
 
     def _is_mask(self, source: Source) -> bool:
         """Whether the first numbers of a stored tensor are all 0 or 1."""
@@ -154,7 +174,7 @@ class Uses:
         if tensor is None or tensor.values or tensor.data_type in NIBBLES:
             return False
         first = self.tracer.read(tensor).reshape(-1)[:MOST_OF_A_MASK]
-        return bool(np.isin(first.astype(np.float32), (0, 1)).all())
+        return bool(((first == 0) | (first == 1)).all())
 
 
 def uses_of(model: Model, read: Read) -> Uses:
@@ -202,21 +222,25 @@ def _is_masked(operand: Operand, piece: Piece) -> bool:
         return False
     inputs = [operand.summed, *operand.window]
     over = tuple(run for axis in inputs for run in piece.axes[axis])
-    return overlap(piece.scaled, over) and overlap(
-        piece.scaled, piece.axes[operand.outputs]
-    )
+    outputs = piece.axes[operand.outputs]
+    return any(overlap(one, over) and overlap(one, outputs) for one in piece.scaled)
 
 
-def _is_single(source: Source) -> bool:
-    return isinstance(source, Tensor) and math.prod(source.shape) == 1
+def _may_be_weights(source: Source) -> bool:
+    """Whether it is not stored, or numbers that a matrix of weights could have."""
+    if not isinstance(source, Tensor):
+        return True
+    return source.data_type in _WEIGHTS and math.prod(source.shape) > 1
 
 
-def _may_be_matrix(tensor: Tensor, lone: bool) -> bool:
-    """Whether it may be a matrix, where ``lone`` nothing beside it may be."""
-    if tensor.data_type not in _WEIGHTS:
-        return False
-    wide = sum(size > 1 for size in tensor.shape)
-    return wide > 1 or (lone and wide == 1)
+def _is_matrix(shape: Sequence[int]) -> bool:
+    """Whether it has two axes of more than one element; -1 is of any number."""
+    return sum(size not in (0, 1) for size in shape) > 1
+
+
+def _may_be_matrix(tensor: Tensor, matrix: bool) -> bool:
+    """Whether a stored tensor may be a matrix, or becomes one on its way."""
+    return _may_be_weights(tensor) and (matrix or _is_matrix(tensor.shape))
 
 
 def nodes_of_weights(path: Path) -> dict[str, list[str]]:

@@ -14,10 +14,15 @@ from step_cli.formats.onnx.weights.zero_points import Meaning
 
 MOST_AXES = 64
 MOST_PIECES = 4096  # of an operand
+MOST_SCALES = 64  # on the way to an operand
+MIXED = -1  # the axis of a run over several stored axes, whose order is not told
 
 
 class Run(NamedTuple):
-    """Elements of a stored tensor at equal distances along one of its axes."""
+    """Elements of a stored tensor at equal distances along one of its axes.
+
+    Or places of an axis of the operand, if its own axis is `MIXED`.
+    """
 
     axis: int
     stride: int
@@ -36,8 +41,9 @@ class Piece:
         at: Its first index along each axis of the operand.
         axes: The runs behind each axis of the operand.
         first: Where the runs start along each axis of the stored tensor.
-        hidden: Runs of which a loop takes one index at a time.
-        scaled: Runs along which the numbers are multiplied by different ones.
+        hidden: Further runs: those of which a loop takes one index at a time, and those
+            that the mixed ones go through in some order.
+        scaled: For each scale on the way, the runs along which its numbers differ.
         meaning: Which of the numbers mean zero.
     """
 
@@ -46,7 +52,7 @@ class Piece:
     axes: tuple[Runs, ...]
     first: tuple[int, ...]
     hidden: Runs = ()
-    scaled: Runs = ()
+    scaled: tuple[Runs, ...] = ()
     meaning: Meaning = field(default_factory=Meaning)
 
     @property
@@ -130,7 +136,7 @@ def sliced(view: View, axis: int, begin: int, end: int) -> View | None:
         low, high = max(begin, start), min(end, start + size)
         if low >= high:
             continue
-        part = _cut(piece, axis, low - start, high - start)
+        part = cut(piece, axis, low - start, high - start)
         if part is None:
             return None
         at = (*piece.at[:axis], low - begin, *piece.at[axis + 1 :])
@@ -160,23 +166,33 @@ def joined(views: Sequence[View], axis: int) -> View | None:
     return View(tuple(shape), tuple(pieces)) if len(pieces) <= MOST_PIECES else None
 
 
-def scaled(view: View, axes: Sequence[int]) -> View:
+def scaled(view: View, axes: Sequence[int]) -> View | None:
     """Multiplied by numbers that differ along ``axes``."""
     pieces = []
     for piece in view.pieces:
         more = tuple(run for axis in axes for run in piece.axes[axis])
+        known = (
+            piece.scaled if not more or more in piece.scaled else (*piece.scaled, more)
+        )
+        if len(known) > MOST_SCALES:
+            return None
         meaning = piece.meaning.changed()
-        pieces.append(replace(piece, scaled=piece.scaled + more, meaning=meaning))
+        pieces.append(replace(piece, scaled=known, meaning=meaning))
     return View(view.shape, tuple(pieces))
 
 
 def overlap(one: Runs, other: Runs) -> bool:
     """Whether a step along one can be a step along the other."""
     return any(
-        a.axis == b.axis
-        and a.size > 1 < b.size
-        and a.stride < b.stride * b.size
-        and b.stride < a.stride * a.size
+        a.size > 1 < b.size
+        and (
+            MIXED in (a.axis, b.axis)
+            or (
+                a.axis == b.axis
+                and a.stride < b.stride * b.size
+                and b.stride < a.stride * a.size
+            )
+        )
         for a in one
         for b in other
     )
@@ -209,12 +225,17 @@ def size_of(runs: Runs) -> int:
     return math.prod(run.size for run in runs)
 
 
-def _cut(piece: Piece, axis: int, low: int, high: int) -> Piece | None:
+def cut(piece: Piece, axis: int, low: int, high: int) -> Piece | None:
     """A range of an axis of a piece; None if it is no set of whole runs."""
     runs, first = list(piece.axes[axis]), list(piece.first)
+    begin = piece.at[axis] + low
     while runs:
         run = runs[0]
         inner = size_of(tuple(runs[1:]))
+        if (low, high) == (0, run.size * inner):
+            break
+        if run.axis == MIXED:
+            return None
         if low % inner == 0 and high % inner == 0:
             runs[0] = run._replace(size=(high - low) // inner)
             first[run.axis] += run.stride * (low // inner)
@@ -225,7 +246,8 @@ def _cut(piece: Piece, axis: int, low: int, high: int) -> Piece | None:
         low, high = low % inner, (high - 1) % inner + 1
         runs.pop(0)
     axes = (*piece.axes[:axis], tuple(runs), *piece.axes[axis + 1 :])
-    return replace(piece, axes=axes, first=tuple(first))
+    at = (*piece.at[:axis], begin, *piece.at[axis + 1 :])
+    return replace(piece, at=at, axes=axes, first=tuple(first))
 
 
 def merged(runs: Sequence[Run]) -> Runs:
