@@ -137,6 +137,8 @@ def check_saved(
 ) -> None:
     """Refuse a saved state that lacks something, or is of another shape."""
     for key, value in own.items():
+        if key == "asleep":
+            continue  # it may have been trainable where it was saved
         if key not in saved:
             raise UsageError(f"the state lacks {key!r} of parameter {index}")
         if isinstance(value, Tensor) and value.shape != saved[key].shape:

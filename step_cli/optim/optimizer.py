@@ -53,6 +53,7 @@ from step_cli.optim.weights import (
     Weight,
     count_updates,
     dense_copy,
+    is_asleep,
     is_precise,
     parts_of,
     resolve,
@@ -149,6 +150,8 @@ class SparseOptimizer(Optimizer):
         before, phase, t = self._now, self.current_phase, self.steps_taken + 1
         undecided = self.recipe.switches and self.switch_step is None
         self._check()
+        if self._some_asleep:
+            self._wake()
         if self._rewired is None and phase.sparse:
             guards.refuse_unwired(self.recipe.inner_recipe, self._weights)
         self._finite.look(t, self._weights)
@@ -168,6 +171,19 @@ class SparseOptimizer(Optimizer):
         if reason is not None:
             self._switch_after(t, reason)
         return loss
+
+    def _wake(self) -> None:
+        """Let layers that were frozen from the start take part, at their gradient."""
+        woken = [w for w in self._weights if w.asleep and w.param.grad is not None]
+        if not woken:
+            return
+        for w in woken:
+            w.state["asleep"].zero_()
+            if self.current_phase.sparse and is_precise(w.param):
+                w.state["dense"] = dense_copy(w.param)
+        self._resolve()
+        params = {w.param for w in woken}
+        self._project([w for w in self._weights if w.param in params], starts=True)
 
     def _check(self) -> None:
         """Refuse weights not left as they were; follow a model that was moved."""
@@ -240,7 +256,7 @@ class SparseOptimizer(Optimizer):
     def _enter_phase(self) -> None:
         """Part the dense weights from the parameters, or join them, as rules ask."""
         for w in self._sparse_weights():
-            if not is_precise(w.param):
+            if not is_precise(w.param) or w.asleep:
                 continue
             if self.current_phase.sparse:
                 w.state["dense"] = dense_copy(w.param)
@@ -414,7 +430,8 @@ class SparseOptimizer(Optimizer):
         """Set in rewired layers which rules hold, and where the recipe's state is."""
         for p, forward in (self._rewired or {}).items():
             keys = self._recipe_keys & self.state[p].keys()
-            forward.active = self.current_phase.sparse
+            awake = not is_asleep(self.state[p])
+            forward.active = self.current_phase.sparse and awake
             forward.state = {key: local(self.state[p][key]) for key in keys}
 
     def _follow_model(self) -> None:
@@ -462,8 +479,9 @@ class SparseOptimizer(Optimizer):
             w.dense is not w.param and (not kept or not is_precise(w.param))
             for w in self._weights
         ]
-        hidden = {"dense", *self._recipe_keys}
+        hidden = {"dense", "asleep", *self._recipe_keys}
         self._parts = parts_of(self.base, self._weights, hidden, made)
+        self._some_asleep = any(w.asleep for w in self._weights)
         self._activate_layers()
         self._choose_kernels()
 
@@ -478,8 +496,8 @@ class SparseOptimizer(Optimizer):
 
     def _is_joined(self, p: Tensor) -> bool:
         """Whether a parameter that is to become sparse is its own dense weight now."""
-        joined = is_precise(p) and not self.current_phase.sparse
-        return joined and "dense" in self.state[p]
+        dense = not self.current_phase.sparse or is_asleep(self.state[p])
+        return is_precise(p) and dense and "dense" in self.state[p]
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -513,7 +531,8 @@ class SparseOptimizer(Optimizer):
         super().load_state_dict(state_dict)
         self.base.param_groups, self.base.state = self.param_groups, self.state
         for p, index in with_index(self, theirs):
-            self.state[p].update(restored(p, state_dict["state"].get(index, {})))
+            saved = state_dict["state"].get(index, {})
+            self.state[p].update(restored(p, saved))
             if self._is_joined(p):
                 self.state[p]["dense"] = p.detach()
         self._resolve()

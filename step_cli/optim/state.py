@@ -38,6 +38,8 @@ def create_state(
     if group.get("pattern") is not None or not is_precise(p):
         # In a dense phase fp32 weights are their own dense weights: no copy yet.
         state["dense"] = p.detach() if is_precise(p) else dense_copy(p)
+    if group.get("pattern") is not None and not p.requires_grad:
+        state["asleep"] = torch.ones(())  # until its first gradient
     return state
 
 
