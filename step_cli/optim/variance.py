@@ -171,7 +171,9 @@ class _Sums:
     ) -> None:
         self._step, self._wanted, self._groups = step, wanted, groups
         learning = [
-            w for w in weights if "exp_avg_sq" in w.local_state and w.param.requires_grad
+            w
+            for w in weights
+            if "exp_avg_sq" in w.local_state and w.param.requires_grad
         ]
         self._place = {w: place for place, w in enumerate(learning)}
         self._total = ShardSum(5)
