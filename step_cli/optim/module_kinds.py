@@ -37,7 +37,6 @@ SEVERAL_PRODUCTS = (
 # How the parameters end from which weight_norm, spectral_norm and prune of torch have
 # a module compute its weight.
 COMPUTED_FROM = ("_v", "_orig")  # and `_g`, which only scales
-TRAINED = {"float64", "float32", "bfloat16", "float16"}
 
 
 def describe(model: nn.Module) -> Iterator[Description]:

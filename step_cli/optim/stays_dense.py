@@ -53,6 +53,14 @@ class LeftDense:
     reason: str
     share: float
 
+    @property
+    def why(self) -> str:
+        """The reason in words."""
+        if self.reason == "excluded":
+            return "excluded"
+        found = self.dtype if self.reason == "dtype" else list(self.shape)
+        return WHY.get(self.reason, self.reason).format(found)
+
 
 @dataclass(frozen=True)
 class Coverage:
@@ -126,8 +134,7 @@ def overall_density(weights: Mapping[str, Tensor], coverage: Coverage) -> float:
 
 def _told(some: list[LeftDense]) -> str:
     first, one = some[0], len(some) == 1
-    found = first.dtype if first.reason == "dtype" else list(first.shape)
-    why = WHY.get(first.reason, first.reason).format(found)
+    why = first.why
     if not one and first.reason in ("size", "dtype"):
         why += " (the first)"
     verb = "stays" if one else "stay"
