@@ -82,20 +82,22 @@ def refuse_adapters(weights: Mapping[str, Tensor], plan: Plan) -> None:
             )
 
 
-def is_adapter(name: str, names: Mapping[str, Any]) -> bool:
+def is_adapter(name: str, weights: Mapping[str, Tensor]) -> bool:
     """Whether a parameter is a part of an adapter beside a weight, by the names.
 
     Args:
         name: Its name.
-        names: Those of all parameters.
+        weights: All parameters.
     """
     parts = name.split(".")
     if any(_ADAPTER.fullmatch(part) for part in parts):
         return True
     if "base_layer" in parts:
         return False
-    above = (".".join(parts[:end]) for end in range(1, len(parts)))
-    return any(f"{module}.base_layer.weight" in names for module in above)
+    beside = (
+        ".".join([*parts[:end], "base_layer", "weight"]) for end in range(len(parts))
+    )
+    return any(base in weights and not weights[base].requires_grad for base in beside)
 
 
 def param_groups(model: nn.Module, plan: Plan) -> list[dict[str, object]]:

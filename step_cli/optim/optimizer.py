@@ -307,6 +307,11 @@ class SparseOptimizer(Optimizer):
         return int(self._counters["t"])
 
     @property
+    def total_steps(self) -> int | None:
+        """Length of the training, where it is known."""
+        return int(self._counters["total_steps"]) or None
+
+    @property
     def switch_step(self) -> int | None:
         """The switch point t0, the last step before the rules changed; None before."""
         return int(self._counters["switch_step"]) if self.switch_reason else None
