@@ -1,5 +1,6 @@
 """``sparse_adamw`` and ``sparse``: N:M training in an unmodified loop."""
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.nm.selection import Selection
 from step_cli.nm.weight_rule import Description
 from step_cli.optim.adam import EpsMode
+from step_cli.optim.guards import number_of_steps, refuse_early_scheduler
 from step_cli.optim.layers import param_groups, plan_for, warn_of
 from step_cli.optim.optimizer import SparseOptimizer, VarianceCorrection
 from step_cli.optim.recipe import Recipe
@@ -98,8 +100,9 @@ def sparse(
         UsageError: As :func:`sparse_adamw`.
     """
     made = _made(recipe)
-    if total_steps is not None and (type(total_steps) is not int or total_steps < 1):
-        raise UsageError(f"total_steps {total_steps!r} is not a number of steps")
+    if total_steps is not None:
+        total_steps = number_of_steps(total_steps)
+    switch = _plain(switch)
     if not any("pattern" in group for group in optimizer.param_groups):
         _choose_within(optimizer, pattern, made)
     rule = _rule(optimizer, made, switch, total_steps)
@@ -156,6 +159,13 @@ def _rule(
         switch = AutoSwitch(group["betas"][1], group["eps"])
     assert isinstance(switch, Criterion)
     return SwitchRule(switch, *clip_steps(total_steps))
+
+
+def _plain(switch: Any) -> Any:
+    """A step as a plain int, whatever kind of whole number it is."""
+    if isinstance(switch, bool) or not hasattr(switch, "__index__"):
+        return switch
+    return operator.index(switch)
 
 
 def _check_switch(recipe: Recipe, switch: Any) -> None:
@@ -252,9 +262,9 @@ def _choose_within(
         raise NothingSelectedError(f"no named parameter can hold {parsed}")
     plan = {layer.tensor.name: layer.spec for layer in chosen.layers}
     plan = recipe.inner_recipe.plan_layers(Gathered(weights), plan)
-    optimizer.param_groups[:] = [
-        part for group in optimizer.param_groups for part in _parts(group, plan)
-    ]
+    parts = [part for group in optimizer.param_groups for part in _parts(group, plan)]
+    refuse_early_scheduler(optimizer, len(parts))
+    optimizer.param_groups[:] = parts
 
 
 def _parts(group: dict[str, Any], plan: Plan) -> Sequence[dict[str, Any]]:
