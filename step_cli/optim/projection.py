@@ -92,7 +92,7 @@ def project(
         resting: Those whose dense weights are what they were. Autograd may hold them
             for a backward pass to come, so they are not written with what they hold.
     """
-    apart = [w for w in weights if w.apart]
+    apart = [w for w in weights if w.dense is not w.shown]
     if resting:
         by_itself = inner.follows_time and not inner.keeps_largest
         apart = [

@@ -93,8 +93,10 @@ def loaded_groups(
     groups = []
     for group, other in zip(mine, saved, strict=True):
         options = {key: value for key, value in other.items() if key != "params"}
-        own = {key: group[key] for key in ("params", "param_names") if key in group}
-        groups.append({**copy.deepcopy(options), **own})
+        made: dict[str, Any] = {**copy.deepcopy(options), "params": group["params"]}
+        if "param_names" in group:
+            made["param_names"] = group["param_names"]
+        groups.append(made)
     return groups
 
 

@@ -252,7 +252,7 @@ class Part:
         return {
             w: w.dense._version
             for w in self.weights
-            if w.apart and w.dense.grad is None
+            if w.dense is not w.shown and w.dense.grad is None
         }
 
     def forget_gradients(self) -> None:

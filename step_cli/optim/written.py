@@ -8,12 +8,13 @@ of a large one a part of each tensor, in turn. Counts stay on the device.
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from step_cli.optim.shards import ShardSum
+from step_cli.optim.shards import ShardSum, is_shard
 from step_cli.optim.weights import Weight, flattened
 
 AT_LEAST = 1 << 20  # weights looked at in each step
@@ -38,9 +39,13 @@ class _Batch:
         self.values: Tensor | None = None
         self.seen: Tensor | None = None  # where something else was found
 
+    def _pieces(self, turn: int, turns: int) -> list[Tensor]:
+        whole = [w.shown for w in self.weights]
+        return whole if turns == 1 else [piece(each, turn, turns) for each in whole]
+
     def keep(self, turn: int, turns: int) -> None:
         """Copy the part whose turn it is."""
-        pieces = [piece(w.shown, turn, turns) for w in self.weights]
+        pieces = self._pieces(turn, turns)
         if len(pieces) > 1:
             self.values = flattened(pieces)
         elif self.values is not None and self.values.shape == pieces[0].shape:
@@ -52,7 +57,7 @@ class _Batch:
         """How many values differ from the copy; None if that is known to be none."""
         if self.values is None:
             return None
-        pieces = [piece(w.shown, turn, turns) for w in self.weights]
+        pieces = self._pieces(turn, turns)
         now = flattened(pieces) if len(pieces) > 1 else pieces[0]
         if now.is_cpu and torch.equal(now, self.values):
             return None
@@ -66,11 +71,9 @@ class _Batch:
         if seen is None or not bool(seen.any()):
             return None
         place = int(seen.flatten().nonzero()[0]) if len(self.weights) > 1 else 0
-        for w in self.weights:
-            place -= piece(w.shown, turn, turns).numel()
-            if place < 0:
-                return w.name
-        return self.weights[-1].name
+        ends = accumulate(each.numel() for each in self._pieces(turn, turns))
+        named = zip(ends, self.weights, strict=True)
+        return next(w.name for end, w in named if place < end)
 
     def is_of(self, other: "_Batch") -> bool:
         """Whether two batches are of the same parameters, in the same place."""
@@ -132,7 +135,7 @@ def _batches(weights: Sequence[Weight]) -> Iterator[_Batch]:
     """Weights of one kind together, save large ones on a CPU, to spare memory."""
     alike: defaultdict[Any, list[Weight]] = defaultdict(list)
     for w in weights:
-        alone = w.shown.is_cpu and not w.is_small
-        split = (w.param.device_mesh, w.param.placements) if w.is_shard else None
+        p, alone = w.param, w.shown.is_cpu and not w.is_small
+        split = (p.device_mesh, p.placements) if is_shard(p) else None
         alike[w if alone else (w.dtype, w.device, split)].append(w)
     yield from map(_Batch, alike.values())
