@@ -670,6 +670,9 @@ class SparseOptimizer(Optimizer):
         super().__setstate__({**state, "_rewired": None})
         self._finite, self._mask_watch = FiniteWatch(self.base), MaskWatch()
         self._unsure = True
+        for p, _ in self.sparse_parameters():
+            if self._is_joined(p):  # copies of parameters get memory of their own
+                self.state[p]["dense"] = p.detach()
         # One that holds this optimizer is not whole yet: the next step asks for it.
         if modules is not None and all("_modules" in vars(each) for each in modules):
             self.rewire(nn.ModuleList(modules))
