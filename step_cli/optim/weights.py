@@ -134,6 +134,15 @@ def spec_of(group: Mapping[str, Any]) -> NMSpec | None:
     return NMSpec(NMPattern.parse(str(group["pattern"])), int(group["axis"]))
 
 
+def names_of(groups: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The names of all parameters, or "a parameter" where the user gave none."""
+    return [
+        name
+        for group in groups
+        for name in group.get("param_names") or ["a parameter"] * len(group["params"])
+    ]
+
+
 def resolve(
     optimizer: Optimizer,
     phase: Phase,
@@ -151,8 +160,7 @@ def resolve(
     weights = []
     for number, group in enumerate(optimizer.param_groups):
         spec = spec_of(group)
-        names = group.get("param_names") or ["a parameter"] * len(group["params"])
-        for p, name in zip(group["params"], names, strict=True):
+        for p, name in zip(group["params"], names_of([group]), strict=True):
             state, shown = optimizer.state[p], local(p)
             # By rule and not by address: a wrapper may move a parameter's memory.
             asleep = is_asleep(state)
@@ -249,6 +257,14 @@ class Part:
             whole = isinstance(value, Tensor) and value.dim() > 0
             whole = whole and value.shape == w.shown.shape
             w.state[key] = split_like(value, w.param) if whole else value
+
+    def resting(self) -> dict[Weight, int]:
+        """Weights without a gradient, and how often their dense ones were written."""
+        return {
+            w: w.dense._version
+            for w in self.weights
+            if w.dense is not w.shown and w.dense.grad is None
+        }
 
     def forget_gradients(self) -> None:
         """Take the gradients away that were given to the dense weights."""

@@ -13,6 +13,7 @@ from step_cli.errors import NothingSelectedError, UsageError
 from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.nm.selection import Selection
 from step_cli.nm.weight_rule import Description
+from step_cli.optim.guards import refuse_early_scheduler
 from step_cli.optim.layers import choose_layers, plan_of, refuse_adapters
 from step_cli.optim.recipe import Recipe
 from step_cli.optim.shards import Gathered
@@ -143,11 +144,7 @@ def mark(
         )
     plan = recipe.inner_recipe.plan_layers(Gathered(weights), plan)
     parts = [part for group in groups for part in _parts(group, plan)]
-    if len(parts) != len(groups) and any("initial_lr" in group for group in groups):
-        raise UsageError(
-            "a scheduler was made for groups that are split now: make it after "
-            "sparse(), for the optimizer that is returned"
-        )
+    refuse_early_scheduler(optimizer, len(parts))
     groups[:] = parts
 
 

@@ -1,5 +1,6 @@
 """``sparse_adamw`` and ``sparse``: N:M training in an unmodified loop."""
 
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,7 @@ from step_cli.autoswitch.autoswitch import AutoSwitch, Criterion, Fixed, SwitchR
 from step_cli.errors import UsageError
 from step_cli.nm.pattern import NMPattern
 from step_cli.optim.adam import EpsMode
+from step_cli.optim.guards import number_of_steps
 from step_cli.optim.optimizer import SparseOptimizer, VarianceCorrection
 from step_cli.optim.recipe import Recipe
 from step_cli.recipes import make_recipe
@@ -114,8 +116,9 @@ def sparse(
         UsageError: As :func:`sparse_adamw`.
     """
     made = _made(recipe)
-    if total_steps is not None and (type(total_steps) is not int or total_steps < 1):
-        raise UsageError(f"total_steps {total_steps!r} is not a number of steps")
+    if total_steps is not None:
+        total_steps = number_of_steps(total_steps)
+    switch = _plain(switch)
     mark(optimizer, model, pattern, made)
     rule = _rule(optimizer, made, switch, total_steps)
     made_sparse = SparseOptimizer(
@@ -174,6 +177,13 @@ def _rule(
         switch = AutoSwitch(group["betas"][1], group["eps"])
     assert isinstance(switch, Criterion)
     return SwitchRule(switch, *clip_steps(total_steps))
+
+
+def _plain(switch: Any) -> Any:
+    """A step as a plain int, whatever kind of whole number it is."""
+    if isinstance(switch, bool) or not hasattr(switch, "__index__"):
+        return switch
+    return operator.index(switch)
 
 
 def _check_switch(recipe: Recipe, switch: Any) -> None:

@@ -167,7 +167,7 @@ def test_a_scheduler_of_groups_that_are_split_is_refused() -> None:
     model = Zoo()
     base = torch.optim.SGD(model.named_parameters(), lr=0.1)
     torch.optim.lr_scheduler.StepLR(base, 5)
-    with pytest.raises(UsageError, match=r"make it after sparse\(\)"):
+    with pytest.raises(UsageError, match=r"make the scheduler after sparse\(\)"):
         step_cli.sparse(base, "sr-ste", model=model)
 
 
