@@ -125,6 +125,8 @@ class Selection:
         decided: set[str] = set()
         for tensor in tensors:
             reason = self._reason(tensor, known, rule)
+            if reason is None and tensor.skip == "untraced" and tensor.name in decided:
+                reason = "untraced"  # a further product uses it in an unknown way
             if reason is None:
                 axis = self._axis(tensor, rule)
                 # One of two uses is enough where the user says which axis holds.
