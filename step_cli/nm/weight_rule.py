@@ -139,7 +139,7 @@ def name_reason(tensor: Described, names: Collection[str] = ()) -> SkipReason | 
     """Why a tensor's name, with its rank, rules it out; None if it does not."""
     name, shape = without_wrappers(tensor.name), tensor.shape
     *modules, own = name.split(".")
-    if is_flat(name):
+    if _FLAT.fullmatch(own):
         return "flat"
     base = _reparametrized(tensor.name, names)
     if base is not None and len(shape) > 1:
@@ -177,11 +177,6 @@ def is_head(name: str) -> bool:
     """Whether a weight's name is that of an output head, which is mostly left dense."""
     modules = name.split(".")[:-1]
     return any(module in _HEADS or module.endswith("head") for module in modules)
-
-
-def is_flat(name: str) -> bool:
-    """Whether a tensor holds the parameters of several layers, as of FSDP."""
-    return _FLAT.fullmatch(name.rpartition(".")[2]) is not None
 
 
 def is_fused_experts(name: str, shape: Sequence[int]) -> bool:
