@@ -168,7 +168,7 @@ class Selection:
         self, tensor: Described, names: Set[str], rule: AxisRule
     ) -> SkipReason | None:
         """Why a tensor is not judged; None if it is to be."""
-        reason = skip_reason(tensor, names)
+        reason = rule.reason(tensor) or skip_reason(tensor, names)
         if reason in ("name", "embedding") and rule.knows(tensor):
             reason = uncheckable(tensor, names)
         if not self._wanted(tensor):
