@@ -135,11 +135,16 @@ def _built(config: Any, model: Any, given: dict[str, Any] | None = None) -> Any:
         try:
             with warnings.catch_warnings(), torch.device("meta"):
                 warnings.simplefilter("ignore")
-                needed = NEEDED.get(config.model_type, {}) if given is None else given
+                needed = NEEDED.get(config.model_type, {}) | (given or {})
                 return model(config(**shorter | needed))
         except Exception:  # of every kind: missing libraries, defaults that do not fit
             continue
     return None
+
+
+def is_table(module: nn.Module) -> bool:
+    """Whether a module looks its weight up."""
+    return isinstance(module, nn.Embedding) or type(module).__name__ == "QuantEmbedding"
 
 
 def names_in_files(model: Any) -> dict[str, nn.Parameter]:
@@ -151,12 +156,11 @@ def names_in_files(model: Any) -> dict[str, nn.Parameter]:
     from transformers.core_model_loading import revert_weight_conversion
 
     modules = dict(model.named_modules())
-    tables = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
+    tables = {id(m.weight) for m in modules.values() if is_table(m)}
     kept = {
         name: value
         for name, value in model.state_dict(keep_vars=True).items()
-        if id(value) not in tables
-        or isinstance(modules[name.rpartition(".")[0]], nn.Embedding)
+        if id(value) not in tables or is_table(modules[name.rpartition(".")[0]])
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

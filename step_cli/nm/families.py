@@ -29,6 +29,7 @@ class ModelConfig(NamedTuple):
 
 
 NOTHING_KNOWN = ModelConfig()
+ADDED = {"Embedding", "Positions"}  # no product multiplies by them
 TRANSPOSED = {"ConvTranspose1d", "ConvTranspose2d"}  # each stores [in, out, window..]
 
 
@@ -57,7 +58,7 @@ def reason_by_config(
 ) -> Literal["embedding", "consumer"] | None:
     """Why a tensor is no weight to be judged, where the model's kind tells; else None.
 
-    It is the table of an Embedding, or the weight of a transposed convolution.
+    It is a table of embeddings, or the weight of a transposed convolution.
 
     Args:
         name: The tensor, without wrapper components such as ``_orig_mod``.
@@ -65,7 +66,7 @@ def reason_by_config(
         config: What ``config.json`` says.
     """
     modules = {entry.module for entry in _misnamed(name, shape, config)}
-    if modules == {"Embedding"}:
+    if modules and modules <= ADDED:
         return "embedding"
     return "consumer" if modules and modules <= TRANSPOSED else None
 
@@ -150,7 +151,7 @@ def _pattern(end: str) -> str:
 
 
 def _axes_of(entry: Misnamed) -> Axes | None:
-    if entry.module == "Embedding":
+    if entry.module in ADDED:
         return None
     return Axes(0, 1) if entry.module in TRANSPOSED else Axes(1, 0)
 

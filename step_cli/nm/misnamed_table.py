@@ -9,14 +9,17 @@ libraries beside it, is read from its code.
 from functools import partial
 from typing import Literal, NamedTuple
 
-Module = Literal["Linear", "Embedding", "ConvTranspose1d", "ConvTranspose2d"]
+Module = Literal[
+    "Linear", "Embedding", "Positions", "ConvTranspose1d", "ConvTranspose2d"
+]
+_RANKS = {"ConvTranspose1d": 3, "ConvTranspose2d": 4, "Positions": 3}
 
 
 class Misnamed(NamedTuple):
     """Modules of the same class in some kinds of models.
 
     Attributes:
-        module: The class, of torch.nn.
+        module: The class, of torch.nn; ``Positions`` is a parameter that is added.
         model_types: The kinds.
         names: How the names of the modules end, in whole components; ``*`` is a number.
         owner: The class of transformers that has them.
@@ -33,7 +36,7 @@ class Misnamed(NamedTuple):
     @property
     def rank(self) -> int:
         """How many axes the weights have."""
-        return {"ConvTranspose1d": 3, "ConvTranspose2d": 4}.get(self.module, 2)
+        return _RANKS.get(self.module, 2)
 
 
 def _row(
@@ -132,7 +135,7 @@ MISNAMED = (
     _linear(
         "radio nemotron_h_omni",
         "patch_generator.embedder patch_generator.video_embedder",
-        "RadioEmbeddings, as stored",
+        "RadioPatchEmbeddings, as stored",
     ),
     _linear("seggpt vit_mae", "decoder_embed", "SegGptDecoder, ViTMAEDecoder"),
     _linear("speecht5", "speaker_embeds_layer", "SpeechT5SpeechDecoderPrenet"),
@@ -181,6 +184,12 @@ MISNAMED = (
     _table("sam_hq", "hq_token", "SamHQMaskDecoder"),
     _table(_SAM3_DETR, "presence_token reference_points", "Sam3DetrDecoder"),
     _table("speecht5", "pe_k", "SpeechT5RelativePositionalEncoding"),
+    _row(
+        "Positions",
+        "kimi_k25 kimi_k25_vision",
+        "patch_embed.pos_emb",
+        "Kimi_K25VisionPatchEmbed, as stored",
+    ),
     # Of vocoders and codecs.
     _up1d(
         f"encodec {_MIMI}",
