@@ -267,3 +267,26 @@ def test_a_transposed_convolution_that_the_user_names_is_judged_along_inputs() -
     (layer,) = Selection(include=[up.name]).choose([up], known).layers
     assert (layer.spec.axis, layer.outputs, layer.axis_from) == (0, 1, "config")
     assert Selection(include=["*"]).choose([up], known).skipped == [(up, "consumer")]
+
+
+def test_the_kind_of_model_tells_of_the_weight_that_a_module_computes() -> None:
+    known = ModelConfig(model_types=("fuyu", "vits"))
+    given = [
+        tensor("vision_embed_tokens.weight_orig"),
+        tensor("vision_embed_tokens.weight_mask"),
+        tensor("decoder.upsampler.0.weight_v", (8, 16, 4)),
+        tensor("decoder.upsampler.0.weight_g", (8, 1, 1)),
+        tensor("embed_tokens.weight_orig"),
+    ]
+    chosen = Selection().choose(given, known)
+    assert chosen.layers == []
+    assert {t.name: reason for t, reason in chosen.skipped} == {
+        "vision_embed_tokens.weight_orig": "reparametrized",
+        "vision_embed_tokens.weight_mask": "embedding",
+        "decoder.upsampler.0.weight_v": "consumer",
+        "decoder.upsampler.0.weight_g": "name",
+        "embed_tokens.weight_orig": "embedding",
+    }
+    assert chosen.unchecked == given[:1]
+    without = Selection().choose(given)
+    assert without.unchecked == [given[2]]
