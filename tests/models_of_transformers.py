@@ -124,7 +124,8 @@ def parts(transformers: ModuleType) -> Iterator[Any]:
                 and own.__module__ == name
                 and own.__name__ not in named
             ):
-                model = _built(own.config_class, own)
+                kind: Any = own
+                model = _built(kind.config_class, kind)
                 # A part without a type of its own cannot be saved on its own.
                 if model is not None and model.config.model_type:
                     yield model
