@@ -137,7 +137,8 @@ def _built(config: Any, model: Any, given: dict[str, Any] | None = None) -> Any:
             with warnings.catch_warnings(), torch.device("meta"):
                 warnings.simplefilter("ignore")
                 needed = NEEDED.get(config.model_type, {}) | (given or {})
-                return model(config(**shorter | needed))
+                # All of it: some freeze their backbone.
+                return model(config(**shorter | needed)).requires_grad_(True)
         except Exception:  # of every kind: missing libraries, defaults that do not fit
             continue
     return None

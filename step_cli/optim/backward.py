@@ -8,10 +8,12 @@ on the instance: names, parameters and ``state_dict()`` stay as they are.
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from step_cli.errors import UsageError
@@ -38,6 +40,10 @@ class Backward:
     mask: Callable[[Tensor, dict[str, Tensor]], Tensor] | None = None
     fp8: bool = False
 
+    def rounded(self, operand: Tensor) -> Tensor:
+        """An operand of a backward product, rounded if it is to be."""
+        return to_fp8(operand, torch.float8_e5m2) if self.fp8 else operand
+
 
 def to_fp8(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Round to FP8 and back, scaled so that the largest magnitude is FP8's largest.
@@ -63,27 +69,43 @@ class _Linear(torch.autograd.Function):
         bias: Tensor | None,
         rule: Backward,
     ) -> Tensor:
-        ctx.save_for_backward(x, behind)
+        # Only what is needed: an optimizer may write to the rest before the backward.
+        for_x, for_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if for_weight else None, behind if for_x else None)
         ctx.rule, ctx.bias = rule, bias is not None
         if rule.fp8:
             x, weight = (to_fp8(v, torch.float8_e4m3fn) for v in (x, weight))
         return functional.linear(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         x, behind = ctx.saved_tensors
+        rule: Backward = ctx.rule
         columns = grad.reshape(-1, grad.shape[-1]).t()  # [out, tokens]
-        sampled = columns if ctx.rule.sample is None else ctx.rule.sample(columns)
-        tokens = x.reshape(-1, x.shape[-1])
         bias_grad = columns.sum(1) if ctx.bias else None
-        if ctx.rule.fp8:
-            grad, sampled, behind, tokens = (
-                to_fp8(v, torch.float8_e5m2) for v in (grad, sampled, behind, tokens)
-            )
-        grad_x = grad @ behind if ctx.needs_input_grad[0] else None
-        grad_weight = sampled @ tokens if ctx.needs_input_grad[1] else None
+        grad_x = grad_weight = None
+        if x is not None:
+            sampled = columns if rule.sample is None else rule.sample(columns)
+            tokens = x.reshape(-1, x.shape[-1])
+            grad_weight = rule.rounded(sampled) @ rule.rounded(tokens)
+        if behind is not None:
+            grad_x = rule.rounded(grad) @ rule.rounded(behind)
         return grad_x, grad_weight, None, bias_grad, None
+
+
+class _Once(torch.autograd.Function):
+    """The identity, whose gradient cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
 
 
 @dataclass(eq=False)
@@ -103,6 +125,27 @@ class RewiredForward:
     rule: Backward
     active: bool = False
     state: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._before = self.module.__dict__.get("forward")
+        self.module.forward = self
+
+    def take_off(self) -> None:
+        """Give the layer the forward back that it had."""
+        self.active = False  # where a wrapper holds it, the layer computes as always
+        if self.module.__dict__.get("forward") is not self:
+            return
+        if self._before is None:
+            del self.module.__dict__["forward"]
+        else:
+            self.module.forward = self._before
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A model that is saved or copied whole is a plain one: it belongs to no
+        # optimizer, and needs nothing of this package.
+        if self._before is not None:
+            return partial, (self._before,)
+        return partial, (type(self.module).forward, self.module)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Compute the layer."""
@@ -131,7 +174,8 @@ class RewiredForward:
         through_weight = self.module._conv_forward(x.detach(), weight, bias)
         through_input = self.module._conv_forward(x, behind, None)
         y: Tensor = through_weight + (through_input - through_input.detach())
-        return y
+        once: Tensor = _Once.apply(y)  # type: ignore[no-untyped-call]
+        return once
 
 
 def rewire(
@@ -166,7 +210,7 @@ def rewire(
             )
         convolution = rule.mask is not None and isinstance(module, CONVOLUTIONS)
         if convolution or isinstance(module, nn.Linear) or is_conv1d(module):
-            module.forward = changed[p] = RewiredForward(module, axis, rule)
+            changed[p] = RewiredForward(module, axis, rule)
     usual = [p for p, (_, rule) in rules.items() if rule and p not in changed]
     names = [name for name, p in model.named_parameters() if any(p is q for q in usual)]
     if names:

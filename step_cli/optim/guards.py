@@ -3,6 +3,7 @@
 Each function raises a `UsageError` for what it refuses.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,9 @@ from step_cli.autoswitch.autoswitch import SwitchRule
 from step_cli.errors import UsageError, nearest
 from step_cli.nm.pattern import NMPattern
 from step_cli.optim.adam import EpsMode
+from step_cli.optim.by_name import spec_text
 from step_cli.optim.recipe import Recipe
+from step_cli.optim.shards import ShardSum, local
 from step_cli.optim.weights import Weight, spec_of
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -32,6 +35,40 @@ def refuse_unknown(**chosen: str) -> None:
     for option, mode in chosen.items():
         if mode not in MODES[option]:
             raise UsageError(f"no {option} {mode!r}{nearest(mode, MODES[option])}")
+
+
+def number_of_steps(value: Any, option: str = "total_steps") -> int:
+    """A number of steps as a plain int, whatever kind of whole number it is.
+
+    Raises:
+        UsageError: It is none, or below 1.
+    """
+    try:
+        steps = operator.index(value)
+    except TypeError:
+        steps = 0
+    if isinstance(value, bool) or steps < 1:
+        raise UsageError(f"{option} {value!r} is not a number of steps")
+    return steps
+
+
+def refuse_early_scheduler(base: Optimizer, groups: int) -> None:
+    """Refuse to split the groups of an optimizer that a scheduler counts already.
+
+    Args:
+        base: The optimizer.
+        groups: How many groups it is to have.
+    """
+    # What torch's schedulers leave behind in an optimizer they are made for.
+    counted = hasattr(base.step, "_wrapped_by_lr_sched") or any(
+        "initial_lr" in group for group in base.param_groups
+    )
+    if counted and groups != len(base.param_groups):
+        raise UsageError(
+            "make the scheduler after sparse(), for the optimizer that it returns: "
+            f"sparse weights get param groups of their own, {groups} in all, and the "
+            f"scheduler has one rate for each of {len(base.param_groups)}"
+        )
 
 
 def check_group(group: dict[str, Any]) -> None:
@@ -95,23 +132,17 @@ def refuse_impossible(
 # --------------------------------------------------------------------------- on loading
 
 
-def refuse_foreign(mine: Groups, saved: Groups, recipe: Recipe) -> None:
+def refuse_foreign(saved: Groups, recipe: Recipe) -> None:
     """Refuse the groups of a state that was saved by something else.
 
     Args:
-        mine: Those of the optimizer that is to go on.
         saved: Those of the state.
-        recipe: The recipe of that optimizer.
+        recipe: The recipe of the optimizer that is to go on.
     """
     if not saved or "switch_reason" not in saved[0]:
         raise UsageError(
             "the state is not of this optimizer: it knows no phase; load the model's "
             "weights and begin anew, or dense with the recipe 'dense'"
-        )
-    there, here = ([len(group["params"]) for group in each] for each in (saved, mine))
-    if there != here:
-        raise UsageError(
-            f"the state is of groups of {there} parameters, these are of {here}"
         )
     theirs, ours = saved[0].get("recipe"), recipe.name
     if theirs not in (None, ours):
@@ -119,29 +150,65 @@ def refuse_foreign(mine: Groups, saved: Groups, recipe: Recipe) -> None:
             f"the state was saved by {theirs}, this optimizer is for {ours}: load the "
             "model's weights and begin anew"
         )
+
+
+def refuse_other_groups(mine: Groups, saved: Groups) -> None:
+    """Refuse groups of another size, pattern or axis, place by place."""
+    there, here = ([len(group["params"]) for group in each] for each in (saved, mine))
+    if there != here:
+        raise UsageError(
+            f"the state is of groups of {there} parameters, these are of {here}"
+        )
     for group, other in zip(mine, saved, strict=True):
         if spec_of(group) != spec_of(other):
             raise UsageError(
-                f"the state was saved for {_spec_text(other)}, this optimizer is for "
-                f"{_spec_text(group)}"
+                f"the state was saved for {spec_text(other)}, this optimizer is for "
+                f"{spec_text(group)}"
             )
 
 
-def _spec_text(group: dict[str, Any]) -> str:
-    spec = spec_of(group)
-    return f"{spec.pattern} along axis {spec.axis}" if spec else "dense weights"
-
-
 def check_saved(
-    own: Mapping[str, Any], saved: Mapping[str, Any], index: object
+    own: Mapping[str, Any], saved: Mapping[str, Any], index: object, name: str
 ) -> None:
     """Refuse a saved state that lacks something, or is of another shape."""
     for key, value in own.items():
+        if key == "asleep":
+            continue  # it may have been trainable where it was saved
         if key not in saved:
-            raise UsageError(f"the state lacks {key!r} of parameter {index}")
+            raise UsageError(f"{name}: the state lacks {key!r} of parameter {index}")
         if isinstance(value, Tensor) and value.shape != saved[key].shape:
             shapes = f"{list(saved[key].shape)}, not {list(value.shape)}"
-            raise UsageError(f"{key!r} of parameter {index} in the state is {shapes}")
+            raise UsageError(
+                f"{name}: {key!r} of parameter {index} in the state is {shapes}"
+            )
+
+
+def refuse_mismatch(
+    weights: Sequence[Weight],
+    joined: Mapping[Tensor, Tensor],
+    view: Callable[[Weight], Tensor],
+) -> None:
+    """Refuse a state whose dense weights do not give what the model holds.
+
+    Args:
+        weights: All of them, with the state that was loaded.
+        joined: The state's dense weights of parameters that hold their own.
+        view: What the model is to hold of a weight.
+    """
+    differ, first = ShardSum(1), None
+    for w in weights:
+        if w.param.is_meta or not (w.apart or w.param in joined):
+            continue
+        given = view(w) if w.apart else local(joined[w.param])
+        same = torch.equal(w.shown, given.to(w.shown.dtype))
+        differ.beside(w.param).add_(0 if same else 1)
+        first = first or (None if same else w.name)
+    if float(differ.total()):  # by all processes, each of which may hold a part
+        raise UsageError(
+            f"{first or 'a weight on another process'}: the model does not hold what "
+            "the state's dense weights give, so the model file and the optimizer file "
+            "do not belong together, or the model's was not loaded: load it first"
+        )
 
 
 # ---------------------------------------------------------------------------- in a step
@@ -181,7 +248,11 @@ def check_moved(w: Weight) -> None:
 
 
 def check_weights(
-    weights: Sequence[Weight], groups: Groups, view: Callable[[Weight], Tensor]
+    weights: Sequence[Weight],
+    groups: Groups,
+    view: Callable[[Weight], Tensor],
+    *,
+    wholly: bool,
 ) -> None:
     """Refuse weights that were changed, and gradients that leave most rows out.
 
@@ -190,14 +261,12 @@ def check_weights(
             wrapper that broadcasts, the version is taken over.
         groups: The optimizer's.
         view: What the model is to hold of a weight.
+        wholly: Compare all values, also where torch has counted no write.
     """
     for w in weights:
-        if w.apart and w.version != w.present_version:
+        if w.apart and (wholly or w.version != w.present_version):
             if not holds_view(w, view):
-                raise UsageError(
-                    "a weight was changed behind the optimizer's back: build the "
-                    "optimizer after loading and wrapping, or call adopt()"
-                )
+                raise behind_our_back(w.name)
             w.version = w.present_version
         grad = w.param.grad
         needs_all_rows = w.spec is not None or "betas" in groups[w.group]
@@ -208,11 +277,19 @@ def check_weights(
             )
 
 
+def behind_our_back(name: str) -> UsageError:
+    """What to do about a weight that something else has written to."""
+    return UsageError(
+        f"{name} was changed behind the optimizer's back: build the optimizer after "
+        "loading and wrapping, and change weights inside "
+        "dense_weights(write=True), which keeps the pruned ones; adopt() takes the "
+        "model as it is, and what pruned weights had learned is lost"
+    )
+
+
 @torch.no_grad()
 def holds_view(w: Weight, view: Callable[[Weight], Tensor]) -> bool:
     """Whether the model holds of a weight what the optimizer has put there."""
-    if w.version == w.present_version:
-        return True
     return torch.equal(w.shown, view(w).to(w.shown.dtype))
 
 

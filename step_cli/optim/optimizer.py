@@ -12,7 +12,8 @@ recipes may change.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -27,7 +28,9 @@ from step_cli.nm.pattern import NMSpec
 from step_cli.optim import guards
 from step_cli.optim.adam import EpsMode, adam_step
 from step_cli.optim.backward import RewiredForward, rewire
+from step_cli.optim.by_name import in_order_of
 from step_cli.optim.compiled import can_compile
+from step_cli.optim.foreign import Witness, refuse_wrapper
 from step_cli.optim.mask import check_groups
 from step_cli.optim.projection import (
     Moment,
@@ -41,19 +44,23 @@ from step_cli.optim.shards import ShardSum, check_shards, local
 from step_cli.optim.state import (
     create_state,
     has_stepped,
+    loaded_groups,
     move_state,
     recipe_state,
     restored,
     with_index,
 )
 from step_cli.optim.variance import VarianceWatch
-from step_cli.optim.watch import FiniteWatch, MaskWatch, overflow_as_error
+from step_cli.optim.views import OtherView
+from step_cli.optim.watch import BY_BASE, FiniteWatch, MaskWatch, overflow_as_error
 from step_cli.optim.weights import (
     Part,
     Weight,
     count_updates,
     dense_copy,
+    is_asleep,
     is_precise,
+    names_of,
     parts_of,
     resolve,
     spec_of,
@@ -110,21 +117,27 @@ class SparseOptimizer(Optimizer):
         self._eps_mode, self._raw_variance = eps_mode, v_correction == "none"
         self._wish_to_compile, self._compiled = compile, False
         self._watch = VarianceWatch(switch, record=record)
-        self._mask_watch, self._finite = MaskWatch(), FiniteWatch()
+        self._mask_watch, self._finite = MaskWatch(), FiniteWatch(base)
         self._weights: list[Weight] = []
         self._parts: list[Part] = []
         self._rewired: dict[Tensor, RewiredForward] | None = None
         self._in_other_view = False
+        self._unsure = True  # of what the model holds: compare all of it once
+        self._total_steps = 0
+        if total_steps is not None:
+            self._total_steps = guards.number_of_steps(total_steps)
         super().__init__(base.param_groups, base.defaults)
         self._counters.update(t=0, switch_step=0, switch_reason="", switch_memory=[])
         self._counters.update(switch_criterion="", recipe=recipe.name)
-        self._counters["total_steps"] = total_steps or 0
+        self._counters["total_steps"] = self._total_steps
         guards.refuse_impossible(base, recipe, switch, eps_mode, total_steps)
+        refuse_wrapper(base, recipe)
         self._create_state()
         if recipe.before.sparse:
             self._enter_phase()
         elif switch is not None and switch.first_step == 0:
             self._switch_after(0, "fixed")
+        self._finite.written.keep(self._weights)
 
     # ------------------------------------------------------------------------ one step
 
@@ -152,6 +165,8 @@ class SparseOptimizer(Optimizer):
         if self._rewired is None and phase.sparse:
             guards.refuse_unwired(self.recipe.inner_recipe, self._weights)
         self._finite.look(t, self._weights)
+        if self._some_asleep:
+            self._wake()
         with self._watching(phase, t, undecided=undecided), overflow_as_error(t):
             self._counters["t"] = t
             for part in self._parts:
@@ -159,15 +174,30 @@ class SparseOptimizer(Optimizer):
                     give_gradients(part.weights, self.recipe.inner_recipe, before)
                     self._watch.before_update(part.weights)
                     self._mask_watch.before_update(part.weights)
+                    resting = part.resting()
                     self._update(part, phase)
                 finally:
                     part.forget_gradients()
-                self._project(part.weights)
+                self._project(part.weights, resting=resting)
                 self._mask_watch.after_update(part.weights)
         reason = self._watch.reason_at(t) if undecided else None
         if reason is not None:
             self._switch_after(t, reason)
+        self._finite.written.keep(self._weights)
         return loss
+
+    def _wake(self) -> None:
+        """Let layers that were frozen from the start take part, at their gradient."""
+        woken = [w for w in self._weights if w.asleep and w.param.grad is not None]
+        if not woken:
+            return
+        for w in woken:
+            w.state["asleep"].zero_()
+            if self.current_phase.sparse and is_precise(w.param):
+                w.state["dense"] = dense_copy(w.param)
+        self._resolve()
+        params = {w.param for w in woken}
+        self._project([w for w in self._weights if w.param in params], starts=True)
 
     def _check(self) -> None:
         """Refuse weights not left as they were; follow a model that was moved."""
@@ -183,7 +213,10 @@ class SparseOptimizer(Optimizer):
                 "not inside dense_weights() or sparse_weights(): the model holds "
                 "another view there, and gets its own back at the end"
             )
-        guards.check_weights(self._weights, self.param_groups, self._view)
+        guards.check_weights(
+            self._weights, self.param_groups, self._view, wholly=self._unsure
+        )
+        self._unsure = False
 
     @contextmanager
     def _watching(self, phase: Phase, t: int, *, undecided: bool) -> Iterator[None]:
@@ -206,7 +239,9 @@ class SparseOptimizer(Optimizer):
     def _update(self, part: Part, phase: Phase) -> None:
         """Update the dense weights: by the base, or by Adam under a frozen variance."""
         if not self._updates_itself(phase):
+            witness = Witness(part.weights, self.steps_taken)
             part.base_step()
+            witness.check(self.base, self._finite.sums, BY_BASE)
             return
         adam_step(
             part.weights,
@@ -222,10 +257,29 @@ class SparseOptimizer(Optimizer):
 
     # ------------------------------------------------------------------ the projection
 
-    def _project(self, weights: list[Weight], *, starts: bool = False) -> None:
-        """Write into the model what it is to hold of some weights, or of all."""
-        inner, now = self.recipe.inner_recipe, self._now
-        project(weights, inner, now, starts=starts, compiled=self._compiled)
+    def _project(
+        self,
+        weights: list[Weight],
+        *,
+        starts: bool = False,
+        resting: Mapping[Weight, int] | None = None,
+    ) -> None:
+        """Write into the model what it is to hold of some weights, or of all.
+
+        Args:
+            weights: Which.
+            starts: See :class:`SparseLayer`.
+            resting: Those without a gradient, and the version of their dense weights
+                before the update, which not every base leaves as they are.
+        """
+        project(
+            weights,
+            self.recipe.inner_recipe,
+            self._now,
+            starts=starts,
+            compiled=self._compiled,
+            resting={w for w, n in (resting or {}).items() if w.dense._version == n},
+        )
 
     def _view(self, w: Weight) -> Tensor:
         """What the model is to hold of a weight in the present phase."""
@@ -240,7 +294,7 @@ class SparseOptimizer(Optimizer):
     def _enter_phase(self) -> None:
         """Part the dense weights from the parameters, or join them, as rules ask."""
         for w in self._sparse_weights():
-            if not is_precise(w.param):
+            if not is_precise(w.param) or w.asleep:
                 continue
             if self.current_phase.sparse:
                 w.state["dense"] = dense_copy(w.param)
@@ -249,6 +303,7 @@ class SparseOptimizer(Optimizer):
                 w.state["dense"] = w.param.detach()
         self._resolve()
         self._project(self._weights, starts=True)
+        self._unsure = True
 
     # ---------------------------------------------------------------- the switch point
 
@@ -289,6 +344,11 @@ class SparseOptimizer(Optimizer):
     def steps_taken(self) -> int:
         """How many steps have been taken."""
         return int(self._counters["t"])
+
+    @property
+    def total_steps(self) -> int | None:
+        """Length of the training, where it is known."""
+        return int(self._counters["total_steps"]) or None
 
     @property
     def switch_step(self) -> int | None:
@@ -349,9 +409,15 @@ class SparseOptimizer(Optimizer):
     # ------------------------------------------------------------------- another view
 
     @contextmanager
-    def dense_weights(self) -> Iterator[None]:
-        """Let the model hold the dense weights for the length of a ``with`` block."""
-        with self._showing(lambda w: w.dense):
+    def dense_weights(self, *, write: bool = False) -> Iterator[None]:
+        """Let the model hold the dense weights for the length of a ``with`` block.
+
+        Args:
+            write: What is written to the model inside becomes the dense weights, of
+                which the model then gets its own view. What the recipe keeps, such as
+                a frozen mask, stays.
+        """
+        with self._showing(lambda w: w.dense, write=write):
             yield
 
     @contextmanager
@@ -359,25 +425,39 @@ class SparseOptimizer(Optimizer):
         """Let the model hold its pruned twin, in a dense phase too."""
         inner, now = self.recipe.inner_recipe, self._now
         pruned = view if now.phase.sparse else pruned_view
-        with self._showing(lambda w: pruned(w, inner, now)):
+        with self._showing(lambda w: pruned(w, inner, now), computed=True):
             yield
 
     @contextmanager
-    def _showing(self, view: Callable[[Weight], Tensor]) -> Iterator[None]:
+    def _showing(
+        self,
+        shows: Callable[[Weight], Tensor],
+        *,
+        write: bool = False,
+        computed: bool = False,
+    ) -> Iterator[None]:
         self._check()
         with torch.no_grad():
-            own = {w: w.shown.clone() for w in self._sparse_weights()}
-            for w in own:
-                w.shown.copy_(view(w))
+            self._finite.refuse_changes(self._weights)
+            shown = OtherView(self._weights, shows, writes=write, computed=computed)
         self._in_other_view = True
+        written = None
         try:
             yield
+            with torch.no_grad():
+                written = shown.take() if write else shown.changed()
         finally:
             self._in_other_view = False
             with torch.no_grad():
-                for w, values in own.items():
-                    w.shown.copy_(values)
-                    w.version = w.present_version
+                shown.end()
+                if write and written is not None:
+                    self._project(self._weights)
+                    self._finite.written.keep(self._weights)
+        if written is not None and not write:
+            raise UsageError(
+                f"{written} was changed inside a view, which ends with it: write "
+                "inside dense_weights(write=True)"
+            )
 
     # ------------------------------------------------------- a model that is exchanged
 
@@ -391,7 +471,7 @@ class SparseOptimizer(Optimizer):
         untouched = not self.current_phase.sparse and not self.steps_taken
         if untouched and guards.is_exchanged(self.param_groups, self.state):
             self.state.clear()
-            self._rewired = None
+            self.unwire()
             self._create_state()
         self._follow_model()
         for w in self._weights:
@@ -399,22 +479,35 @@ class SparseOptimizer(Optimizer):
                 w.state["dense"] = dense_copy(w.param)
         self._resolve()
         self._project(self._weights, starts=True)
+        self._finite.written.keep(self._weights)
+        self._unsure = False
 
     def rewire(self, model: nn.Module) -> None:
         """Let the layers of ``model`` compute gradients as the recipe asks.
 
         For recipes that change the backward pass; names and weights stay.
         """
+        self.unwire()
         inner = self.recipe.inner_recipe
         rules = {p: (s.axis, inner.backward(s)) for p, s in self.sparse_parameters()}
         self._rewired = rewire(model, rules, type(inner).__name__)
         self._activate_layers()
 
+    def unwire(self) -> None:
+        """Give the layers of the model the ``forward`` back that they had.
+
+        A model that is pickled, copied or saved whole is without it by itself.
+        """
+        for forward in (self._rewired or {}).values():
+            forward.take_off()
+        self._rewired = None
+
     def _activate_layers(self) -> None:
         """Set in rewired layers which rules hold, and where the recipe's state is."""
         for p, forward in (self._rewired or {}).items():
             keys = self._recipe_keys & self.state[p].keys()
-            forward.active = self.current_phase.sparse
+            awake = not is_asleep(self.state[p])
+            forward.active = self.current_phase.sparse and awake
             forward.state = {key: local(self.state[p][key]) for key in keys}
 
     def _follow_model(self) -> None:
@@ -462,8 +555,9 @@ class SparseOptimizer(Optimizer):
             w.dense is not w.param and (not kept or not is_precise(w.param))
             for w in self._weights
         ]
-        hidden = {"dense", *self._recipe_keys}
+        hidden = {"dense", "asleep", *self._recipe_keys}
         self._parts = parts_of(self.base, self._weights, hidden, made)
+        self._some_asleep = any(w.asleep for w in self._weights)
         self._activate_layers()
         self._choose_kernels()
 
@@ -478,13 +572,18 @@ class SparseOptimizer(Optimizer):
 
     def _is_joined(self, p: Tensor) -> bool:
         """Whether a parameter that is to become sparse is its own dense weight now."""
-        joined = is_precise(p) and not self.current_phase.sparse
-        return joined and "dense" in self.state[p]
+        dense = not self.current_phase.sparse or is_asleep(self.state[p])
+        return is_precise(p) and dense and "dense" in self.state[p]
 
     @override
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state, the dense weights and the state of the switch."""
-        packed = super().state_dict()
+        post_hooks = self._optimizer_state_dict_post_hooks
+        self._optimizer_state_dict_post_hooks = OrderedDict()  # they see all of it
+        try:
+            packed = super().state_dict()
+        finally:
+            self._optimizer_state_dict_post_hooks = post_hooks
         for p, index in with_index(self, packed["param_groups"]):
             if self._is_joined(p):
                 # The model saves this memory too, and loading is in place.
@@ -496,34 +595,70 @@ class SparseOptimizer(Optimizer):
             packed["param_groups"][0].update(
                 switch_criterion=criterion.name, switch_memory=criterion.state()
             )
+        for hook in post_hooks.values():
+            packed = _or(hook(self, packed), packed)
         return packed
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`; load the model's weights first.
 
+        Parameters are told by name where the state has names and the groups too.
+
         Raises:
-            UsageError: It is of another optimizer, recipe, pattern or criterion.
+            UsageError: It is of another model, optimizer, recipe, pattern or criterion;
+                then nothing is taken over.
         """
-        theirs = state_dict.get("param_groups", [])
-        guards.refuse_foreign(self.param_groups, theirs, self.recipe)
-        for p, index in with_index(self, theirs):
-            saved = state_dict["state"].get(index, {})
-            guards.check_saved(self.state[p], saved, index)
-        super().load_state_dict(state_dict)
-        self.base.param_groups, self.base.state = self.param_groups, self.state
-        for p, index in with_index(self, theirs):
-            self.state[p].update(restored(p, state_dict["state"].get(index, {})))
-            if self._is_joined(p):
-                self.state[p]["dense"] = p.detach()
-        self._resolve()
-        for w in self._weights:
-            w.version = w.present_version
+        state_dict = state_dict.copy()
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = _or(hook(self, state_dict), state_dict)
+        guards.refuse_foreign(state_dict.get("param_groups", []), self.recipe)
+        theirs = in_order_of(self.param_groups, state_dict["param_groups"])
+        guards.refuse_other_groups(self.param_groups, theirs)
+        states = state_dict["state"]
+        for (p, index), name in zip(
+            with_index(self, theirs), names_of(self.param_groups), strict=True
+        ):
+            guards.check_saved(self.state[p], states.get(index, {}), index, name)
+        before = self.state, self.param_groups, self._weights, self._parts
+        try:
+            self._take_state(theirs, states)
+        except Exception:
+            self.state, self.param_groups, self._weights, self._parts = before
+            self.base.param_groups, self.base.state = self.param_groups, self.state
+            self._activate_layers()
+            raise
         self._watch.restart()
         self._mask_watch.begin(())
+        self._finite.written.keep(self._weights)
+        self._unsure = False
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    @torch.no_grad()
+    def _take_state(self, groups: list[dict[str, Any]], states: dict[Any, Any]) -> None:
+        """Go on from a saved state, whose groups are in the order of ours."""
+        indices = dict(with_index(self, groups))
+        known = set(indices.values())
+        state: defaultdict[Any, Any] = defaultdict(dict)
+        state.update({key: v for key, v in states.items() if key not in known})
+        for p, index in indices.items():
+            state[p] = restored(p, states.get(index, {}), self.state[p])
+        self.state, self.param_groups = state, loaded_groups(self.param_groups, groups)
+        self.base.param_groups, self.base.state = self.param_groups, self.state
+        joined = {p: state[p]["dense"] for p in indices if self._is_joined(p)}
+        for p in joined:
+            state[p]["dense"] = p.detach()
+        self._resolve()
+        guards.refuse_mismatch(self._weights, joined, self._view)
         if self.rule is not None and self.switch_step is None:
             self._load_criterion(self.rule.criterion)
         self._counters.update(switch_criterion="", switch_memory=[])
+        for w in self._weights:
+            w.version = w.present_version
+        if self._total_steps not in (0, self._counters["total_steps"]):
+            self._counters["total_steps"] = self._total_steps
+            self._project(self._weights)
 
     def _load_criterion(self, criterion: Criterion) -> None:
         theirs = self._counters["switch_criterion"]
@@ -537,9 +672,33 @@ class SparseOptimizer(Optimizer):
     @override
     def __getstate__(self) -> dict[str, Any]:
         # For copies: the base class keeps groups and state only. Hooks stay behind, and
-        # records are made anew for the copied parameters.
+        # what schedulers put around `step`, which would step the original. Records are
+        # made anew for the copied parameters.
         mine = {k: v for k, v in self.__dict__.items() if "_hooks" not in k}
-        return {**mine, "_weights": [], "_parts": []}
+        mine.pop("step", None)
+        modules = [forward.module for forward in (self._rewired or {}).values()]
+        wired = None if self._rewired is None else modules
+        return {
+            **mine,
+            "_weights": [],
+            "_parts": [],
+            "_finite": None,
+            "_mask_watch": None,
+            "_rewired": wired,
+        }
+
+    @override
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        modules = state.get("_rewired")
+        super().__setstate__({**state, "_rewired": None})
+        self._finite, self._mask_watch = FiniteWatch(self.base), MaskWatch()
+        self._unsure = True
+        for p, _ in self.sparse_parameters():
+            if self._is_joined(p):  # copies of parameters get memory of their own
+                self.state[p]["dense"] = p.detach()
+        # One that holds this optimizer is not whole yet: the next step asks for it.
+        if modules is not None and all("_modules" in vars(each) for each in modules):
+            self.rewire(nn.ModuleList(modules))
 
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -554,3 +713,8 @@ class SparseOptimizer(Optimizer):
                 "and let requires_grad_(False) hold back those that come later"
             )
         super().add_param_group(param_group)
+
+
+def _or(found: dict[str, Any] | None, else_: dict[str, Any]) -> dict[str, Any]:
+    """What a hook has returned, or what it was given where it returned nothing."""
+    return else_ if found is None else found

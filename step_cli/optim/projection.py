@@ -4,7 +4,7 @@ In a sparse phase that is what the recipe makes of them, in a dense one they the
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -52,7 +52,7 @@ class Moment:
 
     def is_sparse(self, w: Weight) -> bool:
         """Whether the model is to hold a part of a weight only."""
-        return self.phase.sparse and w.spec is not None
+        return self.phase.sparse and w.spec is not None and not w.asleep
 
 
 def give_gradients(weights: Iterable[Weight], inner: Recipe, now: Moment) -> None:
@@ -79,6 +79,7 @@ def project(
     *,
     starts: bool = False,
     compiled: bool = False,
+    resting: Collection[Weight] = (),
 ) -> None:
     """Write into the model what it is to hold.
 
@@ -88,8 +89,15 @@ def project(
         now: After the step.
         starts: See :class:`SparseLayer`.
         compiled: Use the compiled kernel, where the recipe keeps the largest weights.
+        resting: Those whose dense weights are what they were. Autograd may hold them
+            for a backward pass to come, so they are not written with what they hold.
     """
-    apart = [w for w in weights if w.apart]
+    apart = [w for w in weights if w.dense is not w.shown]
+    if resting:
+        by_itself = inner.follows_time and not inner.keeps_largest
+        apart = [
+            w for w in apart if w not in resting or (by_itself and now.is_sparse(w))
+        ]
     sparse = [w for w in apart if now.is_sparse(w)]
     _show_dense([w for w in apart if not now.is_sparse(w)])
     if inner.keeps_largest:
@@ -97,9 +105,17 @@ def project(
     else:
         for w in sparse:
             inner.update_state(now.layer(w, starts=starts))
-            w.shown.copy_(view(w, inner, now))
+            values = view(w, inner, now)
+            # On a CPU only, as everywhere else comparing would wait for the device.
+            same = w in resting and values.is_cpu and _equal(w.shown, values)
+            if not same:
+                w.shown.copy_(values)
     for w in apart:
         w.version = w.present_version
+
+
+def _equal(shown: Tensor, values: Tensor) -> bool:
+    return torch.equal(shown, values.to(shown.dtype))
 
 
 def view(w: Weight, inner: Recipe, now: Moment) -> Tensor:
@@ -112,6 +128,8 @@ def view(w: Weight, inner: Recipe, now: Moment) -> Tensor:
 def pruned_view(w: Weight, inner: Recipe, now: Moment) -> Tensor:
     """What the model would hold of a weight if the recipe pruned it now, for good."""
     assert w.spec is not None
+    if w.asleep:
+        return w.dense
     state = inner.create_state(w.dense, w.spec)
     layer = replace(now.layer(w, starts=True), state=state)
     inner.update_state(layer)  # by all processes, also one without a shard

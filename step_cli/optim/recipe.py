@@ -68,9 +68,11 @@ class Recipe:
     Attributes:
         needs_total_steps: It follows a schedule, for which the length of training is
             needed.
+        follows_time: What it makes of dense weights may change though they do not.
     """
 
     needs_total_steps: ClassVar[bool] = False
+    follows_time: ClassVar[bool] = True
 
     @property
     def before(self) -> Phase:

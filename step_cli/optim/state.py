@@ -4,6 +4,7 @@ Distributed checkpoints load by key and in place, so all keys exist from the sta
 no saved tensor may be one that the model saves too.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -38,6 +39,8 @@ def create_state(
     if group.get("pattern") is not None or not is_precise(p):
         # In a dense phase fp32 weights are their own dense weights: no copy yet.
         state["dense"] = p.detach() if is_precise(p) else dense_copy(p)
+    if group.get("pattern") is not None and not p.requires_grad:
+        state["asleep"] = torch.ones(())  # until its first gradient
     return state
 
 
@@ -85,6 +88,20 @@ def has_stepped(state: Mapping[str, Any]) -> bool:
     return bool(state) and bool(state.get("step", 1))
 
 
+def loaded_groups(
+    mine: list[dict[str, Any]], saved: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The groups of a saved state, with the parameters and names of ``mine``."""
+    groups = []
+    for group, other in zip(mine, saved, strict=True):
+        options = {key: value for key, value in other.items() if key != "params"}
+        made: dict[str, Any] = {**copy.deepcopy(options), "params": group["params"]}
+        if "param_names" in group:
+            made["param_names"] = group["param_names"]
+        groups.append(made)
+    return groups
+
+
 def with_index(
     optimizer: Optimizer, saved_groups: list[dict[str, Any]]
 ) -> Iterator[tuple[Tensor, Any]]:
@@ -93,23 +110,30 @@ def with_index(
         yield from zip(group["params"], saved["params"], strict=True)
 
 
-def restored(p: Tensor, saved: Mapping[str, Any]) -> dict[str, Any]:
+def restored(
+    p: Tensor, saved: Mapping[str, Any], own: Mapping[str, Any]
+) -> dict[str, Any]:
     """The saved state of ``p``, bit for bit, in memory of its own.
 
     The base class would cast every tensor to the parameter's dtype: counts and masks
     too.
+
+    Args:
+        p: The parameter.
+        saved: What is saved of it.
+        own: What there is of it now, which tells where counts are kept.
     """
-    return {
-        key: _on_device(value, p) if isinstance(value, Tensor) else value
-        for key, value in saved.items()
-    }
+    return {key: _placed(value, p, own.get(key)) for key, value in saved.items()}
 
 
-def _on_device(value: Tensor, p: Tensor) -> Tensor:
-    # Counts of steps stay where the base class has put them: often on the host.
-    if not value.dim():
-        return value.detach().clone()
-    return value.detach().to(p.device, copy=True)
+def _placed(value: Any, p: Tensor, own: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return copy.deepcopy(value)
+    if value.dim():
+        return value.detach().to(p.device, copy=True)
+    # Counts of steps stay where they were, often on the host.
+    kept = isinstance(own, Tensor)
+    return value.detach().to(own.device if kept else value.device, copy=True)
 
 
 def move_state(state: dict[str, Any], p: Tensor, group: Mapping[str, Any]) -> None:

@@ -14,15 +14,23 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from step_cli.errors import NonFiniteError
+from step_cli.optim import guards
+from step_cli.optim.foreign import foreign
 from step_cli.optim.mask import masked
 from step_cli.optim.shards import ShardSum, local
 from step_cli.optim.weights import SMALL, Weight, flattened
+from step_cli.optim.written import Written
 
 AT_LEAST = 1 << 20  # weights looked at in each step
 TURNS = 32  # steps after which every weight has been looked at
 MEETINGS = 16  # steps after which processes that share weights compare
+# What is counted: NaN where something is not finite, values of the model that others
+# have changed, and those the base optimizer has.
+FINITE, CHANGED, BY_BASE = range(3)
+SLOTS = 3
 
 
 @contextmanager
@@ -43,11 +51,20 @@ def overflow_as_error(step: int) -> Iterator[None]:
 
 
 class FiniteWatch:
-    """Raises at the step that shows it, or as soon after as the device has counted."""
+    """Raises at the step that shows it, or as soon after as the device has counted.
 
-    def __init__(self) -> None:
-        self._next = 0
-        self._sums = ShardSum(1)
+    Args:
+        base: The base optimizer.
+
+    Attributes:
+        sums: What is counted on the device, and read together.
+        written: What others write into the model.
+    """
+
+    def __init__(self, base: Optimizer | None = None) -> None:
+        self._base, self._next = base, 0
+        self.sums = ShardSum(SLOTS)
+        self.written = Written()
         self._reading: _Reading | None = None
 
     def look(self, step: int, weights: Sequence[Weight]) -> None:
@@ -59,23 +76,43 @@ class FiniteWatch:
 
         Raises:
             NonFiniteError: A gradient or a weight is not finite.
+            UsageError: Something else has written to the model.
         """
         found: dict[int, tuple[Tensor, list[Tensor]]] = {}
         for w in self._part(weights):
-            total = self._sums.beside(w.param)
+            total = self.sums.beside(w.param)
             _, values = found.setdefault(id(total), (total, []))
             values += [v for v in (_grad(w), w.dense) if v is not None and v.numel()]
         for total, values in found.values():
             if values:  # 0, or NaN for good if there is something that is not finite
-                total.add_(_sum(values).mul_(0))
+                total[FINITE].add_(_sum(values).mul_(0))
+        self.written.look(weights, self.sums, CHANGED)
         split = any(w.is_shard for w in weights)
         if self._reading is None and not (split and step % MEETINGS):
-            self._reading = _Reading(self._sums.total())
+            self._reading = _Reading(self.sums.total())
         if self._reading is not None and self._reading.arrived:
-            bad, self._reading = math.isnan(float(self._reading.value)), None
-            if bad:
-                self._sums = ShardSum(1)
-                _explain(step, weights, split=split)
+            counts, self._reading = self._reading.value.tolist(), None
+            if any(counts):  # NaN is true
+                self.sums = ShardSum(SLOTS)
+                changed = self.written.changed()
+                if math.isnan(counts[FINITE]):
+                    _explain(step, weights, split=split)
+                if counts[BY_BASE]:
+                    raise foreign(self._base)
+                if counts[CHANGED]:
+                    name = changed or "a weight on another process"
+                    raise guards.behind_our_back(name)
+
+    def refuse_changes(self, weights: Sequence[Weight]) -> None:
+        """Compare the part whose turn it is now, and wait for it.
+
+        Raises:
+            UsageError: Something else has written to the model.
+        """
+        self.written.look(weights, ShardSum(SLOTS), CHANGED)
+        name = self.written.changed()
+        if name is not None:
+            raise guards.behind_our_back(name)
 
     def _part(self, weights: Sequence[Weight]) -> Iterator[Weight]:
         left = max(AT_LEAST, sum(w.param.numel() for w in weights) // TURNS)

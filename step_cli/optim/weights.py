@@ -40,6 +40,8 @@ class Weight:
         steps: How many updates it has had, where the optimizer itself makes them.
         variance_steps: How many of them its variance has learned from.
         frozen: Its variance is that of the switch point.
+        asleep: It was frozen when the optimizer was built and has had no gradient yet:
+            the model keeps it as it is.
     """
 
     param: Tensor
@@ -54,6 +56,7 @@ class Weight:
     steps: int = 0
     variance_steps: int = 0
     frozen: bool = False
+    asleep: bool = False
 
     def __post_init__(self) -> None:
         self.dtype, self.device = self.param.dtype, self.param.device
@@ -119,11 +122,25 @@ def dense_copy(p: Tensor) -> Tensor:
     return p.detach().clone() if is_precise(p) else p.detach().float()
 
 
+def is_asleep(state: Mapping[str, Any]) -> bool:
+    """Whether a weight that was frozen from the start still waits for a gradient."""
+    return bool(state.get("asleep", False))
+
+
 def spec_of(group: Mapping[str, Any]) -> NMSpec | None:
     """What the parameters of a group are to hold; None for a dense group."""
     if group.get("pattern") is None:
         return None
     return NMSpec(NMPattern.parse(str(group["pattern"])), int(group["axis"]))
+
+
+def names_of(groups: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The names of all parameters, or "a parameter" where the user gave none."""
+    return [
+        name
+        for group in groups
+        for name in group.get("param_names") or ["a parameter"] * len(group["params"])
+    ]
 
 
 def resolve(
@@ -143,11 +160,12 @@ def resolve(
     weights = []
     for number, group in enumerate(optimizer.param_groups):
         spec = spec_of(group)
-        names = group.get("param_names") or ["a parameter"] * len(group["params"])
-        for p, name in zip(group["params"], names, strict=True):
+        for p, name in zip(group["params"], names_of([group]), strict=True):
             state, shown = optimizer.state[p], local(p)
             # By rule and not by address: a wrapper may move a parameter's memory.
-            apart = not is_precise(p) or (phase.sparse and "dense" in state)
+            asleep = is_asleep(state)
+            pruned = phase.sparse and "dense" in state and not asleep
+            apart = not is_precise(p) or pruned
             keys = (*recipe_keys, "dense", "exp_avg", "exp_avg_sq", "step")
             parts = {key: local(state[key]) for key in keys if key in state}
             weights.append(
@@ -161,6 +179,7 @@ def resolve(
                     dense=parts["dense"] if apart else shown,
                     local_state=parts,
                     version=versions.get(p),
+                    asleep=asleep,
                 )
             )
     return weights
@@ -238,6 +257,14 @@ class Part:
             whole = isinstance(value, Tensor) and value.dim() > 0
             whole = whole and value.shape == w.shown.shape
             w.state[key] = split_like(value, w.param) if whole else value
+
+    def resting(self) -> dict[Weight, int]:
+        """Weights without a gradient, and how often their dense ones were written."""
+        return {
+            w: w.dense._version
+            for w in self.weights
+            if w.dense is not w.shown and w.dense.grad is None
+        }
 
     def forget_gradients(self) -> None:
         """Take the gradients away that were given to the dense weights."""

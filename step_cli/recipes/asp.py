@@ -5,6 +5,7 @@ later switch step it trains densely up to there.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from step_cli.optim.recipe import DENSE, FINE_TUNE, Phase, Recipe, SparseLayer
 @dataclass(frozen=True)
 class ASP(Recipe):
     """The mask of largest magnitudes at the switch point, kept to the end."""
+
+    follows_time: ClassVar[bool] = False
 
     @property
     @override

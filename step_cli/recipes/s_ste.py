@@ -9,6 +9,7 @@ Source: Hu et al., NeurIPS 2024, arXiv 2409.09099.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ class SSTE(CheckedRecipe):
 
     mvue: Sampling = "optimal"
     fp8: bool = False
+    follows_time: ClassVar[bool] = False
 
     @override
     def create_state(self, dense: Tensor, spec: NMSpec) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ from step_cli.formats.plan import FILE as PLAN
 from step_cli.formats.plan import plan_json, read_plan
 from step_cli.models.spec import build_model, load_weights
 from step_cli.nm.pattern import Plan
-from step_cli.optim.layers import density, plan_for
+from step_cli.optim.layers import choose_layers, density, plan_of
+from step_cli.optim.stays_dense import coverage_of, overall_density
 from step_cli.plots.drawing import require_drawing
 from step_cli.reports import TrainReport
 from step_cli.training.callbacks import (
@@ -193,9 +194,12 @@ def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:
         data, precision = load_data(config.data), config.train.precision
         given = opened.plan or {}
         stored = {places[name]: given[name] for name in given if name in places}
-        plan = stored or plan_for(model, selection(config))
+        chosen = choose_layers(model, selection(config))
+        plan = stored or plan_of(chosen)
+        coverage = coverage_of(chosen, plan, {})
         found = {str(layer.pattern) for layer in stored.values()}
-        kept = density(model.state_dict(), plan)
+        state = model.state_dict()
+        kept = density(state, plan), overall_density(state, coverage)
         parallelize(model, plan, processes, compile=config.train.compile)
         return TrainReport(
             ok=True,
@@ -211,7 +215,8 @@ def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:
                 batch_size=config.train.batch_size,
             ),
             dense_metrics=None,
-            density=kept,
+            density=kept[0],
+            overall_density=kept[1],
             run_dir=str(checkpoint),
             parallel=processes.kind,
             processes=processes.size,

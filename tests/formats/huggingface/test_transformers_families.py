@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -26,12 +27,15 @@ from models_of_transformers import (
 )
 from torch import nn
 
+from step_cli.errors import NothingSelectedError
 from step_cli.formats.huggingface.model_config import model_config_of
 from step_cli.nm.families import ModelConfig, axis_by_config
 from step_cli.nm.family_table import FAMILIES
 from step_cli.nm.selection import Chosen, Selection
 from step_cli.nm.weight_rule import Description
 from step_cli.optim.layers import choose_layers
+from step_cli.recipes import choosing
+from step_cli.recipes.sparse_adamw import sparse_adamw
 
 SEED, SAMPLE = 17, 30
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -186,7 +190,30 @@ def faults_of(model: Any) -> list[str]:
                 for each, got in answers.items()
                 if got != want and not excused(each, want, got)
             ]
-    return faults
+    return faults + optimizer_faults(model, in_model)
+
+
+def optimizer_faults(model: Any, by_type: dict[str, int | str]) -> list[str]:
+    """Where `sparse_adamw` chooses otherwise, or leaves dense without a word."""
+    with patch.object(choosing, "tell") as tell:
+        try:
+            optimizer = sparse_adamw(model, switch=5)
+        except NothingSelectedError:
+            return []
+    (coverage,) = tell.call_args.args
+    told = {left.name for left in coverage.left}
+    names = {p: name for name, p in model.named_parameters()}
+    sparse = {names[p]: spec.axis for p, spec in optimizer.sparse_parameters()}
+    faults = [
+        f"{name}: stays dense without a word"
+        for name, _, _, _ in matrices(model)
+        if (name in told) == (name in sparse)
+    ]
+    chosen = {name: axis for name, axis in by_type.items() if isinstance(axis, int)}
+    if sparse != chosen:
+        faults.append(f"the optimizer's axes are {sparse}, not {chosen}")
+    shares = coverage.chosen_share + sum(left.share for left in coverage.left)
+    return faults + ([f"shares add up to {shares}"] if abs(shares - 1) > 1e-9 else [])
 
 
 def excused(name: str, want: int | str, got: int | str) -> bool:
