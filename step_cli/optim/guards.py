@@ -170,7 +170,14 @@ def refuse_other_groups(mine: Groups, saved: Groups) -> None:
 def check_saved(
     own: Mapping[str, Any], saved: Mapping[str, Any], index: object, name: str
 ) -> None:
-    """Refuse a saved state that lacks something, or is of another shape."""
+    """Refuse a saved state that lacks something, or is of another shape.
+
+    Args:
+        own: What there is of a parameter.
+        saved: What is saved of it.
+        index: Its key in the saved state.
+        name: Its name.
+    """
     for key, value in own.items():
         if key == "asleep":
             continue  # it may have been trainable where it was saved
