@@ -44,7 +44,11 @@ WRAPPERS = {
 _FLOATING = re.compile(r"float(64|32|16)|bfloat16|float8_(?!e8m0)\w+")
 _INTEGER = re.compile(r"u?int\d+|float4_\w+")
 _RECURRENT = re.compile(r"weight_([ih]h|hr)(_l\d+(_reverse)?)?")
-_EXPERT = re.compile(r"(\w+_)?proj|w[123]|\w*weight")
+_EXPERT = re.compile(r"(\w+_)?projs?|w[123]|\w*weight")
+# What else stands in a module of experts, besides their matrices.
+_NO_EXPERT = re.compile(
+    r"bias|scale|zero|mask|norm|amax|absmax|quant|blocks|idx|index|shape"
+)
 _FLAT = re.compile(r"_?flat_param(_\d+)?")
 _HEADS = {"lm_head", "classifier", "score"}
 _EMBEDDINGS = {"wte", "wpe", "shared", "emb", "relative_attention_bias"}
@@ -183,11 +187,11 @@ def is_flat(name: str) -> bool:
 def is_fused_experts(name: str, shape: Sequence[int]) -> bool:
     """Whether a tensor holds the matrices of all experts of a layer."""
     *modules, own = name.split(".")
-    return (
-        len(shape) == 3
-        and any("experts" in part for part in modules)
-        and _EXPERT.fullmatch(own) is not None
-    )
+    if len(shape) != 3 or not any("experts" in part for part in modules):
+        return False
+    if _EXPERT.fullmatch(own):
+        return True
+    return "experts" in modules[-1] and _NO_EXPERT.search(own) is None
 
 
 def _names_norm(module: str) -> bool:
@@ -209,9 +213,9 @@ def _reparametrized(name: str, names: Collection[str]) -> str | None:
         if own == "original0" and f"{name[:-1]}1" in names:
             return None  # the magnitude of weight norm
         return ".".join([*outer[:-2], outer[-1]])
-    if own.endswith("weight_orig"):
+    if own.endswith("_orig"):
         return name.removesuffix("_orig")
-    if own.endswith("weight_v") and f"{name[:-2]}_g" in names:
+    if own.endswith("_v") and f"{name[:-2]}_g" in names:
         return name[:-2]
     return None
 

@@ -107,7 +107,9 @@ def refuse_shared(tensors: Sequence[NamedTensor], changes: Sequence[Change]) -> 
         InputError: One does, or two that change share bytes.
     """
     changed = {change.name for change in changes}
-    alone = [t for t in tensors if t.tied_to is None or t.name in changed]
+    # One that an ONNX graph uses in two ways is there twice, by the same name.
+    own = (t for t in tensors if t.tied_to is None or t.name in changed)
+    alone = list({tensor.name: tensor for tensor in own}.values())
     for one, other in overlapping(alone):
         if not changed & {one.name, other.name}:
             continue

@@ -187,10 +187,12 @@ def _view(
     strides: tuple[int, ...],
 ) -> npt.NDArray[Any]:
     data.check_unchanged()
-    flat = data.data[begin : begin + span].view(dtype)
     if not span:
         return np.zeros(shape, dtype)
-    return np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)
+    # As bits, since NumPy's strides do not know every type of ml_dtypes.
+    bits = data.data[begin : begin + span].view(f"u{dtype.itemsize}")
+    strided = np.lib.stride_tricks.as_strided(bits, shape, strides, writeable=False)
+    return strided.view(dtype)
 
 
 def _refuse_kind(file: MappedFile, name: str) -> npt.NDArray[Any]:

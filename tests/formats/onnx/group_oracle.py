@@ -103,11 +103,16 @@ class Witness:
             if (copies != copies[:, :1]).any():
                 raise AssertionError("what counts as zero is no zero")
         names, places, responses = [], [], []
-        for stored in {p.stored.name: p.stored for p in placed.paths(number)}.values():
-            for place, response in self._responses(stored, placed, feeds, plain):
-                names.append(stored.name)
-                places.append(place)
-                responses.append(response)
+        used = _used(placed, number)
+        for stored in self.example.stored:
+            if stored.name not in used:
+                continue
+            found = list(self._responses(stored, placed, feeds, plain))
+            if [place for place, _ in found] != used[stored.name]:
+                raise Ambiguous("other numbers change the output than are used")
+            names += [stored.name] * len(found)
+            places += [place for place, _ in found]
+            responses += [response for _, response in found]
         m = self.example.pattern[1]
         return _grouped(names, places, np.array(responses), placed, m)
 
@@ -151,6 +156,15 @@ class Witness:
         values = base.copy()
         values.flat[place] = base.flat[place].item() + by
         return self.run({**feeds, stored.name: values}, placed.output)
+
+
+def _used(placed: Placed, number: int) -> dict[str, list[int]]:
+    """Which stored numbers an operand is made of."""
+    used: dict[str, Array] = {}
+    for path in placed.paths(number):
+        name, on = path.stored.name, path.ids.reshape(-1) >= 0
+        used[name] = used.get(name, np.zeros(len(on), bool)) | on
+    return {name: np.flatnonzero(on).tolist() for name, on in used.items()}
 
 
 def _feedable(stored: Stored, values: Array) -> Array:

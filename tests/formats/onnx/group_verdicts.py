@@ -1,13 +1,11 @@
 """What a verdict on a random graph has to be, by what ONNX Runtime shows of it."""
 
-import re
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import onnx.printer
 from formats.onnx.group_oracle import Learned, Witness
 from formats.onnx.random_graphs.example import Example
+from formats.onnx.random_graphs.products import Operand
 from formats.onnx.random_graphs.values import (
     EITHER,
     LISTED,
@@ -73,7 +71,8 @@ def expected(example: Example, witness: Witness) -> dict[str, Expected]:
                 _not_followed(found, paths, kinds)
                 continue
             learned = witness.learn(placed, number)
-            verdicts = [kind_of(path, learned, m) for path in paths]
+            operand = placed.product.operands[number]
+            verdicts = [kind_of(path, learned, operand, m) for path in paths]
             followed = {*verdicts, *kinds} == {LISTED}
             for path, kind in zip(paths, verdicts, strict=True):
                 tensor = found[path.stored.name]
@@ -111,7 +110,7 @@ def axis_of(group: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
     return int(moving[0]) if len(moving) == 1 else None
 
 
-def kind_of(path: Path, learned: Learned, m: int) -> str:
+def kind_of(path: Path, learned: Learned, operand: Operand, m: int) -> str:
     """Whether what a product uses of a tensor must, may or cannot be judged."""
     name, shape = path.stored.name, path.stored.shape
     if name in learned.rest or name in learned.joined:
@@ -120,7 +119,9 @@ def kind_of(path: Path, learned: Learned, m: int) -> str:
     numbers = learned.inputs[name]
     begin, end = used.min(1), used.max(1) + 1
     kind = path.kind if is_matrix(path.stored) else EITHER
-    if name in learned.uneven or _scattered(path.stored.zero):
+    if name in learned.uneven or is_scattered(path.stored.zero):
+        kind = EITHER
+    if not _same_inputs(path, operand):
         kind = EITHER
     if used.shape[1] != int(np.prod(end - begin)):
         kind = EITHER  # not a box
@@ -141,12 +142,21 @@ def kind_of(path: Path, learned: Learned, m: int) -> str:
     return kind
 
 
+def _same_inputs(path: Path, operand: Operand) -> bool:
+    """Whether every sum that a part takes part in has the same of its inputs."""
+    ids = path.ids[path.ids >= 0]
+    sums = operand.sums().reshape(-1)[ids]
+    inputs = operand.target.inputs.reshape(-1)[ids]
+    found = {frozenset(inputs[sums == one].tolist()) for one in np.unique(sums)}
+    return len(found) == 1
+
+
 def is_matrix(stored: Stored) -> bool:
     """Whether it is more than a row of numbers."""
     return sum(size > 1 for size in stored.shape) > 1
 
 
-def _scattered(zero: Array) -> bool:
+def is_scattered(zero: Array) -> bool:
     """Whether the code that means zero differs along more than one axis."""
     axes = range(zero.ndim)
     return sum(bool((zero != zero.take([0], a)).any()) for a in axes) > 1
@@ -163,88 +173,3 @@ def layer(stored: Stored, axis: int, groups: set[tuple[int, ...]], n: int) -> La
         index = np.unravel_index(broken[0][0], stored.shape)
         first = [int(i) for i in index], counts[broken[0]]
     return Layer(axis, len(groups), len(broken), first)
-
-
-# ------------------------------------------------------------------------- comparison
-
-
-def disagreements(
-    example: Example, wanted: dict[str, Expected], report: Any, strict: Any
-) -> list[str]:
-    """How a report, and one with --strict, differ from what is expected; in words."""
-    (found,), (strictly,) = report.checkpoints, strict.checkpoints
-    if found.error is not None and found.error.exit != 3:
-        return [f"refused: {found.error}"]
-    said: list[str] = []
-    layers: dict[str, list[Any]] = {}
-    for one in found.layers:
-        layers.setdefault(one.name, []).append(one)
-    reasons = {one.name: one.reason for one in found.skipped}
-    for name in layers.keys() - wanted.keys():
-        said.append(f"{name}: a layer, but no product multiplies by it")
-    for name, tensor in wanted.items():
-        said += _of_tensor(name, tensor, layers.get(name, []), reasons.get(name))
-    if any(tensor.open for tensor in wanted.values()):
-        return said
-    missed = [t for t in wanted.values() if t.is_missed(t.stored.name in layers)]
-    if missed and strictly.ok:
-        said.append("passes --strict, but a tensor was not judged")
-    if any(is_matrix(t.stored) for t in missed) and strictly.error is not None:
-        said.append(f"--strict is no failed check, but {strictly.error}")
-    if not missed and strictly.ok != found.ok:
-        said.append("fails --strict, but every tensor was judged")
-    covered = found.totals.coverage == 1
-    if covered and any(is_matrix(tensor.stored) for tensor in missed):
-        said.append("covers all, but a tensor was not judged")
-    if not missed and not covered:
-        said.append(f"covers {found.totals.coverage}, but every tensor was judged")
-    return said
-
-
-def _of_tensor(
-    name: str, wanted: Expected, layers: list[Any], reason: str | None
-) -> list[str]:
-    if not layers:
-        if wanted.judged and not wanted.refused:
-            return [f"{name}: must be judged, but is {reason}"]
-        reasons = ["untraced", "size"]
-        if wanted.refused and wanted.stored.is_codes:
-            reasons.append("kind")  # a zero point that is no single number
-        elif _scattered(wanted.stored.zero):
-            reasons.append("kind")
-        used = wanted.refused or wanted.either
-        if used and reason not in reasons and is_matrix(wanted.stored):
-            return [f"{name}: skipped as {reason}, not as untraced"]
-        return []
-    if not (wanted.judged or wanted.either):
-        return [f"{name}: judged, but must not be: {_words(layers)}"]
-    if wanted.unknown or wanted.refused or (wanted.judged and wanted.either):
-        return []
-    axes = sorted(one.axis for one in layers)
-    if axes != sorted(wanted.layers):
-        return [f"{name}: axes {axes}, not {sorted(wanted.layers)}"]
-    said = []
-    for one in layers:
-        right = wanted.layers[one.axis]
-        first = one.first_violation
-        got = Layer(
-            one.axis,
-            one.groups,
-            one.violations,
-            None if first is None else (first.index, first.nonzeros),
-        )
-        if got != right or one.ok == bool(right.violations):
-            said.append(f"{name}: {got} and ok={one.ok}, not {right}")
-    return said
-
-
-def _words(layers: list[Any]) -> str:
-    return ", ".join(f"axis {one.axis} ok={one.ok}" for one in layers)
-
-
-def listing(example: Example) -> str:
-    """The graph, for a person: long lists of numbers are left out."""
-    text = onnx.printer.to_text(example.model())
-    text = re.sub(r"\{(?:-?[\w.+-]+,){8,}[^{}]*\}", "{...}", text)
-    stored = [f"{s.name}: {s.dtype} {s.shape}, {s.form}" for s in example.stored]
-    return "\n".join([f"seed {example.seed}", *stored, text])

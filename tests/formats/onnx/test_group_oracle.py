@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from formats.onnx.group_comparison import disagreements
 from formats.onnx.group_oracle import Ambiguous, Learned, Witness
-from formats.onnx.group_verdicts import Layer, disagreements, expected
+from formats.onnx.group_verdicts import Layer, expected
 from formats.onnx.random_graphs.example import Example, Placed
 from formats.onnx.random_graphs.extras import multiply
 from formats.onnx.random_graphs.growth import Grower

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from formats.onnx.group_comparison import disagreements, listing
 from formats.onnx.group_oracle import Ambiguous, Witness, session_of
-from formats.onnx.group_verdicts import disagreements, expected, listing
+from formats.onnx.group_verdicts import expected
 from formats.onnx.random_graphs.example import Example
 from formats.onnx.random_graphs.opaque import OPAQUE_STEPS
 from formats.onnx.random_graphs.planning import MAKERS, random_example
@@ -57,7 +58,10 @@ def outcome(seed: int) -> Outcome:
     except Exception as error:  # whatever ONNX Runtime does not know
         return Outcome(f"refused: {error}")
     for stored, fed in pairs:
-        np.testing.assert_allclose(stored, fed, rtol=1e-3, atol=1e-3)
+        same = np.allclose(stored, fed, rtol=1e-3, atol=1e-3)
+        if not same and any(function.overload for function in model.functions):
+            return Outcome("confused: ONNX Runtime took another overload")
+        assert same, f"{seed}: fed tensors change what is computed"
     try:
         wanted = expected(example, witness)
     except Ambiguous as error:

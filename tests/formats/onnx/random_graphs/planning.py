@@ -4,6 +4,7 @@ import random
 from dataclasses import replace
 
 from formats.onnx.random_graphs import (
+    cuts,
     entries,
     float_products,
     integer_products,
@@ -55,7 +56,7 @@ STEPS = (
     steps.squeeze,
     steps.unsqueeze,
     steps.flatten,
-    steps.slice_,
+    cuts.slice_,
     steps.split,
     *[steps.concat] * 2,
     steps.alone,

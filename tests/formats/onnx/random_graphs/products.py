@@ -75,11 +75,14 @@ class Operand:
     taps: Array  # which of several numbers of one output and input, as of a kernel
     feed: int = 0
 
+    def sums(self) -> Array:
+        """Which sum each element takes part in."""
+        return self.target.outputs * (int(self.taps.max()) + 1) + self.taps
+
     def lanes(self) -> Array:
         """The elements of each sum, in the order of the inputs: [sums, inputs]."""
-        t = self.target
-        sums = t.outputs * (int(self.taps.max()) + 1) + self.taps
-        order = np.lexsort((t.inputs.reshape(-1), sums.reshape(-1)))
+        sums = self.sums()
+        order = np.lexsort((self.target.inputs.reshape(-1), sums.reshape(-1)))
         return order.reshape(len(np.unique(sums)), -1)
 
 
