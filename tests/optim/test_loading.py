@@ -268,6 +268,12 @@ def test_any_whole_number_is_a_number_of_steps(kind: Callable[[int], Any]) -> No
     assert optimizer.rule is not None and optimizer.rule.criterion.name == "fixed"
 
 
+def test_a_switch_that_is_no_whole_number_is_said_to_be_none() -> None:
+    for wrong in (torch.tensor(3.5), np.float64(3), True):
+        with pytest.raises(UsageError, match="neither a step nor a criterion"):
+            sparse_adamw(net(), total_steps=10, switch=wrong)
+
+
 @pytest.mark.parametrize("wrong", [True, 10.0, np.float64(10), "10", np.int64(0), -1])
 def test_nothing_else_is(wrong: Any) -> None:
     with pytest.raises(UsageError, match="is not a number of steps"):

@@ -9,7 +9,7 @@ from small_training import build, same, train
 from torch import Tensor, nn
 
 from step_cli.errors import UsageError
-from step_cli.optim import written
+from step_cli.optim import watch, written
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.recipes import RECIPES
 from step_cli.recipes.sparse_adamw import sparse, sparse_adamw
@@ -117,6 +117,20 @@ def test_one_value_is_found_when_its_turn_comes(
             said += 1
             break
     assert said == 1
+
+
+def test_what_a_device_has_counted_late_is_named_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arrived = False
+    monkeypatch.setattr(watch._Reading, "arrived", property(lambda _: arrived))
+    model, optimizer = trained("ste")
+    model[2].weight.data[1, 2] = 9.0
+    train(model, optimizer, 2)  # nothing waits for it
+    arrived = True
+    train(model, optimizer, 1)  # a count from before
+    with pytest.raises(UsageError, match=r"2\.weight was changed behind"):
+        train(model, optimizer, 1)
 
 
 def test_weights_loaded_through_data_into_a_new_optimizer_are_found() -> None:
