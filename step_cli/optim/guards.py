@@ -60,9 +60,7 @@ def refuse_early_scheduler(base: Optimizer, groups: int) -> None:
         groups: How many groups it is to have.
     """
     # What torch's schedulers leave behind in an optimizer they are made for.
-    counted = hasattr(base.step, "_wrapped_by_lr_sched") or any(
-        "initial_lr" in group for group in base.param_groups
-    )
+    counted = hasattr(base.step, "_wrapped_by_lr_sched")
     if counted and groups != len(base.param_groups):
         raise UsageError(
             "make the scheduler after sparse(), for the optimizer that it returns: "
