@@ -22,6 +22,13 @@ EXPECTED = (
     ".txt, .tokens or .bin files (text), train.de and train.en (parallel)"
 )
 SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?$")  # train-00003-of-00007
+# What systems and tools leave among the files of a user, besides names with a dot.
+LITTER = frozenset(
+    {
+        "$recycle.bin", "@eadir", "__macosx", "__pycache__", "desktop.ini", "ehthumbs.db",
+        "lost+found", "system volume information", "thumbs.db",
+    }
+)  # fmt: skip
 NO_HELD_OUT = (
     "has no file named valid, validation, val or dev to measure metrics on; give "
     "data.held_out, a path or a share such as 0.1"
@@ -74,13 +81,25 @@ def role_of(path: Path) -> str | None:
     return "test" if "test" in words else None
 
 
+def is_data(path: Path) -> bool:
+    """Whether a name may be of data: it begins with no dot and is no tool's own."""
+    name = path.name.lower()
+    return not name.startswith(".") and name not in LITTER
+
+
+def entries_in(directory: Path) -> list[Path]:
+    """What is in a directory and may be data, in the order of the names."""
+    return sorted(path for path in directory.iterdir() if is_data(path))
+
+
 def files_in(directory: Path) -> list[Path]:
-    """The visible files of a directory, in the order of their names."""
-    return sorted(
-        path
-        for path in directory.iterdir()
-        if path.is_file() and not path.name.startswith(".")
-    )
+    """The files of a directory that may be data, in the order of their names."""
+    return [path for path in entries_in(directory) if path.is_file()]
+
+
+def folders_in(directory: Path) -> list[Path]:
+    """The folders of a directory that may hold data, in the order of their names."""
+    return [path for path in entries_in(directory) if path.is_dir()]
 
 
 def _of_file(path: Path, section: DataSection) -> Kind | None:
@@ -97,7 +116,7 @@ def _of_directory(path: Path, section: DataSection) -> Kind | None:
     if {"train.bin", "test.bin"} <= names:
         return "cifar100"
     train = path / "train"
-    if train.is_dir() and any(entry.is_dir() for entry in train.iterdir()):
+    if train.is_dir() and folders_in(train):
         return "images"
     if section.languages:
         return "parallel"

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from step_cli.config.data import DataSection
-from step_cli.data.batch import IGNORED, Batch, Dataset, set_aside
+from step_cli.data.batch import IGNORED, Batch, Dataset
 from step_cli.data.files import (
     NO_HELD_OUT,
     TABLES,
@@ -17,6 +17,7 @@ from step_cli.data.files import (
     role_of,
     split_files,
 )
+from step_cli.data.held_out import set_aside
 from step_cli.data.rows import Row, lines_of, rows_of
 from step_cli.data.tokens import LENGTH, Tokenizer, TokenRows, make_tokenizer
 from step_cli.errors import InputError, UsageError

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from step_cli.config.data import DataSection
-from step_cli.data.batch import Batch, Dataset, set_aside
+from step_cli.data.batch import Batch, Dataset
 from step_cli.data.files import TABLES, split_files
+from step_cli.data.held_out import set_aside
 from step_cli.data.rows import Row, rows_of
 from step_cli.data.tokens import LENGTH, Tokenizer, TokenRows, make_tokenizer
 from step_cli.errors import InputError, nearest
