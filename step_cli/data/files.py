@@ -25,8 +25,8 @@ SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?$")  # train-00003-of-00007
 # What systems and tools leave among the files of a user, besides names with a dot.
 LITTER = frozenset(
     {
-        "$recycle.bin", "@eadir", "__macosx", "__pycache__", "desktop.ini", "ehthumbs.db",
-        "lost+found", "system volume information", "thumbs.db",
+        "$recycle.bin", "@eadir", "__macosx", "__pycache__", "desktop.ini",
+        "ehthumbs.db", "lost+found", "system volume information", "thumbs.db",
     }
 )  # fmt: skip
 NO_HELD_OUT = (

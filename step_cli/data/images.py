@@ -22,7 +22,7 @@ from step_cli.data.files import HELD_OUT, NO_HELD_OUT, entries_in, folders_in
 from step_cli.data.held_out import set_aside
 from step_cli.data.names import alike
 from step_cli.data.pixels import read_image
-from step_cli.errors import InputError, UsageError, few
+from step_cli.errors import InputError, UsageError, few, nearest
 from step_cli.formats.files.mapped_file import Bytes, is_directory
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def load_images(section: DataSection) -> Dataset:
         if unknown not in classes:
             raise InputError(
                 f"class {unknown!r} is not among the {len(classes)} of {root}"
-                f"{alike(unknown, classes)}",
+                f"{alike(unknown, classes) or nearest(unknown, classes)}",
                 file=folder,
             )
     if folder.resolve().is_relative_to(root.resolve()):

@@ -1,17 +1,16 @@
-"""Names of classes that differ by nothing anybody means: case, blanks, Unicode forms."""
+"""Names of classes that differ by nothing anybody means: case, blanks, encoding."""
 
+import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-
-from step_cli.errors import nearest
+from collections.abc import Iterable
 
 
-def alike(name: str, known: Sequence[str]) -> str:
-    """The end of a message on an unknown name: one that differs by its spelling alone."""
+def alike(name: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown name: one that is spelled alike."""
     same = next((other for other in known if folded(other) == folded(name)), None)
-    if same is not None:
-        return f"; it differs from {same!r} by case, blanks or signs alone: rename one"
-    return nearest(name, known)
+    if same is None:
+        return ""
+    return f"; it differs from {same!r} by case or blanks alone: rename one"
 
 
 def doubles(names: Iterable[str]) -> list[tuple[str, str]]:
@@ -25,6 +24,6 @@ def doubles(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def folded(name: str) -> str:
-    """The name without case, accents' forms, and what separates its words."""
+    """The name without case and forms of Unicode; what separates words is a blank."""
     plain = unicodedata.normalize("NFKC", name).casefold()
-    return "".join(sign for sign in plain if not sign.isspace() and sign not in "-_")
+    return re.sub(r"[\s_-]+", " ", plain.strip())

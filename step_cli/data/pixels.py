@@ -1,8 +1,8 @@
 """An image file as three colours of eight bits, whatever it holds.
 
-Pillow converts most modes as they are meant. Not so what has more than eight bits, which
-it cuts off at white, transparency, which it takes away from whatever colour lies below,
-and the orientation that a camera notes.
+Pillow converts most modes as they are meant. Not so what has more than eight bits,
+which it cuts off at white, transparency, which it takes away from whatever colour lies
+below, and the orientation that a camera notes.
 """
 
 import logging
