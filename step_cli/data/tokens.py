@@ -191,6 +191,10 @@ class TokenRows:
         self._values.extend(row)
         self._ends.append(len(self._values))
 
+    def bytes_of(self, number: int) -> bytes:
+        """The tokens of one row, to compare it with others."""
+        return self._values[self._ends[number] : self._ends[number + 1]].tobytes()
+
     def padded(self, index: Tensor, fill: int) -> tuple[Tensor, Tensor]:
         """Rows as a rectangle as wide as the longest of them.
 
