@@ -107,8 +107,9 @@ def classes_in(split: Split) -> Tensor | None:
         whole = classes_in(split.split)
         return None if whole is None else whole[split.index]
     labels = getattr(split, "labels", None)
-    known = isinstance(labels, Tensor) and labels.dim() == 1
-    return labels if known and not labels.is_floating_point() else None
+    if not isinstance(labels, Tensor) or labels.dim() != 1:
+        return None
+    return None if labels.is_floating_point() else labels
 
 
 def fingerprint_of(data: Dataset) -> dict[str, dict[str, Any]]:

@@ -63,7 +63,7 @@ def _as_rgb(image: "Image", path: Path) -> "Image":
     if not image.has_transparency_data:
         return image.convert("RGB")
     clear = image.convert("RGBA")
-    if clear.getextrema()[3][0] < 255:  # type: ignore[index]
+    if clear.getchannel("A").tobytes().strip(b"\xff"):  # not all of it is opaque
         _say_once("alpha", f"{path}: is transparent in part: laid on white, as others")
     ground = Image.new("RGBA", clear.size, "white")
     return Image.alpha_composite(ground, clear).convert("RGB")

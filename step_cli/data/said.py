@@ -7,6 +7,7 @@ have learned nothing, and metrics that do not show it.
 import logging
 from collections.abc import Iterator
 
+import numpy as np
 from torch import Tensor
 
 from step_cli.data.batch import Dataset, Split, classes_in
@@ -38,7 +39,7 @@ def counts_of(split: Split, data: Dataset) -> dict[str, int] | None:
     labels = classes_in(split)
     if labels is None:
         return None
-    found, counts = labels.unique(return_counts=True)
+    found, counts = np.unique(labels.numpy(), return_counts=True)
     if len(found) > MOST:
         return None
     pairs = zip(found.tolist(), counts.tolist(), strict=True)
@@ -78,7 +79,7 @@ def _doubts(data: Dataset) -> Iterator[str]:
 
 
 def _doubts_of_classes(train: Tensor, held_out: Tensor, data: Dataset) -> Iterator[str]:
-    here, there = (set(x.unique().tolist()) for x in (train, held_out))
+    here, there = (set(np.unique(x.numpy()).tolist()) for x in (train, held_out))
 
     def names(labels: set[int]) -> str:
         return few([_name(label, data) for label in sorted(labels)])

@@ -15,7 +15,13 @@ from step_cli.data.files import TABLES, split_files
 from step_cli.data.held_out import set_aside
 from step_cli.data.labels import Label, Labels, WrongKindError
 from step_cli.data.rows import Row, rows_of
-from step_cli.data.tokens import LENGTH, Tokenizer, TokenRows, make_tokenizer
+from step_cli.data.tokens import (
+    LENGTH,
+    Tokenizer,
+    TokenRows,
+    make_tokenizer,
+    say_cut,
+)
 from step_cli.errors import InputError, nearest
 
 logger = logging.getLogger(__name__)
@@ -118,16 +124,23 @@ class _Reader:
         has_types = self.tokenizer.has_token_types
         length = self.section.length or LENGTH
         samples = (sample for path in paths for sample in self._samples(path))
+        cut = empty = 0
         while chunk := list(islice(samples, CHUNK)):
             texts = list(zip(*(sample.texts for sample in chunk), strict=True))
             second = texts[1] if len(texts) > 1 else None
             for encoded in self.tokenizer.encode_marked(texts[0], second, length):
                 tokens.append(encoded.tokens)
+                cut += encoded.cut
                 if encoded.token_types is not None:
                     token_types.append(encoded.token_types)
             labels += [sample.label for sample in chunk]
+            empty += sum(not "".join(sample.texts).strip() for sample in chunk)
         if not labels:
             raise InputError("has no rows", file=paths[0])
+        say_cut(paths[0], cut, len(labels), length)
+        if empty:
+            logger.warning("%s: the text of %d of %d rows is empty", paths[0], empty,
+                           len(labels))  # fmt: skip
         found = self.labels.tensor(labels)
         return TokenSplit(
             tokens, token_types if has_types else None, found, self.tokenizer.pad

@@ -1,5 +1,6 @@
 """Text as numbers: its bytes, or the tokens of a local Hugging Face tokenizer."""
 
+import logging
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from step_cli.config.data import BYTES
 from step_cli.errors import InputError
 from step_cli.formats.quiet import quiet
 
+logger = logging.getLogger(__name__)
+
 LENGTH = 128  # tokens of a sample, unless configured otherwise
 
 
@@ -25,10 +28,12 @@ class Encoded:
         tokens: With the marks that the model expects around the texts.
         token_types: 0 for tokens of the first text, 1 for the second; None where
             models of this tokenizer take no ``token_type_ids``.
+        cut: Whether the texts were longer.
     """
 
     tokens: Sequence[int]
     token_types: Sequence[int] | None
+    cut: bool
 
 
 class Tokenizer(Protocol):
@@ -97,7 +102,8 @@ class ByteTokenizer:
             tokens = [self.begin]
             for part, size in zip(texts, _shares(texts, room), strict=True):
                 tokens += [*part[:size], self.end]
-            samples.append(Encoded(tokens[:length], None))
+            cut = sum(map(len, texts)) > room
+            samples.append(Encoded(tokens[:length], None, cut))
         return samples
 
 
@@ -129,6 +135,11 @@ class HuggingFaceTokenizer:
                 "the tokenizer has no token that ends a text (eos or sep)",
                 file=directory,
             )
+        if ids[0] is None:
+            logger.info(
+                "%s: has no token to pad with: shorter texts are filled up with %r, "
+                "which attention_mask leaves out", directory, tokenizer.decode([pad]),
+            )  # fmt: skip
         starts = (tokenizer.bos_token_id, tokenizer.cls_token_id, pad)
         self.end: int = end
         self.pad: int = pad
@@ -154,7 +165,13 @@ class HuggingFaceTokenizer:
         )  # fmt: skip
         tokens = encoded["input_ids"]
         types = encoded.get("token_type_ids") or [None] * len(tokens)
-        return [Encoded(*pair) for pair in zip(tokens, types, strict=True)]
+        # Tokenizers in Python do not say it: then what is full counts as cut.
+        parts = encoded.encodings or [None] * len(tokens)
+        cut = [
+            len(row) >= length if part is None else bool(part.overflowing)
+            for row, part in zip(tokens, parts, strict=True)
+        ]
+        return [Encoded(*each) for each in zip(tokens, types, cut, strict=True)]
 
 
 def _open(directory: Path) -> Any:
@@ -172,6 +189,15 @@ def _open(directory: Path) -> Any:
         raise InputError(
             f"transformers finds no tokenizer here: {said[:200]}", file=directory
         ) from None
+
+
+def say_cut(path: Path, cut: int, texts: int, length: int) -> None:
+    """Log how many texts were longer than what is kept of them."""
+    if cut:
+        logger.info(
+            "%s: %d of %d texts are cut to %d tokens; data.length keeps more",
+            path, cut, texts, length,
+        )  # fmt: skip
 
 
 class TokenRows:

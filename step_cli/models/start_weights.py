@@ -140,8 +140,8 @@ def refuse_non_finite(
     names = {place: name for name, place in (of or {}).items()}
     for name, value in model.named_parameters():
         _refuse(~torch.isfinite(_wide(value)), names.get(name, name), value, source)
-    for name, value in model.named_buffers():
-        _refuse(torch.isnan(_wide(value)), names.get(name, name), value, source)
+    for name, buffer in model.named_buffers():
+        _refuse(torch.isnan(_wide(buffer)), names.get(name, name), buffer, source)
 
 
 def _wide(value: Tensor) -> Tensor:

@@ -144,11 +144,23 @@ def _fitting(scores: object, labels: Tensor) -> Tensor:
     if labels.shape != wanted:
         raise InputError(
             f"the model does not fit the data: it returns scores {list(scores.shape)} "
-            f"for {_kind(labels)} labels {list(labels.shape)}"
+            f"for {_kind(labels)} labels {list(labels.shape)}{_advice(scores, labels)}"
         )
     if not labels.is_floating_point():
         _refuse_foreign(labels, classes=scores.shape[-1])
     return scores
+
+
+def _advice(scores: Tensor, labels: Tensor) -> str:
+    """What to do where labels are of the other kind than the model."""
+    if labels.dim() != 1 or scores.dim() != 2 or len(scores) != len(labels):
+        return ""
+    if labels.is_floating_point():
+        return (
+            "; of classes, write labels as whole numbers without a decimal point, else "
+            "take a model of one score"
+        )
+    return ""
 
 
 def _kind(labels: Tensor) -> str:
@@ -158,10 +170,24 @@ def _kind(labels: Tensor) -> str:
 def _refuse_foreign(labels: Tensor, *, classes: int) -> None:
     foreign = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
     if foreign.numel():
+        advice = _advice_on(foreign, labels, classes)
         raise InputError(
             f"the model does not fit the data: label {int(foreign[0])} is none of its "
-            f"{classes} classes, 0 to {classes - 1}"
+            f"{classes} classes, 0 to {classes - 1}{advice}"
         )
+
+
+def _advice_on(foreign: Tensor, labels: Tensor, classes: int) -> str:
+    if labels.dim() != 1:
+        return ""
+    if classes == 1:
+        return (
+            "; a model of one score is for numbers: write labels with a decimal point, "
+            "or take a model of as many scores as classes"
+        )
+    if int(foreign.min()) == int(foreign.max()) == classes and int(labels.min()) > 0:
+        return "; classes count from 0: subtract 1 from each label if they begin at 1"
+    return ""
 
 
 @contextmanager
