@@ -50,10 +50,9 @@ def load_by_any_prefix(model: nn.Module, checkpoint: Checkpoint, load: Load) -> 
         failed = error
     names, wanted = [t.name for t in checkpoint.tensors], list(model.state_dict())
     best = _fitting(names, wanted)
-    prefix = shared_prefix(names)
+    said, prefix = failed.message, shared_prefix(names)
     if prefix and not best:
-        failed.message += f"; all its names begin with {prefix!r}, without which"
-        failed.message += " they do not fit either"
+        said += f"; all its names begin with {prefix!r}, without which they do not fit"
     for note, renamed in _renamings(names, wanted):
         fitting = _fitting(renamed, wanted)
         if not fitting or len({*renamed}) < len(names):
@@ -62,13 +61,12 @@ def load_by_any_prefix(model: nn.Module, checkpoint: Checkpoint, load: Load) -> 
             places = load(_renamed(checkpoint, renamed))
         except InputError as error:
             if fitting > best:
-                best, failed = fitting, error
-                failed.message = f"{note}, {error.message}"
+                best, said = fitting, f"{note}: {error.message}"
             continue
         logger.warning("%s: %s", checkpoint.path, note)
         old = dict(zip(renamed, names, strict=True))
         return {old[new]: place for new, place in places.items()}
-    raise failed
+    raise InputError(said, file=failed.file, tensor=failed.tensor)
 
 
 def _fitting(names: Sequence[str], wanted: Sequence[str]) -> int:
