@@ -4,34 +4,44 @@ Texts are compared as the tokens that the model sees, images by their files' byt
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from step_cli.data.batch import Dataset, Split, Subset
 from step_cli.data.images import ImageSplit
 from step_cli.data.parallel import PairSplit
 from step_cli.data.table import TokenSplit
-from step_cli.data.tokens import TokenRows
+from step_cli.data.text import TextSplit
 
-MOST = 1_000_000  # texts that are compared, a few seconds
+MOST = 500_000  # texts that are compared, a few seconds
 MOST_FILES = 20_000  # images whose sizes are asked for
 FIRST = 1 << 16  # bytes of a file that are compared
 
 
-def seen_in_training(data: Dataset) -> int:
-    """How many held-out samples are trained on; 0 also where they are not compared."""
+class Alike(NamedTuple):
+    """How many held-out samples are trained on, and whether all of those are one."""
+
+    shared: int
+    constant: bool
+
+
+def alike_in(data: Dataset) -> Alike:
+    """Compare samples; where there are too many, nothing is found."""
     (train, own), (held_out, other) = _numbered(data.train), _numbered(data.held_out)
+    together = len(own) + len(other)
     if isinstance(train, ImageSplit) and isinstance(held_out, ImageSplit):
-        if len(own) + len(other) > MOST_FILES:
-            return 0
-        return _shared_files(
-            [train.paths[i] for i in own], [held_out.paths[i] for i in other]
-        )
-    rows, others = _rows(train), _rows(held_out)
-    if not rows or not others or len(own) + len(other) > MOST:
-        return 0
-    known = set(_digests(rows, own))
-    return sum(digest in known for digest in _digests(others, other))
+        if together > MOST_FILES:
+            return Alike(0, constant=False)
+        learned, measured = ([x.paths[i] for i in numbers] for x, numbers in
+                             ((train, own), (held_out, other)))  # fmt: skip
+        return Alike(_shared_files(learned, measured), constant=False)
+    known, others = (_samples(x) for x in (train, held_out))
+    if known is None or others is None or together > MOST:
+        return Alike(0, constant=False)
+    learned_digests = {_digest(known(number)) for number in own}
+    shared = sum(_digest(others(number)) in learned_digests for number in other)
+    return Alike(shared, len(own) > 1 and len(learned_digests) == 1)
 
 
 def _numbered(split: Split) -> tuple[Split, list[int]]:
@@ -41,19 +51,25 @@ def _numbered(split: Split) -> tuple[Split, list[int]]:
     return split, list(range(len(split)))
 
 
-def _rows(split: Split) -> tuple[TokenRows, ...]:
+def _samples(split: Split) -> Callable[[int], Sequence[bytes]] | None:
+    """Gives what is read of the sample of a number; None: not compared."""
     if isinstance(split, TokenSplit):
-        return (split.tokens,)
-    return (split.source, split.target) if isinstance(split, PairSplit) else ()
+        return lambda number: [split.tokens.bytes_of(number)]
+    if isinstance(split, PairSplit):
+        return lambda number: [
+            split.source.bytes_of(number),
+            split.target.bytes_of(number),
+        ]
+    if isinstance(split, TextSplit):
+        return lambda number: [split.tokens_of(number).tobytes()]
+    return None
 
 
-def _digests(rows: tuple[TokenRows, ...], numbers: Iterable[int]) -> Iterator[bytes]:
-    for number in numbers:
-        digest = hashlib.blake2b(digest_size=8)
-        for part in rows:
-            tokens = part.bytes_of(number)
-            digest.update(len(tokens).to_bytes(8, "little") + tokens)
-        yield digest.digest()
+def _digest(parts: Sequence[bytes]) -> bytes:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()
 
 
 def _shared_files(train: list[Path], held_out: list[Path]) -> int:

@@ -5,13 +5,13 @@ have learned nothing, and metrics that do not show it.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from step_cli.data.batch import Dataset, Split, classes_in
-from step_cli.data.leaks import seen_in_training
+from step_cli.data.leaks import alike_in
 from step_cli.data.names import doubles
 from step_cli.errors import few
 from step_cli.reports import SplitFound
@@ -25,10 +25,15 @@ FEW = 20  # samples, of which each may well be a class of its own
 
 def say_what_is_found(data: Dataset, source: str) -> None:
     """Log the samples and classes of each split, and a warning for each doubt."""
-    learned = _words(data.train, data, "to train on")
-    logger.info("%s: %s; %s", source, learned, _words(data.held_out, data, "held out"))
+    logger.info("%s: %s", source, summary(data))
     for doubt in _doubts(data):
         logger.warning("%s: %s", source, doubt)
+
+
+def summary(data: Dataset) -> str:
+    """The samples and classes of both splits, in words."""
+    learned = _words(data.train, data, "to train on")
+    return f"{learned}; {_words(data.held_out, data, 'held out')}"
 
 
 def counts_of(split: Split, data: Dataset) -> dict[str, int] | None:
@@ -67,14 +72,30 @@ def _doubts(data: Dataset) -> Iterator[str]:
             f"classes {one!r} and {other!r} differ by case or blanks alone; if they "
             "are one, give them one name"
         )
+    yield from _doubts_of_numbers(data.classes)
     train, held_out = classes_in(data.train), classes_in(data.held_out)
     if train is not None and held_out is not None:
         yield from _doubts_of_classes(train, held_out, data)
-    leaks = seen_in_training(data)
-    if leaks:
+    shared, constant = alike_in(data)
+    if constant:
+        yield "all samples to train on read the same: there is nothing to learn"
+    if shared:
         yield (
-            f"{leaks} of {len(data.held_out)} held-out samples are trained on as well: "
-            "metrics show what is known by heart; leave them out of one of the two"
+            f"{shared} of {len(data.held_out)} held-out samples are trained on as "
+            "well, so metrics show what is known by heart; leave them out of one side"
+        )
+
+
+def _doubts_of_numbers(names: Sequence[str]) -> Iterator[str]:
+    """Doubts of folders that are called 0, 1, and so on to 10, which comes before 2."""
+    if not all(name.isdecimal() for name in names):
+        return
+    numbers = [int(name) for name in names]
+    place = next((i for i, number in enumerate(numbers) if number != i), None)
+    if place is not None and max(numbers) <= len(numbers):
+        yield (
+            f"{names[place]!r} is class {place}, as names are sorted as text; number "
+            "from 0, all with as many digits, if the model knows numbers"
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from typing_extensions import override
 
 from step_cli.config.data import DataSection
 from step_cli.data.batch import Batch, Dataset
@@ -17,10 +18,10 @@ from step_cli.data.labels import Label, Labels, WrongKindError
 from step_cli.data.rows import Row, rows_of
 from step_cli.data.tokens import (
     LENGTH,
+    Tally,
     Tokenizer,
     TokenRows,
     make_tokenizer,
-    say_cut,
 )
 from step_cli.errors import InputError, nearest
 
@@ -91,6 +92,10 @@ class _Columns(NamedTuple):
     texts: tuple[str, ...]
     label: str
 
+    @override
+    def __str__(self) -> str:
+        return f"text {' and '.join(map(repr, self.texts))}, label {self.label!r}"
+
 
 class _Sample(NamedTuple):
     """The fields of a row that are read."""
@@ -107,6 +112,7 @@ class _Reader:
     tokenizer: Tokenizer
     training: list[Path]
     labels: Labels = field(init=False)
+    columns: "_Columns | None" = None  # of the first file
 
     def __post_init__(self) -> None:
         self.labels = Labels(self._labels_of_training)
@@ -124,20 +130,20 @@ class _Reader:
         has_types = self.tokenizer.has_token_types
         length = self.section.length or LENGTH
         samples = (sample for path in paths for sample in self._samples(path))
-        cut = empty = 0
+        tally, empty = Tally(self.tokenizer), 0
         while chunk := list(islice(samples, CHUNK)):
             texts = list(zip(*(sample.texts for sample in chunk), strict=True))
             second = texts[1] if len(texts) > 1 else None
             for encoded in self.tokenizer.encode_marked(texts[0], second, length):
                 tokens.append(encoded.tokens)
-                cut += encoded.cut
+                tally.add(encoded.tokens, cut=encoded.cut)
                 if encoded.token_types is not None:
                     token_types.append(encoded.token_types)
             labels += [sample.label for sample in chunk]
             empty += sum(not "".join(sample.texts).strip() for sample in chunk)
         if not labels:
             raise InputError("has no rows", file=paths[0])
-        say_cut(paths[0], cut, len(labels), length)
+        tally.say(paths[0], length)
         if empty:
             logger.warning("%s: the text of %d of %d rows is empty", paths[0], empty,
                            len(labels))  # fmt: skip
@@ -190,4 +196,10 @@ class _Reader:
                 f"no column of a known name; give data.{key}, there are {shown}",
                 file=path,
             )
-        return _Columns(texts, label)
+        found = _Columns(texts, label)
+        if self.columns is None:
+            self.columns = found
+            logger.info("%s: reads %s", path, found)
+        elif found != self.columns:
+            logger.warning("%s: reads %s, others are %s", path, found, self.columns)
+        return found

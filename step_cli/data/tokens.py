@@ -17,6 +17,7 @@ from step_cli.formats.quiet import quiet
 
 logger = logging.getLogger(__name__)
 
+UNKNOWN = 0.2  # share of tokens that a fitting tokenizer knows all but
 LENGTH = 128  # tokens of a sample, unless configured otherwise
 
 
@@ -55,6 +56,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def unknown(self) -> int | None:
+        """Stands for what the tokenizer has no token for, if there is such a one."""
+        ...
+
+    @property
     def has_token_types(self) -> bool:
         """Whether models of this tokenizer take ``token_type_ids``."""
         ...
@@ -86,6 +92,7 @@ class ByteTokenizer:
 
     pad, begin, end = 256, 257, 258
     has_token_types = False
+    unknown = None
 
     def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
         """See `Tokenizer`."""
@@ -144,6 +151,7 @@ class HuggingFaceTokenizer:
         self.end: int = end
         self.pad: int = pad
         self.begin: int = next(i for i in starts if i is not None)
+        self.unknown: int | None = tokenizer.unk_token_id
         self.has_token_types = "token_type_ids" in tokenizer.model_input_names
 
     def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
@@ -191,13 +199,37 @@ def _open(directory: Path) -> Any:
         ) from None
 
 
-def say_cut(path: Path, cut: int, texts: int, length: int) -> None:
-    """Log how many texts were longer than what is kept of them."""
-    if cut:
-        logger.info(
-            "%s: %d of %d texts are cut to %d tokens; data.length keeps more",
-            path, cut, texts, length,
-        )  # fmt: skip
+class Tally:
+    """What becomes of texts as tokens: how many are cut, and how much is unknown.
+
+    Args:
+        tokenizer: What makes the tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._mark = tokenizer.unknown
+        self._texts = self._cut = self._tokens = self._unknown = 0
+
+    def add(self, tokens: Sequence[int], *, cut: bool = False) -> None:
+        """Count one text."""
+        self._texts += 1
+        self._cut += cut
+        if self._mark is not None:
+            self._tokens += len(tokens)
+            self._unknown += tokens.count(self._mark)
+
+    def say(self, path: Path, length: int) -> None:
+        """Log what was counted of the file, where anything was lost."""
+        if self._cut:
+            logger.info(
+                "%s: %d of %d texts are cut to %d tokens; data.length keeps more",
+                path, self._cut, self._texts, length,
+            )  # fmt: skip
+        if self._unknown > UNKNOWN * self._tokens:
+            logger.warning(
+                "%s: the tokenizer does not know %d of %d tokens; it may be of another "
+                "language or model", path, self._unknown, self._tokens,
+            )  # fmt: skip
 
 
 class TokenRows:

@@ -152,8 +152,8 @@ def _refuse(bad: Tensor, name: str, value: Tensor, source: object) -> None:
     count = int(bad.sum())
     if count:
         raise NonFiniteError(
-            f"{count} of its {value.numel()} numbers are NaN or infinite before the "
-            "first step; start from other weights",
+            f"{count} of its {value.numel()} numbers are NaN or infinite at step 0, "
+            "before anything is trained; start from other weights",
             file=source,
             tensor=name,
         )

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from data.written import write_cifar10, write_images, write_jsonl, write_tsv, write_wmt
+from data.written import (
+    write_cifar10,
+    write_images,
+    write_jsonl,
+    write_tokenizer,
+    write_tsv,
+    write_wikitext,
+    write_wmt,
+)
 
 from step_cli.config.data import DataSection
 from step_cli.data.batch import Dataset
@@ -184,3 +192,74 @@ def test_columns_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises((ValueError, UsageError), match=words):
             load(tmp_path, **more)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([str(n) for n in range(11)], "'10' is class 2, as names are sorted as text"),
+        (["1", "2"], "'1' is class 0, as names are sorted as text; number from 0"),
+        (["00", "01", "02"], None),
+        (["1990", "1991"], None),
+    ],
+)
+def test_folders_that_are_numbers_are_classes_by_their_place(
+    tmp_path: Path, log: Log, names: list[str], words: str | None
+) -> None:
+    load(write_images(tmp_path, names, count=1))
+    assert [words in said for said in warnings(log)] == ([True] if words else [])
+
+
+def test_texts_that_no_model_learns_from_are_told(tmp_path: Path, log: Log) -> None:
+    for name in ("train", "dev"):
+        rows = [{"text": "the same", "label": i % 2} for i in range(4)]
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    load(tmp_path)
+    assert "all samples to train on read the same: there is nothing" in log.text
+
+
+def test_a_tokenizer_of_another_language_is_doubted(tmp_path: Path, log: Log) -> None:
+    tokenizer = str(write_tokenizer(tmp_path / "t"))
+    data = table(tmp_path / "d", [0, 1, 0], [1, 0])  # no text has a word it knows
+    load(data, tokenizer=tokenizer)
+    assert "train.jsonl: the tokenizer does not know 6 of 12 tokens" in log.text
+    log.clear()
+    load(write_wikitext(tmp_path / "w"), tokenizer=tokenizer, length=8)
+    assert not warnings(log)
+
+
+def test_joined_files_and_columns_that_change_are_told(
+    tmp_path: Path, log: Log
+) -> None:
+    header = ("text", "label")
+    path = write_tsv(tmp_path / "a.tsv", header, [("x", "no"), header, ("y", "yes")])
+    with pytest.raises(InputError, match="line 3: the header again"):
+        load(path, held_out=0.5)
+    load(path, held_out=0.5, skip_bad_rows=True)
+    assert "reads text 'text', label 'label'" in log.text
+    other = write_tsv(tmp_path / "b.tsv", ("text", "score"), [("x", "no")])
+    load(path, held_out=str(other), skip_bad_rows=True)
+    assert "b.tsv: reads text 'text', label 'score', others are text" in log.text
+
+
+def test_copies_are_no_translation_and_utf_16_no_bytes(
+    tmp_path: Path, log: Log
+) -> None:
+    folder = write_wmt(tmp_path / "wmt")
+    (folder / "train.de").write_bytes((folder / "train.en").read_bytes())
+    load(folder, languages=["de", "en"])
+    assert "both sides are the same in 20 of 20 pairs" in log.text
+    wide = tmp_path / "wide.txt"
+    wide.write_text("some text " * 50, encoding="utf-16")
+    load(wide, held_out=0.5)
+    assert "wide.txt: begins as UTF-16 does, and is read as single bytes" in log.text
+
+
+def test_text_that_is_a_copy_is_a_leak(tmp_path: Path, log: Log) -> None:
+    folder = write_wikitext(tmp_path)
+    load(folder, length=32)
+    assert not warnings(log)
+    train = (folder / "wiki.train.tokens").read_bytes()
+    (folder / "wiki.valid.tokens").write_bytes(train)
+    count = len(load(folder, length=32).held_out)
+    assert f"{count} of {count} held-out samples are trained on as well" in log.text

@@ -145,7 +145,7 @@ def test_weights_that_are_no_numbers_are_told_before_the_first_step(
     assert error.value.file == str(folder / "w.safetensors")
     assert error.value.tensor == "module.2.weight"  # as the file has it
     saved(folder, str, **{"1_running_var": float("nan")})
-    with pytest.raises(NonFiniteError, match="before the first step"):
+    with pytest.raises(NonFiniteError, match="infinite at step 0, before"):
         start(folder)
 
 
