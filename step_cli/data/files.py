@@ -3,6 +3,7 @@
 Nothing is opened and torch is not imported, so mistakes are reported at once.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -81,25 +82,29 @@ def role_of(path: Path) -> str | None:
     return "test" if "test" in words else None
 
 
-def is_data(path: Path) -> bool:
-    """Whether a name may be of data: it begins with no dot and is no tool's own."""
-    name = path.name.lower()
-    return not name.startswith(".") and name not in LITTER
+def entries_in(directory: Path) -> list[tuple[Path, bool]]:
+    """What may be data in a directory, in the order of names; whether it is a folder.
+
+    Not what begins with a dot or is a tool's own. The system tells folders from files
+    as it lists them: there may be a million.
+    """
+    with os.scandir(directory) as found:
+        names = sorted((entry.name, entry.is_dir()) for entry in found)
+    return [(directory / name, folder) for name, folder in names if _is_data(name)]
 
 
-def entries_in(directory: Path) -> list[Path]:
-    """What is in a directory and may be data, in the order of the names."""
-    return sorted(path for path in directory.iterdir() if is_data(path))
+def _is_data(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in LITTER
 
 
 def files_in(directory: Path) -> list[Path]:
     """The files of a directory that may be data, in the order of their names."""
-    return [path for path in entries_in(directory) if path.is_file()]
+    return [p for p, folder in entries_in(directory) if not folder and p.is_file()]
 
 
 def folders_in(directory: Path) -> list[Path]:
     """The folders of a directory that may hold data, in the order of their names."""
-    return [path for path in entries_in(directory) if path.is_dir()]
+    return [path for path, folder in entries_in(directory) if folder]
 
 
 def _of_file(path: Path, section: DataSection) -> Kind | None:

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from step_cli.config.data import DataSection
 from step_cli.data.batch import Batch, Dataset
-from step_cli.data.files import HELD_OUT, NO_HELD_OUT, entries_in, folders_in
+from step_cli.data.files import HELD_OUT, NO_HELD_OUT, entries_in, files_in, folders_in
 from step_cli.data.held_out import set_aside
 from step_cli.data.names import alike
 from step_cli.data.pixels import read_image
@@ -147,20 +147,22 @@ def _classes(root: Path) -> tuple[str, ...]:
 def _split(root: Path, classes: Sequence[str], side: int, augment: bool) -> ImageSplit:
     paths: list[Path] = []
     labels: list[int] = []
-    others = [entry for entry in entries_in(root) if not entry.is_dir()]
+    others = files_in(root)
     for label, name in enumerate(classes):
         folder = root / name
         if not folder.is_dir():
             continue  # a held-out class may be missing
         entries = entries_in(folder)
-        images = [f for f in entries if f.suffix.lower() in SUFFIXES and f.is_file()]
+        images = [
+            f for f, inner in entries if f.suffix.lower() in SUFFIXES and not inner
+        ]
         if not images:
             raise InputError(
                 f"has no {', '.join(SUFFIXES)} file, and each folder is a class; add "
                 "images, or remove the folder",
                 file=folder,
             )
-        others += sorted({*entries} - {*images})
+        others += sorted({path for path, _ in entries} - {*images})
         paths += images
         labels += [label] * len(images)
     if others:

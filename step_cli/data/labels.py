@@ -18,6 +18,7 @@ MOST = 2**31  # more classes than any model has
 FURTHEST = 10**18  # from 0 that a whole number may be
 WHOLE = re.compile(r"[+-]?\d{1,18}")
 COMMA = re.compile(r"[+-]?\d+,\d+")
+INVISIBLE = "\ufeff\u200b"  # a mark of the encoding, a blank of no width
 # What tools write where there is no label; as a class it would be a name like others.
 NOTHING = frozenset({"na", "n/a", "none", "null", "<na>", "#n/a", "?", "-"})
 MANY = 100  # different whole numbers are no classes, whatever the decimal point
@@ -171,7 +172,7 @@ def _doubt_numbers(labels: Sequence[Label]) -> None:
 def _label(value: Any) -> Label:
     """A field without the blanks around it."""
     if isinstance(value, str):
-        value = value.strip()
+        value = value.strip().strip(INVISIBLE).strip()
     if value is None or value == "":
         raise ValueError("no label")
     if isinstance(value, bool | int):

@@ -26,7 +26,7 @@ WHITE = 65535  # of 16 bits
 DARK = 4095  # what 12 bits reach, of 16 a sixteenth of white
 PLAIN = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LA", "PA", "RGBA", "La", "RGBa")
 
-_said = set[str]()  # what is said of one image alone, not of all
+_said = set[tuple[str, Path]]()  # what was said, and of which folder of classes
 
 
 def read_image(path: Path) -> "Image":
@@ -64,7 +64,7 @@ def _as_rgb(image: "Image", path: Path) -> "Image":
         return image.convert("RGB")
     clear = image.convert("RGBA")
     if clear.getchannel("A").tobytes().strip(b"\xff"):  # not all of it is opaque
-        _say_once("alpha", f"{path}: is transparent in part: laid on white, as others")
+        _say_once("alpha", path, "is transparent in part: laid on white, as others")
     ground = Image.new("RGBA", clear.size, "white")
     return Image.alpha_composite(ground, clear).convert("RGB")
 
@@ -83,14 +83,17 @@ def _from_16_bits(image: "Image", path: Path) -> "Image":
     if 0 < high <= DARK:
         _say_once(
             "dark",
-            f"{path}: 16 bits a pixel and no value above {high}, so it is read as "
-            f"nearly black: {WHITE} is white; scale the files if white is less in them",
+            path,
+            f"16 bits a pixel and no value above {high}, so it is read as nearly "
+            f"black: {WHITE} is white; scale the files if white is less in them",
         )
     grey = ((values + 128) // 257).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
 
 
-def _say_once(what: str, words: str) -> None:
-    if what not in _said:
-        _said.add(what)
-        logger.warning("%s", words)
+def _say_once(what: str, path: Path, words: str) -> None:
+    """Log what is so of an image, and mostly of all in the folders of its classes."""
+    key = what, path.parent.parent
+    if key not in _said:
+        _said.add(key)
+        logger.warning("%s: %s", path, words)

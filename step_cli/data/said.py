@@ -6,13 +6,14 @@ have learned nothing, and metrics that do not show it.
 
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from torch import Tensor
 
 from step_cli.data.batch import Dataset, Split, classes_in
 from step_cli.data.leaks import alike_in
-from step_cli.data.names import doubles
+from step_cli.data.names import doubles, folded
 from step_cli.errors import few
 from step_cli.reports import SplitFound
 
@@ -115,8 +116,8 @@ def _doubts_of_classes(train: Tensor, held_out: Tensor, data: Dataset) -> Iterat
             f"{len(here)} classes for {len(train)} samples to train on: the label may "
             "be a number of the row, or a text"
         )
-    elif not data.classes and (gaps := set(range(max(here | there))) - here - there):
-        yield _gaps(min(here | there), names(gaps))
+    elif not data.classes:
+        yield from _gaps(here | there)
     if here - there:
         yield (
             f"no held-out sample is of class {names(here - there)}: metrics say "
@@ -129,13 +130,44 @@ def _doubts_of_classes(train: Tensor, held_out: Tensor, data: Dataset) -> Iterat
         )
 
 
-def _gaps(lowest: int, names: str) -> str:
-    if lowest > 0:
-        return (
-            f"labels begin at {lowest}, and classes count from 0: no sample is of "
-            f"class {names}; number them from 0 unless the model has those too"
+def _gaps(labels: set[int]) -> Iterator[str]:
+    """Doubts of classes by number, of which some never occur."""
+    missing = max(labels) + 1 - len(labels)
+    if not missing:
+        return
+    first = list(islice((n for n in range(max(labels)) if n not in labels), LISTED))
+    more = f" and {missing - len(first)} more" if missing > len(first) else ""
+    named = ", ".join(map(str, first)) + more
+    if min(labels) > 0:
+        yield (
+            f"labels begin at {min(labels)}, and classes count from 0: no sample is of "
+            f"class {named}; number them from 0 unless the model has those too"
         )
-    return f"no sample is of class {names}; number classes without gaps"
+    else:
+        yield f"no sample is of class {named}; number classes without gaps"
+
+
+def say_other_numbers(data: Dataset, source: str, config: object) -> None:
+    """Log where the configuration of a model numbers the same classes otherwise.
+
+    Args:
+        data: What it is trained or measured on.
+        source: Where they are.
+        config: That of a model of transformers, or anything else.
+    """
+    theirs = getattr(config, "label2id", None)
+    if not isinstance(theirs, dict) or len(theirs) != len(data.classes):
+        return
+    numbers = {folded(str(name)): number for name, number in theirs.items()}
+    for ours, name in enumerate(data.classes):
+        number = numbers.get(folded(name), ours)
+        if number != ours:
+            logger.warning(
+                "%s: class %r is %d here, and %d in the configuration of the model "
+                "(label2id), whose head may know it so; rename the classes, or write "
+                "their numbers", source, name, ours, number,
+            )  # fmt: skip
+            return
 
 
 def found_in(data: Dataset) -> dict[str, SplitFound]:

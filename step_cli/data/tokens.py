@@ -151,7 +151,8 @@ class HuggingFaceTokenizer:
         self.end: int = end
         self.pad: int = pad
         self.begin: int = next(i for i in starts if i is not None)
-        self.unknown: int | None = tokenizer.unk_token_id
+        unknown: int | None = tokenizer.unk_token_id
+        self.unknown = None if unknown in (*ids, *starts) else unknown
         self.has_token_types = "token_type_ids" in tokenizer.model_input_names
 
     def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:

@@ -19,7 +19,7 @@ from data.written import (
 from step_cli.config.data import DataSection
 from step_cli.data.batch import Dataset
 from step_cli.data.load import load_data
-from step_cli.data.said import found_in
+from step_cli.data.said import found_in, say_other_numbers
 from step_cli.errors import InputError, UsageError
 
 Log = pytest.LogCaptureFixture
@@ -76,6 +76,7 @@ def test_folders_cifar_and_many_classes_are_said(tmp_path: Path, log: Log) -> No
         ([1, 1], [1], "all samples to train on are of one class, 1: there is nothing"),
         ([1, 2, 1], [1, 2], "labels begin at 1, and classes count from 0: no sample"),
         ([0, 2, 0], [2, 0], "no sample is of class 1; number classes without gaps"),
+        ([0, 10**9], [0], "class 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 999999989 more"),
         ([*range(40)], [*range(40)], "40 classes for 40 samples to train on"),
         ([f"n{i}" for i in range(40)], ["n1"], "the label may be a number of the row"),
         (["Yes", "yes", "no"], ["yes", "no", "Yes"], "'Yes' and 'yes' differ by case"),
@@ -175,7 +176,7 @@ def test_blanks_around_a_label_are_no_part_of_it(tmp_path: Path) -> None:
     dataset = load(table(tmp_path, ["positive ", "negative", " positive"], [
         "positive", "negative\t"]))  # fmt: skip
     assert dataset.train[torch.arange(3)].labels.tolist() == [1, 0, 1]
-    dataset = load(table(tmp_path / "n", [" 1", "0 "], ["1", "0"]))
+    dataset = load(table(tmp_path / "n", [" 1", "\ufeff0 "], ["1", "0"]))
     assert dataset.train[torch.arange(2)].labels.tolist() == [1, 0]
 
 
@@ -263,3 +264,24 @@ def test_text_that_is_a_copy_is_a_leak(tmp_path: Path, log: Log) -> None:
     (folder / "wiki.valid.tokens").write_bytes(train)
     count = len(load(folder, length=32).held_out)
     assert f"{count} of {count} held-out samples are trained on as well" in log.text
+
+
+@pytest.mark.parametrize(
+    ("label2id", "words"),
+    [
+        ({"NEUTRAL": 0, "YES": 1, "NO": 2}, "class 'no' is 1 here, and 2 in the conf"),
+        ({"no": 1, "Yes": 2, "neutral": 0}, None),
+        ({"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}, None),
+        ({"yes": 0, "no": 1}, None),
+        (None, None),
+    ],
+)
+def test_a_model_that_numbers_the_classes_otherwise_is_told(
+    tmp_path: Path, log: Log, label2id: object, words: str | None
+) -> None:
+    names = ["no", "neutral", "yes"]
+    dataset = load(table(tmp_path, names, names))
+    config = type("Config", (), {"label2id": label2id})()
+    say_other_numbers(dataset, "here", config)
+    say_other_numbers(dataset, "here", None)
+    assert [words in said for said in warnings(log)] == ([True] if words else [])
