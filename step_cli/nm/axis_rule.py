@@ -14,8 +14,14 @@ from step_cli.nm.families import (
     ModelConfig,
     axis_by_config,
     output_axis_by_config,
+    reason_by_config,
 )
-from step_cli.nm.weight_rule import Described, is_fused_experts, without_wrappers
+from step_cli.nm.weight_rule import (
+    Described,
+    SkipReason,
+    is_fused_experts,
+    without_wrappers,
+)
 
 AxisFrom = Literal["option", "plan", "node", "config", "shape", "name", "default"]
 
@@ -84,6 +90,13 @@ class AxisRule:
         """Whether the config names this tensor as a weight, whatever its name."""
         name = without_wrappers(tensor.name)
         return axis_by_config(name, tensor.shape, self._config) is not None
+
+    def reason(self, tensor: Described) -> SkipReason | None:
+        """Why the config rules a tensor out, where nothing else tells what it is."""
+        if tensor.axis is not None or tensor.skip is not None or tensor.is_weight:
+            return None
+        name = without_wrappers(tensor.name)
+        return reason_by_config(name, tensor.shape, self._config)
 
     def outputs(self, tensor: Described, axis: int) -> int:
         """The axis of the outputs, given the group axis: that of a matrix beside it.

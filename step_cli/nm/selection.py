@@ -17,6 +17,7 @@ from step_cli.nm.weight_rule import (
     UNCOVERED,
     Described,
     SkipReason,
+    computed_weight,
     name_reason,
     skip_reason,
     uncheckable,
@@ -176,9 +177,10 @@ class Selection:
         self, tensor: Described, names: Set[str], rule: AxisRule
     ) -> SkipReason | None:
         """Why a tensor is not judged; None if it is to be."""
-        reason = skip_reason(tensor, names)
-        if reason in ("name", "embedding") and rule.knows(tensor):
-            reason = uncheckable(tensor, names)
+        computed = computed_weight(tensor, names)
+        reason = rule.reason(computed or tensor) or skip_reason(tensor, names)
+        if reason in ("name", "embedding") and rule.knows(computed or tensor):
+            reason = "reparametrized" if computed else uncheckable(tensor, names)
         if not self._wanted(tensor):
             return "excluded" if reason is None or reason in UNCOVERED else reason
         if not self._named(tensor):

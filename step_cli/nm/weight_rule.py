@@ -139,11 +139,10 @@ def name_reason(tensor: Described, names: Collection[str] = ()) -> SkipReason | 
     """Why a tensor's name, with its rank, rules it out; None if it does not."""
     name, shape = without_wrappers(tensor.name), tensor.shape
     *modules, own = name.split(".")
-    if is_flat(name):
+    if _FLAT.fullmatch(own):
         return "flat"
-    base = _reparametrized(tensor.name, names)
-    if base is not None and len(shape) > 1:
-        whole = Description(base, tensor.dtype, shape)
+    whole = computed_weight(tensor, names)
+    if whole is not None:
         return name_reason(whole) or "reparametrized"
     module = modules[-1] if modules else ""
     if len(shape) < 2 and _names_norm(module):
@@ -159,6 +158,21 @@ def name_reason(tensor: Described, names: Collection[str] = ()) -> SkipReason | 
     ):
         return "name"
     return None
+
+
+def computed_weight(
+    tensor: Described, names: Collection[str] = ()
+) -> Description | None:
+    """The matrix that a module computes from this tensor, of the same shape, or None.
+
+    Args:
+        tensor: Its description.
+        names: Of all tensors beside it.
+    """
+    base = _reparametrized(tensor.name, names)
+    if base is None or len(tensor.shape) < 2:
+        return None
+    return Description(base, tensor.dtype, tensor.shape, skip=tensor.skip)
 
 
 def uncheckable(tensor: Described, names: Collection[str] = ()) -> SkipReason | None:
@@ -177,11 +191,6 @@ def is_head(name: str) -> bool:
     """Whether a weight's name is that of an output head, which is mostly left dense."""
     modules = name.split(".")[:-1]
     return any(module in _HEADS or module.endswith("head") for module in modules)
-
-
-def is_flat(name: str) -> bool:
-    """Whether a tensor holds the parameters of several layers, as of FSDP."""
-    return _FLAT.fullmatch(name.rpartition(".")[2]) is not None
 
 
 def is_fused_experts(name: str, shape: Sequence[int]) -> bool:

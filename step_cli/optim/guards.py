@@ -60,9 +60,7 @@ def refuse_early_scheduler(base: Optimizer, groups: int) -> None:
         groups: How many groups it is to have.
     """
     # What torch's schedulers leave behind in an optimizer they are made for.
-    counted = hasattr(base.step, "_wrapped_by_lr_sched") or any(
-        "initial_lr" in group for group in base.param_groups
-    )
+    counted = hasattr(base.step, "_wrapped_by_lr_sched")
     if counted and groups != len(base.param_groups):
         raise UsageError(
             "make the scheduler after sparse(), for the optimizer that it returns: "
@@ -170,7 +168,14 @@ def refuse_other_groups(mine: Groups, saved: Groups) -> None:
 def check_saved(
     own: Mapping[str, Any], saved: Mapping[str, Any], index: object, name: str
 ) -> None:
-    """Refuse a saved state that lacks something, or is of another shape."""
+    """Refuse a saved state that lacks something, or is of another shape.
+
+    Args:
+        own: What there is of a parameter.
+        saved: What is saved of it.
+        index: Its key in the saved state.
+        name: Its name.
+    """
     for key, value in own.items():
         if key == "asleep":
             continue  # it may have been trainable where it was saved

@@ -48,6 +48,7 @@ from step_cli.optim.state import (
     move_state,
     recipe_state,
     restored,
+    saved_of,
     with_index,
 )
 from step_cli.optim.variance import VarianceWatch
@@ -619,7 +620,8 @@ class SparseOptimizer(Optimizer):
         for (p, index), name in zip(
             with_index(self, theirs), names_of(self.param_groups), strict=True
         ):
-            guards.check_saved(self.state[p], states.get(index, {}), index, name)
+            saved = saved_of(p, index, states, self.state[p])
+            guards.check_saved(self.state[p], saved, index, name)
         before = self.state, self.param_groups, self._weights, self._parts
         try:
             self._take_state(theirs, states)
@@ -643,7 +645,8 @@ class SparseOptimizer(Optimizer):
         state: defaultdict[Any, Any] = defaultdict(dict)
         state.update({key: v for key, v in states.items() if key not in known})
         for p, index in indices.items():
-            state[p] = restored(p, states.get(index, {}), self.state[p])
+            own = self.state[p]
+            state[p] = restored(p, saved_of(p, index, states, own), own)
         self.state, self.param_groups = state, loaded_groups(self.param_groups, groups)
         self.base.param_groups, self.base.state = self.param_groups, self.state
         joined = {p: state[p]["dense"] for p in indices if self._is_joined(p)}

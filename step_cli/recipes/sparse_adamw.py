@@ -181,9 +181,10 @@ def _rule(
 
 def _plain(switch: Any) -> Any:
     """A step as a plain int, whatever kind of whole number it is."""
-    if isinstance(switch, bool) or not hasattr(switch, "__index__"):
+    try:
+        return switch if isinstance(switch, bool) else operator.index(switch)
+    except TypeError:
         return switch
-    return operator.index(switch)
 
 
 def _check_switch(recipe: Recipe, switch: Any) -> None:

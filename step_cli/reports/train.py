@@ -25,6 +25,13 @@ class StaysDense(Part):
     share: float
 
 
+class SplitFound(Part):
+    """The samples of a split, and how many are of each class, where there are some."""
+
+    samples: int
+    classes: dict[str, int] | None = None
+
+
 class TrainReport(Report):
     """What ``train`` reached; accuracies are shares of 1, losses means per sample."""
 
@@ -42,6 +49,7 @@ class TrainReport(Report):
     run_dir: str
     parallel: str = "none"
     processes: int = 1
+    data: dict[str, SplitFound] = Field({})
     advice: list[str] = Field([])
 
     @property

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from step_cli.config.train import TrainConfig, to_toml
+from step_cli.data.said import summary
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.pytorch.arrays import to_array
 from step_cli.nm.count import TensorToCheck, count_tensors
@@ -80,6 +81,7 @@ def _facts(
     yield "pattern", ", ".join(patterns) if optimizer.recipe.ends_sparse else "none"
     yield "model", config.model.source
     yield "data", config.data.source
+    yield "samples", summary(setup.data)
     yield "phase", optimizer.phase
     yield "switch", _switch(history, switches=optimizer.recipe.switches)
     yield "sparse layers", f"{len(setup.plan) if sparse else 0} of {len(setup.plan)}"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from step_cli.config.data import BYTES
 from step_cli.config.train import TrainConfig
+from step_cli.data.said import found_in
 from step_cli.errors import OutputError, StepError
 from step_cli.formats.files.staged import staged
 from step_cli.formats.huggingface.directory import copy_tokenizer
@@ -131,6 +132,7 @@ def _report(
         run_dir=str(run_dir),
         parallel=trainer.setup.processes.kind,
         processes=trainer.setup.processes.size,
+        data=found_in(trainer.setup.data),
         advice=[] if reached else [_never_switched(trainer)],
     )
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from step_cli.config.train import TrainConfig, to_toml
 from step_cli.data.load import load_data
+from step_cli.data.said import found_in, say_other_numbers
 from step_cli.errors import INTERRUPTED, StoppedError
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import FILE as PLAN
 from step_cli.formats.plan import plan_json, read_plan
 from step_cli.models.spec import build_model, load_weights
+from step_cli.models.start_weights import refuse_non_finite
 from step_cli.nm.pattern import Plan
 from step_cli.optim.layers import choose_layers, density, plan_of
 from step_cli.optim.stays_dense import coverage_of, overall_density
@@ -191,7 +193,9 @@ def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:
         opened = open_checkpoint(checkpoint)
         model = build_model(config.model.source, config.model.options).model
         places = load_weights(model, opened)
+        refuse_non_finite(model, checkpoint, places)
         data, precision = load_data(config.data), config.train.precision
+        say_other_numbers(data, config.data.source, getattr(model, "config", None))
         given = opened.plan or {}
         stored = {places[name]: given[name] for name in given if name in places}
         chosen = choose_layers(model, selection(config))
@@ -220,4 +224,5 @@ def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:
             run_dir=str(checkpoint),
             parallel=processes.kind,
             processes=processes.size,
+            data=found_in(data),
         )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import step_cli
+from step_cli.errors import UsageError
 from step_cli.nm.pattern import NMPattern
 from step_cli.optim.mask import count_violations
 from step_cli.optim.optimizer import SparseOptimizer
@@ -132,3 +133,42 @@ def test_codes_that_never_learn_are_no_parameters_of_the_optimizer() -> None:
     optimizer = step_cli.sparse_adamw(net, recipe="ste")
     assert net.codes not in optimizer.state and net.phase not in optimizer.state
     train(net, optimizer, 0, 2)
+
+
+def unfreeze_and_add(module: nn.Module, optimizer: SparseOptimizer) -> None:
+    """What Lightning's BaseFinetuning does when an epoch begins."""
+    module.requires_grad_(True)
+    known = [p for group in optimizer.param_groups for p in group["params"]]
+    new = [p for p in module.parameters() if not any(torch.equal(p, q) for q in known)]
+    if new:
+        optimizer.add_param_group({"params": new, "lr": 1e-3})
+
+
+def test_a_callback_that_unfreezes_layers_finds_them_in_the_optimizer() -> None:
+    net = model()
+    optimizer = step_cli.sparse_adamw(net, switch=2, lr=1e-2)
+    train(net, optimizer, 0, 4)
+    unfreeze_and_add(net[0], optimizer)
+    train(net, optimizer, 4, 6)
+    step_cli.require_sparse(net, optimizer)
+
+
+def test_what_trains_only_may_be_given_to_spare_memory() -> None:
+    net = model()
+    trained = [p for p in net.parameters() if p.requires_grad]
+    optimizer = step_cli.sparse_adamw(trained, switch=2, model=net)
+    assert net[0].weight not in optimizer.state
+    train(net, optimizer, 0, 4)
+    step_cli.require_sparse(net, optimizer)
+    with pytest.raises(UsageError, match=r"give it all, and let requires_grad_"):
+        unfreeze_and_add(net[0], optimizer)
+
+
+def test_a_layer_that_is_frozen_later_is_pruned_with_the_others() -> None:
+    net = model()
+    net[0].requires_grad_(True)
+    optimizer = step_cli.sparse_adamw(net, switch=3)
+    train(net, optimizer, 0, 1)
+    net[0].requires_grad_(False)
+    train(net, optimizer, 1, 5)
+    step_cli.require_sparse(net, optimizer)

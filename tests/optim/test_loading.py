@@ -25,7 +25,7 @@ Named = list[tuple[str, nn.Parameter]]
 
 
 def grouped(named: Named, *, turned: bool, **options: Any) -> list[dict[str, Any]]:
-    """The matrices in a sparse group, the vectors in another; in the other order too."""
+    """The matrices in a sparse group, the vectors in another; or turned."""
     matrices = [pair for pair in named if pair[1].dim() > 1]
     vectors = [pair for pair in named if pair[1].dim() == 1]
     if turned:
@@ -164,7 +164,7 @@ def test_a_model_of_another_file_is_refused(recipe: str, steps: int) -> None:
     other, resumed = build(recipe, steps=20, switch=4)
     train(other, resumed, 1)
     other.load_state_dict(late)
-    with pytest.raises(UsageError, match="0.weight: .* do not belong together"):
+    with pytest.raises(UsageError, match=r"0\.weight: .* do not belong together"):
         resumed.load_state_dict(early[1])
     assert resumed.steps_taken == 1  # nothing was taken over
     other.load_state_dict(early[0])
@@ -266,6 +266,12 @@ def test_any_whole_number_is_a_number_of_steps(kind: Callable[[int], Any]) -> No
     optimizer = sparse_adamw(net(), total_steps=kind(10), switch=kind(3))
     assert type(optimizer.param_groups[0]["total_steps"]) is int
     assert optimizer.rule is not None and optimizer.rule.criterion.name == "fixed"
+
+
+def test_a_switch_that_is_no_whole_number_is_said_to_be_none() -> None:
+    for wrong in (torch.tensor(3.5), np.float64(3), True):
+        with pytest.raises(UsageError, match="neither a step nor a criterion"):
+            sparse_adamw(net(), total_steps=10, switch=wrong)
 
 
 @pytest.mark.parametrize("wrong", [True, 10.0, np.float64(10), "10", np.int64(0), -1])
