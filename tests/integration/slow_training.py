@@ -53,7 +53,9 @@ class Net(nn.Module):
         both = [StraightThrough.apply(w) if self.slow and self.sparse else w
                 for w in (self.a.weight, self.b.weight)]  # fmt: skip
         found = [both[0], self.a.bias, both[1], self.b.bias]
-        return [w + self.extra[i] if i in self.extra else w for i, w in enumerate(found)]
+        return [
+            w + self.extra[i] if i in self.extra else w for i, w in enumerate(found)
+        ]
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.slow:
@@ -94,7 +96,9 @@ class Slow(Optimizer):
                     continue
                 s = self.state[p]
                 if not s:
-                    s.update(n=0, learned=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
+                    s.update(
+                        n=0, learned=0, m=torch.zeros_like(p), v=torch.zeros_like(p)
+                    )
                 s["n"] += 1
                 s["m"] = beta1 * s["m"] + (1 - beta1) * p.grad
                 if not frozen or not s["learned"]:

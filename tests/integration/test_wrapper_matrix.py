@@ -6,7 +6,6 @@ line that says what to do.
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,8 @@ from integration.slow_training import TWO_OF_FOUR, Net, Slow
 from torch import nn
 from torch.optim import lr_scheduler
 
-from step_cli.errors import UsageError
+import step_cli
+from step_cli.errors import NotSparseError, StepError, UsageError
 from step_cli.optim.mask import count_violations
 from step_cli.recipes.sparse_adamw import sparse, sparse_adamw
 
@@ -35,11 +35,13 @@ class Row:
         life: What is done.
         slowly: What the oracle does for the same, where that is not the life itself.
         refused: What is said instead, while masks are learned.
+        plainly: What AdamW does for the same.
     """
 
     life: Life
     slowly: Life | None = None
     refused: str = ""
+    plainly: Life | None = None
 
 
 ROWS = {
@@ -81,7 +83,7 @@ ROWS = {
     "accumulate": Row(lives.accumulated),
     "closure": Row(lives.by_closure),
     "two losses": Row(lives.two_losses),
-    "torch.compile of the step": Row(lives.compiled),
+    "torch.compile of the step": Row(lives.compiled, plainly=lives.go_plainly),
     "one optimizer for each": Row(lives.one_for_each),
     "optimizer in backward": Row(lives.in_backward),
     "frozen for a while": Row(lives.frozen),
@@ -135,7 +137,10 @@ def ours(switch: int) -> Side:
 
 def slow(switch: int) -> Side:
     def make(net: Net, params: Any = None) -> torch.optim.Optimizer:
-        return Slow(given(net, params), net, switch, **ADAMW)
+        params = given(net, params)
+        if not has_matrix(params):
+            return torch.optim.AdamW(params, **ADAMW)
+        return Slow(params, net, switch, **ADAMW)
 
     return Side(lambda: Net(slow=True), make)
 
@@ -148,7 +153,8 @@ def is_sparse(net: Net) -> bool:
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method:DeprecationWarning")
 @pytest.mark.parametrize("name", ROWS)
 def test_before_the_switch_it_is_adamw_bit_for_bit(name: str) -> None:
-    found, expected = (ROWS[name].life(side) for side in (ours(LATE), adamw()))
+    row = ROWS[name]
+    found, expected = row.life(ours(LATE)), (row.plainly or row.life)(adamw())
     for p, q in zip(found.parameters(), expected.parameters(), strict=True):
         assert torch.equal(p, q)
     assert not is_sparse(found)
@@ -168,3 +174,160 @@ def test_while_masks_are_learned_it_is_the_oracle_or_refused(name: str) -> None:
     assert is_sparse(found)
     for p, q in zip(found.parameters(), expected.held(), strict=True):
         torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-10, atol=1e-13)
+
+
+# ------------------------------------------------------ what is refused in every phase
+
+
+def scheduler_first(side: Side) -> Net:
+    net = side.net()
+    base = torch.optim.AdamW(net.parameters(), **ADAMW)
+    schedule = lr_scheduler.StepLR(base, 2)
+    return lives.go(net, sparse(base, model=net, switch=SWITCH), after=schedule.step)
+
+
+def wraps_another(side: Side) -> Net:
+    net = side.net()
+    base = third_party.Lookahead(torch.optim.AdamW(net.parameters(), **ADAMW))
+    return lives.go(net, sparse(base, model=net, switch=SWITCH))
+
+
+def sam_inside(side: Side) -> Net:
+    net = side.net()
+    base = third_party.Sam(net.parameters(), torch.optim.AdamW)
+    return lives.go(net, sparse(base, "ste", model=net))
+
+
+def more_groups(side: Side) -> Net:
+    net, optimizer = side.pair()
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(4))]})
+    return net
+
+
+def one_that_has_stepped(side: Side) -> Net:
+    net = side.net()
+    base = torch.optim.AdamW(net.parameters(), **ADAMW)
+    lives.go(net, base)
+    return lives.go(net, sparse(base, model=net, switch=SWITCH))
+
+
+REFUSED: dict[str, tuple[Life, str]] = {
+    "scheduler before sparse": (scheduler_first, r"the scheduler after sparse\(\)"),
+    "Lookahead inside": (wraps_another, r"give sparse\(\) the AdamW"),
+    "SAM inside": (sam_inside, r"give sparse\(\) the AdamW"),
+    "add_param_group": (more_groups, "give it all"),
+    "a base that has stepped": (one_that_has_stepped, "give a fresh one"),
+    "resized data": (lives.head_resized("data"), "build the optimizer after resizing"),
+    "resized parameter": (lives.head_resized("parameter"), "give the model that it tr"),
+    "resized layer": (lives.head_resized("layer"), "give the model that it trains"),
+    "assigned": (lives.weights_assigned, "another one than the optimizer trains"),
+}
+
+
+@pytest.mark.parametrize("switch", [SWITCH, LATE], ids=["after", "before"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_go_well_is_refused_in_one_line(name: str, switch: int) -> None:
+    life, said = REFUSED[name]
+    with pytest.raises(StepError, match=said) as raised:
+        life(ours(switch))
+    assert "\n" not in str(raised.value)
+
+
+# ------------------------------------------------------------------------- other bases
+
+
+BASES = {
+    "Lion": third_party.Lion,
+    "Adafactor": third_party.Adafactor,
+    "Muon": third_party.Muon,
+    "Prodigy": third_party.Prodigy,
+    "NAdam": lambda params: torch.optim.NAdam(params, lr=1e-2),
+    "momentum": lambda params: torch.optim.SGD(params, lr=1e-2, momentum=0.9),
+    "ScheduleFree": third_party.ScheduleFree,
+}
+WITH_BASES = ("plain", "SequentialLR", "deepcopy after", "torch.save of all",
+              "resume after", "Lookahead that says so", "SAM as a class", "hooks",
+              "closure", "accumulate", "frozen for a while",
+              "best model and optimizer", "clipped weights, said")  # fmt: skip
+
+
+def alone(base: Any, *, slow: bool) -> Side:
+    """A base by itself; with masks in the forward pass if it is to be slow."""
+
+    def net() -> Net:
+        made = Net(slow=slow)
+        made.sparse.fill_(slow)
+        return made
+
+    return Side(net, lambda net, params=None: in_train_mode(base(given(net, params))))
+
+
+def within(base: Any, recipe: str, **more: Any) -> Side:
+    def make(net: Net, params: Any = None) -> Any:
+        optimizer = base(given(net, params))
+        return in_train_mode(sparse(optimizer, recipe, model=net, **more))
+
+    return Side(Net, make)
+
+
+def in_train_mode(optimizer: Any) -> Any:
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+    return optimizer
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_any_base_is_itself_before_and_the_oracle_after(kind: str) -> None:
+    base = BASES[kind]
+    for name in WITH_BASES:
+        row = ROWS[name]
+        found = row.life(within(base, "asp", switch=LATE))
+        expected = row.life(alone(base, slow=False))
+        for p, q in zip(found.parameters(), expected.parameters(), strict=True):
+            assert torch.equal(p, q), name
+        found = row.life(within(base, "ste"))
+        expected = (row.slowly or row.life)(alone(base, slow=True))
+        assert is_sparse(found), name
+        for p, q in zip(found.parameters(), expected.held(), strict=True):
+            torch.testing.assert_close(
+                p.detach(), q.detach(), rtol=1e-9, atol=1e-12, msg=name
+            )
+
+
+def evaluated(side: Side) -> list[torch.Tensor]:
+    """What a schedule-free optimizer shows for evaluation, now and then."""
+    net, optimizer = side.pair()
+    found = []
+    for t in range(lives.STEPS):
+        lives.go(net, optimizer, range(t, t + 1))
+        if t % 2:
+            optimizer.eval()
+            optimizer.eval()
+            found += [p.detach().clone() for p in net.held()]
+            optimizer.train()
+    return found + [p.detach() for p in net.held()]
+
+
+@pytest.mark.parametrize("recipe", ["asp", "ste"])
+def test_the_modes_of_a_schedule_free_base(recipe: str) -> None:
+    base = third_party.ScheduleFree
+    more = {"switch": LATE} if recipe == "asp" else {}
+    found = evaluated(within(base, recipe, **more))
+    for p, q in zip(found, evaluated(alone(base, slow=recipe == "ste")), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-13)
+        if recipe == "ste" and p.dim() > 1:
+            assert not count_violations(p, TWO_OF_FOUR, 1)
+
+
+def test_modes_that_are_changed_behind_its_back_are_refused() -> None:
+    net, optimizer = within(third_party.ScheduleFree, "ste").pair()
+    lives.go(net, optimizer)
+    optimizer.base.eval()
+    with pytest.raises(NotSparseError, match="behind the optimizer's back"):
+        step_cli.require_sparse(net, optimizer)
+    with pytest.raises(UsageError, match="behind the optimizer's back"):
+        optimizer.eval()
+    net, optimizer = ours(SWITCH).pair()
+    optimizer.eval()  # AdamW has no modes
+    optimizer.train()
+    lives.go(net, optimizer)
