@@ -463,7 +463,7 @@ class SparseOptimizer(Optimizer):
                 "inside dense_weights(write=True)"
             )
 
-    # ------------------------------------------------------------- a base that has modes
+    # ------------------------------------------------------------ a base that has modes
 
     def train(self) -> None:
         """Let a base that has modes, as schedule-free ones, go on with training."""
@@ -550,11 +550,8 @@ class SparseOptimizer(Optimizer):
         """Give weights whose state was cleared a new one, as the base would."""
         self.base.param_groups, self.base.state = self.param_groups, self.state
         present = {p for group in self.param_groups for p in group["params"]}
-        cleared = [
-            w
-            for w in self._weights
-            if w.param in present and not self.state.get(w.param)
-        ]
+        known = [w for w in self._weights if w.param in present]
+        cleared = [w for w in known if not self.state.get(w.param)]
         guards.refuse_lost(cleared)
         for w in cleared:
             self.state[w.param] = self._new_state(w.param, self.param_groups[w.group])

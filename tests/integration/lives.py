@@ -24,6 +24,8 @@ from torch.optim.optimizer import (
 )
 from torch.optim.swa_utils import SWALR, AveragedModel
 
+import step_cli
+
 STEPS = 6
 
 
@@ -447,6 +449,41 @@ def frozen(side: Side) -> Net:
 def in_data_parallel(side: Side) -> Net:
     net, optimizer = side.pair()
     go(nn.DataParallel(net), optimizer)
+    return net
+
+
+def head_resized(way: str) -> Life:
+    """As ``resize_token_embeddings`` does it, in its several versions."""
+
+    def life(side: Side) -> Net:
+        net, optimizer = side.pair()
+        go(net, optimizer, range(4))
+        old, new = net.b, nn.Linear(16, 12, dtype=torch.float64)
+        with torch.no_grad():
+            new.weight[:8], new.bias[:8] = old.weight, old.bias
+        if way == "data":
+            old.weight.data, old.bias.data = new.weight.data, new.bias.data
+        elif way == "parameter":
+            old.weight, old.bias = new.weight, new.bias
+        else:
+            net.b = new
+        for t in range(4, STEPS):
+            optimizer.zero_grad()
+            loss_of(lambda x: net(x)[:, :8], t).backward()
+            optimizer.step()
+        step_cli.require_sparse(net, optimizer)
+        return net
+
+    return life
+
+
+def weights_assigned(side: Side) -> Net:
+    """Other parameters than the optimizer knows, by a model's own means."""
+    net, optimizer = side.pair()
+    go(net, optimizer, range(4))
+    net.load_state_dict(copy.deepcopy(net.state_dict()), assign=True)
+    go(net, optimizer, range(4, STEPS))
+    step_cli.require_sparse(net, optimizer)
     return net
 
 

@@ -4,6 +4,7 @@ The oracle of the wrapper matrix: nothing of it is in place, no parameter is any
 but dense, so whatever a wrapper does to an optimizer is done here to a plain one.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,9 +54,7 @@ class Net(nn.Module):
         both = [StraightThrough.apply(w) if self.slow and self.sparse else w
                 for w in (self.a.weight, self.b.weight)]  # fmt: skip
         found = [both[0], self.a.bias, both[1], self.b.bias]
-        return [
-            w + self.extra[i] if i in self.extra else w for i, w in enumerate(found)
-        ]
+        return [w + self.extra.get(i, 0) for i, w in enumerate(found)]
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.slow:
@@ -64,7 +63,9 @@ class Net(nn.Module):
         return functional.linear(functional.linear(x, a, a_bias).tanh(), b, b_bias)
 
 
-def loss_of(net: nn.Module, step: int, rows: slice = slice(None)) -> Tensor:
+def loss_of(
+    net: Callable[[Tensor], Tensor], step: int, rows: slice = slice(None)
+) -> Tensor:
     """The same batch of a step for everyone, or some rows of it."""
     generator = torch.Generator().manual_seed(step)
     x, y = (
@@ -96,9 +97,7 @@ class Slow(Optimizer):
                     continue
                 s = self.state[p]
                 if not s:
-                    s.update(
-                        n=0, learned=0, m=torch.zeros_like(p), v=torch.zeros_like(p)
-                    )
+                    s.update(n=0, learned=0, m=0.0, v=0.0)
                 s["n"] += 1
                 s["m"] = beta1 * s["m"] + (1 - beta1) * p.grad
                 if not frozen or not s["learned"]:

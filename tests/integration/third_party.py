@@ -60,9 +60,7 @@ class Adafactor(Optimizer):
                     state[key] = state[key] * keep + square.mean(axis) * (1 - keep)
                 root = state["row"]
                 if p.dim() > 1:
-                    root = torch.outer(
-                        state["row"] / state["row"].mean(), state["column"]
-                    )
+                    root = torch.outer(root / root.mean(), state["column"])
                 update = p.grad / root.sqrt()
                 update /= (update.square().mean().sqrt()).clamp_min(1.0)
                 size = p.square().mean().sqrt().clamp_min(1e-3)
