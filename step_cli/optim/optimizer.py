@@ -134,8 +134,8 @@ class SparseOptimizer(Optimizer):
         self._counters.update(t=0, switch_step=0, switch_reason="", switch_memory=[])
         self._counters.update(switch_criterion="", recipe=recipe.name)
         self._counters["total_steps"] = self._total_steps
-        guards.refuse_impossible(base, recipe, switch, eps_mode, total_steps)
         refuse_wrapper(base, recipe)
+        guards.refuse_impossible(base, recipe, switch, eps_mode, total_steps)
         self._create_state()
         if recipe.before.sparse:
             self._enter_phase()

@@ -183,8 +183,11 @@ def best_model(with_optimizer: bool) -> Life:
 def lookahead(*, allowed: bool) -> Life:
     def life(side: Side) -> Net:
         net, optimizer = side.pair()
-        more = [lambda: writing(optimizer)] if allowed else []
-        return go(net, Lookahead(optimizer, *more), range(9))
+        if not allowed:
+            return go(net, Lookahead(optimizer), range(9))
+        with writing(optimizer):  # its slow weights are copies of the dense ones
+            around = Lookahead(optimizer, lambda: writing(optimizer))
+        return go(net, around, range(9))
 
     return life
 
@@ -477,14 +480,12 @@ def head_resized(way: str) -> Life:
     return life
 
 
-def weights_assigned(side: Side) -> Net:
+def weights_assigned(side: Side, at: int) -> tuple[Net, Any]:
     """Other parameters than the optimizer knows, by a model's own means."""
     net, optimizer = side.pair()
-    go(net, optimizer, range(4))
+    go(net, optimizer, range(at))
     net.load_state_dict(copy.deepcopy(net.state_dict()), assign=True)
-    go(net, optimizer, range(4, STEPS))
-    step_cli.require_sparse(net, optimizer)
-    return net
+    return go(net, optimizer, range(at, STEPS)), optimizer
 
 
 # --------------------------------------------------------------- states and weights

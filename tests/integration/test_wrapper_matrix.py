@@ -220,7 +220,6 @@ REFUSED: dict[str, tuple[Life, str]] = {
     "resized data": (lives.head_resized("data"), "build the optimizer after resizing"),
     "resized parameter": (lives.head_resized("parameter"), "give the model that it tr"),
     "resized layer": (lives.head_resized("layer"), "give the model that it trains"),
-    "assigned": (lives.weights_assigned, "another one than the optimizer trains"),
 }
 
 
@@ -233,6 +232,14 @@ def test_what_cannot_go_well_is_refused_in_one_line(name: str, switch: int) -> N
     assert "\n" not in str(raised.value)
 
 
+def test_a_model_whose_parameters_were_assigned_anew_never_trains() -> None:
+    """As with AdamW, which says nothing."""
+    net, _ = lives.weights_assigned(adamw(), at=2)
+    assert torch.equal(net.a.weight, lives.go(*adamw().pair(), range(2)).a.weight)
+    with pytest.raises(NotSparseError, match="another one than the optimizer trains"):
+        step_cli.require_sparse(*lives.weights_assigned(ours(3), at=2))
+
+
 # ------------------------------------------------------------------------- other bases
 
 
@@ -241,7 +248,7 @@ BASES = {
     "Adafactor": third_party.Adafactor,
     "Muon": third_party.Muon,
     "Prodigy": third_party.Prodigy,
-    "NAdam": lambda params: torch.optim.NAdam(params, lr=1e-2),
+    "RAdam": lambda params: torch.optim.RAdam(params, lr=1e-2),
     "momentum": lambda params: torch.optim.SGD(params, lr=1e-2, momentum=0.9),
     "ScheduleFree": third_party.ScheduleFree,
 }
@@ -323,7 +330,7 @@ def test_modes_that_are_changed_behind_its_back_are_refused() -> None:
     net, optimizer = within(third_party.ScheduleFree, "ste").pair()
     lives.go(net, optimizer)
     optimizer.base.eval()
-    with pytest.raises(NotSparseError, match="behind the optimizer's back"):
+    with pytest.raises(NotSparseError, match="other weights were loaded over it"):
         step_cli.require_sparse(net, optimizer)
     with pytest.raises(UsageError, match="behind the optimizer's back"):
         optimizer.eval()

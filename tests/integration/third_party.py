@@ -1,5 +1,6 @@
 """Optimizers and wrappers as packages have them, reduced to what they do to weights."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -221,7 +222,7 @@ RHO = 0.05
 def ascent(params: Iterable[Tensor]) -> list[Tensor]:
     """Where SAM (Foret et al., 2021) looks: up the gradient, by RHO in all."""
     grads = [p.grad for p in params if p.grad is not None]
-    norm = torch.stack([g.norm() for g in grads]).norm()
+    norm = math.sqrt(math.fsum(float(g.norm()) ** 2 for g in grads))  # in any order
     return [g * (RHO / (norm + 1e-12)) for g in grads]
 
 
