@@ -562,8 +562,8 @@ class SparseOptimizer(Optimizer):
             if moved or w.param.shape != w.shape:
                 guards.check_moved(w)
                 move_state(w.state, w.param, self.param_groups[w.group])
-                if "dense" in w.state and not w.apart:
-                    w.state["dense"] = w.param.detach()
+            if "dense" in w.state and not w.apart:
+                w.state["dense"] = w.param.detach()
 
     # ----------------------------------------------------------------------- the state
 

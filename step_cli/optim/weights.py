@@ -63,6 +63,7 @@ class Weight:
         self.shape = self.param.shape
         self.is_shard = is_shard(self.param)
         self._resolved = dict(self.state)
+        self._joined = None if self.apart else self.state.get("dense")
 
     @property
     def apart(self) -> bool:
@@ -98,6 +99,8 @@ class Weight:
             found.get(key) is not value for key, value in self.state.items()
         ):
             return False
+        if self._joined is not None and not self.is_shard:
+            return p.data_ptr() == self._joined.data_ptr()  # else .data was rebound
         return not self.is_shard or local(p).data_ptr() == self.shown.data_ptr()
 
     def grad(self) -> Tensor | None:
@@ -221,6 +224,8 @@ class Part:
         everything = [p for group in base.param_groups for p in group["params"]]
         self._direct = not hidden and len(everything) == len(weights)
         self._direct &= all(w.dense is w.param for w in weights)
+        apart = [] if _is_torchs(base) else [w for w in weights if w.apart]
+        self._posing = [w for w in apart if not w.is_shard]
         members: defaultdict[int, list[Tensor]] = defaultdict(list)
         for w in weights:
             members[w.group].append(w.dense)
@@ -246,9 +251,13 @@ class Part:
             for number, members in self._groups.items()
         }
         base.param_groups, base.state = list(seen.values()), self._state
+        for w in self._posing:  # some look for what else they know of a parameter
+            w.dense.requires_grad_(w.param.requires_grad).__dict__.update(vars(w.param))
         try:
             act()
         finally:
+            for w in self._posing:
+                w.dense.requires_grad_(False).__dict__.clear()
             base.param_groups, base.state = groups, state
             for number, group in seen.items():
                 groups[number].update({**group, "params": groups[number]["params"]})
@@ -294,8 +303,7 @@ def parts_of(
         hidden: Keys of the state that the base must not see.
         made: For each weight, whether memory of its size is taken during its update.
     """
-    # Torch's own treat each parameter by itself; others may keep what all share.
-    in_parts = type(base).__module__.startswith("torch.optim.")
+    in_parts = _is_torchs(base)
     if isinstance(base, torch.optim.Adam):
         hidden = ()  # it takes the keys it knows; others ask whether there are any
     parts: list[Part] = []
@@ -310,6 +318,14 @@ def parts_of(
     if some:
         parts.append(Part(base, some, hidden))
     return parts
+
+
+def _is_torchs(base: Optimizer) -> bool:
+    """Whether a base is one of torch's own, which treat each parameter by itself.
+
+    Others may keep what all share, or ask a parameter for more than its values.
+    """
+    return type(base).__module__.startswith("torch.optim.")
 
 
 def _local(value: Any) -> Any:

@@ -45,6 +45,7 @@ class Net(nn.Module):
             for p in self.parameters():
                 drawn = torch.rand(p.shape, generator=generator, dtype=torch.float64)
                 p.copy_(drawn - 0.5)
+        self.a.weight.rate = 0.5  # type: ignore[assignment]  # as some label them
         self.slow = slow
         self.register_buffer("sparse", torch.tensor(False), persistent=slow)
         self.extra: dict[str, Tensor] = {}

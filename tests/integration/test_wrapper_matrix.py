@@ -6,13 +6,16 @@ line that says what to do.
 """
 
 import copy
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from integration import lives, third_party
+from integration import lives_around as around
 from integration.lives import Life, Side, scheduled
+from integration.ranks import Ranks
 from integration.slow_training import TWO_OF_FOUR, Net, Slow
 from torch import nn
 from torch.optim import lr_scheduler
@@ -66,24 +69,24 @@ ROWS = {
     "resume after": Row(lives.resumed(4)),
     "best model": Row(lives.best_model(with_optimizer=False), refused=BEHIND),
     "best model and optimizer": Row(lives.best_model(with_optimizer=True)),
-    "Lookahead around": Row(lives.lookahead(allowed=False), refused=BEHIND),
-    "Lookahead that says so": Row(lives.lookahead(allowed=True)),
-    "SAM in two steps": Row(lives.sam_by_hand("copy"), lives.sam_slowly),
-    "SAM that subtracts": Row(lives.sam_by_hand("subtract"), refused=BEHIND),
-    "SAM by a closure": Row(lives.sam_by_closure, lives.sam_slowly),
-    "SAM as a class": Row(lives.sam_class, lives.sam_slowly),
-    "EMA": Row(lives.averaged),
-    "SWA": Row(lives.stochastic_averaging),
-    "hooks": Row(lives.hooked),
-    **{f"zero_grad {way}": Row(lives.zeroed(way))
+    "Lookahead around": Row(around.lookahead(allowed=False), refused=BEHIND),
+    "Lookahead that says so": Row(around.lookahead(allowed=True)),
+    "SAM in two steps": Row(around.sam_by_hand("copy"), around.sam_slowly),
+    "SAM that subtracts": Row(around.sam_by_hand("subtract"), refused=BEHIND),
+    "SAM by a closure": Row(around.sam_by_closure, around.sam_slowly),
+    "SAM as a class": Row(around.sam_class, around.sam_slowly),
+    "EMA": Row(around.averaged),
+    "SWA": Row(around.stochastic_averaging),
+    "hooks": Row(around.hooked),
+    **{f"zero_grad {way}": Row(around.zeroed(way))
        for way in ("to zero", "of the model", "none by hand", "zero by hand")},
-    "clip by norm": Row(lives.clipped(nn.utils.clip_grad_norm_)),
-    "clip by value": Row(lives.clipped(nn.utils.clip_grad_value_)),
-    "GradScaler": Row(lives.scaled),
-    "accumulate": Row(lives.accumulated),
-    "closure": Row(lives.by_closure),
-    "two losses": Row(lives.two_losses),
-    "torch.compile of the step": Row(lives.compiled, plainly=lives.go_plainly),
+    "clip by norm": Row(around.clipped(nn.utils.clip_grad_norm_)),
+    "clip by value": Row(around.clipped(nn.utils.clip_grad_value_)),
+    "GradScaler": Row(around.scaled),
+    "accumulate": Row(around.accumulated),
+    "closure": Row(around.by_closure),
+    "two losses": Row(around.two_losses),
+    "torch.compile of the step": Row(around.compiled, plainly=lives.go_plainly),
     "one optimizer for each": Row(lives.one_for_each),
     "optimizer in backward": Row(lives.in_backward),
     "frozen for a while": Row(lives.frozen),
@@ -240,101 +243,27 @@ def test_a_model_whose_parameters_were_assigned_anew_never_trains() -> None:
         step_cli.require_sparse(*lives.weights_assigned(ours(3), at=2))
 
 
-# ------------------------------------------------------------------------- other bases
+# ----------------------------------------------------------------- in two processes
 
 
-BASES = {
-    "Lion": third_party.Lion,
-    "Adafactor": third_party.Adafactor,
-    "Muon": third_party.Muon,
-    "Prodigy": third_party.Prodigy,
-    "RAdam": lambda params: torch.optim.RAdam(params, lr=1e-2),
-    "momentum": lambda params: torch.optim.SGD(params, lr=1e-2, momentum=0.9),
-    "ScheduleFree": third_party.ScheduleFree,
-}
-WITH_BASES = ("plain", "SequentialLR", "deepcopy after", "torch.save of all",
-              "resume after", "Lookahead that says so", "SAM as a class", "hooks",
-              "closure", "accumulate", "frozen for a while",
-              "best model and optimizer", "clipped weights, said")  # fmt: skip
+def averaged_over_ranks(switch: int, allowed: bool) -> Any:
+    try:
+        net = around.averaging(ours(switch), allowed=allowed)
+    except UsageError as error:
+        return error.message
+    return [p.detach().clone() for p in net.parameters()]
 
 
-def alone(base: Any, *, slow: bool) -> Side:
-    """A base by itself; with masks in the forward pass if it is to be slow."""
-
-    def net() -> Net:
-        made = Net(slow=slow)
-        made.sparse.fill_(slow)
-        return made
-
-    return Side(net, lambda net, params=None: in_train_mode(base(given(net, params))))
-
-
-def within(base: Any, recipe: str, **more: Any) -> Side:
-    def make(net: Net, params: Any = None) -> Any:
-        optimizer = base(given(net, params))
-        return in_train_mode(sparse(optimizer, recipe, model=net, **more))
-
-    return Side(Net, make)
-
-
-def in_train_mode(optimizer: Any) -> Any:
-    if hasattr(optimizer, "train"):
-        optimizer.train()
-    return optimizer
-
-
-@pytest.mark.parametrize("kind", BASES)
-def test_any_base_is_itself_before_and_the_oracle_after(kind: str) -> None:
-    base = BASES[kind]
-    for name in WITH_BASES:
-        row = ROWS[name]
-        found = row.life(within(base, "asp", switch=LATE))
-        expected = row.life(alone(base, slow=False))
-        for p, q in zip(found.parameters(), expected.parameters(), strict=True):
-            assert torch.equal(p, q), name
-        found = row.life(within(base, "ste"))
-        expected = (row.slowly or row.life)(alone(base, slow=True))
-        assert is_sparse(found), name
-        for p, q in zip(found.parameters(), expected.held(), strict=True):
-            torch.testing.assert_close(
-                p.detach(), q.detach(), rtol=1e-9, atol=1e-12, msg=name
-            )
-
-
-def evaluated(side: Side) -> list[torch.Tensor]:
-    """What a schedule-free optimizer shows for evaluation, now and then."""
-    net, optimizer = side.pair()
-    found = []
-    for t in range(lives.STEPS):
-        lives.go(net, optimizer, range(t, t + 1))
-        if t % 2:
-            optimizer.eval()
-            optimizer.eval()
-            found += [p.detach().clone() for p in net.held()]
-            optimizer.train()
-    return found + [p.detach() for p in net.held()]
-
-
-@pytest.mark.parametrize("recipe", ["asp", "ste"])
-def test_the_modes_of_a_schedule_free_base(recipe: str) -> None:
-    base = third_party.ScheduleFree
-    more = {"switch": LATE} if recipe == "asp" else {}
-    found = evaluated(within(base, recipe, **more))
-    for p, q in zip(found, evaluated(alone(base, slow=recipe == "ste")), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-13)
-        if recipe == "ste" and p.dim() > 1:
-            assert not count_violations(p, TWO_OF_FOUR, 1)
-
-
-def test_modes_that_are_changed_behind_its_back_are_refused() -> None:
-    net, optimizer = within(third_party.ScheduleFree, "ste").pair()
-    lives.go(net, optimizer)
-    optimizer.base.eval()
-    with pytest.raises(NotSparseError, match="other weights were loaded over it"):
-        step_cli.require_sparse(net, optimizer)
-    with pytest.raises(UsageError, match="behind the optimizer's back"):
-        optimizer.eval()
-    net, optimizer = ours(SWITCH).pair()
-    optimizer.eval()  # AdamW has no modes
-    optimizer.train()
-    lives.go(net, optimizer)
+@pytest.mark.parametrize("allowed", [False, True])
+@pytest.mark.parametrize("switch", [SWITCH, LATE], ids=["after", "before"])
+def test_a_periodic_averager_in_two_processes(
+    ranks: Ranks, switch: int, allowed: bool
+) -> None:
+    found = ranks.run(averaged_over_ranks, switch, allowed)
+    if switch == SWITCH and not allowed:
+        assert all(re.search(BEHIND, said) for said in found)
+        return
+    nets = around.averaged_slowly(adamw() if switch == LATE else slow(switch))
+    for weights, net in zip(found, nets, strict=True):
+        for p, q in zip(weights, net.held(), strict=True):
+            torch.testing.assert_close(p, q.detach(), rtol=1e-10, atol=1e-13)

@@ -13,6 +13,22 @@ from torch.optim import Optimizer
 Writing = Callable[[], AbstractContextManager[None]]
 
 
+class OldStyle(Optimizer):
+    """It rebinds ``.data``, and asks a parameter for more than its values."""
+
+    def __init__(self, params: Any, lr: float = 1e-2):
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure: Any = None) -> Any:
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.requires_grad and p.grad is not None:
+                    rate = group["lr"] * getattr(p, "rate", 1.0)
+                    p.data = p.data - rate * p.grad.data
+        return loss
+
+
 class Lion(Optimizer):
     """The sign of a momentum (Chen et al., 2023)."""
 
