@@ -84,7 +84,11 @@ def load_text(section: DataSection) -> Dataset:
                 f"has {len(tokens)} tokens to {purpose}, one sample needs {length + 1}",
                 file=path,
             )
-    return Dataset(TextSplit(train, length), TextSplit(held_out, length))
+    size = None  # of numbers in a file nothing more is known
+    if not all(file.suffix == ".bin" for file in files.train):
+        size = make_tokenizer(section.tokenizer).size
+    splits = TextSplit(train, length), TextSplit(held_out, length)
+    return Dataset(*splits, tokens=size)
 
 
 def _suffixes(path: Path) -> tuple[str, ...]:

@@ -56,6 +56,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def size(self) -> int:
+        """How many tokens there are."""
+        ...
+
+    @property
     def unknown(self) -> int | None:
         """Stands for what the tokenizer has no token for, if there is such a one."""
         ...
@@ -92,7 +97,7 @@ class ByteTokenizer:
 
     pad, begin, end = 256, 257, 258
     has_token_types = False
-    unknown = None
+    unknown, size = None, 259
 
     def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
         """See `Tokenizer`."""
@@ -148,6 +153,7 @@ class HuggingFaceTokenizer:
                 "which attention_mask leaves out", directory, tokenizer.decode([pad]),
             )  # fmt: skip
         starts = (tokenizer.bos_token_id, tokenizer.cls_token_id, pad)
+        self.size = len(tokenizer)
         self.end: int = end
         self.pad: int = pad
         self.begin: int = next(i for i in starts if i is not None)

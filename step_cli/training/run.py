@@ -6,7 +6,8 @@ from pathlib import Path
 
 from step_cli.config.train import TrainConfig, to_toml
 from step_cli.data.load import load_data
-from step_cli.data.said import found_in, say_other_numbers
+from step_cli.data.model_fit import say_misfits
+from step_cli.data.said import found_in
 from step_cli.errors import INTERRUPTED, StoppedError
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import FILE as PLAN
@@ -195,7 +196,7 @@ def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:
         places = load_weights(model, opened)
         refuse_non_finite(model, checkpoint, places)
         data, precision = load_data(config.data), config.train.precision
-        say_other_numbers(data, config.data.source, getattr(model, "config", None))
+        say_misfits(data, config.data.source, getattr(model, "config", None))
         given = opened.plan or {}
         stored = {places[name]: given[name] for name in given if name in places}
         chosen = choose_layers(model, selection(config))
