@@ -92,6 +92,61 @@ def _check_saved(
             )
 
 
+def belongs(
+    weights: Sequence[Weight],
+    joined: Mapping[Tensor, Tensor],
+    view: Callable[[Weight], Tensor],
+    present: Mapping[Tensor, Mapping[str, Any]],
+) -> bool:
+    """Whether the model holds what a state that was loaded gives.
+
+    It need not where no step was taken and the optimizer had these very dense weights,
+    as a wrapper of optimizers loads into one what it holds, after it has wrapped the
+    model: then the model was changed, and the next step says so.
+
+    Args:
+        weights: All of them, with the state that was loaded.
+        joined: The state's dense weights of parameters that hold their own.
+        view: What the model is to hold of a weight.
+        present: The state that there was before; none once steps were taken.
+
+    Raises:
+        UsageError: It holds something else.
+    """
+    differ, first, sure = ShardSum(1), None, True
+    for w in weights:
+        if w.param.is_meta or not (w.apart or w.param in joined):
+            continue
+        given = view(w) if w.apart else local(joined[w.param])
+        same = torch.equal(w.shown, given.to(w.shown.dtype))
+        if not same and w.apart and w.param in present:
+            own = local(present[w.param]["dense"]).to(w.dense.device)
+            sure, same = False, torch.equal(w.dense, own)
+        differ.beside(w.param).add_(0 if same else 1)
+        first = first or (None if same else w.name)
+    if float(differ.total()):  # by all processes, each of which may hold a part
+        raise UsageError(
+            f"{first or 'a weight on another process'}: the model does not hold what "
+            "the state's dense weights give, so the model file and the optimizer file "
+            "do not belong together, or the model's was not loaded: load it first"
+        )
+    return sure
+
+
+def _check_saved(
+    own: Mapping[str, Any], saved: Mapping[str, Any], index: object, name: str
+) -> None:
+    """Refuse a saved state that lacks something, or is of another shape."""
+    for key, value in own.items():
+        if key not in saved:
+            raise UsageError(f"{name}: the state lacks {key!r} of parameter {index}")
+        if isinstance(value, Tensor) and value.shape != saved[key].shape:
+            shapes = f"{list(saved[key].shape)}, not {list(value.shape)}"
+            raise UsageError(
+                f"{name}: {key!r} of parameter {index} in the state is {shapes}"
+            )
+
+
 def refuse_mismatch(
     weights: Sequence[Weight],
     joined: Mapping[Tensor, Tensor],

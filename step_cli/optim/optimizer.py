@@ -29,7 +29,7 @@ from step_cli.optim.adam import EpsMode, adam_step, freeze_variance
 from step_cli.optim.backward import RewiredForward, rewire
 from step_cli.optim.compiled import can_compile
 from step_cli.optim.foreign import Witness, refuse_wrapper
-from step_cli.optim.loading import judged, loaded_groups, refuse_mismatch, restored
+from step_cli.optim.loading import belongs, judged, loaded_groups, restored
 from step_cli.optim.mask import check_groups
 from step_cli.optim.projection import (
     Moment,
@@ -578,11 +578,11 @@ class SparseOptimizer(Optimizer):
             self.state, self.param_groups, self._weights, self._parts = before
             self.base.param_groups, self.base.state = self.param_groups, self.state
             self._activate_layers()
+            self._unsure = True
             raise
         self._watch.restart()
         self._mask_watch.begin(())
         self._finite.written.keep(self._weights)
-        self._unsure = False
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
@@ -592,6 +592,7 @@ class SparseOptimizer(Optimizer):
         indices = dict(with_index(self, groups))
         known = set(indices.values())
         state: defaultdict[Any, Any] = defaultdict(dict)
+        present, taken = self.state, self.steps_taken
         state.update({key: v for key, v in states.items() if key not in known})
         for p, index in indices.items():
             state[p] = restored(p, states.get(index, {}), self.state[p])
@@ -601,7 +602,8 @@ class SparseOptimizer(Optimizer):
         for p in joined:
             state[p]["dense"] = p.detach()
         self._resolve()
-        refuse_mismatch(self._weights, joined, self._view)
+        fresh = {} if taken or self.steps_taken else present
+        self._unsure = not belongs(self._weights, joined, self._view, fresh)
         if self.rule is not None and self.switch_step is None:
             self._load_criterion(self.rule.criterion)
         self._counters.update(switch_criterion="", switch_memory=[])
@@ -609,7 +611,8 @@ class SparseOptimizer(Optimizer):
             w.version = w.present_version
         if self._total_steps not in (0, self._counters["total_steps"]):
             self._counters["total_steps"] = self._total_steps
-            self._project(self._weights)
+            if not self._unsure:
+                self._project(self._weights)
 
     def _load_criterion(self, criterion: Criterion) -> None:
         theirs = self._counters["switch_criterion"]

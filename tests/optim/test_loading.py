@@ -193,6 +193,29 @@ def test_a_refused_state_leaves_an_optimizer_that_goes_on() -> None:
     assert same(list(model.parameters()), list(other.parameters()))
 
 
+def test_its_own_state_is_taken_when_the_model_was_changed_and_the_step_says_so() -> (
+    None
+):
+    """As accelerate does, which wraps the model and reloads the optimizer."""
+    model, optimizer = build("ste")
+    train(model, optimizer, 1)
+    model.load_state_dict(net(3).state_dict())
+    with pytest.raises(UsageError, match="do not belong together"):
+        optimizer.load_state_dict(optimizer.state_dict())  # not once it has learned
+    model, optimizer = build("ste")
+    model.load_state_dict(net(3).state_dict())
+    optimizer.load_state_dict(optimizer.state_dict())
+    with pytest.raises(UsageError, match="behind the optimizer's back"):
+        train(model, optimizer, 1)
+    optimizer.zero_grad()
+    optimizer.adopt()
+    train(model, optimizer, 1)
+    other = net(3)
+    expected = sparse_adamw(other, recipe="ste", lr=1e-2)
+    train(other, expected, 1)
+    assert same(list(model.parameters()), list(other.parameters()))
+
+
 # ------------------------------------------------------------------------------- hooks
 
 
