@@ -133,48 +133,6 @@ def belongs(
     return sure
 
 
-def _check_saved(
-    own: Mapping[str, Any], saved: Mapping[str, Any], index: object, name: str
-) -> None:
-    """Refuse a saved state that lacks something, or is of another shape."""
-    for key, value in own.items():
-        if key not in saved:
-            raise UsageError(f"{name}: the state lacks {key!r} of parameter {index}")
-        if isinstance(value, Tensor) and value.shape != saved[key].shape:
-            shapes = f"{list(saved[key].shape)}, not {list(value.shape)}"
-            raise UsageError(
-                f"{name}: {key!r} of parameter {index} in the state is {shapes}"
-            )
-
-
-def refuse_mismatch(
-    weights: Sequence[Weight],
-    joined: Mapping[Tensor, Tensor],
-    view: Callable[[Weight], Tensor],
-) -> None:
-    """Refuse a state whose dense weights do not give what the model holds.
-
-    Args:
-        weights: All of them, with the state that was loaded.
-        joined: The state's dense weights of parameters that hold their own.
-        view: What the model is to hold of a weight.
-    """
-    differ, first = ShardSum(1), None
-    for w in weights:
-        if w.param.is_meta or not (w.apart or w.param in joined):
-            continue
-        given = view(w) if w.apart else local(joined[w.param])
-        same = torch.equal(w.shown, given.to(w.shown.dtype))
-        differ.beside(w.param).add_(0 if same else 1)
-        first = first or (None if same else w.name)
-    if float(differ.total()):  # by all processes, each of which may hold a part
-        raise UsageError(
-            f"{first or 'a weight on another process'}: the model does not hold what "
-            "the state's dense weights give, so the model file and the optimizer file "
-            "do not belong together, or the model's was not loaded: load it first"
-        )
-
-
 def loaded_groups(
     mine: list[dict[str, Any]], saved: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
