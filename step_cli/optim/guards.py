@@ -3,7 +3,6 @@
 Each function raises a `UsageError` for what it refuses.
 """
 
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +15,7 @@ from step_cli.autoswitch.autoswitch import SwitchRule
 from step_cli.errors import NonFiniteError, UsageError, nearest
 from step_cli.nm.pattern import NMPattern
 from step_cli.optim.adam import EpsMode
-from step_cli.optim.recipe import Recipe
+from step_cli.optim.recipe import Recipe, plain_number
 from step_cli.optim.weights import Weight
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -42,11 +41,8 @@ def number_of_steps(value: Any, option: str = "total_steps") -> int:
     Raises:
         UsageError: It is none, or below 1.
     """
-    try:
-        steps = operator.index(value)
-    except TypeError:
-        steps = 0
-    if isinstance(value, bool) or steps < 1:
+    steps = plain_number(value)
+    if type(steps) is not int or steps < 1:
         raise UsageError(f"{option} {value!r} is not a number of steps")
     return steps
 
