@@ -23,8 +23,9 @@ from sizes import sparse_bytes, values_bytes
 
 from step_cli.commands.export import run as export
 from step_cli.config.commands import ExportConfig
+from step_cli.nm.axis_rule import AxisRule
 from step_cli.nm.pattern import NMPattern
-from step_cli.nm.weight_rule import default_axis, weight_skip_reason
+from step_cli.nm.weight_rule import Description, skip_reason
 from step_cli.optim.mask import magnitude_mask
 
 PATTERNS = ("2:4", "1:4", "1:16")
@@ -92,7 +93,7 @@ def counted(model: str) -> list[Row]:
 
 def is_sparse(name: str, shape: torch.Size) -> bool:
     """Whether the rule of `prune` and `export` takes it for a weight."""
-    return weight_skip_reason(name, "float16", shape) is None
+    return skip_reason(Description(name, "float16", tuple(shape))) is None
 
 
 def elements(sizes: Sizes) -> int:
@@ -122,8 +123,8 @@ def file_bytes(model: str, pattern: str) -> int:
     for name, weight in state.items():
         state[name] = value = weight.detach().half()
         if is_sparse(name, value.shape):
-            axis = default_axis(name, value.shape)
-            state[name] = value * magnitude_mask(value, parsed, axis)
+            axis = AxisRule([]).of(Description(name, "float16", tuple(value.shape)))
+            state[name] = value * magnitude_mask(value, parsed, axis.axis)
     with tempfile.TemporaryDirectory() as folder:
         dense, out = Path(folder) / "dense.safetensors", Path(folder) / "c.safetensors"
         save_file(state, dense)

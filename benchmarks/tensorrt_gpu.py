@@ -189,21 +189,18 @@ def save_pruned(folder: Path, model: Any) -> Path:
     from step_cli.formats.plan import KEY, plan_json
     from step_cli.formats.pytorch.arrays import to_array
     from step_cli.formats.safetensors.writer import save_safetensors
-    from step_cli.nm.pattern import NMPattern, NMSpec
-    from step_cli.nm.weight_rule import default_axis, weight_skip_reason
+    from step_cli.nm.selection import Selection
+    from step_cli.optim.layers import plan_for
     from step_cli.optim.mask import nm_mask
 
     generator = torch.Generator().manual_seed(0)
-    plan = {}
+    plan = plan_for(model, Selection())
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim > 1:
                 weight.normal_(0, 0.02, generator=generator)
-            axis = default_axis(name, weight.shape)
-            whole = weight.ndim > 1 and weight.shape[axis] % 4 == 0
-            if whole and weight_skip_reason(name, "float32", weight.shape) is None:
-                weight.mul_(nm_mask(weight.abs(), "2:4", axis))
-                plan[name] = NMSpec(NMPattern(2, 4), axis)
+            if name in plan:
+                weight.mul_(nm_mask(weight.abs(), "2:4", plan[name].axis))
     path = folder / "m.safetensors"
     state = {name: to_array(value) for name, value in model.state_dict().items()}
     save_safetensors(path, state, {KEY: plan_json(plan)})

@@ -7,7 +7,7 @@ from step_cli.formats.onnx.operators import (
     other_product_rows,
     product_rows,
 )
-from step_cli.nm.families import family_rows
+from step_cli.nm.families import family_rows, misnamed_rows
 from step_cli.nm.target_table import TARGETS
 
 HEAD = """\
@@ -36,6 +36,12 @@ FAMILIES = """
 What `config.json` tells by its `model_type`, collected from transformers 5.23: tensors
 stored in another way than `[out, in]` and `[experts, out, in]`, or under names that do
 not tell a weight. `in` is the group axis.
+"""
+MISNAMED = """
+And modules whose names do not tell what they are. With the config of these kinds, a
+Linear is a weight; an Embedding or positions are skipped as `embedding`, and a
+ConvTranspose, whose groups along axis 1 are those of its outputs, as `consumer`. A `*`
+is a number. Where it says "even window", a convolution of the same name has an odd one.
 """
 LIBRARIES = """
 ## Libraries with sparse kernels
@@ -71,6 +77,11 @@ def page() -> str:
             *_table(
                 ("model_type", "names end in", "stored as", "group axis", "module"),
                 family_rows(),
+            ),
+            MISNAMED,
+            *_table(
+                ("class of torch.nn", "model_type", "names end in", "module"),
+                misnamed_rows(),
             ),
             LIBRARIES,
             *_table(("target", "types", "pattern", "inputs", "outputs", ""), kernels),

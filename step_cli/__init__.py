@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         load_compressed as load_compressed,
     )
     from step_cli.optim.mask import nm_mask as nm_mask
+    from step_cli.optim.require_sparse import require_sparse as require_sparse
     from step_cli.recipes.sparse_adamw import sparse as sparse
     from step_cli.recipes.sparse_adamw import sparse_adamw as sparse_adamw
 
@@ -23,6 +24,7 @@ _HOME = {
     "load_compressed": "step_cli.formats.compressed.semi_structured",
     "nm_mask": "step_cli.optim.mask",
     "prune": "step_cli.commands.prune.run",
+    "require_sparse": "step_cli.optim.require_sparse",
     "sparse": "step_cli.recipes.sparse_adamw",
     "sparse_adamw": "step_cli.recipes.sparse_adamw",
     "verify": "step_cli.commands.verify.run",

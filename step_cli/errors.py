@@ -48,6 +48,12 @@ class UsageError(StepError):
     exit_code = 2
 
 
+class NotSparseError(StepError):
+    """A model that does not hold the pattern it was trained for."""
+
+    exit_code = 1
+
+
 class NothingSelectedError(StepError):
     """No tensor was selected, or all selected ones were skipped."""
 

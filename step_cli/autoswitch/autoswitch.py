@@ -195,6 +195,13 @@ class SwitchRule:
         first = max(self.criterion.first_step, self.t_min + 1)
         return first if self.t_max is None else min(first, self.t_max + 1)
 
+    @property
+    def last_step(self) -> int | None:
+        """The step at which it fires at the latest; None: no step is certain."""
+        if isinstance(self.criterion, Fixed):
+            return self.first_step
+        return None if self.t_max is None else self.t_max + 1
+
     def update(self, sample: VarianceSample) -> str | None:
         """Take one step in; return why it is the switch point, or None if it is not.
 

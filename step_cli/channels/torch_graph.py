@@ -31,7 +31,7 @@ from step_cli.formats.quiet import quiet
 from step_cli.models.runnable import RunnableModel, open_model
 from step_cli.models.source import ModelSource
 from step_cli.nm.weight_rule import SkipReason
-from step_cli.optim.layers import stays_dense
+from step_cli.optim.module_kinds import stays_dense
 
 log = logging.getLogger(__name__)
 

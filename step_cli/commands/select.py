@@ -12,7 +12,6 @@ from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.plan import read_plan
 from step_cli.nm.pattern import Plan
 from step_cli.nm.selection import Chosen
-from step_cli.nm.weight_rule import is_flat
 from step_cli.reports import SkippedTensor
 
 log = logging.getLogger(__name__)
@@ -65,10 +64,11 @@ def uncovered_elements(chosen: Chosen[NamedTensor]) -> int:
 
     Codes count as they are stored, tied tensors once.
     """
+    whole = {id(t) for t, reason in chosen.skipped if reason in ("flat", "untraced")}
     return sum(
         math.prod(tensor.shape)
         for tensor in chosen.unchecked
-        if tensor.tied_to is None and (len(tensor.shape) > 1 or is_flat(tensor.name))
+        if tensor.tied_to is None and (len(tensor.shape) > 1 or id(tensor) in whole)
     )
 
 

@@ -117,6 +117,17 @@ class DataSection(Config):
             self.refuse_other_keys(built_in.keys, f"the built-in {self.source!r}")
         elif self.kind != "auto":
             self.refuse_other_keys(KEYS_OF[self.kind], f"kind {self.kind!r}")
+        for key in ("text_columns", "languages"):
+            names = list(getattr(self, key) or [])
+            if len({*names}) < len(names):
+                raise ValueError(f"{key} names {names[0]!r} twice")
+        if self.label_column is not None and self.label_column in (
+            self.text_columns or ()
+        ):
+            raise ValueError(
+                f"label_column {self.label_column!r} is one of text_columns: the model "
+                "would read what it is to find out"
+            )
         return self
 
     def refuse_other_keys(self, allowed: tuple[str, ...], what: str) -> None:

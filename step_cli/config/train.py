@@ -151,10 +151,19 @@ RunPattern = Annotated[Pattern, AfterValidator(_refuse_dense)]
 
 
 class LayerSection(Config):
-    """The pattern of the tensors that match a glob; the first match wins."""
+    """What the tensors that match a glob are to hold; the first match wins."""
 
     match: str
-    pattern: Pattern
+    pattern: Pattern | None = Field(None, description="Default: sparsity.pattern")
+    axis: int | None = Field(
+        None, strict=True, description="Group axis, where the default is wrong"
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.pattern is None and self.axis is None:
+            raise ValueError("give a pattern, an axis, or both")
+        return self
 
 
 class SparsitySection(Config):

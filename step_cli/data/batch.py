@@ -2,13 +2,10 @@
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
-
-from step_cli.errors import InputError
 
 IGNORED = -100  # a token label that is not scored: padding
 FINGERPRINT_SAMPLES = 32  # of a split, evenly spaced, the first and the last included
@@ -68,10 +65,17 @@ class TensorSplit:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is trained on, and what is not."""
+    """What is trained on, and what is not.
+
+    Attributes:
+        train: What is trained on.
+        held_out: What metrics are measured on.
+        classes: The name of each class, where the data name them.
+    """
 
     train: Split
     held_out: Split
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,24 +98,18 @@ class Subset:
         return self[index]
 
 
-def set_aside(split: Split, share: float, path: Path) -> Dataset:
-    """Hold out a share of ``split``, evenly spaced, and train on the rest.
+def classes_in(split: Split) -> Tensor | None:
+    """The class of each sample, int64 ``[n]``, of splits that know them unread.
 
-    Raises:
-        InputError: One of the two would be empty.
+    None where there are no classes: numbers, texts, or a split that reads its labels.
     """
-    count = round(len(split) * share)
-    if not 0 < count < len(split):
-        raise InputError(
-            f"data.held_out {share} of {len(split)} samples is {count}; nothing would "
-            "be left to train on or to measure",
-            file=path,
-        )
-    places = (torch.arange(count) * len(split) + len(split) // 2) // count
-    held_out = torch.zeros(len(split), dtype=torch.bool)
-    held_out[places] = True
-    numbers = torch.arange(len(split))
-    return Dataset(Subset(split, numbers[~held_out]), Subset(split, numbers[held_out]))
+    if isinstance(split, Subset):
+        whole = classes_in(split.split)
+        return None if whole is None else whole[split.index]
+    labels = getattr(split, "labels", None)
+    if not isinstance(labels, Tensor) or labels.dim() != 1:
+        return None
+    return None if labels.is_floating_point() else labels
 
 
 def fingerprint_of(data: Dataset) -> dict[str, dict[str, Any]]:
@@ -129,6 +127,8 @@ def _split_fingerprint(split: Split) -> dict[str, Any]:
     seen = min(count, FINGERPRINT_SAMPLES)
     places = torch.linspace(0, count - 1, seen, dtype=torch.float64)
     digest = hashlib.sha256()
+    if isinstance(split, Subset):  # another choice of the same samples is another split
+        digest.update(split.index.numpy().tobytes())
     for place in places.round().long():
         _add_to_digest(split[place[None]], digest)
     return {"samples": count, "sha256": digest.hexdigest()}

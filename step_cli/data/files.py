@@ -3,6 +3,7 @@
 Nothing is opened and torch is not imported, so mistakes are reported at once.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,13 @@ EXPECTED = (
     ".txt, .tokens or .bin files (text), train.de and train.en (parallel)"
 )
 SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?$")  # train-00003-of-00007
+# What systems and tools leave among the files of a user, besides names with a dot.
+LITTER = frozenset(
+    {
+        "$recycle.bin", "@eadir", "__macosx", "__pycache__", "desktop.ini",
+        "ehthumbs.db", "lost+found", "system volume information", "thumbs.db",
+    }
+)  # fmt: skip
 NO_HELD_OUT = (
     "has no file named valid, validation, val or dev to measure metrics on; give "
     "data.held_out, a path or a share such as 0.1"
@@ -74,13 +82,29 @@ def role_of(path: Path) -> str | None:
     return "test" if "test" in words else None
 
 
+def entries_in(directory: Path) -> list[tuple[Path, bool]]:
+    """What may be data in a directory, in the order of names; whether it is a folder.
+
+    Not what begins with a dot or is a tool's own. The system tells folders from files
+    as it lists them: there may be a million.
+    """
+    with os.scandir(directory) as found:
+        names = sorted((entry.name, entry.is_dir()) for entry in found)
+    return [(directory / name, folder) for name, folder in names if _is_data(name)]
+
+
+def _is_data(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in LITTER
+
+
 def files_in(directory: Path) -> list[Path]:
-    """The visible files of a directory, in the order of their names."""
-    return sorted(
-        path
-        for path in directory.iterdir()
-        if path.is_file() and not path.name.startswith(".")
-    )
+    """The files of a directory that may be data, in the order of their names."""
+    return [p for p, folder in entries_in(directory) if not folder and p.is_file()]
+
+
+def folders_in(directory: Path) -> list[Path]:
+    """The folders of a directory that may hold data, in the order of their names."""
+    return [path for path, folder in entries_in(directory) if folder]
 
 
 def _of_file(path: Path, section: DataSection) -> Kind | None:
@@ -97,7 +121,7 @@ def _of_directory(path: Path, section: DataSection) -> Kind | None:
     if {"train.bin", "test.bin"} <= names:
         return "cifar100"
     train = path / "train"
-    if train.is_dir() and any(entry.is_dir() for entry in train.iterdir()):
+    if train.is_dir() and folders_in(train):
         return "images"
     if section.languages:
         return "parallel"

@@ -3,6 +3,7 @@
 Only names are in memory; images are decoded when needed, in threads.
 """
 
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -16,14 +17,17 @@ import torch
 from torch import Generator, Tensor
 
 from step_cli.config.data import DataSection
-from step_cli.data.batch import Batch, Dataset, set_aside
-from step_cli.data.files import HELD_OUT, NO_HELD_OUT
-from step_cli.errors import InputError
-from step_cli.formats.files.mapped_file import Bytes, is_directory, reason_of
+from step_cli.data.batch import Batch, Dataset
+from step_cli.data.files import HELD_OUT, NO_HELD_OUT, entries_in, files_in, folders_in
+from step_cli.data.held_out import set_aside
+from step_cli.data.names import alike
+from step_cli.data.pixels import read_image
+from step_cli.errors import InputError, UsageError, few, nearest
+from step_cli.formats.files.mapped_file import Bytes, is_directory
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-# Whatever the file is called; others, such as EPS, would have Pillow run programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SIDE = 224  # pixels, unless configured otherwise
 CENTRE = 0.875  # share of the shorter side that is kept without augmentation
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -77,15 +81,7 @@ class ImageSplit:
         """One image, uint8 ``[side, side, 3]``."""
         from PIL import Image
 
-        try:
-            with Image.open(path, formats=FORMATS) as opened:
-                clear = opened.mode == "P" and "transparency" in opened.info
-                # Straight to RGB, Pillow would warn of each such image.
-                image = (opened.convert("RGBA") if clear else opened).convert("RGB")
-        except Exception as error:  # Pillow raises of every kind
-            raise InputError(
-                f"is no image that can be decoded: {reason_of(error)}", file=path
-            ) from None
+        image = read_image(path)
         box = _centre(image.size) if drawn is None else _crop(image.size, drawn)
         flip = drawn is not None and drawn[-1] < 0.5
         size, bicubic = (self.side, self.side), Image.Resampling.BICUBIC
@@ -103,23 +99,33 @@ def load_images(section: DataSection) -> Dataset:
     side, augment = section.image_size or SIDE, section.augment is not False
     root = path / "train" if (path / "train").is_dir() else path
     classes = _classes(root)
-    train = _split(root, classes, side, augment)
     if isinstance(section.held_out, float):
-        return set_aside(train, section.held_out, path)
-    if section.held_out is not None:
-        folder = Path(section.held_out)
-    else:
-        named = [path / name for name in sorted(HELD_OUT) if (path / name).is_dir()]
-        if len(named) != 1:
-            raise InputError(NO_HELD_OUT.replace("file", "folder"), file=path)
-        folder = named[0]
-    unknown = sorted(set(_classes(folder)) - set(classes))
-    if unknown:
-        raise InputError(
-            f"class {unknown[0]!r} is not among the {len(classes)} of {root}",
-            file=folder,
+        train = _split(root, classes, side, augment)
+        return set_aside(train, section.held_out, path, classes)
+    folder = _held_out_folder(section, path)
+    for unknown in _classes(folder):
+        if unknown not in classes:
+            raise InputError(
+                f"class {unknown!r} is not among the {len(classes)} of {root}"
+                f"{alike(unknown, classes) or nearest(unknown, classes)}",
+                file=folder,
+            )
+    if folder.resolve().is_relative_to(root.resolve()):
+        raise UsageError(
+            f"data.held_out: {folder} is trained on as well, as all that is in {root}"
         )
-    return Dataset(train, _split(folder, classes, side, False))
+    train = _split(root, classes, side, augment)
+    return Dataset(train, _split(folder, classes, side, False), classes)
+
+
+def _held_out_folder(section: DataSection, path: Path) -> Path:
+    """The folder that is given, else the one that is named for it."""
+    if section.held_out is not None:
+        return Path(str(section.held_out))
+    named = [path / name for name in sorted(HELD_OUT) if (path / name).is_dir()]
+    if len(named) != 1:
+        raise InputError(NO_HELD_OUT.replace("file", "folder"), file=path)
+    return named[0]
 
 
 def normalized(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -129,27 +135,42 @@ def normalized(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
     return (scaled - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
 
 
-def _classes(root: Path) -> list[str]:
+def _classes(root: Path) -> tuple[str, ...]:
     if not is_directory(root):
         raise InputError("is no folder", file=root)
-    found = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+    found = tuple(folder.name for folder in folders_in(root))
     if not found:
         raise InputError("has no folders, which are the classes", file=root)
     return found
 
 
-def _split(root: Path, classes: list[str], side: int, augment: bool) -> ImageSplit:
+def _split(root: Path, classes: Sequence[str], side: int, augment: bool) -> ImageSplit:
     paths: list[Path] = []
     labels: list[int] = []
+    others = files_in(root)
     for label, name in enumerate(classes):
         folder = root / name
         if not folder.is_dir():
             continue  # a held-out class may be missing
-        images = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES)
+        entries = entries_in(folder)
+        images = [
+            f for f, inner in entries if f.suffix.lower() in SUFFIXES and not inner
+        ]
         if not images:
-            raise InputError(f"has no {', '.join(SUFFIXES)} file", file=folder)
+            raise InputError(
+                f"has no {', '.join(SUFFIXES)} file, and each folder is a class; add "
+                "images, or remove the folder",
+                file=folder,
+            )
+        others += sorted({path for path, _ in entries} - {*images})
         paths += images
         labels += [label] * len(images)
+    if others:
+        names = few([str(other.relative_to(root)) for other in others])
+        logger.warning(
+            "%s: left out %d entries that are no images in the folder of a class by "
+            "their names: %s", root, len(others), names,
+        )  # fmt: skip
     return ImageSplit(paths, torch.tensor(labels), side, augment)
 
 

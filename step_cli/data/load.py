@@ -10,6 +10,7 @@ from step_cli.data.cifar import load_cifar10, load_cifar100
 from step_cli.data.files import kind_of, os_error_as_input_error
 from step_cli.data.images import load_images
 from step_cli.data.parallel import load_parallel
+from step_cli.data.said import say_what_is_found
 from step_cli.data.table import load_table
 from step_cli.data.text import load_text
 
@@ -24,7 +25,7 @@ LOADERS: Mapping[Kind, Callable[[DataSection], Dataset]] = {
 
 
 def load_data(section: DataSection) -> Dataset:
-    """Load the data that ``section`` describes.
+    """Load the data that ``section`` describes, and say what is found there.
 
     Raises:
         InputError: It cannot be read as its kind.
@@ -33,8 +34,11 @@ def load_data(section: DataSection) -> Dataset:
     """
     if section.source not in BUILT_IN:
         with os_error_as_input_error(Path(section.source)):
-            return LOADERS[kind_of(section)](section)
+            found = LOADERS[kind_of(section)](section)
+            say_what_is_found(found, section.source)
+            return found
     module = load_sample(BUILT_IN[section.source].sample, "data")
     dataset = module.load(section)
     assert isinstance(dataset, Dataset)
+    say_what_is_found(dataset, section.source)
     return dataset

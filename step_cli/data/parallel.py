@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from step_cli.config.data import DataSection
-from step_cli.data.batch import IGNORED, Batch, Dataset, set_aside
+from step_cli.data.batch import IGNORED, Batch, Dataset
 from step_cli.data.files import (
     NO_HELD_OUT,
     TABLES,
@@ -17,8 +17,15 @@ from step_cli.data.files import (
     role_of,
     split_files,
 )
+from step_cli.data.held_out import set_aside
 from step_cli.data.rows import Row, lines_of, rows_of
-from step_cli.data.tokens import LENGTH, Tokenizer, TokenRows, make_tokenizer
+from step_cli.data.tokens import (
+    LENGTH,
+    Tally,
+    Tokenizer,
+    TokenRows,
+    make_tokenizer,
+)
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.files.mapped_file import is_directory
 
@@ -184,15 +191,23 @@ def _of_bare_tsv(path: Path) -> Pairs:
 
 def _split(where: _Source, tokenizer: Tokenizer, length: int) -> PairSplit:
     source, target = TokenRows(), TokenRows()
-    pairs, left_out = where.pairs(), 0
+    pairs, tally, left_out, same = where.pairs(), Tally(tokenizer), 0, 0
     while chunk := list(islice(pairs, CHUNK)):
         whole = [pair for pair in chunk if all(text.strip() for text in pair)]
         left_out += len(chunk) - len(whole)
+        same += sum(one.strip() == other.strip() for one, other in whole)
         for side, rows in enumerate((source, target)):
             for tokens in tokenizer.encode([pair[side] for pair in whole]):
                 rows.append([*tokens[: length - 1], tokenizer.end])
+                tally.add(tokens, cut=len(tokens) >= length)
     if not len(source):
         raise InputError("has no pair of texts", file=where.paths[0])
+    tally.say(where.paths[0], length)
+    if same > len(source) / 2:
+        logger.warning(
+            "%s: both sides are the same in %d of %d pairs: is that a translation?",
+            where.paths[0], same, len(source),
+        )  # fmt: skip
     if left_out:
         found = left_out + len(source)
         logger.warning(

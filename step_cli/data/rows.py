@@ -138,7 +138,9 @@ def _named(records: Records, path: Path) -> Iterator[Row]:
             header = _header(tuple(fields), path)
             if header is not COLA:
                 continue
-        if len(fields) == len(header):
+        if tuple(fields) == header:  # files were joined, each with its header
+            yield Row(f"line {number}", error="the header again")
+        elif len(fields) == len(header):
             yield Row(f"line {number}", dict(zip(header, fields, strict=True)))
         else:
             error = f"{len(fields)} fields, the header has {len(header)}"

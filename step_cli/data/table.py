@@ -1,22 +1,28 @@
 """Text to classify or to score, one sample a row: GLUE and its like."""
 
 import logging
-import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
+from typing_extensions import override
 
 from step_cli.config.data import DataSection
-from step_cli.data.batch import Batch, Dataset, set_aside
+from step_cli.data.batch import Batch, Dataset
 from step_cli.data.files import TABLES, split_files
+from step_cli.data.held_out import set_aside
+from step_cli.data.labels import Label, Labels, WrongKindError
 from step_cli.data.rows import Row, rows_of
-from step_cli.data.tokens import LENGTH, Tokenizer, TokenRows, make_tokenizer
+from step_cli.data.tokens import (
+    LENGTH,
+    Tally,
+    Tokenizer,
+    TokenRows,
+    make_tokenizer,
+)
 from step_cli.errors import InputError, nearest
 
 logger = logging.getLogger(__name__)
@@ -34,10 +40,6 @@ TEXT_COLUMNS = (
     ("text",),
 )
 LABEL_COLUMNS = ("label", "gold_label", "score", "is_duplicate", "Quality")
-
-Label = str | int | float
-MOST = 2**31  # more classes than any model has
-WHOLE = re.compile(r"[+-]?\d{1,18}")
 
 
 @dataclass(frozen=True)
@@ -75,77 +77,13 @@ def load_table(section: DataSection) -> Dataset:
         UsageError: What is held out is trained on.
     """
     files = split_files(section, TABLES)
-    reader = _Reader(section, make_tokenizer(section.tokenizer))
+    reader = _Reader(section, make_tokenizer(section.tokenizer), files.train)
     train = reader.split(files.train)
+    names = reader.labels.names
     if files.held_out:
-        return Dataset(train, reader.split(files.held_out))
+        return Dataset(train, reader.split(files.held_out), names)
     assert isinstance(section.held_out, float)
-    return set_aside(train, section.held_out, Path(section.source))
-
-
-class Labels:
-    """Labels of a table, of the kind that the training data has.
-
-    Names become classes in their order; whole numbers are classes as they stand; once a
-    number has a decimal point, all are what a regression aims at.
-    """
-
-    def __init__(self) -> None:
-        self._first: Label | None = None
-        self._names: dict[str, int] | None = None
-        self._dtype: torch.dtype | None = None
-
-    def read(self, value: Any) -> Label:
-        """The label in a field.
-
-        Raises:
-            ValueError: There is none, or not of the kind of the others.
-        """
-        label = _label(value)
-        if self._first is None:
-            self._first = label
-        if isinstance(label, str) != isinstance(self._first, str):
-            raise ValueError(f"label {label!r} among such as {self._first!r}")
-        if self._names is not None and label not in self._names:
-            known = ", ".join(list(self._names)[:5])
-            raise ValueError(f"label {label!r} is none of the training data: {known}")
-        if self._dtype == torch.int64 and isinstance(label, float):
-            raise ValueError(f"label {label!r} where the training data has classes")
-        return label
-
-    def tensor(self, labels: Sequence[Label]) -> Tensor:
-        """int64 classes or fp32 numbers ``[n]``; the first call decides which."""
-        if isinstance(self._first, str):
-            if self._names is None:
-                self._names = {str(x): i for i, x in enumerate(sorted(set(labels)))}
-                shown = ", ".join(f"{name} = {i}" for name, i in self._names.items())
-                logger.info("classes by name: %s", shown)
-            return torch.tensor([self._names[str(label)] for label in labels])
-        if self._dtype is None:
-            whole = all(isinstance(label, int) for label in labels)
-            self._dtype = torch.int64 if whole else torch.float32
-        return torch.tensor(labels, dtype=self._dtype)
-
-
-def _label(value: Any) -> Label:
-    if value is None or value == "":
-        raise ValueError("no label")
-    if isinstance(value, bool | int) or (
-        isinstance(value, str) and WHOLE.fullmatch(value)
-    ):
-        number = int(value)
-        if not 0 <= number < MOST:
-            raise ValueError(f"label {number} is no class: they count from 0")
-        return number
-    if not isinstance(value, str | float):
-        raise ValueError(f"the label is a {type(value).__name__}")
-    try:
-        real = float(value)
-    except ValueError:
-        return str(value)
-    if not math.isfinite(real):
-        raise ValueError(f"label {value} is not finite")
-    return real
+    return set_aside(train, section.held_out, Path(section.source), names)
 
 
 class _Columns(NamedTuple):
@@ -153,6 +91,10 @@ class _Columns(NamedTuple):
 
     texts: tuple[str, ...]
     label: str
+
+    @override
+    def __str__(self) -> str:
+        return f"text {' and '.join(map(repr, self.texts))}, label {self.label!r}"
 
 
 class _Sample(NamedTuple):
@@ -168,23 +110,43 @@ class _Reader:
 
     section: DataSection
     tokenizer: Tokenizer
-    labels: Labels = field(default_factory=Labels)
+    training: list[Path]
+    labels: Labels = field(init=False)
+    columns: "_Columns | None" = None  # of the first file
+
+    def __post_init__(self) -> None:
+        self.labels = Labels(self._labels_of_training)
+
+    def _labels_of_training(self) -> Iterator[Any]:
+        for path in self.training:
+            label: str | None = None
+            for row in rows_of(path):
+                if row.error is None:
+                    label = label or self._columns(row, path).label
+                    yield row.values.get(label)
 
     def split(self, paths: list[Path]) -> TokenSplit:
         tokens, token_types, labels = TokenRows(), TokenRows(), list[Label]()
         has_types = self.tokenizer.has_token_types
         length = self.section.length or LENGTH
         samples = (sample for path in paths for sample in self._samples(path))
+        tally, empty = Tally(self.tokenizer), 0
         while chunk := list(islice(samples, CHUNK)):
             texts = list(zip(*(sample.texts for sample in chunk), strict=True))
             second = texts[1] if len(texts) > 1 else None
             for encoded in self.tokenizer.encode_marked(texts[0], second, length):
                 tokens.append(encoded.tokens)
+                tally.add(encoded.tokens, cut=encoded.cut)
                 if encoded.token_types is not None:
                     token_types.append(encoded.token_types)
             labels += [sample.label for sample in chunk]
+            empty += sum(not "".join(sample.texts).strip() for sample in chunk)
         if not labels:
             raise InputError("has no rows", file=paths[0])
+        tally.say(paths[0], length)
+        if empty:
+            logger.warning("%s: the text of %d of %d rows is empty", paths[0], empty,
+                           len(labels))  # fmt: skip
         found = self.labels.tensor(labels)
         return TokenSplit(
             tokens, token_types if has_types else None, found, self.tokenizer.pad
@@ -202,9 +164,9 @@ class _Reader:
             except ValueError as error:
                 fault = f"{row.place}: {error}"
                 if not self.section.skip_bad_rows:
-                    raise InputError(
-                        f"{fault}; mend it, or set data.skip_bad_rows", file=path
-                    ) from None
+                    mend = "; mend it, or set data.skip_bad_rows"
+                    mend = "" if isinstance(error, WrongKindError) else mend
+                    raise InputError(fault + mend, file=path) from None
                 bad, first_bad = bad + 1, first_bad or fault
             else:
                 yield sample
@@ -234,4 +196,10 @@ class _Reader:
                 f"no column of a known name; give data.{key}, there are {shown}",
                 file=path,
             )
-        return _Columns(texts, label)
+        found = _Columns(texts, label)
+        if self.columns is None:
+            self.columns = found
+            logger.info("%s: reads %s", path, found)
+        elif found != self.columns:
+            logger.warning("%s: reads %s, others are %s", path, found, self.columns)
+        return found

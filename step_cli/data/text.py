@@ -1,5 +1,7 @@
 """Running text, cut into samples of equal length: WikiText and its like."""
 
+import codecs
+import logging
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,10 +18,13 @@ from step_cli.config.data import BYTES, DataSection
 from step_cli.data.batch import Batch, Dataset
 from step_cli.data.files import TABLES, TEXTS, files_in, split_files
 from step_cli.data.rows import lines_of, rows_of
-from step_cli.data.tokens import LENGTH, make_tokenizer
+from step_cli.data.tokens import LENGTH, Tally, make_tokenizer
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.files.mapped_file import is_directory, map_file
 
+logger = logging.getLogger(__name__)
+
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 CHUNK = 1000  # lines tokenized at a time
 Tokens = npt.NDArray[Any]  # [tokens], of any integer type
 
@@ -39,6 +44,11 @@ class TextSplit:
 
     def __len__(self) -> int:
         return max(0, (len(self.tokens) - 1) // self.length)
+
+    def tokens_of(self, number: int) -> Tokens:
+        """What the model reads of one sample."""
+        begin = number * self.length
+        return self.tokens[begin : begin + self.length]
 
     def __getitem__(self, index: Tensor) -> Batch:
         begins = index.numpy()[:, None] * self.length
@@ -89,14 +99,22 @@ def _tokens(paths: list[Path], section: DataSection) -> Tokens:
         return _numbers(paths, section)
     if section.tokenizer in (None, BYTES) and not suffixes & {*TABLES}:
         mapped = [map_file(path).data for path in paths]
+        for path, data in zip(paths, mapped, strict=True):
+            if data[:2].tobytes() in UTF_16:
+                logger.warning(
+                    "%s: begins as UTF-16 does, and is read as single bytes; convert "
+                    "it to UTF-8, for example with iconv", path,
+                )  # fmt: skip
         return mapped[0] if len(mapped) == 1 else np.concatenate(mapped)
     tokenizer = make_tokenizer(section.tokenizer)
-    found = array("i")
+    found, tally = array("i"), Tally(tokenizer)
     for path in paths:
         texts = _texts(path, section)
         while chunk := list(islice(texts, CHUNK)):
             for tokens in tokenizer.encode(chunk):
                 found.extend(tokens)
+                tally.add(tokens)
+    tally.say(paths[0], 0)
     return np.frombuffer(found, np.int32)
 
 

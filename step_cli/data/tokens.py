@@ -1,5 +1,6 @@
 """Text as numbers: its bytes, or the tokens of a local Hugging Face tokenizer."""
 
+import logging
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from step_cli.config.data import BYTES
 from step_cli.errors import InputError
 from step_cli.formats.quiet import quiet
 
+logger = logging.getLogger(__name__)
+
+UNKNOWN = 0.2  # share of tokens that a fitting tokenizer knows all but
 LENGTH = 128  # tokens of a sample, unless configured otherwise
 
 
@@ -25,10 +29,12 @@ class Encoded:
         tokens: With the marks that the model expects around the texts.
         token_types: 0 for tokens of the first text, 1 for the second; None where
             models of this tokenizer take no ``token_type_ids``.
+        cut: Whether the texts were longer.
     """
 
     tokens: Sequence[int]
     token_types: Sequence[int] | None
+    cut: bool
 
 
 class Tokenizer(Protocol):
@@ -47,6 +53,11 @@ class Tokenizer(Protocol):
     @property
     def end(self) -> int:
         """Ends a text."""
+        ...
+
+    @property
+    def unknown(self) -> int | None:
+        """Stands for what the tokenizer has no token for, if there is such a one."""
         ...
 
     @property
@@ -81,6 +92,7 @@ class ByteTokenizer:
 
     pad, begin, end = 256, 257, 258
     has_token_types = False
+    unknown = None
 
     def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
         """See `Tokenizer`."""
@@ -97,7 +109,8 @@ class ByteTokenizer:
             tokens = [self.begin]
             for part, size in zip(texts, _shares(texts, room), strict=True):
                 tokens += [*part[:size], self.end]
-            samples.append(Encoded(tokens[:length], None))
+            cut = sum(map(len, texts)) > room
+            samples.append(Encoded(tokens[:length], None, cut))
         return samples
 
 
@@ -129,10 +142,17 @@ class HuggingFaceTokenizer:
                 "the tokenizer has no token that ends a text (eos or sep)",
                 file=directory,
             )
+        if ids[0] is None:
+            logger.info(
+                "%s: has no token to pad with: shorter texts are filled up with %r, "
+                "which attention_mask leaves out", directory, tokenizer.decode([pad]),
+            )  # fmt: skip
         starts = (tokenizer.bos_token_id, tokenizer.cls_token_id, pad)
         self.end: int = end
         self.pad: int = pad
         self.begin: int = next(i for i in starts if i is not None)
+        unknown: int | None = tokenizer.unk_token_id
+        self.unknown = None if unknown in (*ids, *starts) else unknown
         self.has_token_types = "token_type_ids" in tokenizer.model_input_names
 
     def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
@@ -154,7 +174,13 @@ class HuggingFaceTokenizer:
         )  # fmt: skip
         tokens = encoded["input_ids"]
         types = encoded.get("token_type_ids") or [None] * len(tokens)
-        return [Encoded(*pair) for pair in zip(tokens, types, strict=True)]
+        # Tokenizers in Python do not say it: then what is full counts as cut.
+        parts = encoded.encodings or [None] * len(tokens)
+        cut = [
+            len(row) >= length if part is None else bool(part.overflowing)
+            for row, part in zip(tokens, parts, strict=True)
+        ]
+        return [Encoded(*each) for each in zip(tokens, types, cut, strict=True)]
 
 
 def _open(directory: Path) -> Any:
@@ -174,6 +200,39 @@ def _open(directory: Path) -> Any:
         ) from None
 
 
+class Tally:
+    """What becomes of texts as tokens: how many are cut, and how much is unknown.
+
+    Args:
+        tokenizer: What makes the tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._mark = tokenizer.unknown
+        self._texts = self._cut = self._tokens = self._unknown = 0
+
+    def add(self, tokens: Sequence[int], *, cut: bool = False) -> None:
+        """Count one text."""
+        self._texts += 1
+        self._cut += cut
+        if self._mark is not None:
+            self._tokens += len(tokens)
+            self._unknown += tokens.count(self._mark)
+
+    def say(self, path: Path, length: int) -> None:
+        """Log what was counted of the file, where anything was lost."""
+        if self._cut:
+            logger.info(
+                "%s: %d of %d texts are cut to %d tokens; data.length keeps more",
+                path, self._cut, self._texts, length,
+            )  # fmt: skip
+        if self._unknown > UNKNOWN * self._tokens:
+            logger.warning(
+                "%s: the tokenizer does not know %d of %d tokens; it may be of another "
+                "language or model", path, self._unknown, self._tokens,
+            )  # fmt: skip
+
+
 class TokenRows:
     """Rows of token numbers, four bytes each."""
 
@@ -190,6 +249,10 @@ class TokenRows:
         """Add a row at the end."""
         self._values.extend(row)
         self._ends.append(len(self._values))
+
+    def bytes_of(self, number: int) -> bytes:
+        """The tokens of one row, to compare it with others."""
+        return self._values[self._ends[number] : self._ends[number + 1]].tobytes()
 
     def padded(self, index: Tensor, fill: int) -> tuple[Tensor, Tensor]:
         """Rows as a rectangle as wide as the longest of them.

@@ -9,9 +9,8 @@ A reader is imported where it is needed: a check has no time for the others.
 
 from pathlib import Path
 
-from step_cli.errors import UsageError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.files.content import format_of
+from step_cli.formats.files.content import format_of, refuse_key
 from step_cli.formats.files.mapped_file import MappedFile, is_directory, map_file
 
 
@@ -30,8 +29,7 @@ def open_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
     if is_directory(path):
         from step_cli.formats.huggingface.reader import open_directory
 
-        _refuse_key(key, path)
-        return open_directory(path)
+        return open_directory(path, key)
     opened = open_file(path, key)
     if opened.format == "onnx":
         return opened
@@ -64,17 +62,12 @@ def open_file(path: Path, key: str | None = None) -> Checkpoint:
         from step_cli.formats.pytorch.reader import open_torch
 
         return open_torch(file, key)
-    _refuse_key(key, path)
+    refuse_key(key, path)
     if kind == "onnx":
         from step_cli.formats.onnx.reader import open_onnx
 
         return open_onnx(file)
     return open_any_safetensors(file)
-
-
-def _refuse_key(key: str | None, path: Path) -> None:
-    if key is not None:
-        raise UsageError("--key applies to torch files only", file=path)
 
 
 def open_any_safetensors(file: MappedFile) -> Checkpoint:

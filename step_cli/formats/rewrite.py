@@ -161,7 +161,7 @@ class Rewriter:
         with self._staged(self.target, directory=True) as path:
             write = rewrite_run if run else rewrite_directory
             write(self.source.path, path, changes, plan)
-            check(open_directory(path))
+            check(open_directory(path, self.source.key))
 
     def _write_torch(self, changes: Sequence[Change], plan: Plan, check: Check) -> None:
         # The last to be staged ends first: the weights get their name before the plan.

@@ -4,11 +4,11 @@ Python runs only when the user names it here; nothing is imported because a chec
 names it, and nothing is downloaded.
 """
 
-import importlib
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from step_cli.config.samples import load_module, load_sample
+from step_cli.config.samples import load_sample
 from step_cli.errors import InputError, StepError, UsageError, nearest
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.huggingface.directory import has_weights
@@ -30,6 +30,8 @@ from step_cli.formats.huggingface.model import (
 from step_cli.formats.onnx.inputs import GraphInput
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.pytorch.arrays import to_tensor
+from step_cli.models.start_weights import load_by_any_prefix, refuse_non_finite
+from step_cli.models.user_code import beside, hint, user_module
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +72,15 @@ def build_model(spec: str, options: Mapping[str, Any] | None = None) -> BuiltMod
         built = build_hugging_face(Path(spec), options)
         return BuiltModel(built.model, None, built.inputs, built.vocabulary)
     if spec.startswith("sample:"):
-        module, name = load_sample(spec.removeprefix("sample:"), "model"), "build"
-    else:
-        module, name = _module_of(spec), spec.rpartition(":")[2]
+        sample = load_sample(spec.removeprefix("sample:"), "model")
+        return _built(sample, "build", spec, options)
+    with beside(spec):
+        return _built(_module_of(spec), spec.rpartition(":")[2], spec, options)
+
+
+def _built(
+    module: ModuleType, name: str, spec: str, options: Mapping[str, Any]
+) -> BuiltModel:
     model = _call(_function(module, name, spec), options, spec)
     examples = getattr(module, "example_inputs", None)
     return BuiltModel(model, examples() if callable(examples) else None)
@@ -90,6 +98,7 @@ def start_model(
             that has some, else random ones. Of another head they are left out.
 
     Raises:
+        NonFiniteError: A weight is NaN or infinite.
         StepError: As `build_model`, or the weights do not fit.
     """
     model = build_model(spec, options).model
@@ -104,8 +113,10 @@ def start_model(
             weights = spec
         else:
             logger.warning("%s holds no weights: starting from random ones", spec)
+    places: dict[str, str] = {}
     if weights:
-        load_weights(model, open_checkpoint(Path(weights)), new_head=True)
+        places = load_weights(model, open_checkpoint(Path(weights)), new_head=True)
+    refuse_non_finite(model, weights or f"model source {spec!r}", places)
     return model
 
 
@@ -118,19 +129,14 @@ def _module_of(spec: str) -> ModuleType:
             "file.py:function or package.module:function"
         )
     try:
-        if place.endswith(".py"):
-            path = Path(place)
-            if not path.is_file():
-                raise UsageError(f"model source {spec!r}: no such file {path}")
-            return load_module(path, f"step_cli_user_{path.resolve()}")
-        return importlib.import_module(place)
+        return user_module(place, spec)
     except StepError:
         raise
     except ImportError as error:
         raise UsageError(f"model source {spec!r} cannot be imported: {error}") from None
     except (Exception, SystemExit) as error:
         raise InputError(
-            f"model source {spec!r} raised {_first_line(error)}"
+            f"model source {spec!r} raised {_first_line(error)}{hint(error, spec)}"
         ) from error
 
 
@@ -157,7 +163,7 @@ def _call(
         raise
     except (Exception, SystemExit) as error:
         raise InputError(
-            f"model source {spec!r} raised {_first_line(error)}"
+            f"model source {spec!r} raised {_first_line(error)}{hint(error, spec)}"
         ) from error
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
@@ -175,6 +181,8 @@ def load_weights(
 ) -> dict[str, str]:
     """Put the tensors of a checkpoint into a model, which must have the same names.
 
+    A prefix that all names have, or lack, is no difference; that is logged.
+
     Args:
         model: Changed in place.
         checkpoint: Of that model.
@@ -186,8 +194,13 @@ def load_weights(
     Raises:
         InputError: A name or shape differs.
     """
+    load = _load_by_name
     if is_transformers(model):
-        return load_hugging_face(model, checkpoint, new_head=new_head)
+        load = partial(load_hugging_face, new_head=new_head)
+    return load_by_any_prefix(model, checkpoint, partial(load, model))
+
+
+def _load_by_name(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
     _refuse_other_model(model.state_dict(), checkpoint)
     state = {tensor.name: to_tensor(tensor.read()) for tensor in checkpoint.tensors}
     model.load_state_dict(state, strict=False)

@@ -14,24 +14,25 @@ from step_cli.nm.families import (
     ModelConfig,
     axis_by_config,
     output_axis_by_config,
+    reason_by_config,
 )
-from step_cli.nm.weight_rule import Described, is_fused_experts, without_wrappers
+from step_cli.nm.weight_rule import (
+    Described,
+    SkipReason,
+    is_fused_experts,
+    without_wrappers,
+)
 
 AxisFrom = Literal["option", "plan", "node", "config", "shape", "name", "default"]
 
 # GPT-2's names: of Conv1D, which stores [in, out], or of Linear in models written
-# after it.
+# after it. What stands before their parent is the block.
 _GPT2 = re.compile(
-    r"((?:.*\.)?)((?:attn|crossattention|mlp)\.(?:c_attn|q_attn|c_proj|c_fc))\.weight"
+    r"((?:.*\.)?)([^.]+)\.(c_attn|q_attn|c_proj|c_fc)\.weight"
+    r"|(c_attn|q_attn|c_proj|c_fc)\.weight"
 )
-_GPT2_BLOCK = re.compile(r"(.*\.)?h\.\d+\.")
-# Outputs and inputs in the shape of a layer, where its name tells them.
-_WIDTHS = {
-    "attn.c_attn": (3, 1),
-    "crossattention.c_attn": (2, 1),
-    "mlp.c_fc": (4, 1),
-    "mlp.c_proj": (1, 4),
-}
+# Outputs and inputs in the shape of a layer.
+_WIDTHS = {"c_attn": (3, 1), "c_fc": (4, 1), "c_proj": (1, 4)}
 LONGEST_KERNEL = 32  # of a convolution in one dimension that is not named like one
 
 
@@ -73,7 +74,7 @@ class AxisRule:
             return Axis(tensor.axis, "node")
         name, shape = without_wrappers(tensor.name), tensor.shape
         found = _GPT2.fullmatch(name) if len(shape) == 2 else None
-        block = found[1] if found is not None else None
+        block = None if found is None else found[1] or ""
         axis = axis_by_config(name, shape, self._config)
         if axis is not None:
             # A model written after GPT-2, with Linear, beside the config of GPT-2.
@@ -89,6 +90,13 @@ class AxisRule:
         """Whether the config names this tensor as a weight, whatever its name."""
         name = without_wrappers(tensor.name)
         return axis_by_config(name, tensor.shape, self._config) is not None
+
+    def reason(self, tensor: Described) -> SkipReason | None:
+        """Why the config rules a tensor out, where nothing else tells what it is."""
+        if tensor.axis is not None or tensor.skip is not None or tensor.is_weight:
+            return None
+        name = without_wrappers(tensor.name)
+        return reason_by_config(name, tensor.shape, self._config)
 
     def outputs(self, tensor: Described, axis: int) -> int:
         """The axis of the outputs, given the group axis: that of a matrix beside it.
@@ -119,8 +127,6 @@ class AxisRule:
         shapes = self._shapes_of(block)
         if len(shapes) == 1:
             return Axis(0 if True in shapes else 1, "shape")
-        if not _GPT2_BLOCK.fullmatch(block):
-            return Axis(1, "default")
         if self._config.model_types:  # and none of them has Conv1D
             return Axis(1, "config")
         return Axis(0, "name", assumed=True)
@@ -133,12 +139,17 @@ def _conv1d_evidence(tensor: Described) -> Iterator[tuple[str, bool]]:
     found = _GPT2.fullmatch(without_wrappers(tensor.name))
     if found is None:
         return
-    outputs, inputs = _WIDTHS.get(found[2], (0, 0))
+    block, parent, own = found[1] or "", found[2] or "", found[3] or found[4]
+    outputs, inputs = _WIDTHS.get(own, (0, 0))
+    if own == "c_attn" and "cross" in parent:
+        outputs = 2  # keys and values
+    if own == "c_proj" and parent.endswith(("attn", "attention")):
+        return  # only that of the MLP is known to narrow
     rows, columns = tensor.shape
     if outputs * rows == inputs * columns > 0:
-        yield found[1], True
+        yield block, True
     if outputs * columns == inputs * rows > 0:
-        yield found[1], False
+        yield block, False
 
 
 def _may_be_a_stack(name: str, shape: Sequence[int]) -> bool:

@@ -1,10 +1,12 @@
-"""What the kind of a model says of the group axis of its tensors."""
+"""What the kind of a model says of its tensors: what they are, and their axes."""
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from step_cli.nm.family_table import FAMILIES, Family
+from step_cli.nm.misnamed_table import MISNAMED, Misnamed
 
 
 class Axes(NamedTuple):
@@ -27,6 +29,8 @@ class ModelConfig(NamedTuple):
 
 
 NOTHING_KNOWN = ModelConfig()
+ADDED = {"Embedding", "Positions"}  # no product multiplies by them
+TRANSPOSED = {"ConvTranspose1d", "ConvTranspose2d"}  # each stores [in, out, window..]
 
 
 def axis_by_config(name: str, shape: Sequence[int], config: ModelConfig) -> int | None:
@@ -49,6 +53,24 @@ def output_axis_by_config(
     return axes and axes.outputs
 
 
+def reason_by_config(
+    name: str, shape: Sequence[int], config: ModelConfig
+) -> Literal["embedding", "consumer"] | None:
+    """Why a tensor is no weight to be judged, where the model's kind tells; else None.
+
+    It is a table of embeddings, or the weight of a transposed convolution.
+
+    Args:
+        name: The tensor, without wrapper components such as ``_orig_mod``.
+        shape: Its shape.
+        config: What ``config.json`` says.
+    """
+    modules = {entry.module for entry in _misnamed(name, shape, config)}
+    if modules and modules <= ADDED:
+        return "embedding"
+    return "consumer" if modules and modules <= TRANSPOSED else None
+
+
 def family_rows() -> list[tuple[str, str, str, int, str]]:
     """The table: model types, tensors, what is stored, group axis, module."""
     return [
@@ -60,6 +82,20 @@ def family_rows() -> list[tuple[str, str, str, int, str]]:
             family.module,
         )
         for family in FAMILIES
+    ]
+
+
+def misnamed_rows() -> list[tuple[str, str, str, str]]:
+    """The other table: class of torch.nn, model types, names of modules, owner."""
+    return [
+        (
+            entry.module,
+            ", ".join(entry.model_types),
+            ", ".join(f"`{name}`" for name in entry.names)
+            + (" (even window)" if entry.even_window else ""),
+            entry.owner,
+        )
+        for entry in MISNAMED
     ]
 
 
@@ -77,12 +113,47 @@ def _families_of(model_types: tuple[str, ...]) -> list[tuple[str, Family]]:
 def _axes_by_config(
     name: str, shape: Sequence[int], config: ModelConfig
 ) -> Axes | None:
-    said = {
+    said = {_axes_of(entry) for entry in _misnamed(name, shape, config)}
+    said |= {
         _axes(family, shape, config.hidden_sizes)
         for end, family in _families_of(config.model_types)
         if f".{name}".endswith(end) and len(shape) == len(family.stored)
     }
     return said.pop() if len(said) == 1 else None  # two parts of a model may disagree
+
+
+def _misnamed(name: str, shape: Sequence[int], config: ModelConfig) -> list[Misnamed]:
+    """What the table has of a tensor."""
+    return [
+        entry
+        for end, entry in _misnamed_of(config.model_types)
+        if len(shape) == entry.rank
+        and end.search(name)
+        and not (entry.even_window and any(size % 2 for size in shape[2:]))
+    ]
+
+
+@lru_cache(maxsize=16)
+def _misnamed_of(
+    model_types: tuple[str, ...],
+) -> list[tuple[re.Pattern[str], Misnamed]]:
+    """The entries that concern a model, each by how a name ends."""
+    return [
+        (re.compile(rf"(?:^|\.){_pattern(end)}\.weight$"), entry)
+        for entry in MISNAMED
+        if not set(entry.model_types).isdisjoint(model_types)
+        for end in entry.names
+    ]
+
+
+def _pattern(end: str) -> str:
+    return r"\d+".join(re.escape(text) for text in end.split("*"))
+
+
+def _axes_of(entry: Misnamed) -> Axes | None:
+    if entry.module in ADDED:
+        return None
+    return Axes(0, 1) if entry.module in TRANSPOSED else Axes(1, 0)
 
 
 def _axes(

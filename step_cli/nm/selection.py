@@ -17,6 +17,7 @@ from step_cli.nm.weight_rule import (
     UNCOVERED,
     Described,
     SkipReason,
+    computed_weight,
     name_reason,
     skip_reason,
     uncheckable,
@@ -87,6 +88,7 @@ class Selection:
             the default rule would not.
         exclude: Globs; wins over ``include``.
         axes: Globs with the group axis for the tensors they match; the last match wins.
+            None: the axis by evidence.
         patterns: Globs with the pattern of the tensors they match; the first match
             wins, also over ``pattern``.
         pattern: For every selected tensor; None: that of the plan, 2:4 without one.
@@ -96,7 +98,7 @@ class Selection:
 
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
-    axes: Sequence[tuple[str, int]] = ()
+    axes: Sequence[tuple[str, int | None]] = ()
     patterns: Sequence[tuple[str, NMPattern]] = ()
     pattern: NMPattern | None = None
     plan: Plan | None = None
@@ -124,6 +126,8 @@ class Selection:
         decided: set[str] = set()
         for tensor in tensors:
             reason = self._reason(tensor, known, rule)
+            if reason is None and tensor.skip == "untraced" and tensor.name in decided:
+                reason = "untraced"  # a further product uses it in an unknown way
             if reason is None:
                 axis = self._axis(tensor, rule)
                 # One of two uses is enough where the user says which axis holds.
@@ -136,6 +140,11 @@ class Selection:
             else:
                 chosen.skipped.append((tensor, reason))
         return chosen
+
+    @property
+    def _axis_option(self) -> str:
+        """Where the user gives a group axis."""
+        return "axis" if self.prefix == "--" else "layer"
 
     def _refuse_unknown_names(self, names: Sequence[str]) -> None:
         known = set(names)
@@ -156,7 +165,7 @@ class Selection:
 
     def _warnings(self, names: Sequence[str]) -> list[str]:
         given = [("exclude", glob) for glob in self.exclude]
-        given += [("axis", glob) for glob, _ in self.axes]
+        given += [(self._axis_option, glob) for glob, _ in self.axes]
         return [
             f"{self.prefix}{option} {glob!r} matches no tensor"
             f"{nearest(glob, names, most=5)}"
@@ -168,9 +177,10 @@ class Selection:
         self, tensor: Described, names: Set[str], rule: AxisRule
     ) -> SkipReason | None:
         """Why a tensor is not judged; None if it is to be."""
-        reason = skip_reason(tensor, names)
-        if reason in ("name", "embedding") and rule.knows(tensor):
-            reason = uncheckable(tensor, names)
+        computed = computed_weight(tensor, names)
+        reason = rule.reason(computed or tensor) or skip_reason(tensor, names)
+        if reason in ("name", "embedding") and rule.knows(computed or tensor):
+            reason = "reparametrized" if computed else uncheckable(tensor, names)
         if not self._wanted(tensor):
             return "excluded" if reason is None or reason in UNCOVERED else reason
         if not self._named(tensor):
@@ -217,13 +227,14 @@ class Selection:
 
     def _axis(self, tensor: Described, rule: AxisRule) -> Axis:
         rank = len(tensor.shape)
-        given = [axis for glob, axis in self.axes if matches(tensor.name, glob)]
+        matching = [axis for glob, axis in self.axes if matches(tensor.name, glob)]
+        given = [axis for axis in matching[-1:] if axis is not None]
         planned = self.plan.get(tensor.name) if self.plan else None
         if not given and planned is None:
             if tensor.skip in ("consumer", "untraced") and tensor.axis is None:
                 raise UsageError(
                     f"no product is known that uses it: give its group axis, "
-                    f"{self.prefix}axis '{tensor.name}=1'",
+                    f"{self.prefix}{self._axis_option} '{tensor.name}=1'",
                     tensor=tensor.name,
                 )
             return rule.of(tensor)
@@ -233,7 +244,8 @@ class Selection:
         found = f"axis {axis} of a tensor of {rank} axes, shape {list(tensor.shape)}"
         if given:
             raise UsageError(
-                f"--axis: {found}; use 0 to {rank - 1}", tensor=tensor.name
+                f"{self.prefix}{self._axis_option}: {found}; use 0 to {rank - 1}",
+                tensor=tensor.name,
             )
         raise InputError(f"the plan names {found}", tensor=tensor.name)
 

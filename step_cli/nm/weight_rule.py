@@ -44,7 +44,11 @@ WRAPPERS = {
 _FLOATING = re.compile(r"float(64|32|16)|bfloat16|float8_(?!e8m0)\w+")
 _INTEGER = re.compile(r"u?int\d+|float4_\w+")
 _RECURRENT = re.compile(r"weight_([ih]h|hr)(_l\d+(_reverse)?)?")
-_EXPERT = re.compile(r"(\w+_)?proj|w[123]|\w*weight")
+_EXPERT = re.compile(r"(\w+_)?projs?|w[123]|\w*weight")
+# What else stands in a module of experts, besides their matrices.
+_NO_EXPERT = re.compile(
+    r"bias|scale|zero|mask|norm|amax|absmax|quant|blocks|idx|index|shape"
+)
 _FLAT = re.compile(r"_?flat_param(_\d+)?")
 _HEADS = {"lm_head", "classifier", "score"}
 _EMBEDDINGS = {"wte", "wpe", "shared", "emb", "relative_attention_bias"}
@@ -135,11 +139,10 @@ def name_reason(tensor: Described, names: Collection[str] = ()) -> SkipReason | 
     """Why a tensor's name, with its rank, rules it out; None if it does not."""
     name, shape = without_wrappers(tensor.name), tensor.shape
     *modules, own = name.split(".")
-    if is_flat(name):
+    if _FLAT.fullmatch(own):
         return "flat"
-    base = _reparametrized(tensor.name, names)
-    if base is not None and len(shape) > 1:
-        whole = Description(base, tensor.dtype, shape)
+    whole = computed_weight(tensor, names)
+    if whole is not None:
         return name_reason(whole) or "reparametrized"
     module = modules[-1] if modules else ""
     if len(shape) < 2 and _names_norm(module):
@@ -155,6 +158,21 @@ def name_reason(tensor: Described, names: Collection[str] = ()) -> SkipReason | 
     ):
         return "name"
     return None
+
+
+def computed_weight(
+    tensor: Described, names: Collection[str] = ()
+) -> Description | None:
+    """The matrix that a module computes from this tensor, of the same shape, or None.
+
+    Args:
+        tensor: Its description.
+        names: Of all tensors beside it.
+    """
+    base = _reparametrized(tensor.name, names)
+    if base is None or len(tensor.shape) < 2:
+        return None
+    return Description(base, tensor.dtype, tensor.shape, skip=tensor.skip)
 
 
 def uncheckable(tensor: Described, names: Collection[str] = ()) -> SkipReason | None:
@@ -175,19 +193,14 @@ def is_head(name: str) -> bool:
     return any(module in _HEADS or module.endswith("head") for module in modules)
 
 
-def is_flat(name: str) -> bool:
-    """Whether a tensor holds the parameters of several layers, as of FSDP."""
-    return _FLAT.fullmatch(name.rpartition(".")[2]) is not None
-
-
 def is_fused_experts(name: str, shape: Sequence[int]) -> bool:
     """Whether a tensor holds the matrices of all experts of a layer."""
     *modules, own = name.split(".")
-    return (
-        len(shape) == 3
-        and any("experts" in part for part in modules)
-        and _EXPERT.fullmatch(own) is not None
-    )
+    if len(shape) != 3 or not any("experts" in part for part in modules):
+        return False
+    if _EXPERT.fullmatch(own):
+        return True
+    return "experts" in modules[-1] and _NO_EXPERT.search(own) is None
 
 
 def _names_norm(module: str) -> bool:
@@ -209,9 +222,9 @@ def _reparametrized(name: str, names: Collection[str]) -> str | None:
         if own == "original0" and f"{name[:-1]}1" in names:
             return None  # the magnitude of weight norm
         return ".".join([*outer[:-2], outer[-1]])
-    if own.endswith("weight_orig"):
+    if own.endswith("_orig"):
         return name.removesuffix("_orig")
-    if own.endswith("weight_v") and f"{name[:-2]}_g" in names:
+    if own.endswith("_v") and f"{name[:-2]}_g" in names:
         return name[:-2]
     return None
 

@@ -11,6 +11,7 @@ from step_cli.errors import UsageError
 from step_cli.optim.by_name import in_order_of, spec_text
 from step_cli.optim.recipe import Recipe
 from step_cli.optim.shards import ShardSum, local
+from step_cli.optim.state import saved_of
 from step_cli.optim.weights import Weight, names_of, spec_of
 
 Groups = Sequence[dict[str, Any]]
@@ -39,7 +40,8 @@ def judged(
     members = [p for group in mine for p in group["params"]]
     indices = [index for group in groups for index in group["params"]]
     for p, index, name in zip(members, indices, names_of(mine), strict=True):
-        _check_saved(state[p], state_dict["state"].get(index, {}), index, name)
+        saved = saved_of(p, index, state_dict["state"], state[p])
+        _check_saved(state[p], saved, index, name)
     return groups
 
 
@@ -83,6 +85,8 @@ def _check_saved(
 ) -> None:
     """Refuse a saved state that lacks something, or is of another shape."""
     for key, value in own.items():
+        if key == "asleep":
+            continue  # it may have been trainable where it was saved
         if key not in saved:
             raise UsageError(f"{name}: the state lacks {key!r} of parameter {index}")
         if isinstance(value, Tensor) and value.shape != saved[key].shape:

@@ -45,6 +45,7 @@ from step_cli.optim.state import (
     has_stepped,
     move_state,
     recipe_state,
+    saved_of,
     with_index,
 )
 from step_cli.optim.variance import VarianceWatch
@@ -55,6 +56,7 @@ from step_cli.optim.weights import (
     Weight,
     count_updates,
     dense_copy,
+    is_asleep,
     is_precise,
     parts_of,
     resolve,
@@ -160,6 +162,8 @@ class SparseOptimizer(Optimizer):
         if self._rewired is None and phase.sparse:
             guards.refuse_unwired(self.recipe.inner_recipe, self._weights)
         self._finite.look(t, self._weights)
+        if self._some_asleep:
+            self._wake()
         with self._watching(phase, t, undecided=undecided), guards.overflow_as_error(t):
             self._counters["t"] = t
             for part in self._parts:
@@ -178,6 +182,19 @@ class SparseOptimizer(Optimizer):
             self._switch_after(t, reason)
         self._finite.written.keep(self._weights)
         return loss
+
+    def _wake(self) -> None:
+        """Let layers that were frozen from the start take part, at their gradient."""
+        woken = [w for w in self._weights if w.asleep and w.param.grad is not None]
+        if not woken:
+            return
+        for w in woken:
+            w.state["asleep"].zero_()
+            if self.current_phase.sparse and is_precise(w.param):
+                w.state["dense"] = dense_copy(w.param)
+        self._resolve()
+        params = {w.param for w in woken}
+        self._project([w for w in self._weights if w.param in params], starts=True)
 
     def _check(self) -> None:
         """Refuse weights not left as they were; follow a model that was moved."""
@@ -274,7 +291,7 @@ class SparseOptimizer(Optimizer):
     def _enter_phase(self) -> None:
         """Part the dense weights from the parameters, or join them, as rules ask."""
         for w in self._sparse_weights():
-            if not is_precise(w.param):
+            if not is_precise(w.param) or w.asleep:
                 continue
             if self.current_phase.sparse:
                 w.state["dense"] = dense_copy(w.param)
@@ -309,6 +326,11 @@ class SparseOptimizer(Optimizer):
     def steps_taken(self) -> int:
         """How many steps have been taken."""
         return int(self._counters["t"])
+
+    @property
+    def total_steps(self) -> int | None:
+        """Length of the training, where it is known."""
+        return int(self._counters["total_steps"]) or None
 
     @property
     def switch_step(self) -> int | None:
@@ -466,7 +488,8 @@ class SparseOptimizer(Optimizer):
         """Set in rewired layers which rules hold, and where the recipe's state is."""
         for p, forward in (self._rewired or {}).items():
             keys = self._recipe_keys & self.state[p].keys()
-            forward.active = self.current_phase.sparse
+            awake = not is_asleep(self.state[p])
+            forward.active = self.current_phase.sparse and awake
             forward.state = {key: local(self.state[p][key]) for key in keys}
 
     def _follow_model(self) -> None:
@@ -514,8 +537,9 @@ class SparseOptimizer(Optimizer):
             w.dense is not w.param and (not kept or not is_precise(w.param))
             for w in self._weights
         ]
-        hidden = {"dense", *self._recipe_keys}
+        hidden = {"dense", "asleep", *self._recipe_keys}
         self._parts = parts_of(self.base, self._weights, hidden, made)
+        self._some_asleep = any(w.asleep for w in self._weights)
         self._activate_layers()
         self._choose_kernels()
 
@@ -530,8 +554,8 @@ class SparseOptimizer(Optimizer):
 
     def _is_joined(self, p: Tensor) -> bool:
         """Whether a parameter that is to become sparse is its own dense weight now."""
-        joined = is_precise(p) and not self.current_phase.sparse
-        return joined and "dense" in self.state[p]
+        dense = not self.current_phase.sparse or is_asleep(self.state[p])
+        return is_precise(p) and dense and "dense" in self.state[p]
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -595,7 +619,8 @@ class SparseOptimizer(Optimizer):
         present, taken = self.state, self.steps_taken
         state.update({key: v for key, v in states.items() if key not in known})
         for p, index in indices.items():
-            state[p] = restored(p, states.get(index, {}), self.state[p])
+            own = self.state[p]
+            state[p] = restored(p, saved_of(p, index, states, own), own)
         self.state, self.param_groups = state, loaded_groups(self.param_groups, groups)
         self.base.param_groups, self.base.state = self.param_groups, self.state
         joined = {p: state[p]["dense"] for p in indices if self._is_joined(p)}

@@ -52,7 +52,7 @@ class Moment:
 
     def is_sparse(self, w: Weight) -> bool:
         """Whether the model is to hold a part of a weight only."""
-        return self.phase.sparse and w.spec is not None
+        return self.phase.sparse and w.spec is not None and not w.asleep
 
 
 def give_gradients(weights: Iterable[Weight], inner: Recipe, now: Moment) -> None:
@@ -128,6 +128,8 @@ def view(w: Weight, inner: Recipe, now: Moment) -> Tensor:
 def pruned_view(w: Weight, inner: Recipe, now: Moment) -> Tensor:
     """What the model would hold of a weight if the recipe pruned it now, for good."""
     assert w.spec is not None
+    if w.asleep:
+        return w.dense
     state = inner.create_state(w.dense, w.spec)
     layer = replace(now.layer(w, starts=True), state=state)
     inner.update_state(layer)  # by all processes, also one without a shard

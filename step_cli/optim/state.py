@@ -38,6 +38,8 @@ def create_state(
     if group.get("pattern") is not None or not is_precise(p):
         # In a dense phase fp32 weights are their own dense weights: no copy yet.
         state["dense"] = p.detach() if is_precise(p) else dense_copy(p)
+    if group.get("pattern") is not None and not p.requires_grad:
+        state["asleep"] = torch.ones(())  # until its first gradient
     return state
 
 
@@ -91,6 +93,17 @@ def with_index(
     """Each parameter, and the key under which a ``state_dict`` holds its state."""
     for group, saved in zip(optimizer.param_groups, saved_groups, strict=True):
         yield from zip(group["params"], saved["params"], strict=True)
+
+
+def saved_of(
+    p: Tensor, index: Any, states: Mapping[Any, Any], own: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """What is saved of a parameter.
+
+    Distributed checkpoints leave frozen ones out, and have loaded their state in place.
+    """
+    found: Mapping[str, Any] = states.get(index, {})
+    return found if found or p.requires_grad else own
 
 
 def move_state(state: dict[str, Any], p: Tensor, group: Mapping[str, Any]) -> None:

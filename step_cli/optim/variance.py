@@ -170,7 +170,11 @@ class _Sums:
         layers: bool,
     ) -> None:
         self._step, self._wanted, self._groups = step, wanted, groups
-        learning = [w for w in weights if "exp_avg_sq" in w.local_state]
+        learning = [
+            w
+            for w in weights
+            if "exp_avg_sq" in w.local_state and w.param.requires_grad
+        ]
         self._place = {w: place for place, w in enumerate(learning)}
         self._total = ShardSum(5)
         self._layers = ShardSum(2 * len(learning)) if layers else None
@@ -297,9 +301,9 @@ class VarianceWatch:
 
 
 def variances(optimizer: Optimizer) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
-    """Each parameter that has a variance, this process's part of it, its group."""
+    """Each parameter that trains, this process's part of its variance, its group."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             variance = optimizer.state[p].get("exp_avg_sq")
-            if variance is not None:
+            if variance is not None and p.requires_grad:
                 yield p, local(variance), group

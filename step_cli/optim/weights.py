@@ -40,6 +40,8 @@ class Weight:
         steps: How many updates it has had, where the optimizer itself makes them.
         variance_steps: How many of them its variance has learned from.
         frozen: Its variance is that of the switch point.
+        asleep: It was frozen when the optimizer was built and has had no gradient yet:
+            the model keeps it as it is.
     """
 
     param: Tensor
@@ -54,6 +56,7 @@ class Weight:
     steps: int = 0
     variance_steps: int = 0
     frozen: bool = False
+    asleep: bool = False
 
     def __post_init__(self) -> None:
         self.dtype, self.device = self.param.dtype, self.param.device
@@ -119,6 +122,11 @@ def dense_copy(p: Tensor) -> Tensor:
     return p.detach().clone() if is_precise(p) else p.detach().float()
 
 
+def is_asleep(state: Mapping[str, Any]) -> bool:
+    """Whether a weight that was frozen from the start still waits for a gradient."""
+    return bool(state.get("asleep", False))
+
+
 def spec_of(group: Mapping[str, Any]) -> NMSpec | None:
     """What the parameters of a group are to hold; None for a dense group."""
     if group.get("pattern") is None:
@@ -155,7 +163,9 @@ def resolve(
         for p, name in zip(group["params"], names_of([group]), strict=True):
             state, shown = optimizer.state[p], local(p)
             # By rule and not by address: a wrapper may move a parameter's memory.
-            apart = not is_precise(p) or (phase.sparse and "dense" in state)
+            asleep = is_asleep(state)
+            pruned = phase.sparse and "dense" in state and not asleep
+            apart = not is_precise(p) or pruned
             keys = (*recipe_keys, "dense", "exp_avg", "exp_avg_sq", "step")
             parts = {key: local(state[key]) for key in keys if key in state}
             weights.append(
@@ -169,6 +179,7 @@ def resolve(
                     dense=parts["dense"] if apart else shown,
                     local_state=parts,
                     version=versions.get(p),
+                    asleep=asleep,
                 )
             )
     return weights

@@ -1,24 +1,26 @@
 """``sparse_adamw`` and ``sparse``: N:M training in an unmodified loop."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from step_cli.autoswitch.autoswitch import AutoSwitch, Criterion, Fixed, SwitchRule
-from step_cli.errors import NothingSelectedError, UsageError
-from step_cli.nm.pattern import NMPattern, NMSpec, Plan
-from step_cli.nm.selection import Selection
-from step_cli.nm.weight_rule import Description
+from step_cli.errors import UsageError
+from step_cli.nm.pattern import NMPattern
 from step_cli.optim.adam import EpsMode
-from step_cli.optim.guards import number_of_steps, refuse_early_scheduler
-from step_cli.optim.layers import param_groups, plan_for, warn_of
+from step_cli.optim.guards import number_of_steps
 from step_cli.optim.optimizer import SparseOptimizer, VarianceCorrection
 from step_cli.optim.recipe import Recipe, plain_number
-from step_cli.optim.shards import Gathered
 from step_cli.recipes import make_recipe
+from step_cli.recipes.choosing import (
+    GroupOptions,
+    given_groups,
+    mark,
+    module_groups,
+)
 
 T_MIN, T_MAX = 0.1, 0.5  # Geweke's clipping, as the STEP paper suggests
 
@@ -36,13 +38,15 @@ def sparse_adamw(
     v_correction: VarianceCorrection = "at_switch",
     record: bool = False,
     compile: bool | None = None,
+    model: nn.Module | None = None,
+    groups: GroupOptions | None = None,
     **adamw: Any,
 ) -> SparseOptimizer:
     """AdamW that learns N:M weights: use it in place of ``torch.optim.AdamW``.
 
     Args:
         params: A module, named parameters, or param groups that carry ``pattern`` and
-            ``axis`` (groups without them stay dense).
+            ``axis`` (groups without them stay dense), or any beside ``model``.
         pattern: The N:M pattern of every selected weight.
         recipe: A recipe or its name.
         total_steps: Length of the training, which the switch is clipped to and the
@@ -53,16 +57,28 @@ def sparse_adamw(
         v_correction: See :class:`SparseOptimizer`.
         record: Measure the variance at every step.
         compile: See :class:`SparseOptimizer`.
+        model: The module whose types choose, where ``params`` are parameters or groups;
+            groups that carry ``pattern`` and ``axis`` (or ``pattern=None``) are left.
+        groups: Beside a module, from a parameter's name to the options of its group,
+            such as ``{"weight_decay": 0.0}`` for norms and biases, or None.
         **adamw: Options of ``torch.optim.AdamW``: lr, betas, eps, weight_decay, ...
 
     Raises:
-        UsageError: Bare parameters, an impossible switch, or an unknown recipe.
+        UsageError: Bare parameters, an impossible switch, an unknown recipe, or
+            adapters of a model that stays dense.
         NothingSelectedError: No parameter can hold the pattern.
     """
     made = _made(recipe)
-    base = torch.optim.AdamW(_groups(params, pattern, made), **adamw)
-    optimizer = sparse(
-        base,
+    if isinstance(params, nn.Module):
+        if model not in (None, params):
+            raise UsageError("model: it goes beside parameters, not beside a module")
+        model, given = params, module_groups(params, groups)
+    elif groups is not None:
+        raise UsageError("groups: it goes beside a module, whose names it is given")
+    else:
+        given = given_groups(params, model)
+    return sparse(
+        torch.optim.AdamW(given, **adamw),
         made,
         pattern,
         total_steps=total_steps,
@@ -71,10 +87,8 @@ def sparse_adamw(
         v_correction=v_correction,
         record=record,
         compile=compile,
+        model=model,
     )
-    if isinstance(params, nn.Module):
-        optimizer.rewire(params)
-    return optimizer
 
 
 def sparse(
@@ -88,12 +102,14 @@ def sparse(
     v_correction: VarianceCorrection = "at_switch",
     record: bool = False,
     compile: bool | None = None,
+    model: nn.Module | None = None,
 ) -> SparseOptimizer:
     """Make any optimizer learn N:M weights, such as momentum SGD for SR-STE.
 
-    The optimizer's groups carry ``pattern`` and ``axis``; where none does, it must have
-    been given named parameters, and the weights are chosen by name and shape. A recipe
-    that changes the backward pass also needs ``rewire(model)`` of what is returned.
+    The types of ``model``'s modules choose the weights. Without it, the optimizer's
+    groups carry ``pattern`` and ``axis``; where none does, it must have been given
+    named parameters, and the weights are chosen by name and shape. A recipe that
+    changes the backward pass needs the model too.
 
     Raises:
         UsageError: As :func:`sparse_adamw`.
@@ -102,10 +118,9 @@ def sparse(
     if total_steps is not None:
         total_steps = number_of_steps(total_steps)
     switch = plain_number(switch)
-    if not any("pattern" in group for group in optimizer.param_groups):
-        _choose_within(optimizer, pattern, made)
+    mark(optimizer, model, pattern, made)
     rule = _rule(optimizer, made, switch, total_steps)
-    return SparseOptimizer(
+    made_sparse = SparseOptimizer(
         optimizer,
         made,
         rule,
@@ -115,6 +130,9 @@ def sparse(
         compile=compile,
         total_steps=total_steps,
     )
+    if model is not None:
+        made_sparse.rewire(model)
+    return made_sparse
 
 
 def _made(recipe: Recipe | str) -> Recipe:
@@ -181,91 +199,3 @@ def _fixed(recipe: Recipe, total_steps: int | None) -> int | None:
     if total_steps is None:
         raise UsageError(NO_LENGTH)
     return round(recipe.switch_step * total_steps)
-
-
-def _groups(
-    params: nn.Module | Iterable[Any], pattern: NMPattern | str, recipe: Recipe
-) -> list[Any]:
-    """Param groups, with the sparse ones marked where the caller has not done so."""
-    if isinstance(params, nn.Module):
-        parsed = NMPattern.of(pattern)
-        plan = plan_for(params, Selection(pattern=parsed))
-        if not plan:
-            raise NothingSelectedError(
-                f"no layer of the model can hold {parsed}; give param groups that "
-                "carry pattern and axis"
-            )
-        weights = Gathered(dict(params.named_parameters()))
-        groups = param_groups(params, recipe.inner_recipe.plan_layers(weights, plan))
-        if not groups:
-            raise NothingSelectedError("no parameter of the model requires a gradient")
-        return list(groups)
-    given = [_listed(item) for item in params]
-    if not given:
-        raise UsageError("there are no parameters to optimize")
-    bare = any(isinstance(item, Tensor) for item in given)
-    if bare or (
-        given
-        and isinstance(given[0], dict)
-        and not any("pattern" in group for group in given)
-        and not all(_named(group["params"]) for group in given)
-    ):
-        raise UsageError(
-            "bare parameters have no names to choose by: give the module, its "
-            "named_parameters(), or param groups that carry pattern and axis"
-        )
-    return given
-
-
-def _listed(item: Any) -> Any:
-    """A group with its parameters as a list, as an iterator can be read only once."""
-    if not isinstance(item, dict) or isinstance(item.get("params"), Tensor):
-        return item
-    return {**item, "params": list(item["params"])}
-
-
-def _named(members: Any) -> bool:
-    return all(isinstance(member, tuple) for member in members)
-
-
-def _choose_within(
-    optimizer: Optimizer, pattern: NMPattern | str, recipe: Recipe
-) -> None:
-    """Split each group of named parameters by pattern and axis, and mark the parts."""
-    parsed = NMPattern.of(pattern)
-    if not all("param_names" in group for group in optimizer.param_groups):
-        raise UsageError(
-            "bare parameters have no names to choose by: give the optimizer "
-            "named_parameters(), or param groups that carry pattern and axis"
-        )
-    weights = {
-        name: p
-        for group in optimizer.param_groups
-        for name, p in zip(group["param_names"], group["params"], strict=True)
-    }
-    described = [
-        Description(name, str(p.dtype).removeprefix("torch."), tuple(p.shape))
-        for name, p in weights.items()
-        if p.requires_grad
-    ]
-    chosen = Selection(pattern=parsed).choose(described)
-    warn_of(chosen)
-    if not chosen.layers:
-        raise NothingSelectedError(f"no named parameter can hold {parsed}")
-    plan = {layer.tensor.name: layer.spec for layer in chosen.layers}
-    plan = recipe.inner_recipe.plan_layers(Gathered(weights), plan)
-    parts = [part for group in optimizer.param_groups for part in _parts(group, plan)]
-    refuse_early_scheduler(optimizer, len(parts))
-    optimizer.param_groups[:] = parts
-
-
-def _parts(group: dict[str, Any], plan: Plan) -> Sequence[dict[str, Any]]:
-    parts: dict[NMSpec | None, dict[str, Any]] = {}
-    for name, p in zip(group["param_names"], group["params"], strict=True):
-        layer = plan.get(name)
-        part = parts.setdefault(layer, {**group, "params": [], "param_names": []})
-        part["params"].append(p)
-        part["param_names"].append(name)
-        if layer is not None:
-            part.update(pattern=str(layer.pattern), axis=layer.axis)
-    return list(parts.values())

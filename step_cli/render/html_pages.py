@@ -77,7 +77,7 @@ class LayerRow:
     @property
     def sizes(self) -> str:
         """The shape, a multiplication sign between its sizes."""
-        return " \u00d7 ".join(str(size) for size in self.shape)
+        return _sizes(self.shape)
 
     @property
     def spark(self) -> str:
@@ -90,6 +90,28 @@ class LayerRow:
             f"{number * across:.1f},{1 + room * (1 - value / top):.1f}"
             for number, value in enumerate(values)
         )
+
+
+@dataclass(frozen=True)
+class LeftRow:
+    """A layer weight that stays dense.
+
+    Attributes:
+        name: Of the weight.
+        shape: Its sizes.
+        why: Why it does.
+        share: Of all layer weights.
+    """
+
+    name: str
+    shape: Sequence[int]
+    why: str
+    share: float
+
+    @property
+    def sizes(self) -> str:
+        """The shape, a multiplication sign between its sizes."""
+        return _sizes(self.shape)
 
 
 @dataclass(frozen=True)
@@ -116,6 +138,7 @@ class RunPage:
         measured: The step after which they were measured.
         curves: The SVG of ``curves.svg``.
         layers: One row for each weight that is to become N:M.
+        left: One row for each layer weight that stays dense.
         config: The configuration, as TOML.
         versions: Labels and values of the environment.
     """
@@ -129,6 +152,7 @@ class RunPage:
     measured: int
     curves: str
     layers: Sequence[LayerRow]
+    left: Sequence[LeftRow]
     config: str
     versions: Sequence[tuple[str, str]]
 
@@ -159,3 +183,7 @@ def _means(values: Sequence[float], most: int) -> list[float]:
     size = -(-len(values) // most) if values else 1
     pieces = [values[first : first + size] for first in range(0, len(values), size)]
     return [sum(piece) / len(piece) for piece in pieces]
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return " \u00d7 ".join(str(size) for size in shape)

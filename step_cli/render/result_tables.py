@@ -58,10 +58,17 @@ def _train(report: TrainReport, console: "AnyConsole", *, verbose: bool) -> None
         )
     for line in report.advice:
         console.line(line)
+    if report.stays_dense:
+        share = 100 * sum(left.share for left in report.stays_dense)
+        console.line(
+            f"{share:.1f} % of all layer weights stay dense, as report.json tells"
+        )
     if report.written is not None:
         page = one_line(f"{report.written}/report.html")
         console.line(f"curves and layers: {page}")
     parts = [report.recipe, report.pattern, f"density {report.density:.4f}"]
+    if report.overall_density is not None:
+        parts.append(f"of all layers {report.overall_density:.4f}")
     text = ", ".join(part for part in parts if part)
     console.verdict(report.ok, f"{text}: {one_line(report.run_dir)}")
 

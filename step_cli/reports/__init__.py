@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from step_cli.reports.prune import PrunedLayer as PrunedLayer
     from step_cli.reports.prune import PruneReport as PruneReport
     from step_cli.reports.prune import PruneTotals as PruneTotals
+    from step_cli.reports.train import SplitFound as SplitFound
+    from step_cli.reports.train import StaysDense as StaysDense
     from step_cli.reports.train import SwitchPoint as SwitchPoint
     from step_cli.reports.train import TrainReport as TrainReport
     from step_cli.reports.verify_nm import CheckpointVerdict as CheckpointVerdict
@@ -59,7 +61,7 @@ _NAMES = {
         "ExportReport",
     ),
     "prune": ("PrunedLayer", "PruneTotals", "PruneReport"),
-    "train": ("SwitchPoint", "TrainReport"),
+    "train": ("SplitFound", "StaysDense", "SwitchPoint", "TrainReport"),
     "verify_nm": (
         "GroupAt",
         "MaskDifference",

@@ -16,6 +16,22 @@ class SwitchPoint(Part):
     criterion: str
 
 
+class StaysDense(Part):
+    """A layer weight that is not N:M, and why; its share is of all layer weights."""
+
+    name: str
+    shape: list[int]
+    reason: str
+    share: float
+
+
+class SplitFound(Part):
+    """The samples of a split, and how many are of each class, where there are some."""
+
+    samples: int
+    classes: dict[str, int] | None = None
+
+
 class TrainReport(Report):
     """What ``train`` reached; accuracies are shares of 1, losses means per sample."""
 
@@ -28,9 +44,12 @@ class TrainReport(Report):
     metrics: dict[str, float]
     dense_metrics: dict[str, float] | None
     density: float
+    overall_density: float | None = None  # of all layer weights, chosen or not
+    stays_dense: list[StaysDense] = Field([])
     run_dir: str
     parallel: str = "none"
     processes: int = 1
+    data: dict[str, SplitFound] = Field({})
     advice: list[str] = Field([])
 
     @property

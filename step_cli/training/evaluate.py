@@ -141,14 +141,35 @@ def _fitting(scores: object, labels: Tensor) -> Tensor:
     if labels.is_floating_point() and scores.shape == (len(labels), 1):
         scores = scores.squeeze(1)
     wanted = scores.shape if labels.is_floating_point() else scores.shape[:-1]
-    if labels.shape != wanted:
+    if labels.shape != wanted or _is_number(scores, labels):
         raise InputError(
             f"the model does not fit the data: it returns scores {list(scores.shape)} "
-            f"for {_kind(labels)} labels {list(labels.shape)}"
+            f"for {_kind(labels)} labels {list(labels.shape)}{_advice(scores, labels)}"
         )
     if not labels.is_floating_point():
         _refuse_foreign(labels, classes=scores.shape[-1])
     return scores
+
+
+def _advice(scores: Tensor, labels: Tensor) -> str:
+    """What to do where labels are of the other kind than the model."""
+    if _is_number(scores, labels):
+        return (
+            "; a model of one score is for numbers: write labels with a decimal point, "
+            "or take a model of as many scores as classes"
+        )
+    if labels.is_floating_point() and scores.dim() == 2:
+        return (
+            "; of classes, write labels as whole numbers without a decimal point, else "
+            "take a model of one score"
+        )
+    return ""
+
+
+def _is_number(scores: Tensor, labels: Tensor) -> bool:
+    """Whether a model gives one number for each sample where labels are classes."""
+    one = scores.shape in ((len(labels),), (len(labels), 1))
+    return labels.dim() == 1 and not labels.is_floating_point() and one
 
 
 def _kind(labels: Tensor) -> str:
@@ -158,10 +179,19 @@ def _kind(labels: Tensor) -> str:
 def _refuse_foreign(labels: Tensor, *, classes: int) -> None:
     foreign = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
     if foreign.numel():
+        advice = _advice_on(foreign, labels, classes)
         raise InputError(
             f"the model does not fit the data: label {int(foreign[0])} is none of its "
-            f"{classes} classes, 0 to {classes - 1}"
+            f"{classes} classes, 0 to {classes - 1}{advice}"
         )
+
+
+def _advice_on(foreign: Tensor, labels: Tensor, classes: int) -> str:
+    if labels.dim() != 1:
+        return ""
+    if int(foreign.min()) == int(foreign.max()) == classes and int(labels.min()) > 0:
+        return "; classes count from 0: subtract 1 from each label if they begin at 1"
+    return ""
 
 
 @contextmanager

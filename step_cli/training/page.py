@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from step_cli.config.train import TrainConfig, to_toml
+from step_cli.data.said import summary
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.pytorch.arrays import to_array
 from step_cli.nm.count import TensorToCheck, count_tensors
@@ -17,7 +18,7 @@ from step_cli.nm.tensor_data import TensorData
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.shards import is_shard
 from step_cli.plots.drawing import INKS
-from step_cli.render.html_pages import LayerRow, MetricRow, RunPage, html
+from step_cli.render.html_pages import LayerRow, LeftRow, MetricRow, RunPage, html
 from step_cli.reports import TrainReport
 from step_cli.training.curves import draw_curves
 from step_cli.training.history import History, read_history, switch_point
@@ -55,6 +56,7 @@ def show_run(
         measured=history.last_evaluation.get("step", 0),
         curves=(run_dir / "curves.svg").read_text(encoding="utf-8"),
         layers=list(_layers(run_dir, setup)),
+        left=list(_left(setup)),
         config=to_toml(config),
         versions=list(_versions(setup)),
     )
@@ -79,11 +81,14 @@ def _facts(
     yield "pattern", ", ".join(patterns) if optimizer.recipe.ends_sparse else "none"
     yield "model", config.model.source
     yield "data", config.data.source
+    yield "samples", summary(setup.data)
     yield "phase", optimizer.phase
     yield "switch", _switch(history, switches=optimizer.recipe.switches)
     yield "sparse layers", f"{len(setup.plan) if sparse else 0} of {len(setup.plan)}"
     if report is not None:
         yield "density", f"{report.density:.4f}"
+        if report.overall_density is not None:
+            yield "density of all layers", f"{report.overall_density:.4f}"
     yield "steps", f"{optimizer.steps_taken} of {history.steps}"
 
 
@@ -138,6 +143,13 @@ def _layers(run_dir: Path, setup: Setup) -> Iterator[LayerRow]:
             count.violations if count is not None and sparse else None,
             recorded.of(number),
         )
+
+
+def _left(setup: Setup) -> Iterator[LeftRow]:
+    """What stays dense, and why; nothing where the recipe prunes nothing."""
+    if setup.optimizer.recipe.ends_sparse:
+        for left in setup.coverage.left:
+            yield LeftRow(left.name, left.shape, left.why, left.share)
 
 
 def _weights(run_dir: Path, setup: Setup) -> dict[str, TensorData]:

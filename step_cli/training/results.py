@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from step_cli.config.data import BYTES
 from step_cli.config.train import TrainConfig
+from step_cli.data.said import found_in
 from step_cli.errors import OutputError, StepError
 from step_cli.formats.files.staged import staged
 from step_cli.formats.huggingface.directory import copy_tokenizer
@@ -29,10 +30,12 @@ from step_cli.formats.safetensors.writer import save_safetensors
 from step_cli.models.source import ModelSource, write_source
 from step_cli.nm.pattern import Plan
 from step_cli.optim.layers import density
-from step_cli.reports import TrainReport
+from step_cli.optim.stays_dense import overall_density
+from step_cli.reports import StaysDense, TrainReport
 from step_cli.training.history import switch_point
 from step_cli.training.page import show_run
 from step_cli.training.records import save_text
+from step_cli.training.setup import Setup
 from step_cli.training.trainer import Trainer
 from step_cli.training.wrapping import shared_buffers, whole_state
 
@@ -52,7 +55,12 @@ def finish(trainer: Trainer, path: Path, run_dir: Path) -> TrainReport:
     dense_metrics = trainer.evaluate_dense() if setup.is_sparse else None
     with shared_buffers(setup.model, processes):
         state = whole_state(setup.model, processes)
-        kept = density(state, setup.plan) if processes.first else 0.0
+        kept = (0.0, 0.0)
+        if processes.first:
+            kept = (
+                density(state, setup.plan),
+                overall_density(state, setup.coverage),
+            )
         kept = processes.from_first(kept)
         report = _report(trainer, run_dir, metrics, dense_metrics, kept)
         if processes.first:
@@ -72,6 +80,15 @@ def _write(
         save_model(path / "model", setup.model, plan, source, tokenizers, state)
     save_text(path / "report.json", report.document() + "\n")
     show_run(path, config, setup, report)
+
+
+def left_dense(setup: Setup) -> list[StaysDense]:
+    """What of the model's layers stays dense though the recipe prunes."""
+    left = setup.coverage.left if setup.optimizer.recipe.ends_sparse else ()
+    return [
+        StaysDense(name=w.name, shape=list(w.shape), reason=w.reason, share=w.share)
+        for w in left
+    ]
 
 
 def show_stopped(trainer: Trainer, path: Path) -> None:
@@ -96,7 +113,7 @@ def _report(
     run_dir: Path,
     metrics: dict[str, float],
     dense_metrics: dict[str, float] | None,
-    kept: float,
+    kept: tuple[float, float],
 ) -> TrainReport:
     config, optimizer = trainer.config, trainer.setup.optimizer
     sparse = trainer.setup.is_sparse
@@ -109,10 +126,13 @@ def _report(
         switch=switch_point(optimizer),
         metrics=metrics,
         dense_metrics=dense_metrics,
-        density=kept,
+        density=kept[0],
+        overall_density=kept[1],
+        stays_dense=left_dense(trainer.setup),
         run_dir=str(run_dir),
         parallel=trainer.setup.processes.kind,
         processes=trainer.setup.processes.size,
+        data=found_in(trainer.setup.data),
         advice=[] if reached else [_never_switched(trainer)],
     )
 

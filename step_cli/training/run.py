@@ -6,13 +6,16 @@ from pathlib import Path
 
 from step_cli.config.train import TrainConfig, to_toml
 from step_cli.data.load import load_data
+from step_cli.data.said import found_in, say_other_numbers
 from step_cli.errors import INTERRUPTED, StoppedError
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import FILE as PLAN
 from step_cli.formats.plan import plan_json, read_plan
 from step_cli.models.spec import build_model, load_weights
+from step_cli.models.start_weights import refuse_non_finite
 from step_cli.nm.pattern import Plan
-from step_cli.optim.layers import density, plan_for
+from step_cli.optim.layers import choose_layers, density, plan_of
+from step_cli.optim.stays_dense import coverage_of, overall_density
 from step_cli.plots.drawing import require_drawing
 from step_cli.reports import TrainReport
 from step_cli.training.callbacks import (
@@ -190,12 +193,17 @@ def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:
         opened = open_checkpoint(checkpoint)
         model = build_model(config.model.source, config.model.options).model
         places = load_weights(model, opened)
+        refuse_non_finite(model, checkpoint, places)
         data, precision = load_data(config.data), config.train.precision
+        say_other_numbers(data, config.data.source, getattr(model, "config", None))
         given = opened.plan or {}
         stored = {places[name]: given[name] for name in given if name in places}
-        plan = stored or plan_for(model, selection(config))
+        chosen = choose_layers(model, selection(config))
+        plan = stored or plan_of(chosen)
+        coverage = coverage_of(chosen, plan, {})
         found = {str(layer.pattern) for layer in stored.values()}
-        kept = density(model.state_dict(), plan)
+        state = model.state_dict()
+        kept = density(state, plan), overall_density(state, coverage)
         parallelize(model, plan, processes, compile=config.train.compile)
         return TrainReport(
             ok=True,
@@ -211,8 +219,10 @@ def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:
                 batch_size=config.train.batch_size,
             ),
             dense_metrics=None,
-            density=kept,
+            density=kept[0],
+            overall_density=kept[1],
             run_dir=str(checkpoint),
             parallel=processes.kind,
             processes=processes.size,
+            data=found_in(data),
         )

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from step_cli.config.train import TrainConfig, keys_of, load_config
-from step_cli.data.batch import Dataset, fingerprint_of
+from step_cli.data.batch import Dataset, Subset, fingerprint_of
 from step_cli.errors import InputError, OutputError, StoppedError
 from step_cli.formats.files.json_text import read_json
 from step_cli.formats.files.mapped_file import reason_of
@@ -171,6 +171,8 @@ def refuse_other_data(run_dir: Path, data: Dataset) -> None:
         found = f"{now['samples']} samples {purpose}, were {was}"
         if now["samples"] == was:
             found = f"the {was} samples {purpose} are others than they were"
+        if isinstance(data.held_out, Subset):  # versions held out other shares
+            found += ", or another version of step-cli chose the share"
         raise InputError(
             f"not the data the run began with: {found}; it would not go on bit for bit",
             file=run_dir,

@@ -1,6 +1,5 @@
 """From a configuration to a trainer's parts; what cannot work is refused here."""
 
-import logging
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -16,14 +15,21 @@ from step_cli.config.types import to_step
 from step_cli.data.batch import Dataset
 from step_cli.data.load import load_data
 from step_cli.data.order import batch_at
+from step_cli.data.said import say_other_numbers
 from step_cli.errors import NothingSelectedError, UsageError
 from step_cli.formats.plan import read_plan
 from step_cli.models.spec import start_model
 from step_cli.nm.pattern import Plan
 from step_cli.nm.selection import Selection
-from step_cli.optim.layers import param_groups, plan_for
+from step_cli.optim.layers import (
+    choose_layers,
+    param_groups,
+    plan_of,
+    refuse_adapters,
+)
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.recipe import Recipe
+from step_cli.optim.stays_dense import FROZEN, Coverage, coverage_of, tell
 from step_cli.recipes import make_recipe
 from step_cli.recipes.domino_search import DominoSearch
 from step_cli.recipes.domino_training import search
@@ -31,8 +37,6 @@ from step_cli.training.distributed import Processes
 from step_cli.training.evaluate import loss_of, scores_of
 from step_cli.training.process_state import seed_all
 from step_cli.training.wrapping import parallelize
-
-logger = logging.getLogger(__name__)
 
 OPTIMIZER_OPTIONS = {"eps_mode", "v_correction"}  # of [sparsity.options], not recipes'
 
@@ -46,6 +50,7 @@ class Setup:
         forward: What a training step calls: the model, as it was wrapped.
         optimizer: Owns the dense weights.
         plan: What the chosen weights are to become, in the order of the model.
+        coverage: What of the model's layers stays dense.
         data: What to train on.
         processes: The processes that train it.
     """
@@ -54,6 +59,7 @@ class Setup:
     forward: nn.Module
     optimizer: SparseOptimizer
     plan: Plan
+    coverage: Coverage
     data: Dataset
     processes: Processes
 
@@ -85,13 +91,16 @@ def set_up(
     model = load_model(config)
     if not any(p.requires_grad for p in model.parameters()):
         raise NothingSelectedError("no parameter of the model requires gradients")
-    wanted = plan or _that_train(plan_for(model, selection(config)), model)
+    wanted, coverage = _choose(config, model, plan)
+    if recipe.ends_sparse:
+        tell(coverage)
     if not wanted:
         raise NothingSelectedError(
             f"no layer of the model can hold {config.sparsity.pattern}; "
             "look at sparsity.include, exclude and pattern"
         )
     data = load_data(config.data)
+    say_other_numbers(data, config.data.source, getattr(model, "config", None))
     if plan is None:
         if processes.kind != "fsdp":  # its device need not hold the whole model
             model.to(processes.device)
@@ -109,16 +118,26 @@ def set_up(
     )
     optimizer.rewire(model)
     seed_all(config.train.seed, processes.rank)
-    return Setup(model, forward, optimizer, plan, data, processes)
+    return Setup(model, forward, optimizer, plan, coverage, data, processes)
 
 
-def _that_train(plan: Plan, model: nn.Module) -> Plan:
-    """The plan without weights that the model holds fast."""
+def _choose(
+    config: TrainConfig, model: nn.Module, plan: Plan | None
+) -> tuple[Plan, Coverage]:
+    """What is to become N:M, and what stays dense.
+
+    Args:
+        config: The configuration.
+        model: A weight that it holds fast stays dense.
+        plan: What an earlier part of the run has settled.
+    """
     weights = dict(model.named_parameters())
-    fast = [name for name in plan if not weights[name].requires_grad]
-    for name in fast:
-        logger.warning("%s stays dense: its requires_grad is False", name)
-    return {name: layer for name, layer in plan.items() if name not in fast}
+    chosen = choose_layers(model, selection(config))
+    found = plan_of(chosen)
+    fast = {name: FROZEN for name in found if not weights[name].requires_grad}
+    wanted = plan or {name: spec for name, spec in found.items() if name not in fast}
+    refuse_adapters(weights, wanted)
+    return wanted, coverage_of(chosen, wanted, fast)
 
 
 def load_model(config: TrainConfig) -> nn.Module:
@@ -134,7 +153,10 @@ def selection(config: TrainConfig) -> Selection:
     return Selection(
         include=sparsity.include,
         exclude=sparsity.exclude,
-        patterns=[(layer.match, layer.pattern) for layer in sparsity.layer],
+        axes=[(layer.match, layer.axis) for layer in sparsity.layer[::-1]],
+        patterns=[
+            (layer.match, layer.pattern or sparsity.pattern) for layer in sparsity.layer
+        ],
         pattern=None if plan else sparsity.pattern,
         plan=plan,
         prefix="sparsity.",

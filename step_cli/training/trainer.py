@@ -117,10 +117,10 @@ class Trainer:
         processes = self.setup.processes
         loss = float(processes.total(torch.stack(losses).sum())) / processes.size
         if not math.isfinite(loss):
-            raise NonFiniteError(
-                f"step {step}: the loss is {loss}; lower the learning rate or clip the "
-                "gradient"
-            )
+            mend = "lower the learning rate or clip the gradient"
+            if step == 1:  # no step has changed the weights, and they were looked at
+                mend = "no step was taken yet, so it comes from the model or the data"
+            raise NonFiniteError(f"step {step}: the loss is {loss}; {mend}")
         if train.grad_clip > 0:
             clip_gradients(self.setup.model.parameters(), train.grad_clip, processes)
         optimizer.watch_masks = watch

@@ -108,9 +108,9 @@ def test_W12_json_is_one_document_while_libraries_print(tmp_path: Path) -> None:
         "import os, sys, warnings\n"
         "from step_cli.commands.verify import run as verify_nm\n"
         "real = verify_nm.open_checkpoint\n"
-        "def noisy(path):\n"
+        "def noisy(path, key):\n"
         "    print('printed'); os.write(1, b'written\\n'); warnings.warn('warned')\n"
-        "    return real(path)\n"
+        "    return real(path, key)\n"
         "verify_nm.open_checkpoint = noisy\n"
         "from step_cli.cli.app import main; main()"
     )

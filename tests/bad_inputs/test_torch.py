@@ -132,7 +132,7 @@ for path in sys.argv[1:]:
 def asked_in_one_child(paths: list[Path]) -> list[dict[str, object]]:
     """What the child says of each file; one process for all, as torch starts slowly."""
     words = [sys.executable, "-P", "-c", MANY, *map(str, paths)]
-    done = forks.run(words, capture_output=True, text=True, timeout=60, check=True)
+    done = forks.run(words, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -185,9 +185,7 @@ def test_R32_what_does_not_fit_into_memory_is_a_lack(tmp_path: Path) -> None:
         f"{limited}\nfrom step_cli.cli.app import main; main()",
     ]
     words += ["verify-nm", str(path), "--json"]
-    done = subprocess.run(
-        words, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 6, done.stderr
     assert json.loads(done.stdout)["error"]["exit"] == 6
     assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr

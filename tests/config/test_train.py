@@ -89,7 +89,22 @@ def test_no_mistake_names_a_class(section: str, value: str) -> None:
 
 def test_single_layers_may_stay_dense() -> None:
     config = load_config(CONFIG, ['sparsity.layer=[{match="a", pattern="4:4"}]'])
-    assert config.sparsity.layer[0].pattern.dense
+    pattern = config.sparsity.layer[0].pattern
+    assert pattern is not None and pattern.dense
+
+
+@pytest.mark.parametrize("axis", ["true", '"1"', "1.0", "[1]"])
+def test_an_axis_is_a_whole_number(axis: str) -> None:
+    with pytest.raises(UsageError, match=r"sparsity\.layer\.axis: expected"):
+        load_config(CONFIG, [f'sparsity.layer=[{{match="a", axis={axis}}}]'])
+
+
+def test_a_layer_that_says_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match="give a pattern, an axis, or both"):
+        load_config(CONFIG, ['sparsity.layer=[{match="a"}]'])
+    config = load_config(CONFIG, ['sparsity.layer=[{match="a", axis=-1}]'])
+    assert config.sparsity.layer[0].axis == -1
+    assert config.sparsity.layer[0].pattern is None
 
 
 def test_the_names_of_recipes_are_those_there_are() -> None:

@@ -1,22 +1,27 @@
 """Bytes of two tensors are not changed for one of them alone."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from commands.prune.test_prune import best
 from onnx import TensorProto, helper
 
 from step_cli.commands.prune import run as prune
 from step_cli.config.commands import PruneConfig
-from step_cli.errors import InputError
+from step_cli.errors import InputError, NothingSelectedError
+from step_cli.formats.checkpoint import NamedTensor, Place
+from step_cli.formats.files.mapped_file import map_file
+from step_cli.formats.files.sharing import MOST_OPEN, with_sharing
 
 
-def refused(source: Path, words: str) -> None:
+def refused(source: Path, words: str, *named: str) -> None:
     out = source.with_name(f"out{source.suffix}")
     with pytest.raises(InputError, match=words):
-        prune.run(PruneConfig(checkpoint=source, out=out))
+        prune.run(PruneConfig(checkpoint=source, out=out, include=list(named)))
     assert not out.exists()
 
 
@@ -35,7 +40,56 @@ VIEWS = {
 def test_views_of_one_storage_in_a_torch_file(name: str, tmp_path: Path) -> None:
     weight, stays = VIEWS[name]
     torch.save({"a.weight": weight, "b.bias": stays}, tmp_path / "m.pt")
-    refused(tmp_path / "m.pt", "shares its data with 'a.weight', which changes")
+    words = "shares its data with 'a.weight', which changes"
+    refused(tmp_path / "m.pt", words, "a.weight")
+    with pytest.raises(NothingSelectedError, match="1 consumer"):
+        prune.run(PruneConfig(checkpoint=tmp_path / "m.pt", out=tmp_path / "out.pt"))
+
+
+def test_two_named_tensors_with_common_elements_are_refused(tmp_path: Path) -> None:
+    torch.save({"a.weight": BIG[:8], "b.weight": BIG[4:]}, tmp_path / "m.pt")
+    words = "shares its data with 'a.weight'; save them apart"
+    refused(tmp_path / "m.pt", words, "a.weight", "b.weight")
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "before 1.6"])
+def test_columns_of_one_matrix_are_pruned_each(new: bool, tmp_path: Path) -> None:
+    wide = torch.rand(24, 40, generator=torch.Generator().manual_seed(0)) + 1
+    state = {
+        "q.weight": wide[:, :16],
+        "k.weight": wide[2:14, 16:32],
+        "v.weight": wide[:, 32:36].t(),
+        "o.bias": wide[:, 36],
+        "even.weight": wide[14:, 16:32:2],
+        "odd.weight": wide[14:, 17:32:2],
+    }
+    path, out = tmp_path / "m.pt", tmp_path / "out.pt"
+    torch.save(state, path, _use_new_zipfile_serialization=new)
+    prune.run(PruneConfig(checkpoint=path, out=out))
+    written = torch.load(out, weights_only=True)
+    for name, old in state.items():
+        expected = old if name == "o.bias" else torch.from_numpy(best(old.numpy()))
+        assert torch.equal(written[name], expected), name
+    whole = written["q.weight"].as_strided((24, 40), (40, 1), 0)
+    assert torch.equal(whole[:, 37:], wide[:, 37:])
+    assert torch.equal(whole[:2, 16:32], wide[:2, 16:32])
+
+
+def test_very_many_views_of_one_place_are_told_in_time(tmp_path: Path) -> None:
+    wide = np.zeros((400, 400), np.float32)
+    data = tmp_path / "data"
+    data.write_bytes(wide.tobytes())
+    file = map_file(data)
+    tensors = [
+        NamedTensor(
+            f"{i}", "float32", (400,), partial(wide.__getitem__, (slice(None), i)),
+            among=Place(file, 4 * i, 4 * (400 * 399 + i + 1), (0,), (1600,)),
+        )
+        for i in range(300)
+    ]  # fmt: skip
+    few = with_sharing(tensors[:MOST_OPEN])
+    assert not any(tensor.shared_with for tensor in few)
+    assert all(tensor.shared_with for tensor in with_sharing(tensors))
 
 
 def test_views_that_only_touch_are_fine(tmp_path: Path) -> None:

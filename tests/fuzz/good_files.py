@@ -112,6 +112,40 @@ def _torch() -> list[bytes]:
     return [saved(state), saved(wrapped), legacy, saved(pages), saved(met), old]
 
 
+def _with_lists(weight: np.ndarray) -> onnx.ModelProto:
+    """A sparse initializer behind operators with constant arguments, and a scale."""
+    at = np.flatnonzero(weight)
+    proto = model(
+        [
+            helper.make_node("Constant", [], ["k"], value_floats=[0.5, 2, 1, 4]),
+            helper.make_node("Reshape", ["w", "shape"], ["r"]),
+            helper.make_node("Split", ["r"], ["s", "t"], axis=1, num_outputs=2),
+            helper.make_node("Concat", ["t", "s"], ["c"], axis=1),
+            helper.make_node("Mul", ["c", "k"], ["m"]),
+            helper.make_node("MatMul", ["x", "m"], ["y"]),
+        ],
+        {"shape": np.array([8, 4])},
+    )
+    sparse_tensor = helper.make_sparse_tensor(
+        numpy_helper.from_array(weight.ravel()[at], "w"),
+        numpy_helper.from_array(at.astype(np.int64), "i"),
+        [8, 4, 1],
+    )
+    proto.graph.sparse_initializer.append(sparse_tensor)
+    return proto
+
+
+def _with_body(weight: np.ndarray) -> onnx.ModelProto:
+    """A stack of codes that a Scan hands to its body, and a loop around it."""
+    info = helper.make_tensor_value_info
+    names = [info(name, TensorProto.FLOAT, None) for name in ("s", "e", "o")]
+    product = helper.make_node("MatMulInteger", ["s", "e", "", "z"], ["o"])
+    body = helper.make_graph([product], "body", names[:2], names[2:])
+    scan = helper.make_node("Scan", ["x", "w"], ["y"], body=body, num_scan_inputs=1)
+    codes = np.stack([weight, weight]).astype(np.int8)
+    return model([scan], {"w": codes, "z": np.array([0, 0, 0, 1], np.int8)})
+
+
 def _onnx() -> list[bytes]:
     weight = sparse((8, 4), 0).astype(np.float32)
     make: Callable[..., onnx.NodeProto] = helper.make_node
@@ -150,7 +184,7 @@ def _onnx() -> list[bytes]:
         helper.make_function("f", "Lin", ["a", "b"], ["o"], body_of_lin, opsets)
     )
     models = [gemm, quantised, model([branch], {"cond": np.array(True)}), conv, typed]
-    models.append(called)
+    models += [called, _with_lists(weight), _with_body(weight)]
     return [proto.SerializeToString() for proto in models]
 
 

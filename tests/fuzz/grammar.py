@@ -25,7 +25,8 @@ CALLS = (
     ("torch._utils", "_rebuild_parameter"), ("torch._utils", "_rebuild_sparse_tensor"),
     ("torch._utils", "_rebuild_qtensor"), ("collections", "OrderedDict"),
     ("torch._utils", "_rebuild_meta_tensor_no_storage"), ("torch.hub", "load"),
-    ("torch.nn.modules.linear", "Linear"),
+    ("torch.nn.modules.linear", "Linear"), ("argparse", "Namespace"),
+    ("collections", "defaultdict"), ("numpy._core.multiarray", "scalar"),
 )  # fmt: skip
 
 

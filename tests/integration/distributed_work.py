@@ -25,13 +25,14 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import Shard
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 
-from step_cli.errors import NonFiniteError, UsageError
+from step_cli.errors import NonFiniteError, NotSparseError, UsageError
 from step_cli.optim.optimizer import SparseOptimizer
+from step_cli.optim.require_sparse import require_sparse
 from step_cli.optim.watch import MEETINGS
 from step_cli.recipes.sparse_adamw import sparse_adamw
 
@@ -173,6 +174,44 @@ def resumed(cut: int, options: dict[str, Any], flat: bool, folder: Path) -> Any:
     steps = fresh_optimizer.steps_taken
     train(fresh, fresh_optimizer, data[cut:])
     return outcome(model, optimizer), outcome(fresh, fresh_optimizer), steps
+
+
+def resumed_frozen(recipe: str, flat: bool, folder: Path) -> Any:
+    """As :func:`resumed`, of a model whose first layer is frozen, then wakes."""
+    data = batches(8)
+    runs = []
+    for seed in (0, 7):
+        model = sharded_model(seed)
+        model[0].requires_grad_(False)
+        runs.append((model, optimizer_of(model, recipe=recipe, switch=3)))
+    (model, optimizer), fresh = runs
+    train(model, optimizer, data[:5])
+    before = weights(model)["0.weight"]
+    save(model, optimizer, folder, flat=flat)
+    load(*fresh, folder, flat=flat)
+    kept = torch.equal(weights(fresh[0])["0.weight"], before)
+    for each, its in runs:
+        each[0].requires_grad_(True)
+        for module in each.modules():  # FSDP has gathered parameters that it keeps
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        train(each, its, data[5:])
+    moved = not torch.equal(weights(model)["0.weight"], before)
+    return outcome(model, optimizer), outcome(*fresh), (kept, moved)
+
+
+def required(broken_on: int | None) -> str:
+    """What `require_sparse` says on this rank, where a shard was written on one."""
+    model = wrapped_model("fsdp2")
+    optimizer = optimizer_of(model, recipe="ste")
+    train(model, optimizer, batches(2))
+    if dist.get_rank() == broken_on:
+        next(model.parameters()).to_local().data.fill_(1)  # type: ignore[attr-defined]
+    try:
+        require_sparse(model, optimizer)
+    except NotSparseError as error:
+        return error.message
+    return "sparse"
 
 
 def save(model: nn.Module, opt: SparseOptimizer, folder: Path, *, flat: bool) -> None:

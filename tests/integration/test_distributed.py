@@ -209,6 +209,28 @@ def test_two_processes_checkpoint_and_one_continues(
     assert not list(different(ended["weights"], through["weights"]))
 
 
+@pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
+@pytest.mark.parametrize("recipe", ["step", "asp"])
+def test_a_frozen_layer_is_carried_too(
+    ranks: Ranks, recipe: str, flat: bool, tmp_path: Path
+) -> None:
+    found = ranks.run(work.resumed_frozen, recipe, flat, tmp_path)
+    for through, resumed, (kept, moved) in found:
+        assert kept and moved
+        for part in ("weights", "dense"):
+            assert not list(different(through[part], resumed[part]))
+
+
+@pytest.mark.parametrize("broken_on", [None, 0, 1])
+def test_all_processes_say_that_a_shard_is_not_sparse(
+    ranks: Ranks, broken_on: int | None
+) -> None:
+    one, other = ranks.run(work.required, broken_on)
+    assert one == other
+    assert (one == "sparse") == (broken_on is None)
+    assert broken_on is None or "0.weight not 2:4" in one
+
+
 def test_what_is_not_finite_on_one_process_is_said_by_all_at_once(
     ranks: Ranks,
 ) -> None:

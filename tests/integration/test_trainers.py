@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 
+from step_cli.errors import NotSparseError
 from step_cli.optim.mask import count_violations
 from step_cli.optim.optimizer import SparseOptimizer
+from step_cli.optim.require_sparse import require_sparse
 from step_cli.recipes.sparse_adamw import sparse_adamw
 
 transformers = pytest.importorskip("transformers")
@@ -118,6 +120,29 @@ def test_the_trainers_default_schedule_takes_the_optimizer(tmp_path: Path) -> No
     trainer.train()
     assert optimizer.phase == "mask-learning"
     assert optimizer.param_groups[-1]["lr"] == pytest.approx(0.0, abs=1e-8)
+
+
+def best_of(folder: Path, *, switch: int, first: bool) -> tuple[Any, SparseOptimizer]:
+    """Train with load_best_model_at_end, the best being the first or the last."""
+    model = gpt2()
+    optimizer = optimizer_of(model, switch)
+    trainer = trainer_of(model, optimizer, folder)
+    for name in ("eval_strategy", "save_strategy"):
+        setattr(trainer.args, name, transformers.trainer_utils.IntervalStrategy.STEPS)
+    trainer.args.save_steps = trainer.args.eval_steps = 1
+    trainer.args.load_best_model_at_end = True
+    trainer.args.metric_for_best_model = "eval_loss"
+    trainer.args.greater_is_better = first  # the loss falls
+    trainer.eval_dataset = [next(iter(Texts()))]
+    trainer.train()
+    return model, optimizer
+
+
+def test_the_best_model_may_be_a_dense_one_and_is_refused(tmp_path: Path) -> None:
+    model, optimizer = best_of(tmp_path / "first", switch=3, first=True)
+    with pytest.raises(NotSparseError, match="by load_best_model_at_end"):
+        require_sparse(model, optimizer)
+    require_sparse(*best_of(tmp_path / "last", switch=3, first=False))
 
 
 # -------------------------------------------------------------------------- accelerate

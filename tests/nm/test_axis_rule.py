@@ -34,6 +34,7 @@ def axis(
         ("wave_conv.weight", (8, 16, 128), (1, "default", False)),
         ("mlp.experts.gate_up_proj", (4, 32, 16), (2, "default", True)),
         ("mlp.experts.w1.weight", (4, 32, 16), (2, "default", True)),
+        ("mlp.experts.w_gate", (4, 32, 16), (2, "default", True)),
         ("mlp.experts.3.w1.weight", (32, 16), (1, "default", False)),
         # GPT-2's names.
         ("h.0.attn.c_attn.weight", (16, 48), (0, "shape", False)),
@@ -45,8 +46,12 @@ def axis(
         ("h.1.crossattention.c_attn.weight", (16, 32), (0, "shape", False)),
         ("h.1.crossattention.q_attn.weight", (16, 16), (0, "name", True)),
         ("transformer.h.1.attn.c_proj.weight", (16, 16), (0, "name", True)),
-        ("pool.attn.c_proj.weight", (16, 16), (1, "default", False)),
-        ("block.c_fc.weight", (16, 64), (1, "default", False)),
+        ("pool.attn.c_proj.weight", (16, 16), (0, "name", True)),
+        ("c_proj.weight", (16, 16), (0, "name", True)),
+        ("block.c_fc.weight", (16, 64), (0, "shape", False)),
+        ("h.0.self_attention.c_attn.weight", (16, 48), (0, "shape", False)),
+        ("h.0.feed_forward.c_fc.weight", (64, 16), (1, "shape", False)),
+        ("h.0.attn.c_proj.weight", (16, 64), (0, "name", True)),
         ("h.1.attn.c_attn.weight", (16, 48, 1), (1, "default", False)),
     ],
 )

@@ -8,9 +8,12 @@ from step_cli.nm.families import (
     ModelConfig,
     axis_by_config,
     family_rows,
+    misnamed_rows,
     output_axis_by_config,
+    reason_by_config,
 )
 from step_cli.nm.family_table import FAMILIES, Family
+from step_cli.nm.misnamed_table import MISNAMED, Misnamed
 
 
 def config(*model_types: str, hidden: Sequence[int] = ()) -> ModelConfig:
@@ -128,3 +131,52 @@ def test_rows_of_the_table_say_what_the_rule_does() -> None:
         "GptOssExperts",
     )
     assert rows["dbrx", "mlp.w2"][2:4] == ("[E*in, out]", 0)
+
+
+WHAT_IT_IS = {
+    "Linear": (None, 1, 0),
+    "Embedding": ("embedding", None, None),
+    "Positions": ("embedding", None, None),
+    "ConvTranspose1d": ("consumer", 0, 1),
+    "ConvTranspose2d": ("consumer", 0, 1),
+}
+
+
+@pytest.mark.parametrize("entry", MISNAMED, ids=lambda entry: entry.owner)
+def test_each_module_of_the_table_that_misses_by_name(entry: Misnamed) -> None:
+    reason, inputs, outputs = WHAT_IT_IS[entry.module]
+    shape = (8, 4, 2, 2)[: entry.rank]
+    for kind in (config(known) for known in entry.model_types):
+        for end in entry.names:
+            name = f"a.layers.0.{end.replace('*', '12')}.weight"
+            assert reason_by_config(name, shape, kind) == reason
+            assert axis_by_config(name, shape, kind) == inputs
+            assert output_axis_by_config(name, shape, kind) == outputs
+            for other, size in (
+                (f"x{name.removeprefix('a.layers.0.')}", shape),
+                (f"{name}_bias", shape),
+                (name, (*shape, 1, 1, 1)),
+            ):
+                assert reason_by_config(other, size, kind) is None
+                assert axis_by_config(other, size, kind) is None
+            assert reason_by_config(name, shape, config("bert")) is None
+            assert axis_by_config(name, shape, config("bert")) is None
+
+
+def test_a_number_stands_for_a_number_only() -> None:
+    kind = config("bark")
+    assert reason_by_config("input_embeds_layers.3.weight", (9, 4), kind) == "embedding"
+    assert reason_by_config("input_embeds_layers.x.weight", (9, 4), kind) is None
+
+
+def test_a_window_tells_transposed_convolutions_from_others_beside_them() -> None:
+    name, kind = "decoder.layers.2.conv.weight", config("moshi", "mimi")
+    assert reason_by_config(name, (64, 32, 16), kind) == "consumer"
+    assert reason_by_config(name, (64, 32, 7), kind) is None
+    assert axis_by_config(name, (64, 32, 7), kind) is None
+
+
+def test_the_rows_of_the_other_table_for_its_page() -> None:
+    rows = misnamed_rows()
+    assert len(rows) == len(MISNAMED)
+    assert ("Embedding", "ctrl", "`w`", "CTRLModel") in rows

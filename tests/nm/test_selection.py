@@ -233,3 +233,60 @@ def test_a_weight_that_the_config_knows_needs_no_name_of_one() -> None:
     assert names(Selection().choose(given).layers) == []
     chosen = Selection().choose(given, ModelConfig(("dbrx",)))
     assert specs(chosen.layers) == {given[0].name: NMSpec(TWO_FOUR, 1)}
+
+
+def test_the_kind_of_model_tells_what_a_name_does_not() -> None:
+    known = ModelConfig(model_types=("sam3_video", "fuyu", "lw_detr"))
+    given = [
+        tensor("model._orig_mod.class_embed.weight"),
+        tensor("module.vision_embed_tokens.base_layer.weight"),
+        tensor("language_model.embed_tokens.weight"),
+        tensor("detr_decoder.presence_token.weight"),
+        tensor("tracker.mask_decoder.upscale_conv1.weight", (8, 16, 2, 2)),
+        tensor("detr_decoder.fc.weight"),
+    ]
+    chosen = Selection().choose(given, known)
+    assert [(x.tensor, x.spec.axis, x.axis_from) for x in chosen.layers] == [
+        (given[0], 1, "config"),
+        (given[1], 1, "config"),
+        (given[5], 1, "default"),
+    ]
+    assert [reason for _, reason in chosen.skipped] == [
+        "embedding",
+        "embedding",
+        "consumer",
+    ]
+    assert chosen.unchecked == []  # so they do not lower the coverage
+    by_name = Selection().choose(given)
+    assert [layer.tensor for layer in by_name.layers] == given[3:]
+
+
+def test_a_transposed_convolution_that_the_user_names_is_judged_along_inputs() -> None:
+    known = ModelConfig(model_types=("sam",))
+    up = tensor("mask_decoder.upscale_conv1.weight", (8, 16, 2, 2))
+    (layer,) = Selection(include=[up.name]).choose([up], known).layers
+    assert (layer.spec.axis, layer.outputs, layer.axis_from) == (0, 1, "config")
+    assert Selection(include=["*"]).choose([up], known).skipped == [(up, "consumer")]
+
+
+def test_the_kind_of_model_tells_of_the_weight_that_a_module_computes() -> None:
+    known = ModelConfig(model_types=("fuyu", "vits"))
+    given = [
+        tensor("vision_embed_tokens.weight_orig"),
+        tensor("vision_embed_tokens.weight_mask"),
+        tensor("decoder.upsampler.0.weight_v", (8, 16, 4)),
+        tensor("decoder.upsampler.0.weight_g", (8, 1, 1)),
+        tensor("embed_tokens.weight_orig"),
+    ]
+    chosen = Selection().choose(given, known)
+    assert chosen.layers == []
+    assert {t.name: reason for t, reason in chosen.skipped} == {
+        "vision_embed_tokens.weight_orig": "reparametrized",
+        "vision_embed_tokens.weight_mask": "embedding",
+        "decoder.upsampler.0.weight_v": "consumer",
+        "decoder.upsampler.0.weight_g": "name",
+        "embed_tokens.weight_orig": "embedding",
+    }
+    assert chosen.unchecked == given[:1]
+    without = Selection().choose(given)
+    assert without.unchecked == [given[2]]

@@ -149,6 +149,8 @@ def test_what_only_looks_like_packed_codes() -> None:
         ("fc.weight_orig", "fc.weight_mask"),
         ("weight_orig", "weight_u"),
         ("attn.in_proj_weight_orig", "attn.in_proj_weight_mask"),
+        ("rnn.weight_hh_l0_orig", "rnn.weight_hh_l0_mask"),
+        ("rnn.weight_ih_l1_reverse_v", "rnn.weight_ih_l1_reverse_g"),
         ("conv.weight_v", "conv.weight_g"),
         ("fc.parametrizations.weight.original", "fc.bias"),
         ("parametrizations.weight.original", "bias"),
@@ -167,6 +169,8 @@ def test_what_a_module_computes_its_weight_from(name: str, beside: str) -> None:
     ("name", "beside", "expected"),
     [
         ("conv.weight_v", "conv.bias", "name"),
+        ("rnn.weight_hh_l0_v", "rnn.weight_hh_l0", "name"),
+        ("table_orig", "table_mask", "name"),
         ("conv.weight_g", "conv.weight_v", "name"),
         (
             "fc.parametrizations.weight.original0",
@@ -211,3 +215,19 @@ def test_wrappers_are_dropped_wherever_they_stand_but_not_at_the_end() -> None:
     assert without_wrappers("_orig_mod.weight") == "weight"
     assert without_wrappers("module") == "module"
     assert without_wrappers("modules.weight") == "modules.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mlp.experts.gate_and_up_projs", None),
+        ("mlp.experts.w_gate", None),
+        ("mlp.routed_experts.wi_0", None),
+        ("mlp.experts.mlp.w1", None),
+        ("mlp.experts.gate_up_proj_scale_inv", "name"),
+        ("mlp.experts.up_bias", "name"),
+        ("mlp.experts.router.table", "name"),
+    ],
+)
+def test_fused_experts_under_many_names(name: str, expected: str | None) -> None:
+    assert reason(name, (2, 8, 16)) == expected

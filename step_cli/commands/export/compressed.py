@@ -17,6 +17,7 @@ from step_cli.formats.files.staged import staged
 from step_cli.formats.open import open_any_safetensors, open_checkpoint
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import plan_json
+from step_cli.formats.safetensors.header import CODES
 from step_cli.formats.safetensors.writer import TensorToSave, save_safetensors
 
 
@@ -40,8 +41,19 @@ class Decompressed:
 
 
 def to_compressed(config: ExportConfig, source: Source) -> Compressed:
-    """Write kept values and sparse metadata; read back before it is published."""
+    """Write kept values and sparse metadata; read back before it is published.
+
+    Raises:
+        InputError: A tensor is of a kind that the file cannot hold.
+    """
     tensors = source.checkpoint.tensors
+    for tensor in tensors:
+        if tensor.dtype not in CODES:
+            raise InputError(
+                f"a safetensors file has no type {tensor.dtype}; convert or remove it",
+                file=config.checkpoint,
+                tensor=tensor.name,
+            )
     with staged(
         config.out,
         force=config.force,

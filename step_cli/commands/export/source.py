@@ -75,10 +75,12 @@ def size_bytes(tensor: NamedTensor) -> int:
     """Size of a tensor in bytes; packed types count as a byte for each element."""
     import math
 
-    import ml_dtypes  # noqa: F401  (NumPy learns bfloat16 and fp8 from it)
-    import numpy as np
+    from step_cli.nm.dtypes import numpy_dtype
 
-    return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
+    try:
+        return math.prod(tensor.shape) * numpy_dtype(tensor.dtype).itemsize
+    except TypeError:  # a type of torch alone, such as qint8
+        return math.prod(tensor.shape)
 
 
 def open_source(config: ExportConfig) -> Source:

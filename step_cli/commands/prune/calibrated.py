@@ -38,7 +38,7 @@ from step_cli.oneshot.samples import read_batches
 from step_cli.oneshot.sparsegpt import InputHessian, sparsegpt_weight
 from step_cli.oneshot.transposable import transposable_keep
 from step_cli.oneshot.wanda import InputNorms, wanda_keep
-from step_cli.optim.layers import stays_dense
+from step_cli.optim.module_kinds import stays_dense
 
 Array = npt.NDArray[Any]
 

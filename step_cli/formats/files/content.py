@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from step_cli.errors import InputError
+from step_cli.errors import InputError, UsageError
 from step_cli.formats.files.mapped_file import MappedFile
 
 HEAD = 1024  # bytes looked at
@@ -34,9 +34,9 @@ PROGRAMS = {
 }
 ENGINES = "engines are programs and are not loaded"
 DISTRIBUTED = (
-    "a torch distributed checkpoint: its metadata is a pickle; convert its directory "
-    "first, if you trust it: python -m torch.distributed.checkpoint.format_utils "
-    "dcp_to_torch DIR FILE.pt"
+    "a torch distributed checkpoint: its metadata is a pickle; convert it first, if "
+    "you trust it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+    "DIR FILE.pt"
 )
 
 
@@ -72,6 +72,16 @@ def suffix_of(path: Path) -> str:
 def format_named(path: Path) -> str | None:
     """The format that the name stands for; None: no checkpoint file."""
     return SUFFIXES.get(suffix_of(path))
+
+
+def refuse_key(key: str | None, path: Path) -> None:
+    """Refuse the user's key to a state dict for what is no torch file.
+
+    Raises:
+        UsageError: There is a key.
+    """
+    if key is not None:
+        raise UsageError("--key applies to torch files only", file=path)
 
 
 def _tar(head: bytes) -> str:

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +16,7 @@ import numpy.typing as npt
 from step_cli.errors import InputError, OutputError
 from step_cli.formats.checkpoint import NamedTensor, Place
 from step_cli.formats.files.mapped_file import MappedFile, map_file
+from step_cli.formats.files.sharing import overlapping
 from step_cli.nm.kernels import checksum
 from step_cli.nm.threads import in_order
 
@@ -69,52 +68,59 @@ def bytes_of(array: npt.NDArray[Any]) -> Bytes:
 
 
 def in_file(changes: Sequence[Change], file: MappedFile) -> list[Change]:
-    """The changes that concern ``file``, in its order.
+    """The changes that concern ``file``, in its order; one for what lies interleaved.
 
-    Raises:
-        InputError: Two of them share bytes.
+    `refuse_shared` has seen that no two of them have an element in common.
     """
     found = [change for change in changes if change.place.file is file]
-    found.sort(key=lambda change: change.place.begin)
-    for before, after in pairwise(found):
-        if after.place.begin < before.place.end:
-            raise InputError(
-                f"shares its data with {before.name!r}; save them apart",
-                file=file.path,
-                tensor=after.name,
-            )
-    return found
+    joined: list[Change] = []
+    for change in sorted(found, key=lambda change: change.place.begin):
+        if joined and change.place.begin < joined[-1].place.end:
+            change = _joined(joined.pop(), change)
+        joined.append(change)
+    return joined
+
+
+def _joined(one: Change, other: Change) -> Change:
+    """Two changes, each of elements between those of the other, as one."""
+    file, begin = one.place.file, one.place.begin
+    place = Place(file, begin, max(one.place.end, other.place.end))
+
+    def chunks() -> Iterable[npt.NDArray[Any]]:
+        old = file.data[begin : place.end]
+        new = old.copy()
+        for change in (one, other):
+            at = change.place.begin - begin
+            for chunk in map(bytes_of, change.chunks()):
+                span = slice(at, at + len(chunk))
+                new[span] ^= old[span] ^ np.frombuffer(chunk, np.uint8)
+                at = span.stop
+        return [new]
+
+    return Change(one.name, place, chunks)
 
 
 def refuse_shared(tensors: Sequence[NamedTensor], changes: Sequence[Change]) -> None:
     """Refuse to change bytes that belong to another tensor too, which is to stay.
 
     Raises:
-        InputError: One does.
+        InputError: One does, or two that change share bytes.
     """
     changed = {change.name for change in changes}
-    reach: dict[int, tuple[int, str]] = {}  # by file: how far it is taken, and by whom
-    spans = [
-        (place.begin, place.end, tensor.name, place.file)
-        for tensor in tensors
-        if (place := tensor.place or tensor.among) is not None
-        and place.begin < place.end
-        and (tensor.tied_to is None or tensor.name in changed)
-    ]
-    for kind in (True, False):  # what changes against what stays, from both sides
-        reach.clear()
-        for begin, end, name, file in sorted(spans, key=itemgetter(0)):
-            far, owner = reach.get(id(file), (0, ""))
-            if (name in changed) is kind:
-                if end > far:
-                    reach[id(file)] = end, name
-            elif begin < far:
-                one, other = (owner, name) if kind else (name, owner)
-                raise InputError(
-                    f"shares its data with {one!r}, which changes; save them apart",
-                    file=file.path,
-                    tensor=other,
-                )
+    # One that an ONNX graph uses in two ways is there twice, by the same name.
+    own = (t for t in tensors if t.tied_to is None or t.name in changed)
+    alone = list({tensor.name: tensor for tensor in own}.values())
+    for one, other in overlapping(alone):
+        if not changed & {one.name, other.name}:
+            continue
+        first, second = (one, other) if one.name in changed else (other, one)
+        which = "" if second.name in changed else ", which changes"
+        place = first.place or first.among
+        raise InputError(
+            f"shares its data with {first.name!r}{which}; save them apart",
+            file=None if place is None else place.file.path,
+            tensor=second.name,
+        )
 
 
 def copy_patched(source: MappedFile, target: Path, splices: Sequence[Splice]) -> None:

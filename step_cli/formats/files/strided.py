@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,40 +39,6 @@ def fills(
             return False
         step *= shape[axis]
     return True
-
-
-def with_sharing(
-    tensors: Sequence[NamedTensor], others: Sequence[tuple[str, int, int]] = ()
-) -> list[NamedTensor]:
-    """Say of each tensor that has bytes of another, to which it is not tied.
-
-    Args:
-        tensors: Of one file.
-        others: What else lies there, in words: from where to where.
-    """
-    spans = [
-        (place.begin, place.end, tensor.name, f"the tensor {tensor.name!r}")
-        for tensor in tensors
-        if (place := tensor.place or tensor.among) is not None
-        and place.begin < place.end
-        and tensor.tied_to is None
-    ]
-    spans += [(begin, end, "", words) for words, begin, end in others]
-    spans.sort()
-    shared: dict[str, str] = {}
-    far, owner, owner_words = 0, "", ""
-    for begin, end, name, words in spans:
-        if begin < far:
-            shared.setdefault(name, owner_words)
-            shared.setdefault(owner, words)
-        if end > far:
-            far, owner, owner_words = end, name, words
-    return [
-        replace(tensor, shared_with=shared[first])
-        if (first := tensor.tied_to or tensor.name) in shared
-        else tensor
-        for tensor in tensors
-    ]
 
 
 def in_place(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from step_cli.formats.onnx.model import Attribute, Graph, Model, Node, Tensor
-from step_cli.formats.onnx.weight_uses import Use, uses_of
+from step_cli.formats.onnx.weight_uses import uses_of
+from step_cli.formats.onnx.weights.use import Use
 
 if TYPE_CHECKING:
     import onnx_ir

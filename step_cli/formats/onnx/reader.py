@@ -12,9 +12,10 @@ from step_cli.formats.onnx.graph import ModelReader
 from step_cli.formats.onnx.model import Model, Tensor
 from step_cli.formats.onnx.other_uses import other_uses
 from step_cli.formats.onnx.protobuf import WireError
-from step_cli.formats.onnx.weight_uses import Use, uses_of
+from step_cli.formats.onnx.weight_uses import uses_of
 from step_cli.formats.onnx.weights.boxes import parts_of
 from step_cli.formats.onnx.weights.scopes import Scope
+from step_cli.formats.onnx.weights.use import Use
 from step_cli.formats.onnx.weights.zero_points import zero_point_of
 from step_cli.formats.plan import KEY, parse_plan
 from step_cli.nm.weight_rule import SkipReason
@@ -74,9 +75,12 @@ def _tensors(
             if len(layers) > 1:
                 axes = " and ".join(str(layer.axis) for layer in layers)
                 notes.append(f"{plain.name} is summed over axes {axes}; each is judged")
-            found += layers or [
-                replace(plain, skip="untraced" if untraced else "consumer")
-            ]
+            found += layers
+            if untraced and layers:  # what one product uses is judged, the rest is not
+                found.append(replace(layers[0], axis=None, parts=(), skip="untraced"))
+            elif not layers:
+                skip: SkipReason = "untraced" if untraced else "consumer"
+                found.append(replace(plain, skip=skip))
     return found, tuple(notes)
 
 

@@ -6,49 +6,26 @@ untraced.
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
 
 from step_cli.formats.files.mapped_file import map_file
 from step_cli.formats.onnx.data import NIBBLES, TensorData
 from step_cli.formats.onnx.graph import ModelReader
 from step_cli.formats.onnx.model import Model, Node, Tensor, domain_of
 from step_cli.formats.onnx.operators import OTHER_PRODUCTS, PRODUCTS
-from step_cli.formats.onnx.weights.boxes import boxes_of
 from step_cli.formats.onnx.weights.dependence import Dependence
-from step_cli.formats.onnx.weights.operands import Factor, Operand, operand_of
-from step_cli.formats.onnx.weights.scopes import Made, Scope, Source, scopes_of
+from step_cli.formats.onnx.weights.nesting import scopes_of
+from step_cli.formats.onnx.weights.operands import Factor, operand_of
+from step_cli.formats.onnx.weights.scopes import Made, Scope, Source
 from step_cli.formats.onnx.weights.tracer import Read, Tracer
-from step_cli.formats.onnx.weights.views import Piece, merged, overlap
-from step_cli.formats.onnx.weights.zero_points import Meaning
-from step_cli.nm.tensor_data import Part
+from step_cli.formats.onnx.weights.use import Use, use_of
 
+MOST_BOXES_IN_ALL = 1 << 18  # parts of stored tensors, before they are put together
 MOST_OF_A_MASK = 4096  # numbers that are looked at
 # Numbers of TensorProto.DataType that a matrix of weights may have.
 _WEIGHTS = frozenset({1, 2, 3, 5, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23})
-
-
-@dataclass(frozen=True)
-class Use:
-    """How a node multiplies by a stored tensor.
-
-    Attributes:
-        node: The product.
-        tensor: The stored tensor.
-        axis: Its group axis; None if the operand is a vector.
-        outputs: Its axis of the outputs, if there is one.
-        boxes: What of it the product uses.
-        meaning: Which of its numbers mean zero.
-    """
-
-    node: Node
-    tensor: Tensor
-    axis: int | None
-    outputs: int | None
-    boxes: tuple[Part, ...]
-    meaning: Meaning
 
 
 @dataclass(eq=False)
@@ -72,6 +49,7 @@ class Uses:
     followed: dict[int, Source] = field(default_factory=dict)
     edges: set[tuple[int, int, int]] = field(default_factory=set)
     _searched: set[tuple[int, bool]] = field(default_factory=set)
+    _boxes: int = 0
 
     def __post_init__(self) -> None:
         self.dependence = Dependence(self.tracer)
@@ -103,7 +81,8 @@ class Uses:
         found = 0
         for piece in operand.view.pieces if operand is not None else view.pieces:
             use = use_of(node, operand, piece) if operand is not None else None
-            if use is not None:
+            self._boxes += len(use.boxes) if use is not None else 0
+            if use is not None and self._boxes <= MOST_BOXES_IN_ALL:
                 found += 1
                 self.products.append(use)
             elif _may_be_matrix(piece.tensor, True):
@@ -131,22 +110,43 @@ class Uses:
             return
         waiting = [(source, True)]
         while waiting:
-            one, lone = waiting.pop()
-            if (id(one), lone) in self._searched:
+            one, matrix = waiting.pop()
+            if (id(one), matrix) in self._searched:
                 continue
-            self._searched.add((id(one), lone))
+            self._searched.add((id(one), matrix))
             if isinstance(one, Tensor):
-                if _may_be_matrix(one, lone):
+                if _may_be_matrix(one, matrix):
                     self.untraced[id(one)] = one
                 continue
-            needs = [x for x in self.dependence.shown(one) if not _is_single(x)]
-            op_type = one.node.op_type if isinstance(one, Made) else ""
-            masks = [x for x in needs if op_type == "Mul" and self._is_mask(x)]
-            if len(masks) == 1 < len(needs):
-                needs.remove(masks[0])
-            joins = op_type in ("Concat", "If")
-            lone = lone and (len(needs) < 2 or joins)
-            waiting += [(need, lone) for need in needs]
+            needs = [x for x in self.dependence.shown(one) if _may_be_weights(x)]
+            joins = isinstance(one, Made) and one.node.op_type in ("Concat", "If")
+            if len(needs) > 1 and not joins:
+                needs = self._without_companions(one, needs)
+                matrix = (matrix and len(needs) == 1) or self._shows_matrix(one)
+            waiting += [(need, matrix or self._shows_matrix(need)) for need in needs]
+
+    def _without_companions(self, source: Source, needs: list[Source]) -> list[Source]:
+        """Those of some values that meet in a node which may be matrices of weights.
+
+        Not a mask, and no scale, bias or index where anything else may be one.
+        """
+        is_mul = isinstance(source, Made) and source.node.op_type == "Mul"
+        masks = [need for need in needs if is_mul and self._is_mask(need)]
+        if len(masks) == 1:
+            needs = [need for need in needs if need is not masks[0]]
+        shapes = [(need, self.tracer.view(need)) for need in needs]
+        some = [x for x, view in shapes if view is None or _is_matrix(view.shape)]
+        return some or needs
+
+    def _shows_matrix(self, source: Source) -> bool:
+        """Whether it is known to be a matrix, whatever the stored tensor looks like."""
+        view = self.tracer.view(source)
+        if view is not None or not isinstance(source, Made):
+            return view is not None and _is_matrix(view.shape)
+        if source.node.op_type != "Reshape":
+            return False
+        shape = self.tracer.step(source.scope, source.node).numbers("shape", 1)
+        return shape is not None and _is_matrix(shape)
 
     def _is_mask(self, source: Source) -> bool:
         """Whether the first numbers of a stored tensor are all 0 or 1."""
@@ -154,7 +154,7 @@ class Uses:
         if tensor is None or tensor.values or tensor.data_type in NIBBLES:
             return False
         first = self.tracer.read(tensor).reshape(-1)[:MOST_OF_A_MASK]
-        return bool(np.isin(first.astype(np.float32), (0, 1)).all())
+        return bool(((first == 0) | (first == 1)).all())
 
 
 def uses_of(model: Model, read: Read) -> Uses:
@@ -172,51 +172,21 @@ def uses_of(model: Model, read: Read) -> Uses:
     return uses
 
 
-def use_of(node: Node, operand: Operand, piece: Piece) -> Use | None:
-    """How a product uses a piece of its operand; None if that cannot be told."""
-    summed = merged(piece.axes[operand.summed])
-    flat = len(piece.tensor.shape) < 2
-    if operand.outputs is None and flat:
-        return Use(node, piece.tensor, None, None, (), piece.meaning)
-    wide = [run for run in summed if run.size != 1] or list(summed)
-    if flat or not wide or wide[-1].stride != 1 or _is_masked(operand, piece):
-        return None
-    group = wide[-1]
-    axes = list(piece.axes)
-    axes[operand.summed] = summed
-    phase = piece.at[operand.summed]
-    boxes = boxes_of(replace(piece, axes=tuple(axes)), group, phase)
-    if boxes is None:
-        return None
-    outputs = None
-    if operand.outputs is not None:
-        behind = [run for run in piece.axes[operand.outputs] if run.axis != group.axis]
-        lie = [run for run in behind if run.size != 1] or behind
-        outputs = lie[-1].axis if lie and lie[-1].stride == 1 else None
-    return Use(node, piece.tensor, group.axis, outputs, tuple(boxes), piece.meaning)
+def _may_be_weights(source: Source) -> bool:
+    """Whether it is not stored, or numbers that a matrix of weights could have."""
+    if not isinstance(source, Tensor):
+        return True
+    return source.data_type in _WEIGHTS and math.prod(source.shape) > 1
 
 
-def _is_masked(operand: Operand, piece: Piece) -> bool:
-    """Whether it is multiplied by different numbers for each input of each output."""
-    if operand.outputs is None:
-        return False
-    inputs = [operand.summed, *operand.window]
-    over = tuple(run for axis in inputs for run in piece.axes[axis])
-    return overlap(piece.scaled, over) and overlap(
-        piece.scaled, piece.axes[operand.outputs]
-    )
+def _is_matrix(shape: Sequence[int]) -> bool:
+    """Whether it has two axes of more than one element; -1 is of any number."""
+    return sum(size not in (0, 1) for size in shape) > 1
 
 
-def _is_single(source: Source) -> bool:
-    return isinstance(source, Tensor) and math.prod(source.shape) == 1
-
-
-def _may_be_matrix(tensor: Tensor, lone: bool) -> bool:
-    """Whether it may be a matrix, where ``lone`` nothing beside it may be."""
-    if tensor.data_type not in _WEIGHTS:
-        return False
-    wide = sum(size > 1 for size in tensor.shape)
-    return wide > 1 or (lone and wide == 1)
+def _may_be_matrix(tensor: Tensor, matrix: bool) -> bool:
+    """Whether a stored tensor may be a matrix, or becomes one on its way."""
+    return _may_be_weights(tensor) and (matrix or _is_matrix(tensor.shape))
 
 
 def nodes_of_weights(path: Path) -> dict[str, list[str]]:

@@ -53,7 +53,7 @@ def main(path: str, *, legacy: bool, key: str | None = None) -> dict[str, Any]:
 def _sharing(loaded: Any, state: Any, storages: Storages) -> list[Any]:
     """Tensors elsewhere in the file that lie in storages of the state dict.
 
-    Of each the keys that lead to it, and where its elements begin and end.
+    They are named by the keys that lead to them.
     """
     import torch
 
@@ -68,14 +68,8 @@ def _sharing(loaded: Any, state: Any, storages: Storages) -> list[Any]:
             left += [(f"{path}.{key}" if path else f"{key}", x) for key, x in inside]
         elif isinstance(value, torch.Tensor) and _plain(value) and value.numel():
             storage = value.untyped_storage()
-            start = storages.begin(storage)
-            if storage.data_ptr() in taken and start is not None:
-                begin = start + value.storage_offset() * value.element_size()
-                last = sum(
-                    (n - 1) * s
-                    for n, s in zip(value.shape, value.stride(), strict=True)
-                )
-                found.append([path, begin, begin + (last + 1) * value.element_size()])
+            if storage.data_ptr() in taken:
+                found.append(_described(path, value, storages))
     return found
 
 

@@ -18,7 +18,8 @@ from step_cli.formats import plan as plans
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Place
 from step_cli.formats.child_process import ChildDiedError, ask
 from step_cli.formats.files.mapped_file import MappedFile, in_units
-from step_cli.formats.files.strided import fills, order_of, with_sharing
+from step_cli.formats.files.sharing import with_sharing
+from step_cli.formats.files.strided import fills, order_of
 from step_cli.formats.plan import check_digest
 from step_cli.formats.pytorch.archive import read_members
 from step_cli.formats.zero_points import with_zero_points
@@ -53,23 +54,14 @@ def open_torch(file: MappedFile, key: str | None = None) -> Checkpoint:
         if all(member.crc or member.begin == member.end for member in members):
             integrity = "crc32"
     document = _run_child(file, legacy, key)
-    tensors: list[NamedTensor] = []
     seen: dict[object, str] = {}
-    for entry in document["tensors"]:
-        tensors.append(_tensor(entry, file, storages, seen))
+    tensors = [_tensor(entry, file, storages, seen) for entry in document["tensors"]]
+    others = [_tensor(entry, file, storages, {}) for entry in document["sharing"]]
     plan, compared = _plan_beside(file.path)
     return Checkpoint(
         file.path,
         "torch",
-        with_zero_points(
-            with_sharing(
-                tensors,
-                [
-                    (f"what lies under {path!r:.80}", *span)
-                    for path, *span in document["sharing"]
-                ],
-            )
-        ),
+        with_zero_points(with_sharing(tensors, others)),
         plan,
         _notes(document),
         (file.path,),
@@ -195,10 +187,12 @@ def _view(
     strides: tuple[int, ...],
 ) -> npt.NDArray[Any]:
     data.check_unchanged()
-    flat = data.data[begin : begin + span].view(dtype)
     if not span:
         return np.zeros(shape, dtype)
-    return np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)
+    # As bits, since NumPy's strides do not know every type of ml_dtypes.
+    bits = data.data[begin : begin + span].view(f"u{dtype.itemsize}")
+    strided = np.lib.stride_tricks.as_strided(bits, shape, strides, writeable=False)
+    return strided.view(dtype)
 
 
 def _refuse_kind(file: MappedFile, name: str) -> npt.NDArray[Any]:

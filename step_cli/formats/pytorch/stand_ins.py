@@ -57,6 +57,7 @@ OTHERS = {
     "pathlib": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
     "pathlib._local": "Path PosixPath PurePath PurePosixPath PureWindowsPath "
     "WindowsPath",
+    "pytz": "_FixedOffset _UTC _p",
     "random": "Random",
     "re": "_compile",
     "time": "struct_time",
@@ -66,12 +67,13 @@ OTHERS = {
     "types": "SimpleNamespace",
     "typing": "Any Dict List Optional Tuple Union",
     "uuid": "SafeUUID UUID",
-    # What Lightning, Megatron and users of OmegaConf put beside their weights.
+    # What Lightning, Megatron, MMEngine and users of OmegaConf put beside weights.
     "lightning.pytorch.callbacks.early_stopping": "EarlyStopping",
     "lightning.pytorch.callbacks.model_checkpoint": "ModelCheckpoint",
     "megatron.core.enums": "ModelType",
     "megatron.core.rerun_state_machine": "RerunDiagnostic RerunMode RerunState",
     "megatron.core.transformer.enums": "AttnBackend AttnMaskType AttnType LayerType",
+    "mmengine.logging.history_buffer": "HistoryBuffer",
     "omegaconf.base": "ContainerMetadata Metadata",
     "omegaconf.dictconfig": "DictConfig",
     "omegaconf.listconfig": "ListConfig",

@@ -316,3 +316,18 @@ def test_the_command_prints_one_document_and_never_imports_torch(
     assert again.returncode == 5
     assert again.stderr.startswith("error: ")
     assert again.stderr.count("\n") == 1
+
+
+def test_types_that_only_torch_has_are_refused(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    fc = torch.from_numpy(weights()["fc.weight"])
+    for name, other in (
+        ("complex", torch.ones(4, 4, dtype=torch.complex128)),
+        ("sparse", torch.ones(4, 4).to_sparse()),
+    ):
+        path = tmp_path / f"{name}.pt"
+        torch.save({"fc.weight": fc, "other": other}, path)
+        with pytest.raises(InputError) as caught:
+            run(path, tmp_path / "out.safetensors", "compressed")
+        assert caught.value.tensor == "other"
+    assert others(tmp_path, "complex.pt", "sparse.pt") == []

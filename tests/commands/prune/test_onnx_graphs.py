@@ -92,6 +92,26 @@ def test_a_weight_summed_over_two_axes_needs_an_axis(
     assert holds(arrays_of(tmp_path / "c.onnx")["w"], 1)
 
 
+def test_a_weight_that_is_also_used_in_an_unknown_way_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes = [
+        node("MatMul", ["x", "w"], ["h"]),
+        node("Neg", ["w"], ["n"]),
+        node("MatMul", ["h", "n"], ["h2"]),
+        node("MatMul", ["h2", "v"], ["y"]),
+    ]
+    path = save(tmp_path / "a.onnx", nodes, {"v": dense(8, 4), "w": dense(8, 8)})
+    with caplog.at_level(logging.WARNING):
+        report = step_cli.prune(path, tmp_path / "b.onnx")
+    assert [layer.name for layer in report.layers] == ["v"]
+    assert "w is left alone" in caplog.text and "Neg node of 'n'" in caplog.text
+    report = step_cli.prune(path, tmp_path / "c.onnx", include=["w"])
+    assert [layer.name for layer in report.layers] == ["w"]
+    (found,) = step_cli.verify(tmp_path / "c.onnx", strict=True).checkpoints
+    assert [layer.ok for layer in found.layers] == [True] and not found.ok
+
+
 def test_a_matrix_of_which_a_part_is_used_is_pruned_as_a_whole(tmp_path: Path) -> None:
     nodes = [
         node("Slice", ["w", "from", "to", "axis"], ["s"]),

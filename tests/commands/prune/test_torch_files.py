@@ -296,3 +296,34 @@ def test_a_tied_embedding_is_left_alone_unless_both_are_named(
     np.testing.assert_array_equal(
         torch.load(out)["wte.weight"].numpy(), best(table.numpy())
     )
+
+
+def test_what_other_keys_hold_too_is_left_alone_unless_it_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, out = tmp_path / "a.pt", tmp_path / "b.pt"
+    first, second = dense(8, 8), dense(8, 8) + 1
+    model = {"a.weight": first, "b.weight": second}
+    source.write_bytes(saved({"model": model, "best": {"a.weight": first}}))
+    report = run(source, out)
+    assert [layer.name for layer in report.layers] == ["b.weight"]
+    assert torch.equal(torch.load(out)["best"]["a.weight"], first)
+    words = "a.weight is left alone, as its numbers are used by what lies under"
+    assert words in caplog.text
+    run(source, out, include=["a.weight"], force=True)
+    np.testing.assert_array_equal(
+        torch.load(out)["best"]["a.weight"].numpy(), best(first.numpy())
+    )
+
+
+def test_a_key_is_for_torch_files_of_a_directory_too(tmp_path: Path) -> None:
+    source, out = tmp_path / "a", tmp_path / "b"
+    source.mkdir()
+    (source / "config.json").write_text('{"model_type": "bert"}')
+    live, mean = {"fc.weight": dense(8, 8)}, {"fc.weight": dense(8, 8) + 1}
+    data = saved({"live": live, "mean": mean}, _use_new_zipfile_serialization=False)
+    (source / "pytorch_model.bin").write_bytes(data)
+    run(source, out, key="mean")
+    assert verify(out, key="mean").ok and not verify(out, key="live").ok
+    loaded = torch.load(out / "pytorch_model.bin")
+    assert torch.equal(loaded["live"]["fc.weight"], live["fc.weight"])

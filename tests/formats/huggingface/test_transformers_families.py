@@ -10,24 +10,34 @@ and the configuration.
 import inspect
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
-from models_of_transformers import architectures, build
+from models_of_transformers import (
+    VARIANTS,
+    architectures,
+    build,
+    names_in_files,
+    parts,
+)
 from torch import nn
 
+from step_cli.errors import NothingSelectedError
 from step_cli.formats.huggingface.model_config import model_config_of
 from step_cli.nm.families import ModelConfig, axis_by_config
 from step_cli.nm.family_table import FAMILIES
 from step_cli.nm.selection import Chosen, Selection
 from step_cli.nm.weight_rule import Description
 from step_cli.optim.layers import choose_layers
+from step_cli.recipes import choosing
+from step_cli.recipes.sparse_adamw import sparse_adamw
 
-SEED, SAMPLE = 17, 45
+SEED, SAMPLE = 17, 30
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # One of each way to store weights, in every run.
@@ -136,64 +146,106 @@ def matrices(model: Any) -> Iterator[tuple[str, nn.Module, str, torch.Tensor]]:
 
 
 def outcome(chosen: Chosen[Description]) -> dict[str, int | str]:
-    """The axis of each layer, and the reason of each tensor that is none."""
+    """The axis of each layer, if it is known, and why each other tensor is none."""
     found: dict[str, int | str] = {t.name: reason for t, reason in chosen.skipped}
-    return found | {layer.tensor.name: layer.spec.axis for layer in chosen.layers}
+    return found | {
+        layer.tensor.name: "assumed" if layer.assumed else layer.spec.axis
+        for layer in chosen.layers
+    }
 
 
 def tied_to_a_table(model: Any) -> set[int]:
     return {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
 
 
+def described(parameters: Mapping[str, torch.Tensor]) -> list[Description]:
+    return [
+        Description(name, str(p.dtype).removeprefix("torch."), tuple(p.shape))
+        for name, p in parameters.items()
+    ]
+
+
 def faults_of(model: Any) -> list[str]:
     """What either rule says of the parameters of a model that is not so."""
-    described = [
-        Description(name, str(p.dtype).removeprefix("torch."), tuple(p.shape))
-        for name, p in model.named_parameters()
-    ]
     config = model_config_of(model.config.to_dict())
-    chosen = Selection().choose(described, config)
-    assumed = {layer.tensor.name for layer in chosen.layers if layer.assumed}
-    in_file, in_model = outcome(chosen), outcome(choose_layers(model, Selection()))
+    in_model = outcome(choose_layers(model, Selection()))
+    in_files = answers_of_files(model, config)
     tables = tied_to_a_table(model)
     faults: list[str] = []
     for name, module, own, parameter in matrices(model):
-        want = "embedding" if id(parameter) in tables else expected(module, own)
-        got = (in_model[name], in_file[name])
+        is_table = id(parameter) in tables
+        want = "embedding" if is_table else expected(module, own)
+        answers = in_files[id(parameter)]
         if want is None:
+            got = [in_model[name], *answers.values()]
             faults += raw_faults(name, module, own, got, config)
             continue
         if isinstance(want, int) and parameter.shape[want] % 4:
             want = "size"
-        if got[0] != want:
-            faults.append(f"{name}: {want} by its module, found {got[0]}")
-        if isinstance(want, int) and name in assumed:
-            faults.append(f"{name}: its axis is assumed")
-        if not (got[1] == want or excused(name, want, got[1])):
-            faults.append(f"{name}: {want}, found {got[1]} by its name")
-    return faults
+        if in_model[name] != want:
+            faults.append(f"{name}: {want} by its module, found {in_model[name]}")
+        if not is_table or isinstance(module, nn.Embedding):
+            faults += [
+                f"{each}: {want}, found {got} by its name"
+                for each, got in answers.items()
+                if got != want and not excused(each, want, got)
+            ]
+    return faults + optimizer_faults(model, in_model)
+
+
+def optimizer_faults(model: Any, by_type: dict[str, int | str]) -> list[str]:
+    """Where `sparse_adamw` chooses otherwise, or leaves dense without a word."""
+    with patch.object(choosing, "tell") as tell:
+        try:
+            optimizer = sparse_adamw(model, switch=5)
+        except NothingSelectedError:
+            return []
+    (coverage,) = tell.call_args.args
+    told = {left.name for left in coverage.left}
+    names = {p: name for name, p in model.named_parameters()}
+    sparse = {names[p]: spec.axis for p, spec in optimizer.sparse_parameters()}
+    faults = [
+        f"{name}: stays dense without a word"
+        for name, _, _, parameter in matrices(model)
+        # What is frozen is chosen, and stays dense until it wakes.
+        if (name in told) == (name in sparse and parameter.requires_grad)
+    ]
+    chosen = {name: axis for name, axis in by_type.items() if isinstance(axis, int)}
+    if sparse != chosen:
+        faults.append(f"the optimizer's axes are {sparse}, not {chosen}")
+    shares = coverage.chosen_share + sum(left.share for left in coverage.left)
+    return faults + ([f"shares add up to {shares}"] if abs(shares - 1) > 1e-9 else [])
 
 
 def excused(name: str, want: int | str, got: int | str) -> bool:
-    """What names cannot tell: tables without the word, and layers that have it."""
-    module, own = name.lower().split(".")[-2:]
-    if own in ("weight_ih", "weight_hh"):  # of a recurrent cell
-        return got == "name"
-    if want in ("embedding", "consumer"):
-        return got != "norm" and "embed" not in module
-    return got == "embedding" and ("embed" in module or module.endswith("_emb"))
+    """A table without "weight" in its name, or stored as the head it is tied to."""
+    return want == "embedding" and (got == "name" or name.endswith("lm_head.weight"))
+
+
+def answers_of_files(
+    model: Any, config: ModelConfig
+) -> dict[int, dict[str, int | str]]:
+    """What the rule for files says of each parameter, under each of its names."""
+    answers: dict[int, dict[str, int | str]] = {}
+    for parameters in (dict(model.named_parameters()), names_in_files(model)):
+        found = outcome(Selection().choose(described(parameters), config))
+        for name, parameter in parameters.items():
+            answers.setdefault(id(parameter), {})[name] = found[name]
+    return answers
 
 
 def raw_faults(
     name: str,
     module: nn.Module,
     own: str,
-    got: tuple[int | str, int | str],
+    got: list[int | str],
     config: ModelConfig,
 ) -> Iterator[str]:
     """Faults of a parameter that its module uses itself."""
     shape = tuple(getattr(module, own).shape)
     by_config = axis_by_config(name, shape, config)
+    if "assumed" in got:
+        yield f"{name}: its axis is assumed"
     judged = [axis for axis in (*got, by_config) if isinstance(axis, int)]
     if not judged:
         return
@@ -204,20 +256,18 @@ def raw_faults(
         yield f"{name}: axis {axis} in {type(module).__name__}, found {judged}"
 
 
-def faults_of_all(
-    transformers: ModuleType, pairs: list[tuple[str, str]]
-) -> tuple[list[str], int, set[str]]:
+def faults_of_all(models: Iterable[Any]) -> tuple[list[str], int, set[str]]:
     """Faults of models, how many could be built, and the classes of their modules."""
     faults: list[str] = []
     classes: set[str] = set()
     built = 0
-    for kind, name in pairs:
-        model = build(transformers, kind, name)
+    for model in models:
         if model is None:
             continue
         built += 1
         classes |= {type(module).__name__ for module in model.modules()}
-        faults += [f"{kind} {name}: {fault}" for fault in faults_of(model)]
+        kind = f"{model.config.model_type} {type(model).__name__}"
+        faults += [f"{kind}: {fault}" for fault in faults_of(model)]
     return faults, built, classes
 
 
@@ -225,20 +275,36 @@ def test_a_sample_of_models_and_one_of_each_way_to_store(
     transformers: ModuleType,
 ) -> None:
     sample = random.Random(SEED).sample(architectures(), SAMPLE)
-    faults, built, _ = faults_of_all(transformers, [*ALWAYS, *sample])
+    models = (build(transformers, *pair) for pair in [*ALWAYS, *sample])
+    faults, built, _ = faults_of_all(models)
     assert not faults, "\n".join(faults)
     assert built > 0.8 * (len(ALWAYS) + SAMPLE)
 
 
+def test_models_with_other_modules_than_by_default(transformers: ModuleType) -> None:
+    models = (build(transformers, *variant) for variant in VARIANTS)
+    faults, built, _ = faults_of_all(models)
+    assert not faults, "\n".join(faults)
+    assert built == len(VARIANTS)
+
+
 @pytest.mark.slow
 def test_every_model(transformers: ModuleType) -> None:
-    faults, built, classes = faults_of_all(transformers, architectures())
+    models = (build(transformers, *pair) for pair in architectures())
+    faults, built, classes = faults_of_all(models)
     assert not faults, "\n".join(faults)
     assert built > 1000
     named = {re.split(r"\W", family.module)[0] for family in FAMILIES}
     # Of transformers 4; of a model that needs timm; words.
     absent = {"JukeboxConv1D", "EinLinear", "OmDetTurboLanguageBackbone", "nn", ""}
     assert named - absent <= classes
+
+
+@pytest.mark.slow
+def test_every_part_of_a_model(transformers: ModuleType) -> None:
+    faults, built, _ = faults_of_all(parts(transformers))
+    assert not faults, "\n".join(faults)
+    assert built > 200
 
 
 def test_a_wrong_axis_would_be_found(

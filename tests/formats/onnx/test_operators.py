@@ -11,6 +11,7 @@ from attacks.onnx_attacks import Arrays, model
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+import step_cli
 from step_cli.formats.checkpoint import NamedTensor
 from step_cli.formats.onnx.operators import (
     LOOKED_THROUGH,
@@ -284,6 +285,106 @@ def test_companions_of_what_is_not_followed_are_not_untraced(tmp_path: Path) -> 
     found = read(nodes, arrays, tmp_path)
     reasons = {name: tensor.skip for name, tensor in found.items()}
     assert reasons == dict.fromkeys(arrays, "consumer") | {"w": "untraced"}
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        [node("Gather", ["r", "rows"], ["m"], axis=0)],
+        [node("Neg", ["r"], ["n"]), node("Add", ["n", "bias"], ["m"])],
+        [node("Relu", ["r"], ["n"]), node("Mul", ["n", "scale"], ["m"])],
+    ],
+)
+def test_a_list_of_numbers_that_becomes_a_matrix_is_untraced(
+    between: list[onnx.NodeProto], tmp_path: Path
+) -> None:
+    arrays: Arrays = {"shape": numbers(8, 8), "rows": numbers(*range(8)[::-1])}
+    arrays |= {"bias": ones(8), "scale": ones(8, 1)}
+    nodes = [node("Reshape", ["w", "shape"], ["r"]), *between]
+    nodes.append(node("MatMul", ["x", "m"], ["y"]))
+    for shape in ((64,), (1, 64)):
+        found = read(nodes, {"w": ones(*shape), **arrays}, tmp_path)
+        reasons = {name: tensor.skip for name, tensor in found.items()}
+        assert reasons == dict.fromkeys(found, "consumer") | {"w": "untraced"}
+
+
+def test_what_one_more_product_uses_in_an_unknown_way_is_told(tmp_path: Path) -> None:
+    halves = node("Split", ["w"], ["a", "b"], axis=1, num_outputs=2)
+    products = [node("MatMul", ["x", "a"], ["p"]), node("MatMul", ["p", "n"], ["y"])]
+    for op, fails in (("Identity", False), ("Neg", True)):
+        path = tmp_path / "m.onnx"
+        nodes = [halves, node(op, ["b"], ["n"]), *products]
+        arrays: Arrays = {"w": np.zeros((16, 32), np.float32)}
+        path.write_bytes(model(nodes, arrays).SerializeToString())
+        for strict in (False, True):
+            (found,) = step_cli.verify(path, strict=strict).checkpoints
+            assert [layer.name for layer in found.layers] == ["w"]
+            assert found.ok is not (fails and strict)
+            assert (found.totals.coverage < 1) is fails
+        named = step_cli.verify(path, include=["w"], strict=True).checkpoints[0]
+        assert named.ok is not fails and len(named.layers) == 1
+
+
+def test_two_scales_are_no_mask(tmp_path: Path) -> None:
+    nodes = [
+        node("Mul", ["w", "column"], ["a"]),
+        node("Div", ["a", "row"], ["b"]),
+        node("Mul", ["b", "row"], ["m"]),
+    ]
+    arrays: Arrays = {"w": ones(16, 12), "column": ones(16, 1), "row": ones(12)}
+    tensor = behind(nodes, arrays, tmp_path)
+    assert (tensor.skip, tensor.axis) == (None, 0)
+
+
+def test_rows_that_do_not_divide_into_stored_ones(tmp_path: Path) -> None:
+    """Groups of 4 lie along stored rows of 8, though the product sums over 12."""
+    reshape = node("Reshape", ["w", "a"], ["r"])
+    product = node("Gemm", ["x", "m"], ["y"], transB=1)
+
+    def found(*between: onnx.NodeProto) -> NamedTensor:
+        arrays: Arrays = {"w": ones(12, 8), "a": numbers(8, 12)}
+        arrays |= {"rows": ones(8, 1), "columns": ones(12), "blocks": ones(8, 12)}
+        return read([reshape, *between, product], arrays, tmp_path)["w"]
+
+    halves = (Part((0, 0), (12, 4)), Part((0, 4), (12, 8)))
+    for scale in ("rows", "columns"):
+        tensor = found(node("Mul", ["r", scale], ["m"]))
+        assert (tensor.axis, tensor.parts, tensor.skip) == (1, halves, None)
+    assert found(node("Mul", ["r", "blocks"], ["m"])).skip == "untraced"
+    assert found(node("Transpose", ["r"], ["m"])).skip == "untraced"
+
+
+def test_parts_that_a_reshape_interleaves_or_cuts_are_followed(tmp_path: Path) -> None:
+    def found(shapes: list[tuple[int, ...]], *nodes: onnx.NodeProto) -> list[object]:
+        arrays: Arrays = {"a": ones(*shapes[0]), "b": ones(*shapes[1])}
+        arrays["s"] = numbers(*shapes[2])
+        said = read([*nodes], arrays, tmp_path)
+        return [(said[n].axis, said[n].parts, said[n].skip) for n in ("a", "b")]
+
+    between = found(
+        [(16, 6, 1), (16, 6, 3), (16, 24)],
+        node("Concat", ["a", "b"], ["c"], axis=2),
+        node("Reshape", ["c", "s"], ["r"]),
+        node("MatMul", ["x", "r"], ["y"]),
+    )
+    assert between == [(0, (), None), (0, (), None)]
+    rows = found(
+        [(1, 4, 8), (1, 4, 8), (8, 8)],
+        node("Concat", ["a", "b"], ["c"], axis=0),
+        node("Transpose", ["c"], ["t"], perm=[1, 0, 2]),
+        node("Reshape", ["t", "s"], ["r"]),
+        node("Gemm", ["x", "r"], ["y"], transB=1),
+    )
+    assert rows == [(2, (), None), (2, (), None)]
+    meeting = found(
+        [(28, 4), (20, 4), (3, 16, 4)],
+        node("Concat", ["a", "b"], ["c"], axis=0),
+        node("Reshape", ["c", "s"], ["r"]),
+        node("MatMul", ["x", "r"], ["y"]),
+    )
+    first = Part((0, 0), (16, 4)), Part((16, 0), (28, 4))
+    second = Part((0, 0), (4, 4), 12), Part((4, 0), (20, 4))
+    assert meeting == [(0, first, None), (0, second, None)]
 
 
 def test_old_forms_have_their_arguments_as_attributes(tmp_path: Path) -> None:

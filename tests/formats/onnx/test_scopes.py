@@ -278,9 +278,9 @@ def test_bodies_see_the_names_around_them(tmp_path: Path) -> None:
 def test_too_many_nodes_in_calls_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from step_cli.formats.onnx.weights import scopes
+    from step_cli.formats.onnx.weights import nesting
 
-    monkeypatch.setattr(scopes, "MOST_PARTS", 20)
+    monkeypatch.setattr(nesting, "MOST_PARTS", 20)
     nodes = [node("Identity", ["a"], [f"v{i}"]) for i in range(10)]
     calls = [node("F", ["x"], [f"y{i}"], domain="f") for i in range(2)]
     proto = model(calls, {})

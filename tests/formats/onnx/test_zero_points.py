@@ -172,6 +172,40 @@ def test_zero_points_are_followed_through_the_graph(
     assert zero_of(read(nodes, arrays, tmp_path)["w"]) == zero
 
 
+def test_zero_points_recur_along_a_stored_axis(tmp_path: Path) -> None:
+    """Of which each piece is a row of the matrix that a Reshape makes."""
+    nodes = [
+        node("Reshape", ["w", "shape"], ["r"]),
+        node("DequantizeLinear", ["r", "s", "z"], ["m"], axis=1),
+        node("Gemm", ["x", "m"], ["y"], transB=1),
+    ]
+    arrays: Arrays = {"w": codes(2, 16), "s": ones(), "shape": numbers(8, 4)}
+    arrays["z"] = np.array([1, 2, 3, 4], np.uint8)
+    tensor = read(nodes, arrays, tmp_path)["w"]
+    assert zero_of(tensor) == (1, [1, 2, 3, 4] * 4)
+    assert [part.end[1] - part.begin[1] for part in tensor.parts] == [4] * 4
+    # One for each row: the rows are cut out of one stored axis with the inputs.
+    arrays |= {"w": codes(1, 16), "shape": numbers(2, 8), "z": np.uint8([1, 2])}  # type: ignore[dict-item]
+    nodes[1] = node("DequantizeLinear", ["r", "s", "z"], ["m"], axis=0)
+    assert zero_of(read(nodes, arrays, tmp_path)["w"]) == (1, [1] * 8 + [2] * 8)
+    # One for each row, and the rows lie along two stored axes.
+    arrays |= {"w": codes(2, 1, 16), "shape": numbers(4, 8)}
+    arrays["z"] = np.array([1, 2, 3, 4], np.uint8)
+    assert zero_of(read(nodes, arrays, tmp_path)["w"]) == "kind"
+
+
+def test_codes_made_in_the_graph_may_be_dequantized_by_hand(tmp_path: Path) -> None:
+    nodes = [
+        node("QuantizeLinear", ["w", "s", "z"], ["q"]),
+        node("Cast", ["q"], ["c"], to=1),
+        node("Mul", ["c", "s"], ["m"]),
+        node("MatMul", ["x", "m"], ["y"]),
+    ]
+    for zero, found in ((0, 0), (3, "kind")):
+        arrays: Arrays = {"w": ones(8, 4), "s": ones(), "z": np.array(zero, np.uint8)}
+        assert zero_of(read(nodes, arrays, tmp_path)["w"]) == found
+
+
 def test_parts_may_have_a_zero_each(tmp_path: Path) -> None:
     """As of a matrix of which two products use a half each."""
 

@@ -47,6 +47,8 @@ def test_tensors_are_mapped_from_the_file(tmp_path: Path) -> None:
         "transposed": W.t(),
         "bf16": torch.nn.Parameter(W.bfloat16()),
         "fp8": (W % 8).to(torch.float8_e4m3fn),
+        "e5m2": (W % 4).to(torch.float8_e5m2),
+        "fnuz": (W % 4).t().to(torch.float8_e5m2fnuz),
         "empty": torch.zeros(0, 4),
         "expanded": torch.ones(1).expand(2, 3),
         "last": torch.arange(96.0)
@@ -72,6 +74,12 @@ def test_tensors_are_mapped_from_the_file(tmp_path: Path) -> None:
     assert tensors["bf16"].read().dtype.name == tensors["bf16"].dtype == "bfloat16"
     np.testing.assert_array_equal(
         tensors["fp8"].read().astype(np.float32), (W % 8).numpy()
+    )
+    np.testing.assert_array_equal(
+        tensors["e5m2"].read().astype(np.float32), (W % 4).numpy()
+    )
+    np.testing.assert_array_equal(
+        tensors["fnuz"].read().astype(np.float32), (W % 4).t().numpy()
     )
     assert [t.tied_to for t in found.tensors[:3]] == [None, "a", None]
     place = tensors["last"].place

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 
 from step_cli.formats.onnx.weights import views
+from step_cli.formats.onnx.weights.codes import dequantized
 from step_cli.formats.onnx.weights.node_step import NodeStep
-from step_cli.formats.onnx.weights.rules import dequantized
 from step_cli.formats.onnx.weights.views import View
 
 

@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 from step_cli.formats.onnx.weights import views
+from step_cli.formats.onnx.weights.codes import dequantized
 from step_cli.formats.onnx.weights.node_step import NodeStep
 from step_cli.formats.onnx.weights.reshaping import reshaped
-from step_cli.formats.onnx.weights.views import Piece, View
-from step_cli.formats.onnx.weights.zero_points import ZeroInput, Zeros, along, zeros_of
+from step_cli.formats.onnx.weights.slicing import sliced
+from step_cli.formats.onnx.weights.views import View
 
 
 def transpose(step: NodeStep) -> View | None:
@@ -97,7 +98,7 @@ def cut(step: NodeStep) -> View | None:
         return None
     for axis, start, end in zip(axes, starts, ends, strict=True):
         begin, stop, _ = slice(start, end).indices(view.shape[axis])
-        found = views.sliced(view, axis % rank, begin, max(begin, stop))
+        found = sliced(view, axis % rank, begin, max(begin, stop))
         if found is None:
             return None
         view = found
@@ -123,7 +124,7 @@ def split(step: NodeStep) -> View | None:
         return None
     begin = sum(sizes[: step.index])
     end = begin + sizes[step.index]
-    return views.sliced(view, axis % len(view.shape), begin, end)
+    return sliced(view, axis % len(view.shape), begin, end)
 
 
 def concat(step: NodeStep) -> View | None:
@@ -196,35 +197,3 @@ def dequantize(step: NodeStep) -> View | None:
     if view is None:
         return None
     return dequantized(view, step.zero(2), 1 if axis is None else axis)
-
-
-def dequantized(view: View, zero: ZeroInput, axis: int) -> View:
-    """Codes as numbers again.
-
-    Args:
-        view: The operand.
-        zero: Its zero point.
-        axis: That of a list of zero points, one for each index.
-    """
-    pieces = []
-    for piece in view.pieces:
-        zeros = _zeros(view, piece, zero, axis)
-        meaning = piece.meaning.dequantized(zero, zeros, piece.tensor)
-        pieces.append(replace(piece, meaning=meaning))
-    return View(view.shape, tuple(pieces))
-
-
-def _zeros(view: View, piece: Piece, zero: ZeroInput, axis: int) -> Zeros | None:
-    """The codes of zero of a stored tensor, from the zero points of an operand."""
-    if zero.codes is None:
-        return None
-    found = along(zero.codes, len(view.shape), axis)
-    if found is None:
-        return zeros_of(zero.codes, piece.tensor, None, 0)
-    runs = [run for run in piece.axes[found] if run.size != 1]
-    runs = runs or list(piece.axes[found][:1])
-    place = None
-    if len(runs) == 1 and runs[0].stride == 1:
-        run = runs[0]
-        place = (piece.at[found], run.size, run.axis, piece.first[run.axis])
-    return zeros_of(zero.codes, piece.tensor, place, view.shape[found])

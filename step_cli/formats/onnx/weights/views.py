@@ -14,10 +14,16 @@ from step_cli.formats.onnx.weights.zero_points import Meaning
 
 MOST_AXES = 64
 MOST_PIECES = 4096  # of an operand
+MOST_SCALES = 64  # on the way to an operand
+MIXED = -1  # the axis of a run over several stored axes, whose order is not told
 
 
 class Run(NamedTuple):
-    """Elements of a stored tensor at equal distances along one of its axes."""
+    """Elements of a stored tensor at equal distances along one of its axes.
+
+    Or places of an axis of the operand, if its own axis is `MIXED`: its stride is then
+    a negative number, the same for those that may depend on each other.
+    """
 
     axis: int
     stride: int
@@ -36,8 +42,9 @@ class Piece:
         at: Its first index along each axis of the operand.
         axes: The runs behind each axis of the operand.
         first: Where the runs start along each axis of the stored tensor.
-        hidden: Runs of which a loop takes one index at a time.
-        scaled: Runs along which the numbers are multiplied by different ones.
+        hidden: Further runs: those of which a loop takes one index at a time, and those
+            that the mixed ones go through in some order.
+        scaled: For each scale on the way, the runs along which its numbers differ.
         meaning: Which of the numbers mean zero.
     """
 
@@ -46,7 +53,7 @@ class Piece:
     axes: tuple[Runs, ...]
     first: tuple[int, ...]
     hidden: Runs = ()
-    scaled: Runs = ()
+    scaled: tuple[Runs, ...] = ()
     meaning: Meaning = field(default_factory=Meaning)
 
     @property
@@ -119,26 +126,6 @@ def without_axis(view: View, axis: int) -> View | None:
     return _rearranged(View(view.shape, pieces), left)
 
 
-def sliced(view: View, axis: int, begin: int, end: int) -> View | None:
-    """A range of an axis; both ends within it."""
-    shape = list(view.shape)
-    if (begin, end) == (0, shape[axis]):
-        return view
-    pieces: list[Piece] = []
-    for piece in view.pieces:
-        start, size = piece.at[axis], size_of(piece.axes[axis])
-        low, high = max(begin, start), min(end, start + size)
-        if low >= high:
-            continue
-        part = _cut(piece, axis, low - start, high - start)
-        if part is None:
-            return None
-        at = (*piece.at[:axis], low - begin, *piece.at[axis + 1 :])
-        pieces.append(replace(part, at=at))
-    shape[axis] = max(0, end - begin)
-    return View(tuple(shape), tuple(pieces))
-
-
 def joined(views: Sequence[View], axis: int) -> View | None:
     """The operands one after another along an axis."""
     rank = len(views[0].shape)
@@ -160,26 +147,42 @@ def joined(views: Sequence[View], axis: int) -> View | None:
     return View(tuple(shape), tuple(pieces)) if len(pieces) <= MOST_PIECES else None
 
 
-def scaled(view: View, axes: Sequence[int]) -> View:
+def scaled(view: View, axes: Sequence[int]) -> View | None:
     """Multiplied by numbers that differ along ``axes``."""
     pieces = []
     for piece in view.pieces:
         more = tuple(run for axis in axes for run in piece.axes[axis])
+        known = (
+            piece.scaled if not more or more in piece.scaled else (*piece.scaled, more)
+        )
+        if len(known) > MOST_SCALES:
+            return None
         meaning = piece.meaning.changed()
-        pieces.append(replace(piece, scaled=piece.scaled + more, meaning=meaning))
+        pieces.append(replace(piece, scaled=known, meaning=meaning))
     return View(view.shape, tuple(pieces))
 
 
-def overlap(one: Runs, other: Runs) -> bool:
-    """Whether a step along one can be a step along the other."""
-    return any(
-        a.axis == b.axis
-        and a.size > 1 < b.size
-        and a.stride < b.stride * b.size
-        and b.stride < a.stride * a.size
-        for a in one
-        for b in other
-    )
+def overlap(one: Runs, other: Runs, hidden: Runs) -> bool:
+    """Whether a step along one can be a step along the other.
+
+    Args:
+        one: Runs.
+        other: Runs.
+        hidden: Those that mixed ones go through.
+    """
+    return any(_same_way(a, b, hidden) for a in one for b in other)
+
+
+def _same_way(one: Run, other: Run, hidden: Runs) -> bool:
+    if one.size == 1 or other.size == 1:
+        return False
+    if one.axis == other.axis == MIXED:
+        return one.stride == other.stride
+    if MIXED in (one.axis, other.axis):
+        real = other if one.axis == MIXED else one
+        return any(_same_way(real, run, ()) for run in hidden if run.axis != MIXED)
+    nearer = one.stride < other.stride * other.size
+    return one.axis == other.axis and nearer and other.stride < one.stride * one.size
 
 
 def _rearranged(view: View, order: Sequence[int]) -> View:
@@ -209,32 +212,14 @@ def size_of(runs: Runs) -> int:
     return math.prod(run.size for run in runs)
 
 
-def _cut(piece: Piece, axis: int, low: int, high: int) -> Piece | None:
-    """A range of an axis of a piece; None if it is no set of whole runs."""
-    runs, first = list(piece.axes[axis]), list(piece.first)
-    while runs:
-        run = runs[0]
-        inner = size_of(tuple(runs[1:]))
-        if low % inner == 0 and high % inner == 0:
-            runs[0] = run._replace(size=(high - low) // inner)
-            first[run.axis] += run.stride * (low // inner)
-            break
-        if low // inner != (high - 1) // inner:
-            return None
-        first[run.axis] += run.stride * (low // inner)
-        low, high = low % inner, (high - 1) % inner + 1
-        runs.pop(0)
-    axes = (*piece.axes[:axis], tuple(runs), *piece.axes[axis + 1 :])
-    return replace(piece, axes=axes, first=tuple(first))
-
-
 def merged(runs: Sequence[Run]) -> Runs:
     """Neighbours that are one run of the stored tensor as one."""
     found: list[Run] = []
     for run in runs:
-        last = found[-1] if found else None
-        if last and last.axis == run.axis and last.stride == run.stride * run.size:
-            found[-1] = Run(run.axis, run.stride, last.size * run.size)
+        last = found[-1] if found else Run(0, 0, 0)
+        near = last.stride == run.stride * (1 if run.axis == MIXED else run.size)
+        if found and last.axis == run.axis and near:
+            found[-1] = run._replace(size=last.size * run.size)
         else:
             found.append(run)
     return tuple(found)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.errors import InputError
 from step_cli.formats.checkpoint import ZeroPoint
 from step_cli.formats.onnx.data import DTYPES
 from step_cli.formats.onnx.model import Tensor
@@ -43,11 +42,11 @@ class ZeroInput:
 
 @dataclass(frozen=True, eq=False)
 class Zeros:
-    """The codes of zero: one for all, or from ``first`` on one for each index."""
+    """The codes of zero: one for all, or one for each of some indices of an axis."""
 
     codes: Array
     axis: int | None = None
-    first: int = 0
+    indices: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +66,16 @@ class Meaning:
     decided: bool = False
     is_changed: bool = False
     quantizer: ZeroInput | None = None
+
+    @property
+    def is_told(self) -> bool:
+        """Whether it is known which of the numbers are zero in the product.
+
+        Behind a quantizer that has not been undone, those whose code is 0.
+        """
+        codes = None if self.quantizer is None else self.quantizer.codes
+        plain = self.quantizer is None or (codes is not None and not np.any(codes != 0))
+        return self.known and plain
 
     def changed(self) -> "Meaning":
         """After a cast or a scale, which leaves 0 as it is."""
@@ -127,7 +136,7 @@ def zero_point_of(
         tensor: The stored tensor.
         uses: What its numbers mean to each product, and the parts that it uses.
     """
-    if not all(meaning.known and meaning.quantizer is None for meaning, _ in uses):
+    if not all(meaning.is_told for meaning, _ in uses):
         return None, False
     found = [(meaning.zeros or Zeros(np.zeros((), np.int8)), p) for meaning, p in uses]
     singles = {int(zeros.codes) for zeros, _ in found if zeros.axis is None}
@@ -153,50 +162,15 @@ def _codes_along(
         if zeros.axis is not None:
             if zeros.axis != axis:
                 return None
-            ranges = [(zeros.first, zeros.codes)]
+            at: Any = zeros.indices
         else:
-            spans = {(part.begin[axis], part.end[axis]) for part in parts}
-            ranges = [
-                (begin, np.full(end - begin, zeros.codes, kind))
-                for begin, end in spans or {(0, size)}
-            ]
-        for first, values in ranges:
-            at = slice(first, first + len(values))
-            if np.any(known[at] & (codes[at] != values)):
-                return None
-            codes[at], known[at] = values, True
+            at = np.zeros(size, bool)
+            for part in parts:
+                at[part.begin[axis] : part.end[axis]] = True
+        if np.any(known[at] & (codes[at] != zeros.codes)):
+            return None
+        codes[at], known[at] = zeros.codes, True
     return codes
-
-
-def zeros_of(
-    codes: Array, tensor: Tensor, place: tuple[int, int, int, int] | None, operand: int
-) -> Zeros | None:
-    """The codes of zero of a stored tensor, from those of an operand.
-
-    Args:
-        codes: Of the operand.
-        tensor: The stored tensor.
-        place: Where they differ: the first index and number of those of the operand
-            that the tensor makes, and the stored axis and its first index; None if
-            that is no single axis.
-        operand: The size of the operand there.
-
-    Raises:
-        InputError: There are more or fewer than the operand has slices.
-    """
-    if codes.size == 0:
-        return None
-    if one_zero(codes):
-        return Zeros(codes.reshape(-1)[0])
-    if place is None:
-        return None
-    if codes.size != operand:
-        raise InputError(
-            f"{codes.size} zero points for {operand} slices", tensor=tensor.name
-        )
-    at, count, axis, first = place
-    own = codes.reshape(-1)[at : at + count]
-    return Zeros(own[0]) if one_zero(own) else Zeros(own, axis, first)
 
 
 def _single(codes: Array) -> Array:
