@@ -11,7 +11,6 @@ from step_cli.errors import UsageError
 from step_cli.optim.by_name import in_order_of, spec_text
 from step_cli.optim.recipe import Recipe
 from step_cli.optim.shards import ShardSum, local
-from step_cli.optim.state import saved_of
 from step_cli.optim.weights import Weight, names_of, spec_of
 
 Groups = Sequence[dict[str, Any]]
@@ -149,6 +148,17 @@ def loaded_groups(
             made["param_names"] = group["param_names"]
         groups.append(made)
     return groups
+
+
+def saved_of(
+    p: Tensor, index: Any, states: Mapping[Any, Any], own: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """What is saved of a parameter.
+
+    Distributed checkpoints leave frozen ones out, and have loaded their state in place.
+    """
+    found: Mapping[str, Any] = states.get(index, {})
+    return found if found or p.requires_grad else own
 
 
 def restored(

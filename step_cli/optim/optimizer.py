@@ -29,7 +29,7 @@ from step_cli.optim.adam import EpsMode, adam_step, freeze_variance
 from step_cli.optim.backward import RewiredForward, rewire
 from step_cli.optim.compiled import can_compile
 from step_cli.optim.foreign import Witness, refuse_wrapper
-from step_cli.optim.loading import belongs, judged, loaded_groups, restored
+from step_cli.optim.loading import belongs, judged, loaded_groups, restored, saved_of
 from step_cli.optim.mask import check_groups
 from step_cli.optim.projection import (
     Moment,
@@ -45,7 +45,6 @@ from step_cli.optim.state import (
     has_stepped,
     move_state,
     recipe_state,
-    saved_of,
     with_index,
 )
 from step_cli.optim.variance import VarianceWatch
@@ -162,8 +161,7 @@ class SparseOptimizer(Optimizer):
         if self._rewired is None and phase.sparse:
             guards.refuse_unwired(self.recipe.inner_recipe, self._weights)
         self._finite.look(t, self._weights)
-        if self._some_asleep:
-            self._wake()
+        self._wake()
         with self._watching(phase, t, undecided=undecided), guards.overflow_as_error(t):
             self._counters["t"] = t
             for part in self._parts:
@@ -539,7 +537,6 @@ class SparseOptimizer(Optimizer):
         ]
         hidden = {"dense", "asleep", *self._recipe_keys}
         self._parts = parts_of(self.base, self._weights, hidden, made)
-        self._some_asleep = any(w.asleep for w in self._weights)
         self._activate_layers()
         self._choose_kernels()
 

@@ -95,17 +95,6 @@ def with_index(
         yield from zip(group["params"], saved["params"], strict=True)
 
 
-def saved_of(
-    p: Tensor, index: Any, states: Mapping[Any, Any], own: Mapping[str, Any]
-) -> Mapping[str, Any]:
-    """What is saved of a parameter.
-
-    Distributed checkpoints leave frozen ones out, and have loaded their state in place.
-    """
-    found: Mapping[str, Any] = states.get(index, {})
-    return found if found or p.requires_grad else own
-
-
 def move_state(state: dict[str, Any], p: Tensor, group: Mapping[str, Any]) -> None:
     """Let the state of a parameter follow it to another device."""
     counts_too = group.get("capturable") or group.get("fused")
