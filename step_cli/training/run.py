@@ -205,8 +205,7 @@ def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:
         return TrainReport(
             ok=True,
             recipe=None,
-            pattern=", ".join(sorted({str(x.pattern) for x in stored.values()}))
-            or None,
+            pattern=", ".join(found) or None,
             steps=0,
             switch=None,
             metrics=evaluate(
