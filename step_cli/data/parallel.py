@@ -19,9 +19,9 @@ from step_cli.data.files import (
 )
 from step_cli.data.held_out import set_aside
 from step_cli.data.rows import Row, lines_of, rows_of
+from step_cli.data.tally import Tally
 from step_cli.data.tokens import (
     LENGTH,
-    Tally,
     Tokenizer,
     TokenRows,
     make_tokenizer,

@@ -16,9 +16,9 @@ from step_cli.data.files import TABLES, split_files
 from step_cli.data.held_out import set_aside
 from step_cli.data.labels import Label, Labels, WrongKindError
 from step_cli.data.rows import Row, rows_of
+from step_cli.data.tally import Tally
 from step_cli.data.tokens import (
     LENGTH,
-    Tally,
     Tokenizer,
     TokenRows,
     make_tokenizer,

@@ -18,7 +18,8 @@ from step_cli.config.data import BYTES, DataSection
 from step_cli.data.batch import Batch, Dataset
 from step_cli.data.files import TABLES, TEXTS, files_in, split_files
 from step_cli.data.rows import lines_of, rows_of
-from step_cli.data.tokens import LENGTH, Tally, make_tokenizer
+from step_cli.data.tally import Tally
+from step_cli.data.tokens import LENGTH, make_tokenizer
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.files.mapped_file import is_directory, map_file
 
