@@ -5,7 +5,8 @@ wraps another optimizer, or keeps parameters of its own, never sees them: it wou
 update the model, the projection would undo that, and nothing would ever be learned.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -44,6 +45,20 @@ def _advice(base: Optimizer, inner: Optimizer) -> str:
         f"{outer} wraps {own}, which would update the model and never the dense "
         f"weights: give sparse() the {own}, and let {outer} wrap what it returns"
     )
+
+
+def step_alone(base: Optimizer) -> Callable[[], object]:
+    """The step of a base without what torch puts around every optimizer's.
+
+    Hooks are called around the step of which this is a part: once, and in every phase.
+    """
+    step = type(base).step
+    patched = vars(base).get("step")
+    if patched is not None and not hasattr(patched, "_wrapped_by_lr_sched"):
+        return base.step  # somebody's own
+    base._opt_called = True  # type: ignore[attr-defined]  # as its schedulers ask
+    hooked = getattr(step, "hooked", False)
+    return partial(getattr(step, "__wrapped__", step) if hooked else step, base)
 
 
 def _inner(base: Optimizer) -> Iterator[Optimizer]:

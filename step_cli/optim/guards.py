@@ -147,8 +147,24 @@ def check_parameters(groups: Groups, state: Mapping[Tensor, Any]) -> None:
         )
 
 
+def refuse_lost(weights: Iterable[Weight]) -> None:
+    """Refuse that the state of weights was cleared, if they are kept nowhere else."""
+    lost = next((w for w in weights if w.apart), None)
+    if lost is not None:
+        raise UsageError(
+            f"{lost.name}: its state was cleared, and the dense weights were in it: "
+            "set moments to zero in place, or build a new optimizer, which begins with "
+            "the pruned weights"
+        )
+
+
 def check_moved(w: Weight) -> None:
-    """Refuse a parameter whose dtype has changed, or whose state has no values."""
+    """Refuse another shape or dtype of a parameter, and a state without values."""
+    if w.param.shape != w.shape:
+        raise UsageError(
+            f"{w.name} of {list(w.shape)} became {list(w.param.shape)}: build the "
+            "optimizer after resizing the model"
+        )
     if w.param.dtype != w.dtype:
         raise UsageError(
             f"parameters of {w.dtype} became {w.param.dtype}: build the optimizer "

@@ -28,7 +28,7 @@ from step_cli.optim import guards
 from step_cli.optim.adam import EpsMode, adam_step, freeze_variance
 from step_cli.optim.backward import RewiredForward, rewire
 from step_cli.optim.compiled import can_compile
-from step_cli.optim.foreign import Witness, refuse_wrapper
+from step_cli.optim.foreign import Witness, refuse_wrapper, step_alone
 from step_cli.optim.loading import belongs, judged, loaded_groups, restored, saved_of
 from step_cli.optim.mask import check_groups
 from step_cli.optim.projection import (
@@ -123,11 +123,14 @@ class SparseOptimizer(Optimizer):
         if total_steps is not None:
             self._total_steps = guards.number_of_steps(total_steps)
         super().__init__(base.param_groups, base.defaults)
+        for hooks in (name for name in vars(self) if name.endswith("_hooks")):
+            # Those of the base are hooks of the whole: it is stepped without any.
+            setattr(self, hooks, vars(base).get(hooks, getattr(self, hooks)))
         self._counters.update(t=0, switch_step=0, switch_reason="", switch_memory=[])
         self._counters.update(switch_criterion="", recipe=recipe.name)
         self._counters["total_steps"] = self._total_steps
-        guards.refuse_impossible(base, recipe, switch, eps_mode, total_steps)
         refuse_wrapper(base, recipe)
+        guards.refuse_impossible(base, recipe, switch, eps_mode, total_steps)
         self._create_state()
         if recipe.before.sparse:
             self._enter_phase()
@@ -235,7 +238,7 @@ class SparseOptimizer(Optimizer):
         """Update the dense weights: by the base, or by Adam under a frozen variance."""
         if not self._updates_itself(phase):
             witness = Witness(part.weights, self.steps_taken)
-            part.base_step()
+            part.let_base(step_alone(self.base))
             witness.check(self.base, self._finite.sums, BY_BASE)
             return
         adam_step(
@@ -439,6 +442,28 @@ class SparseOptimizer(Optimizer):
                 "inside dense_weights(write=True)"
             )
 
+    # ------------------------------------------------------------ a base that has modes
+
+    def train(self) -> None:
+        """Let a base that has modes, as schedule-free ones, go on with training."""
+        self._go_to("train")
+
+    def eval(self) -> None:
+        """Let it put what is to be evaluated, or saved, in the place of the weights."""
+        self._go_to("eval")
+
+    @torch.no_grad()
+    def _go_to(self, mode: str) -> None:
+        change = getattr(self.base, mode, None)
+        if change is None:
+            return
+        self._check()
+        self._finite.refuse_changes(self._weights)
+        for part in self._parts:
+            part.let_base(change)
+        self._project(self._weights)
+        self._finite.written.keep(self._weights)
+
     # ------------------------------------------------------- a model that is exchanged
 
     @torch.no_grad()
@@ -495,13 +520,25 @@ class SparseOptimizer(Optimizer):
 
         Wrappers move a model after the optimizer was built.
         """
+        self._begin_anew()
         guards.check_parameters(self.param_groups, self.state)
         self._move_state()
         self._resolve()
 
+    def _begin_anew(self) -> None:
+        """Give weights whose state was cleared a new one, as the base would."""
+        self.base.param_groups, self.base.state = self.param_groups, self.state
+        present = {p for group in self.param_groups for p in group["params"]}
+        known = [w for w in self._weights if w.param in present]
+        cleared = [w for w in known if not self.state.get(w.param)]
+        guards.refuse_lost(cleared)
+        for w in cleared:
+            self.state[w.param] = self._new_state(w.param, self.param_groups[w.group])
+
     def _move_state(self) -> None:
         for w in self._weights:
-            if w.param.dtype != w.dtype or w.param.device != w.device:
+            moved = w.param.dtype != w.dtype or w.param.device != w.device
+            if moved or w.param.shape != w.shape:
                 guards.check_moved(w)
                 move_state(w.state, w.param, self.param_groups[w.group])
                 if "dense" in w.state and not w.apart:
@@ -516,12 +553,15 @@ class SparseOptimizer(Optimizer):
         self._recipe_keys: set[str] = set()
         for group in self.param_groups:
             for p in group["params"]:
-                own = recipe_state(self.recipe, p, spec_of(group))
-                self._recipe_keys |= own.keys()
-                self.state[p] = create_state(self.base, p, group, own)
+                self.state[p] = self._new_state(p, group)
         # One list of groups and one state: a scheduler may hold either optimizer.
         self.base.param_groups, self.base.state = self.param_groups, self.state
         self._resolve()
+
+    def _new_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        own = recipe_state(self.recipe, p, spec_of(group))
+        self._recipe_keys |= own.keys()
+        return create_state(self.base, p, group, own)
 
     def _resolve(self) -> None:
         """Make the records of all weights, and what the base optimizer sees of them."""

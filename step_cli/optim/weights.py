@@ -6,7 +6,7 @@ the phase changes, or the model was moved or its state replaced.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,7 @@ class Weight:
 
     def __post_init__(self) -> None:
         self.dtype, self.device = self.param.dtype, self.param.device
+        self.shape = self.param.shape
         self.is_shard = is_shard(self.param)
         self._resolved = dict(self.state)
 
@@ -86,7 +87,9 @@ class Weight:
             p: What stands in this parameter's place in the groups now.
             state: The optimizer's.
         """
-        if p is not self.param or p.device != self.device or p.dtype != self.dtype:
+        if p is not self.param or p.shape != self.shape:
+            return False
+        if p.device != self.device or p.dtype != self.dtype:
             return False
         if state.get(p) is not self.state or self.device.type == "meta":
             return False
@@ -227,11 +230,15 @@ class Part:
             seen = {key: _local(v) for key, v in w.state.items() if key not in hidden}
             self._state[w.dense] = seen
 
-    def base_step(self) -> None:
-        """Let the base update the dense weights, whose gradients are in their place."""
+    def let_base(self, act: Callable[[], object]) -> None:
+        """Let the base do something while it sees the dense weights.
+
+        Args:
+            act: Such as its step, for which their gradients are in their place.
+        """
         base = self._base
         if self._direct:
-            base.step()
+            act()
             return
         groups, state = base.param_groups, base.state
         seen = {
@@ -240,7 +247,7 @@ class Part:
         }
         base.param_groups, base.state = list(seen.values()), self._state
         try:
-            base.step()
+            act()
         finally:
             base.param_groups, base.state = groups, state
             for number, group in seen.items():

@@ -115,6 +115,12 @@ def sparse(
         UsageError: As :func:`sparse_adamw`.
     """
     made = _made(recipe)
+    if not isinstance(optimizer, Optimizer):
+        kind = type(optimizer).__name__
+        raise UsageError(
+            f"{kind} is no torch.optim.Optimizer: if it wraps one, give sparse() that "
+            f"one, and let {kind} wrap what it returns"
+        )
     if total_steps is not None:
         total_steps = number_of_steps(total_steps)
     switch = plain_number(switch)
