@@ -71,11 +71,13 @@ class Dataset:
         train: What is trained on.
         held_out: What metrics are measured on.
         classes: The name of each class, where the data name them.
+        tokens: How many different tokens there may be, of text that was tokenized.
     """
 
     train: Split
     held_out: Split
     classes: tuple[str, ...] = ()
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)

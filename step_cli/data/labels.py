@@ -82,8 +82,8 @@ class Labels:
             )
         if self._dtype == torch.int64 and isinstance(label, float):
             raise ValueError(
-                f"label {label!r} where the training data has classes; of classes, "
-                "write whole numbers without a decimal point"
+                f"label {label!r} where the training data has classes; write classes "
+                "without a decimal point everywhere, or numbers to regress on with one"
             )
         return label
 

@@ -25,7 +25,7 @@ LOADERS: Mapping[Kind, Callable[[DataSection], Dataset]] = {
 
 
 def load_data(section: DataSection) -> Dataset:
-    """Load the data that ``section`` describes, and say what is found there.
+    """Load the data that ``section`` describes, and say what is found at a path.
 
     Raises:
         InputError: It cannot be read as its kind.
@@ -40,5 +40,4 @@ def load_data(section: DataSection) -> Dataset:
     module = load_sample(BUILT_IN[section.source].sample, "data")
     dataset = module.load(section)
     assert isinstance(dataset, Dataset)
-    say_what_is_found(dataset, section.source)
     return dataset

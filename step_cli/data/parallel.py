@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 from pathlib import Path
 
@@ -19,9 +19,9 @@ from step_cli.data.files import (
 )
 from step_cli.data.held_out import set_aside
 from step_cli.data.rows import Row, lines_of, rows_of
+from step_cli.data.tally import Tally
 from step_cli.data.tokens import (
     LENGTH,
-    Tally,
     Tokenizer,
     TokenRows,
     make_tokenizer,
@@ -86,8 +86,10 @@ def load_parallel(section: DataSection) -> Dataset:
     learned = _split(train, tokenizer, length)
     if held_out is None:
         assert isinstance(section.held_out, float)
-        return set_aside(learned, section.held_out, path)
-    return Dataset(learned, _split(held_out, tokenizer, length))
+        found = set_aside(learned, section.held_out, path)
+    else:
+        found = Dataset(learned, _split(held_out, tokenizer, length))
+    return replace(found, tokens=tokenizer.size)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from step_cli.data.batch import Dataset, Split, classes_in
 from step_cli.data.leaks import alike_in
-from step_cli.data.names import doubles, folded
+from step_cli.data.names import doubles
 from step_cli.errors import few
 from step_cli.reports import SplitFound
 
@@ -145,29 +145,6 @@ def _gaps(labels: set[int]) -> Iterator[str]:
         )
     else:
         yield f"no sample is of class {named}; number classes without gaps"
-
-
-def say_other_numbers(data: Dataset, source: str, config: object) -> None:
-    """Log where the configuration of a model numbers the same classes otherwise.
-
-    Args:
-        data: What it is trained or measured on.
-        source: Where they are.
-        config: That of a model of transformers, or anything else.
-    """
-    theirs = getattr(config, "label2id", None)
-    if not isinstance(theirs, dict) or len(theirs) != len(data.classes):
-        return
-    numbers = {folded(str(name)): number for name, number in theirs.items()}
-    for ours, name in enumerate(data.classes):
-        number = numbers.get(folded(name), ours)
-        if number != ours:
-            logger.warning(
-                "%s: class %r is %d here, and %d in the configuration of the model "
-                "(label2id), whose head may know it so; rename the classes, or write "
-                "their numbers", source, name, ours, number,
-            )  # fmt: skip
-            return
 
 
 def found_in(data: Dataset) -> dict[str, SplitFound]:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +16,9 @@ from step_cli.data.files import TABLES, split_files
 from step_cli.data.held_out import set_aside
 from step_cli.data.labels import Label, Labels, WrongKindError
 from step_cli.data.rows import Row, rows_of
+from step_cli.data.tally import Tally
 from step_cli.data.tokens import (
     LENGTH,
-    Tally,
     Tokenizer,
     TokenRows,
     make_tokenizer,
@@ -79,11 +79,12 @@ def load_table(section: DataSection) -> Dataset:
     files = split_files(section, TABLES)
     reader = _Reader(section, make_tokenizer(section.tokenizer), files.train)
     train = reader.split(files.train)
-    names = reader.labels.names
+    names, tokens = reader.labels.names, reader.tokenizer.size
     if files.held_out:
-        return Dataset(train, reader.split(files.held_out), names)
+        return Dataset(train, reader.split(files.held_out), names, tokens)
     assert isinstance(section.held_out, float)
-    return set_aside(train, section.held_out, Path(section.source), names)
+    found = set_aside(train, section.held_out, Path(section.source), names)
+    return replace(found, tokens=tokens)
 
 
 class _Columns(NamedTuple):

@@ -18,7 +18,8 @@ from step_cli.config.data import BYTES, DataSection
 from step_cli.data.batch import Batch, Dataset
 from step_cli.data.files import TABLES, TEXTS, files_in, split_files
 from step_cli.data.rows import lines_of, rows_of
-from step_cli.data.tokens import LENGTH, Tally, make_tokenizer
+from step_cli.data.tally import Tally
+from step_cli.data.tokens import LENGTH, make_tokenizer
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.files.mapped_file import is_directory, map_file
 
@@ -84,7 +85,11 @@ def load_text(section: DataSection) -> Dataset:
                 f"has {len(tokens)} tokens to {purpose}, one sample needs {length + 1}",
                 file=path,
             )
-    return Dataset(TextSplit(train, length), TextSplit(held_out, length))
+    size = None  # of numbers in a file nothing more is known
+    if not all(file.suffix == ".bin" for file in files.train):
+        size = make_tokenizer(section.tokenizer).size
+    splits = TextSplit(train, length), TextSplit(held_out, length)
+    return Dataset(*splits, tokens=size)
 
 
 def _suffixes(path: Path) -> tuple[str, ...]:

@@ -17,7 +17,6 @@ from step_cli.formats.quiet import quiet
 
 logger = logging.getLogger(__name__)
 
-UNKNOWN = 0.2  # share of tokens that a fitting tokenizer knows all but
 LENGTH = 128  # tokens of a sample, unless configured otherwise
 
 
@@ -53,6 +52,11 @@ class Tokenizer(Protocol):
     @property
     def end(self) -> int:
         """Ends a text."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many tokens there are."""
         ...
 
     @property
@@ -92,7 +96,7 @@ class ByteTokenizer:
 
     pad, begin, end = 256, 257, 258
     has_token_types = False
-    unknown = None
+    unknown, size = None, 259
 
     def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
         """See `Tokenizer`."""
@@ -148,6 +152,7 @@ class HuggingFaceTokenizer:
                 "which attention_mask leaves out", directory, tokenizer.decode([pad]),
             )  # fmt: skip
         starts = (tokenizer.bos_token_id, tokenizer.cls_token_id, pad)
+        self.size = len(tokenizer)
         self.end: int = end
         self.pad: int = pad
         self.begin: int = next(i for i in starts if i is not None)
@@ -198,39 +203,6 @@ def _open(directory: Path) -> Any:
         raise InputError(
             f"transformers finds no tokenizer here: {said[:200]}", file=directory
         ) from None
-
-
-class Tally:
-    """What becomes of texts as tokens: how many are cut, and how much is unknown.
-
-    Args:
-        tokenizer: What makes the tokens.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._mark = tokenizer.unknown
-        self._texts = self._cut = self._tokens = self._unknown = 0
-
-    def add(self, tokens: Sequence[int], *, cut: bool = False) -> None:
-        """Count one text."""
-        self._texts += 1
-        self._cut += cut
-        if self._mark is not None:
-            self._tokens += len(tokens)
-            self._unknown += tokens.count(self._mark)
-
-    def say(self, path: Path, length: int) -> None:
-        """Log what was counted of the file, where anything was lost."""
-        if self._cut:
-            logger.info(
-                "%s: %d of %d texts are cut to %d tokens; data.length keeps more",
-                path, self._cut, self._texts, length,
-            )  # fmt: skip
-        if self._unknown > UNKNOWN * self._tokens:
-            logger.warning(
-                "%s: the tokenizer does not know %d of %d tokens; it may be of another "
-                "language or model", path, self._unknown, self._tokens,
-            )  # fmt: skip
 
 
 class TokenRows:

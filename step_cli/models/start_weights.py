@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 WRAPPERS = frozenset(
     {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 )
+COUNTERS = frozenset({"n_averaged"})  # of what wraps a model, beside its weights
 DEEPEST = 3  # parts of a prefix that are taken off, or put before
 
 Places = dict[str, str]
@@ -47,8 +48,16 @@ def load_by_any_prefix(model: nn.Module, checkpoint: Checkpoint, load: Load) -> 
     try:
         return load(checkpoint)
     except InputError as error:
-        failed = error
-    names, wanted = [t.name for t in checkpoint.tensors], list(model.state_dict())
+        return _load_renamed(list(model.state_dict()), checkpoint, load, error)
+
+
+def _load_renamed(
+    wanted: Sequence[str], checkpoint: Checkpoint, load: Load, failed: InputError
+) -> Places:
+    """Load by the first other names that fit, or raise what was at fault."""
+    kept = [t for t in checkpoint.tensors if t.name not in COUNTERS - {*wanted}]
+    checkpoint = replace(checkpoint, tensors=kept)
+    names = [tensor.name for tensor in kept]
     best = _fitting(names, wanted)
     said, prefix = failed.message, shared_prefix(names)
     if prefix and not best:
@@ -66,7 +75,7 @@ def load_by_any_prefix(model: nn.Module, checkpoint: Checkpoint, load: Load) -> 
         logger.warning("%s: %s", checkpoint.path, note)
         old = dict(zip(renamed, names, strict=True))
         return {old[new]: place for new, place in places.items()}
-    raise InputError(said, file=failed.file, tensor=failed.tensor)
+    raise InputError(said, file=failed.file, tensor=failed.tensor) from None
 
 
 def _fitting(names: Sequence[str], wanted: Sequence[str]) -> int:

@@ -4,6 +4,7 @@ Weight decay is decoupled (AdamW): inside the gradient it would contaminate v, w
 STEP freezes and relies on. Tensors of one kind go through each operation together.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -11,7 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from step_cli.errors import NonFiniteError, UsageError
 from step_cli.optim.compiled import compiled_frozen_step, step_scalars
+from step_cli.optim.shards import ShardSum
 from step_cli.optim.weights import Weight
 
 CHUNK = 1 << 17  # elements updated at a time on a CPU
@@ -99,6 +102,32 @@ def adam_step(
             _compiled_update(some, group, step, corrected)
         else:
             _update(some, group, step, corrected, eps_mode, learn_variance=learns)
+
+
+def freeze_variance(weights: Sequence[Weight], step: int) -> None:
+    """From here on the variance of each weight is what it is now.
+
+    Args:
+        weights: All of them.
+        step: The last step it has learned from.
+
+    Raises:
+        NonFiniteError: It is not finite.
+        UsageError: It is zero everywhere.
+    """
+    seen = ShardSum(1)
+    for w in weights:
+        if "exp_avg_sq" in w.local_state:
+            w.state["variance_step"].copy_(w.state["step"])
+            seen.beside(w.param).add_(w.local_state["exp_avg_sq"].sum())
+    whole = float(seen.total())
+    if not math.isfinite(whole):
+        raise NonFiniteError(f"step {step}: the gradient is not finite")
+    if not whole:
+        raise UsageError(
+            f"the variance is zero at step {step}, and freezing it would divide by "
+            "nothing; switch after a step that has gradients"
+        )
 
 
 def _fits_compiled(w: Weight, eps_mode: EpsMode) -> bool:

@@ -3,8 +3,8 @@
 Each function raises a `UsageError` for what it refuses.
 """
 
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,13 +12,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from step_cli.autoswitch.autoswitch import SwitchRule
-from step_cli.errors import UsageError, nearest
+from step_cli.errors import NonFiniteError, UsageError, nearest
 from step_cli.nm.pattern import NMPattern
 from step_cli.optim.adam import EpsMode
-from step_cli.optim.by_name import spec_text
-from step_cli.optim.recipe import Recipe
-from step_cli.optim.shards import ShardSum, local
-from step_cli.optim.weights import Weight, spec_of
+from step_cli.optim.recipe import Recipe, plain_number
+from step_cli.optim.weights import Weight
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MODES = {"eps_mode": ("outside", "inside"), "v_correction": ("at_switch", "none")}
@@ -43,11 +41,8 @@ def number_of_steps(value: Any, option: str = "total_steps") -> int:
     Raises:
         UsageError: It is none, or below 1.
     """
-    try:
-        steps = operator.index(value)
-    except TypeError:
-        steps = 0
-    if isinstance(value, bool) or steps < 1:
+    steps = plain_number(value)
+    if type(steps) is not int or steps < 1:
         raise UsageError(f"{option} {value!r} is not a number of steps")
     return steps
 
@@ -125,95 +120,6 @@ def refuse_impossible(
     sparse = recipe.before.sparse or recipe.after.sparse
     if sparse and not any(group.get("pattern") for group in groups):
         raise UsageError("no parameter carries a pattern: no eligible layer found")
-
-
-# --------------------------------------------------------------------------- on loading
-
-
-def refuse_foreign(saved: Groups, recipe: Recipe) -> None:
-    """Refuse the groups of a state that was saved by something else.
-
-    Args:
-        saved: Those of the state.
-        recipe: The recipe of the optimizer that is to go on.
-    """
-    if not saved or "switch_reason" not in saved[0]:
-        raise UsageError(
-            "the state is not of this optimizer: it knows no phase; load the model's "
-            "weights and begin anew, or dense with the recipe 'dense'"
-        )
-    theirs, ours = saved[0].get("recipe"), recipe.name
-    if theirs not in (None, ours):
-        raise UsageError(
-            f"the state was saved by {theirs}, this optimizer is for {ours}: load the "
-            "model's weights and begin anew"
-        )
-
-
-def refuse_other_groups(mine: Groups, saved: Groups) -> None:
-    """Refuse groups of another size, pattern or axis, place by place."""
-    there, here = ([len(group["params"]) for group in each] for each in (saved, mine))
-    if there != here:
-        raise UsageError(
-            f"the state is of groups of {there} parameters, these are of {here}"
-        )
-    for group, other in zip(mine, saved, strict=True):
-        if spec_of(group) != spec_of(other):
-            raise UsageError(
-                f"the state was saved for {spec_text(other)}, this optimizer is for "
-                f"{spec_text(group)}"
-            )
-
-
-def check_saved(
-    own: Mapping[str, Any], saved: Mapping[str, Any], index: object, name: str
-) -> None:
-    """Refuse a saved state that lacks something, or is of another shape.
-
-    Args:
-        own: What there is of a parameter.
-        saved: What is saved of it.
-        index: Its key in the saved state.
-        name: Its name.
-    """
-    for key, value in own.items():
-        if key == "asleep":
-            continue  # it may have been trainable where it was saved
-        if key not in saved:
-            raise UsageError(f"{name}: the state lacks {key!r} of parameter {index}")
-        if isinstance(value, Tensor) and value.shape != saved[key].shape:
-            shapes = f"{list(saved[key].shape)}, not {list(value.shape)}"
-            raise UsageError(
-                f"{name}: {key!r} of parameter {index} in the state is {shapes}"
-            )
-
-
-def refuse_mismatch(
-    weights: Sequence[Weight],
-    joined: Mapping[Tensor, Tensor],
-    view: Callable[[Weight], Tensor],
-) -> None:
-    """Refuse a state whose dense weights do not give what the model holds.
-
-    Args:
-        weights: All of them, with the state that was loaded.
-        joined: The state's dense weights of parameters that hold their own.
-        view: What the model is to hold of a weight.
-    """
-    differ, first = ShardSum(1), None
-    for w in weights:
-        if w.param.is_meta or not (w.apart or w.param in joined):
-            continue
-        given = view(w) if w.apart else local(joined[w.param])
-        same = torch.equal(w.shown, given.to(w.shown.dtype))
-        differ.beside(w.param).add_(0 if same else 1)
-        first = first or (None if same else w.name)
-    if float(differ.total()):  # by all processes, each of which may hold a part
-        raise UsageError(
-            f"{first or 'a weight on another process'}: the model does not hold what "
-            "the state's dense weights give, so the model file and the optimizer file "
-            "do not belong together, or the model's was not loaded: load it first"
-        )
 
 
 # ---------------------------------------------------------------------------- in a step
@@ -321,3 +227,20 @@ def refuse_unwired(inner: Recipe, weights: Iterable[Weight]) -> None:
             f"{type(inner).__name__} changes the backward pass of layers: "
             "give the module, or call optimizer.rewire(module)"
         )
+
+
+@contextmanager
+def overflow_as_error(step: int) -> Iterator[None]:
+    """Name the step whose update has a factor that the weights' dtype cannot hold.
+
+    Raises:
+        NonFiniteError: In place of the RuntimeError by which torch reports it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "without overflow" not in str(error):
+            raise
+        raise NonFiniteError(
+            f"step {step}: the update is beyond all bounds; lower the learning rate"
+        ) from None

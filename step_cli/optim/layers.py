@@ -25,7 +25,9 @@ logger = logging.getLogger(__name__)
 
 # Components of names under which adapters keep what is added to a weight: LoRA, LoHa,
 # LoKr, VeRA, OFT and their kin.
-_ADAPTER = re.compile(r"(lora|hada|lokr|vera|oft|boft|ia3|adalora)_\w+", re.IGNORECASE)
+_ADAPTER = re.compile(
+    r"(\w+_)?lora(_\w+)?|(hada|lokr|vera|oft|boft|ia3)_\w+", re.IGNORECASE
+)
 
 
 def choose_layers(model: nn.Module, selection: Selection) -> Chosen[Description]:

@@ -80,6 +80,9 @@ def _agreed(uses: list[Description]) -> Description:
     unknown = Description(first.name, first.dtype, first.shape)
     reasons = [use.skip for use in uses if use.skip is not None]
     axes = {use.axis for use in uses if use.axis is not None}
+    if axes:  # a table of the user's own kind, tied to a Linear, is told by its name
+        by_name = [name_reason(use) for use in uses if use.axis is None]
+        reasons += [reason for reason in by_name if reason == "embedding"]
     if reasons:
         return replace(unknown, skip=reasons[0])  # such as a Linear tied to a table
     if len(axes) > 1:
@@ -107,7 +110,9 @@ def _by_type(modules: Mapping[str, nn.Module], unknown: Description) -> Descript
         return replace(unknown, skip=reason)
     axis = _group_axis(module, own)
     if axis is None:
-        return unknown
+        # Beside the weight of a product, under whatever name that product has.
+        beside = isinstance(module, PRODUCTS) and name_reason(unknown) == "embedding"
+        return replace(unknown, skip="name") if beside else unknown
     if computed and len(unknown.shape) > 1:
         return replace(unknown, skip="reparametrized")
     if len(unknown.shape) > 1 and unknown.dtype.startswith("float8"):

@@ -11,7 +11,6 @@ one parameter is to a step, `projection.py` what the model holds of it, `recipe.
 recipes may change.
 """
 
-import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,14 +22,14 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from step_cli.autoswitch.autoswitch import Criterion, SwitchRule, VarianceSample
-from step_cli.errors import NonFiniteError, UsageError
+from step_cli.errors import UsageError
 from step_cli.nm.pattern import NMSpec
 from step_cli.optim import guards
-from step_cli.optim.adam import EpsMode, adam_step
+from step_cli.optim.adam import EpsMode, adam_step, freeze_variance
 from step_cli.optim.backward import RewiredForward, rewire
-from step_cli.optim.by_name import in_order_of
 from step_cli.optim.compiled import can_compile
 from step_cli.optim.foreign import Witness, refuse_wrapper, step_alone
+from step_cli.optim.loading import belongs, judged, loaded_groups, restored, saved_of
 from step_cli.optim.mask import check_groups
 from step_cli.optim.projection import (
     Moment,
@@ -40,20 +39,17 @@ from step_cli.optim.projection import (
     view,
 )
 from step_cli.optim.recipe import Phase, Recipe
-from step_cli.optim.shards import ShardSum, check_shards, local
+from step_cli.optim.shards import check_shards, local
 from step_cli.optim.state import (
     create_state,
     has_stepped,
-    loaded_groups,
     move_state,
     recipe_state,
-    restored,
-    saved_of,
     with_index,
 )
 from step_cli.optim.variance import VarianceWatch
 from step_cli.optim.views import OtherView
-from step_cli.optim.watch import BY_BASE, FiniteWatch, MaskWatch, overflow_as_error
+from step_cli.optim.watch import BY_BASE, FiniteWatch, MaskWatch
 from step_cli.optim.weights import (
     Part,
     Weight,
@@ -61,7 +57,6 @@ from step_cli.optim.weights import (
     dense_copy,
     is_asleep,
     is_precise,
-    names_of,
     parts_of,
     resolve,
     spec_of,
@@ -169,9 +164,8 @@ class SparseOptimizer(Optimizer):
         if self._rewired is None and phase.sparse:
             guards.refuse_unwired(self.recipe.inner_recipe, self._weights)
         self._finite.look(t, self._weights)
-        if self._some_asleep:
-            self._wake()
-        with self._watching(phase, t, undecided=undecided), overflow_as_error(t):
+        self._wake()
+        with self._watching(phase, t, undecided=undecided), guards.overflow_as_error(t):
             self._counters["t"] = t
             for part in self._parts:
                 try:
@@ -313,24 +307,9 @@ class SparseOptimizer(Optimizer):
 
     def _switch_after(self, step: int, reason: str) -> None:
         if not self.recipe.after.learn_variance:
-            self._freeze_variance(step)
+            freeze_variance(self._weights, step)
         self._counters.update(switch_step=step, switch_reason=reason, switch_memory=[])
         self._enter_phase()
-
-    def _freeze_variance(self, step: int) -> None:
-        seen = ShardSum(1)
-        for w in self._weights:
-            if "exp_avg_sq" in w.local_state:
-                w.state["variance_step"].copy_(w.state["step"])
-                seen.beside(w.param).add_(w.local_state["exp_avg_sq"].sum())
-        whole = float(seen.total())
-        if not math.isfinite(whole):
-            raise NonFiniteError(f"step {step}: the gradient is not finite")
-        if not whole:
-            raise UsageError(
-                f"the variance is zero at step {step}, and freezing it would divide by "
-                "nothing; switch after a step that has gradients"
-            )
 
     # ---------------------------------------------------------------- where training is
 
@@ -598,7 +577,6 @@ class SparseOptimizer(Optimizer):
         ]
         hidden = {"dense", "asleep", *self._recipe_keys}
         self._parts = parts_of(self.base, self._weights, hidden, made)
-        self._some_asleep = any(w.asleep for w in self._weights)
         self._activate_layers()
         self._choose_kernels()
 
@@ -653,27 +631,19 @@ class SparseOptimizer(Optimizer):
         state_dict = state_dict.copy()
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = _or(hook(self, state_dict), state_dict)
-        guards.refuse_foreign(state_dict.get("param_groups", []), self.recipe)
-        theirs = in_order_of(self.param_groups, state_dict["param_groups"])
-        guards.refuse_other_groups(self.param_groups, theirs)
-        states = state_dict["state"]
-        for (p, index), name in zip(
-            with_index(self, theirs), names_of(self.param_groups), strict=True
-        ):
-            saved = saved_of(p, index, states, self.state[p])
-            guards.check_saved(self.state[p], saved, index, name)
+        theirs = judged(state_dict, self.param_groups, self.state, self.recipe)
         before = self.state, self.param_groups, self._weights, self._parts
         try:
-            self._take_state(theirs, states)
+            self._take_state(theirs, state_dict["state"])
         except Exception:
             self.state, self.param_groups, self._weights, self._parts = before
             self.base.param_groups, self.base.state = self.param_groups, self.state
             self._activate_layers()
+            self._unsure = True
             raise
         self._watch.restart()
         self._mask_watch.begin(())
         self._finite.written.keep(self._weights)
-        self._unsure = False
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
@@ -683,6 +653,7 @@ class SparseOptimizer(Optimizer):
         indices = dict(with_index(self, groups))
         known = set(indices.values())
         state: defaultdict[Any, Any] = defaultdict(dict)
+        present, taken = self.state, self.steps_taken
         state.update({key: v for key, v in states.items() if key not in known})
         for p, index in indices.items():
             own = self.state[p]
@@ -693,7 +664,8 @@ class SparseOptimizer(Optimizer):
         for p in joined:
             state[p]["dense"] = p.detach()
         self._resolve()
-        guards.refuse_mismatch(self._weights, joined, self._view)
+        fresh = {} if taken or self.steps_taken else present
+        self._unsure = not belongs(self._weights, joined, self._view, fresh)
         if self.rule is not None and self.switch_step is None:
             self._load_criterion(self.rule.criterion)
         self._counters.update(switch_criterion="", switch_memory=[])
@@ -701,7 +673,8 @@ class SparseOptimizer(Optimizer):
             w.version = w.present_version
         if self._total_steps not in (0, self._counters["total_steps"]):
             self._counters["total_steps"] = self._total_steps
-            self._project(self._weights)
+            if not self._unsure:
+                self._project(self._weights)
 
     def _load_criterion(self, criterion: Criterion) -> None:
         theirs = self._counters["switch_criterion"]

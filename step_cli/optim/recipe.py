@@ -1,5 +1,6 @@
 """What a recipe is: the answers to a few questions, STE being the plain ones."""
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, get_type_hints
@@ -185,7 +186,16 @@ class CheckedRecipe(Recipe):
             object.__setattr__(self, option, value)  # it is frozen
 
 
+def plain_number(value: Any) -> Any:
+    """A whole number of any kind, such as NumPy's, as an int; else what it was."""
+    try:
+        return value if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return value
+
+
 def _checked(option: str, value: Any, kind: Any) -> Any:
+    value = plain_number(value)  # or it would pass for a float, which is a share
     try:
         return TypeAdapter(kind, config=TYPES).validate_python(value)
     except ValidationError as error:

@@ -4,7 +4,6 @@ Distributed checkpoints load by key and in place, so all keys exist from the sta
 no saved tensor may be one that the model saves too.
 """
 
-import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -88,63 +87,12 @@ def has_stepped(state: Mapping[str, Any]) -> bool:
     return bool(state) and bool(state.get("step", 1))
 
 
-def loaded_groups(
-    mine: list[dict[str, Any]], saved: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """The groups of a saved state, with the parameters and names of ``mine``."""
-    groups = []
-    for group, other in zip(mine, saved, strict=True):
-        options = {key: value for key, value in other.items() if key != "params"}
-        made: dict[str, Any] = {**copy.deepcopy(options), "params": group["params"]}
-        if "param_names" in group:
-            made["param_names"] = group["param_names"]
-        groups.append(made)
-    return groups
-
-
 def with_index(
     optimizer: Optimizer, saved_groups: list[dict[str, Any]]
 ) -> Iterator[tuple[Tensor, Any]]:
     """Each parameter, and the key under which a ``state_dict`` holds its state."""
     for group, saved in zip(optimizer.param_groups, saved_groups, strict=True):
         yield from zip(group["params"], saved["params"], strict=True)
-
-
-def saved_of(
-    p: Tensor, index: Any, states: Mapping[Any, Any], own: Mapping[str, Any]
-) -> Mapping[str, Any]:
-    """What is saved of a parameter.
-
-    Distributed checkpoints leave frozen ones out, and have loaded their state in place.
-    """
-    found: Mapping[str, Any] = states.get(index, {})
-    return found if found or p.requires_grad else own
-
-
-def restored(
-    p: Tensor, saved: Mapping[str, Any], own: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The saved state of ``p``, bit for bit, in memory of its own.
-
-    The base class would cast every tensor to the parameter's dtype: counts and masks
-    too.
-
-    Args:
-        p: The parameter.
-        saved: What is saved of it.
-        own: What there is of it now, which tells where counts are kept.
-    """
-    return {key: _placed(value, p, own.get(key)) for key, value in saved.items()}
-
-
-def _placed(value: Any, p: Tensor, own: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return copy.deepcopy(value)
-    if value.dim():
-        return value.detach().to(p.device, copy=True)
-    # Counts of steps stay where they were, often on the host.
-    kept = isinstance(own, Tensor)
-    return value.detach().to(own.device if kept else value.device, copy=True)
 
 
 def move_state(state: dict[str, Any], p: Tensor, group: Mapping[str, Any]) -> None:

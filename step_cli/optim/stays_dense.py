@@ -28,6 +28,7 @@ WHY: Mapping[str, str] = {
     "size": "shape {} has no whole groups",
     "dtype": "{} is no floating type that is trained",
     "reparametrized": "its module computes the weight from it",
+    "rank": "it has a single axis",
     "flat": "it holds the parameters of several layers",
     "packed": "it holds several codes a number",
     FROZEN: "its requires_grad is False",

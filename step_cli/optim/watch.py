@@ -10,7 +10,6 @@ not finite stays so.
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -31,23 +30,6 @@ MEETINGS = 16  # steps after which processes that share weights compare
 # have changed, and those the base optimizer has.
 FINITE, CHANGED, BY_BASE = range(3)
 SLOTS = 3
-
-
-@contextmanager
-def overflow_as_error(step: int) -> Iterator[None]:
-    """Name the step whose update has a factor that the weights' dtype cannot hold.
-
-    Raises:
-        NonFiniteError: In place of the RuntimeError by which torch reports it.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if "without overflow" not in str(error):
-            raise
-        raise NonFiniteError(
-            f"step {step}: the update is beyond all bounds; lower the learning rate"
-        ) from None
 
 
 class FiniteWatch:

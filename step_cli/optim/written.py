@@ -25,7 +25,9 @@ def piece(values: Tensor, turn: int, turns: int) -> Tensor:
     """The part of a tensor whose turn it is, of the same size at each turn."""
     if turns == 1 or not values.dim():
         return values
-    axis = max(range(values.dim()), key=values.shape.__getitem__)
+    axis = 0  # whose pieces are contiguous
+    if values.shape[0] < turns:
+        axis = max(range(values.dim()), key=values.shape.__getitem__)
     size = values.shape[axis]
     length = -(-size // turns)
     return values.narrow(axis, min(turn % turns * length, size - length), length)

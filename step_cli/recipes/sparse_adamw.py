@@ -1,6 +1,5 @@
 """``sparse_adamw`` and ``sparse``: N:M training in an unmodified loop."""
 
-import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +13,7 @@ from step_cli.nm.pattern import NMPattern
 from step_cli.optim.adam import EpsMode
 from step_cli.optim.guards import number_of_steps
 from step_cli.optim.optimizer import SparseOptimizer, VarianceCorrection
-from step_cli.optim.recipe import Recipe
+from step_cli.optim.recipe import Recipe, plain_number
 from step_cli.recipes import make_recipe
 from step_cli.recipes.choosing import (
     GroupOptions,
@@ -124,7 +123,7 @@ def sparse(
         )
     if total_steps is not None:
         total_steps = number_of_steps(total_steps)
-    switch = _plain(switch)
+    switch = plain_number(switch)
     mark(optimizer, model, pattern, made)
     rule = _rule(optimizer, made, switch, total_steps)
     made_sparse = SparseOptimizer(
@@ -183,14 +182,6 @@ def _rule(
         switch = AutoSwitch(group["betas"][1], group["eps"])
     assert isinstance(switch, Criterion)
     return SwitchRule(switch, *clip_steps(total_steps))
-
-
-def _plain(switch: Any) -> Any:
-    """A step as a plain int, whatever kind of whole number it is."""
-    try:
-        return switch if isinstance(switch, bool) else operator.index(switch)
-    except TypeError:
-        return switch
 
 
 def _check_switch(recipe: Recipe, switch: Any) -> None:

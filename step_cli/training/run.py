@@ -6,7 +6,8 @@ from pathlib import Path
 
 from step_cli.config.train import TrainConfig, to_toml
 from step_cli.data.load import load_data
-from step_cli.data.said import found_in, say_other_numbers
+from step_cli.data.model_fit import say_misfits
+from step_cli.data.said import found_in
 from step_cli.errors import INTERRUPTED, StoppedError
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import FILE as PLAN
@@ -194,28 +195,28 @@ def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:
         model = build_model(config.model.source, config.model.options).model
         places = load_weights(model, opened)
         refuse_non_finite(model, checkpoint, places)
-        data, precision = load_data(config.data), config.train.precision
-        say_other_numbers(data, config.data.source, getattr(model, "config", None))
+        data = load_data(config.data)
+        say_misfits(data, config.data.source, getattr(model, "config", None))
         given = opened.plan or {}
         stored = {places[name]: given[name] for name in given if name in places}
         chosen = choose_layers(model, selection(config))
         plan = stored or plan_of(chosen)
         coverage = coverage_of(chosen, plan, {})
-        found = {str(layer.pattern) for layer in stored.values()}
+        found = sorted({str(layer.pattern) for layer in stored.values()})
         state = model.state_dict()
         kept = density(state, plan), overall_density(state, coverage)
         parallelize(model, plan, processes, compile=config.train.compile)
         return TrainReport(
             ok=True,
             recipe=None,
-            pattern=", ".join(sorted(found)) or None,
+            pattern=", ".join(found) or None,
             steps=0,
             switch=None,
             metrics=evaluate(
                 model,
                 data.held_out,
                 processes,
-                precision,
+                config.train.precision,
                 batch_size=config.train.batch_size,
             ),
             dense_metrics=None,

@@ -14,8 +14,8 @@ from step_cli.config.train import TrainConfig
 from step_cli.config.types import to_step
 from step_cli.data.batch import Dataset
 from step_cli.data.load import load_data
+from step_cli.data.model_fit import say_misfits
 from step_cli.data.order import batch_at
-from step_cli.data.said import say_other_numbers
 from step_cli.errors import NothingSelectedError, UsageError
 from step_cli.formats.plan import read_plan
 from step_cli.models.spec import start_model
@@ -100,7 +100,7 @@ def set_up(
             "look at sparsity.include, exclude and pattern"
         )
     data = load_data(config.data)
-    say_other_numbers(data, config.data.source, getattr(model, "config", None))
+    say_misfits(data, config.data.source, getattr(model, "config", None))
     if plan is None:
         if processes.kind != "fsdp":  # its device need not hold the whole model
             model.to(processes.device)

@@ -87,7 +87,7 @@ def step_cli(
     more = {"capture_output": True, "text": True, "errors": "surrogateescape"} | more
     began = time.perf_counter()
     try:
-        more |= {"env": environment, "pass_fds": [writing], "timeout": 60}
+        more |= {"env": environment, "pass_fds": [writing], "timeout": 600}
         more |= {} if new else {"torch": False}
         done = subprocess.run(command, **more) if new else forks.run(command, **more)
     finally:

@@ -37,7 +37,7 @@ def signalled(name: str, at: str, *words: object) -> "subprocess.CompletedProces
     code = SENDING.format(name=name, at=at)
     command = [sys.executable, "-c", code, *map(str, words)]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False
+        command, capture_output=True, text=True, timeout=600, check=False
     )
 
 

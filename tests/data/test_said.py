@@ -19,7 +19,8 @@ from data.written import (
 from step_cli.config.data import DataSection
 from step_cli.data.batch import Dataset
 from step_cli.data.load import load_data
-from step_cli.data.said import found_in, say_other_numbers
+from step_cli.data.model_fit import say_misfits
+from step_cli.data.said import found_in
 from step_cli.errors import InputError, UsageError
 
 Log = pytest.LogCaptureFixture
@@ -282,6 +283,31 @@ def test_a_model_that_numbers_the_classes_otherwise_is_told(
     names = ["no", "neutral", "yes"]
     dataset = load(table(tmp_path, names, names))
     config = type("Config", (), {"label2id": label2id})()
-    say_other_numbers(dataset, "here", config)
-    say_other_numbers(dataset, "here", None)
+    say_misfits(dataset, "here", config)
+    say_misfits(dataset, "here", None)
     assert [words in said for said in warnings(log)] == ([True] if words else [])
+
+
+@pytest.mark.parametrize(
+    ("known", "words"),
+    [
+        (30_522, "the tokenizer has 259 tokens, and the model knows 30522, so it may"),
+        (128, "the tokenizer has 259 tokens, and the model knows 128, so it may"),
+        (259, None),
+        (1024, None),  # filled up
+        (None, None),
+    ],
+)
+def test_a_model_that_knows_other_tokens_is_told(
+    tmp_path: Path, log: Log, known: int | None, words: str | None
+) -> None:
+    config = type("Config", (), {"vocab_size": known})()
+    path = write_wikitext(tmp_path / "w")
+    for dataset in (
+        load(table(tmp_path / "t", ["a", "b"], ["a", "b"])),
+        load(path, length=8),
+        load(write_wmt(tmp_path / "wmt"), languages=["de", "en"]),
+    ):
+        log.clear()
+        say_misfits(dataset, "here", config)
+        assert [words in said for said in warnings(log)] == ([True] if words else [])

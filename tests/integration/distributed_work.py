@@ -229,6 +229,23 @@ def load(model: nn.Module, opt: SparseOptimizer, folder: Path, *, flat: bool) ->
     set_optimizer_state_dict(model, opt, both["optimizer"], options=options)
 
 
+def written_on_rank_0(kind: str) -> tuple[int, str]:
+    """The step that raises, and what it says, after one process wrote to a weight."""
+    model = wrapped_model(kind)
+    optimizer = optimizer_of(model, recipe="ste")
+    for number, batch in enumerate(batches(3 * MEETINGS)):
+        loss_of(model, batch).backward()
+        if number == 1 and dist.get_rank() == 0:
+            shard = next(model.parameters()).to_local()  # type: ignore[attr-defined]
+            shard.data.view(-1)[0].add_(1)
+        try:
+            optimizer.step()
+        except UsageError as error:
+            return number + 1, str(error)
+        optimizer.zero_grad()
+    return 0, "nothing"
+
+
 def nan_on_rank_0(kind: str) -> tuple[int, str]:
     """The step that raises, and what it says, after NaN in one process's gradient."""
     model = wrapped_model(kind)

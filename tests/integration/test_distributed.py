@@ -238,3 +238,10 @@ def test_what_is_not_finite_on_one_process_is_said_by_all_at_once(
     (one, said), (other, _) = ranks.run(work.nan_on_rank_0, "fsdp2")
     assert one == other == MEETINGS
     assert "finite" in said
+
+
+def test_what_is_written_on_one_process_is_said_by_all_at_once(ranks: Ranks) -> None:
+    (one, said), (other, elsewhere) = ranks.run(work.written_on_rank_0, "fsdp2")
+    assert one == other == MEETINGS
+    assert "weight was changed behind the optimizer's back" in said
+    assert elsewhere.startswith("a weight on another process was changed behind")

@@ -96,6 +96,13 @@ def test_a_prefix_that_all_names_share_is_no_difference(
     assert (note in caplog.text) if note else not caplog.text
 
 
+def test_what_averages_a_model_is_no_part_of_it(folder: Path) -> None:
+    model = start_model(f"{folder / 'net.py'}:build")
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    save_file(averaged.state_dict(), folder / "w.safetensors")
+    assert torch.equal(start(folder)[2].weight, model[2].weight)
+
+
 @pytest.mark.parametrize(
     ("rename", "options", "words"),
     [

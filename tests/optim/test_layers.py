@@ -1,6 +1,7 @@
 """Which parameters of a model become N:M, and along which axis."""
 
 import logging
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -88,11 +89,6 @@ def test_the_type_of_a_module_decides_and_not_its_name() -> None:
 
 
 def test_a_name_alone_decides_where_no_type_is_known() -> None:
-    class Own(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(8, 8))
-
     model = nn.ModuleDict({"embed": Own(), "linear": Own()})
     assert list(plan_for(model, Selection())) == ["linear.weight"]
 
@@ -102,6 +98,58 @@ def test_a_table_tied_to_a_linear_stays_dense() -> None:
     model["head"].weight = model["tokens"].weight
     assert plan_for(model, Selection()) == {}
     assert list(plan_for(model, Selection(include=["head.weight"]))) == ["head.weight"]
+
+
+class Own(nn.Module):
+    """A module of the user's that multiplies by, or looks up, its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8, 8))
+
+
+@pytest.mark.parametrize("first", ["embed", "head"])
+@pytest.mark.parametrize("name", ["embed", "mixer"])
+def test_a_table_of_ones_own_that_is_tied_to_a_linear(first: str, name: str) -> None:
+    pair = {name: Own(), "head": nn.Linear(8, 8)}
+    order = [name, "head"] if first == "embed" else ["head", name]
+    model = nn.ModuleDict({each: pair[each] for each in order})
+    model["head"].weight = model[name].weight
+    found = [] if name == "embed" else [f"{order[0]}.weight"]
+    assert list(plan_for(model, Selection())) == found
+
+
+def test_uses_along_several_axes_leave_a_weight_dense() -> None:
+    model = nn.ModuleDict(
+        {"down": nn.Conv1d(8, 8, 2), "up": nn.ConvTranspose1d(8, 8, 2)}
+    )
+    model["up"].weight = model["down"].weight
+    assert plan_for(model, Selection()) == {}
+
+
+def test_a_module_that_is_used_twice_is_one_layer() -> None:
+    layer = nn.Linear(8, 8)
+    assert list(plan_for(nn.Sequential(layer, layer), Selection())) == ["0.weight"]
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_what_torch_computed_weights_from_in_older_ways_stays_dense(
+    wrap: Callable[[nn.Module], nn.Module],
+) -> None:
+    model = nn.ModuleDict({"embed": wrap(nn.Linear(8, 8)), "fc": nn.Linear(8, 8)})
+    chosen = choose_layers(model, Selection())
+    assert [layer.tensor.name for layer in chosen.layers] == ["fc.weight"]
+    reasons = {t.name: reason for t, reason in chosen.skipped if len(t.shape) > 1}
+    assert "reparametrized" in reasons.values() and "embedding" not in reasons.values()
+
+
+def test_weights_of_eight_bits_are_not_trained() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    codes = torch.ones(8, 8).to(torch.float8_e4m3fn)
+    model[0].weight = nn.Parameter(codes, requires_grad=False)
+    chosen = choose_layers(model, Selection())
+    assert [reason for t, reason in chosen.skipped if t.shape == (8, 8)] == ["dtype"]
 
 
 def test_integer_codes_in_a_linear_are_no_weight() -> None:

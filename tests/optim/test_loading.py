@@ -13,7 +13,9 @@ from torch import nn
 from step_cli.errors import UsageError
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.recipes import RECIPES
+from step_cli.recipes.decaying import DecayingMask
 from step_cli.recipes.sparse_adamw import sparse, sparse_adamw
+from step_cli.recipes.t_sr_ste import TSRSTE
 
 
 def net(seed: int = 0) -> nn.Sequential:
@@ -193,6 +195,29 @@ def test_a_refused_state_leaves_an_optimizer_that_goes_on() -> None:
     assert same(list(model.parameters()), list(other.parameters()))
 
 
+def test_its_own_state_is_taken_when_the_model_was_changed_and_the_step_says_so() -> (
+    None
+):
+    """As accelerate does, which wraps the model and reloads the optimizer."""
+    model, optimizer = build("ste")
+    train(model, optimizer, 1)
+    model.load_state_dict(net(3).state_dict())
+    with pytest.raises(UsageError, match="do not belong together"):
+        optimizer.load_state_dict(optimizer.state_dict())  # not once it has learned
+    model, optimizer = build("ste")
+    model.load_state_dict(net(3).state_dict())
+    optimizer.load_state_dict(optimizer.state_dict())
+    with pytest.raises(UsageError, match="behind the optimizer's back"):
+        train(model, optimizer, 1)
+    optimizer.zero_grad()
+    optimizer.adopt()
+    train(model, optimizer, 1)
+    other = net(3)
+    expected = sparse_adamw(other, recipe="ste", lr=1e-2)
+    train(other, expected, 1)
+    assert same(list(model.parameters()), list(other.parameters()))
+
+
 # ------------------------------------------------------------------------------- hooks
 
 
@@ -266,6 +291,15 @@ def test_any_whole_number_is_a_number_of_steps(kind: Callable[[int], Any]) -> No
     optimizer = sparse_adamw(net(), total_steps=kind(10), switch=kind(3))
     assert type(optimizer.param_groups[0]["total_steps"]) is int
     assert optimizer.rule is not None and optimizer.rule.criterion.name == "fixed"
+
+
+def test_options_of_recipes_take_them_too() -> None:
+    for kind in (int, np.int64, np.uint8):
+        recipe = DecayingMask(dense=kind(1), fine_tune=kind(2))
+        assert type(recipe.dense) is int and recipe.dense == 1  # no share: all steps
+    assert TSRSTE(refresh_steps=np.int64(3)).refresh_steps == 3
+    with pytest.raises(UsageError, match="refresh_steps"):
+        TSRSTE(refresh_steps=np.float64(3.5))
 
 
 def test_a_switch_that_is_no_whole_number_is_said_to_be_none() -> None:

@@ -141,7 +141,35 @@ def test_weights_loaded_through_data_into_a_new_optimizer_are_found() -> None:
         train(model, optimizer, 1)
 
 
+def test_the_phase_that_begins_is_compared_wholly() -> None:
+    model, optimizer = build("step", switch=3)
+    train(model, optimizer, 3)
+    optimizer._finite.written._batches = []
+    model[0].weight.data[1, 2] = 9.0
+    with pytest.raises(UsageError, match=r"0\.weight was changed behind"):
+        train(model, optimizer, 1)
+
+
 # ----------------------------------------------------------------- written on purpose
+
+
+@pytest.mark.parametrize("recipe", SPARSE)
+def test_what_is_written_is_what_the_next_step_starts_from(recipe: str) -> None:
+    model, optimizer = trained(recipe)
+    layers = [model[0].weight, model[2].weight]
+    before = [optimizer.state[p]["dense"].clone() for p in layers]
+    with torch.no_grad(), optimizer.dense_weights(write=True):
+        assert same(before, layers)
+        for p in layers:
+            p.mul_(2)
+    dense = [optimizer.state[p]["dense"] for p in layers]
+    assert same(dense, [2 * each for each in before])
+    with optimizer.dense_weights():
+        assert same(dense, layers)
+    other, resumed = build(recipe, steps=20, switch=2)
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(optimizer.state_dict())  # which compares them
+    train(model, optimizer, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -221,9 +221,24 @@ def test_nothing_is_told_where_nothing_stays_dense(
 
 
 def test_names_alone_are_told_to_be_that(caplog: pytest.LogCaptureFixture) -> None:
-    step_cli.sparse_adamw(Zoo().named_parameters(), recipe="ste")
+    model = Zoo()
+    optimizer = step_cli.sparse_adamw(model.named_parameters(), recipe="ste")
     (said,) = warnings(caplog)
     assert "no module was given: give model=" in said
+    assert "table.weight" in sparse_names(optimizer, model)  # which is an embedding
+
+
+def test_groups_marked_by_hand_are_as_they_say() -> None:
+    model = Zoo()
+    hand = {"params": [model.table.weight], "pattern": "1:4", "axis": 1}
+    rest = [p for n, p in model.named_parameters() if n != "table.weight"]
+    alone = step_cli.sparse_adamw([hand, {"params": rest}], recipe="ste")
+    assert sparse_names(alone, model) == {"table.weight"}
+    beside = step_cli.sparse_adamw([hand, {"params": rest}], recipe="ste", model=model)
+    assert sparse_names(beside, model) == CHOSEN | {"table.weight"}
+    off = {"params": rest, "pattern": None}
+    kept = step_cli.sparse_adamw([hand, off], recipe="ste", model=model)
+    assert sparse_names(kept, model) == {"table.weight"}
 
 
 def test_layers_that_were_not_given_are_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -276,7 +276,7 @@ def test_a_signal_ends_it_and_leaves_nothing(
             break
         time.sleep(0.05)
     os.kill(process.pid, number)
-    error = process.communicate(timeout=60)[1]
+    error = process.communicate(timeout=600)[1]
     assert process.returncode == code, error
     assert "Traceback" not in error
     assert not list(tmp_path.glob("*kept*"))

@@ -206,8 +206,9 @@ def optimizer_faults(model: Any, by_type: dict[str, int | str]) -> list[str]:
     sparse = {names[p]: spec.axis for p, spec in optimizer.sparse_parameters()}
     faults = [
         f"{name}: stays dense without a word"
-        for name, _, _, _ in matrices(model)
-        if (name in told) == (name in sparse)
+        for name, _, _, parameter in matrices(model)
+        # What is frozen is chosen, and stays dense until it wakes.
+        if (name in told) == (name in sparse and parameter.requires_grad)
     ]
     chosen = {name: axis for name, axis in by_type.items() if isinstance(axis, int)}
     if sparse != chosen:
