@@ -83,6 +83,22 @@ def test_it_trains_as_a_plain_loop(kind: str, tmp_path: Path) -> None:
         assert math.isfinite(float(loss_of(module.net, 0)))
 
 
+def test_a_backbone_is_unfrozen(tmp_path: Path) -> None:
+    module = Module("sparse")
+    module.backbone = module.net.a
+    late = lightning.pytorch.callbacks.BackboneFinetuning(1, lambda epoch: 1.0)
+    trainer = lightning.Trainer(
+        accelerator="cpu", max_epochs=3, logger=False, callbacks=[late],
+        enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    before = module.net.a.weight.detach().clone()
+    trainer.fit(module)
+    kept = module.net.a.weight.detach() != 0
+    assert not torch.equal(module.net.a.weight[kept], before[kept])
+    step_cli.require_sparse(module, module.optimizers())
+
+
 def test_it_resumes_as_a_plain_loop(tmp_path: Path) -> None:
     fitted("sparse", tmp_path)
     module = fitted("sparse", tmp_path, 2, ckpt_path=tmp_path / "1.ckpt")
