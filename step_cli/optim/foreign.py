@@ -5,6 +5,7 @@ wraps another optimizer, or keeps parameters of its own, never sees them: it wou
 update the model, the projection would undo that, and nothing would ever be learned.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -45,6 +46,31 @@ def _advice(base: Optimizer, inner: Optimizer) -> str:
         f"{outer} wraps {own}, which would update the model and never the dense "
         f"weights: give sparse() the {own}, and let {outer} wrap what it returns"
     )
+
+
+def only_within(base: Optimizer, whole: Any) -> None:
+    """Let a base be stepped and loaded only as a part of the optimizer made of it.
+
+    Its hooks are those of the whole, so they are called once, and in every phase.
+
+    Args:
+        base: The base optimizer.
+        whole: Has ``_updates_base`` set while it lets the base update.
+    """
+    for hooks in [name for name in vars(whole) if name.endswith("_hooks")]:
+        theirs = vars(base).get(hooks)
+        if isinstance(theirs, OrderedDict):  # as torch makes it; some have their own
+            setattr(whole, hooks, theirs)
+
+    def refuse(found: Optimizer, *_: Any) -> None:
+        if found is base and not whole._updates_base:
+            raise UsageError(
+                f"this {type(base).__name__} is the base of a sparse optimizer: step "
+                "and load the one that sparse() returned"
+            )
+
+    whole.register_step_pre_hook(refuse)
+    whole.register_load_state_dict_pre_hook(refuse)
 
 
 def step_alone(base: Optimizer) -> Callable[[], object]:

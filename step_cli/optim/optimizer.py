@@ -28,7 +28,7 @@ from step_cli.optim import guards
 from step_cli.optim.adam import EpsMode, adam_step, freeze_variance
 from step_cli.optim.backward import RewiredForward, rewire
 from step_cli.optim.compiled import can_compile
-from step_cli.optim.foreign import Witness, refuse_wrapper, step_alone
+from step_cli.optim.foreign import Witness, only_within, refuse_wrapper, step_alone
 from step_cli.optim.loading import belongs, judged, loaded_groups, restored, saved_of
 from step_cli.optim.mask import check_groups
 from step_cli.optim.projection import (
@@ -123,9 +123,8 @@ class SparseOptimizer(Optimizer):
         if total_steps is not None:
             self._total_steps = guards.number_of_steps(total_steps)
         super().__init__(base.param_groups, base.defaults)
-        for hooks in (name for name in vars(self) if name.endswith("_hooks")):
-            # Those of the base are hooks of the whole: it is stepped without any.
-            setattr(self, hooks, vars(base).get(hooks, getattr(self, hooks)))
+        self._updates_base = False
+        only_within(base, self)
         self._counters.update(t=0, switch_step=0, switch_reason="", switch_memory=[])
         self._counters.update(switch_criterion="", recipe=recipe.name)
         self._counters["total_steps"] = self._total_steps
@@ -238,7 +237,7 @@ class SparseOptimizer(Optimizer):
         """Update the dense weights: by the base, or by Adam under a frozen variance."""
         if not self._updates_itself(phase):
             witness = Witness(part.weights, self.steps_taken)
-            part.let_base(step_alone(self.base))
+            self._let_base(part, step_alone(self.base))
             witness.check(self.base, self._finite.sums, BY_BASE)
             return
         adam_step(
@@ -249,6 +248,13 @@ class SparseOptimizer(Optimizer):
             learn_variance=phase.learn_variance,
             compiled=self._compiled,
         )
+
+    def _let_base(self, part: Part, act: Callable[[], object]) -> None:
+        self._updates_base = True
+        try:
+            part.let_base(act)
+        finally:
+            self._updates_base = False
 
     def _updates_itself(self, phase: Phase) -> bool:
         return not phase.learn_variance or self._eps_mode == "inside"
@@ -460,7 +466,7 @@ class SparseOptimizer(Optimizer):
         self._check()
         self._finite.refuse_changes(self._weights)
         for part in self._parts:
-            part.let_base(change)
+            self._let_base(part, change)
         self._project(self._weights)
         self._finite.written.keep(self._weights)
 
@@ -707,6 +713,7 @@ class SparseOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         modules = state.get("_rewired")
         super().__setstate__({**state, "_rewired": None})
+        only_within(self.base, self)
         self._finite, self._mask_watch = FiniteWatch(self.base), MaskWatch()
         self._unsure = True
         for p, _ in self.sparse_parameters():

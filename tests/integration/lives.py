@@ -261,6 +261,18 @@ def moments_to_zero(side: Side) -> Net:
     return go(net, optimizer, range(4, STEPS))
 
 
+def offloaded(side: Side) -> Net:
+    """The state goes elsewhere between steps, and comes back as other tensors."""
+
+    def move(_: Net, optimizer: Any) -> None:
+        for state in optimizer.state.values():
+            for key, value in state.items():
+                state[key] = value.clone() if isinstance(value, Tensor) else value
+
+    net, optimizer = side.pair()
+    return go(net, optimizer, after=move)
+
+
 def state_cleared(side: Side) -> Net:
     net, optimizer = side.pair()
     go(net, optimizer, range(4))

@@ -92,6 +92,7 @@ ROWS = {
     "frozen for a while": Row(lives.frozen),
     "DataParallel": Row(lives.in_data_parallel),
     "moments to zero": Row(lives.moments_to_zero),
+    "state offloaded": Row(lives.offloaded),
     "state cleared": Row(lives.state_cleared, refused="dense weights"),
     "state replaced": Row(lives.state_replaced, refused="dense weights"),
     "another optimizer midway": Row(lives.another_midway),
@@ -214,10 +215,39 @@ def one_that_has_stepped(side: Side) -> Net:
     return lives.go(net, sparse(base, model=net, switch=SWITCH))
 
 
+def stepped_by_its_base(side: Side) -> Net:
+    net, optimizer = side.pair()
+    return lives.go(net, optimizer.base)
+
+
+def base_in_a_copy(side: Side) -> Net:
+    net, optimizer = copy.deepcopy(side.pair())
+    lives.go(net, optimizer)
+    return lives.go(net, optimizer.base)
+
+
+def wrapped_before(side: Side) -> Net:
+    net = side.net()
+    base = torch.optim.AdamW(net.parameters(), **ADAMW)
+    around = third_party.Lookahead(base)
+    sparse(base, model=net, switch=SWITCH)
+    return lives.go(net, around)
+
+
+def base_loaded(side: Side) -> Net:
+    net, optimizer = side.pair()
+    optimizer.base.load_state_dict(optimizer.state_dict())
+    return net
+
+
 REFUSED: dict[str, tuple[Life, str]] = {
     "scheduler before sparse": (scheduler_first, r"the scheduler after sparse\(\)"),
     "Lookahead inside": (wraps_another, r"give sparse\(\) the AdamW"),
     "SAM inside": (sam_inside, r"give sparse\(\) the AdamW"),
+    "the base is stepped": (stepped_by_its_base, "the one that sparse.. returned"),
+    "the base of a copy": (base_in_a_copy, "the one that sparse.. returned"),
+    "wrapped before": (wrapped_before, "the one that sparse.. returned"),
+    "the base is loaded": (base_loaded, "the one that sparse.. returned"),
     "add_param_group": (more_groups, "give it all"),
     "a base that has stepped": (one_that_has_stepped, "give a fresh one"),
     "resized data": (lives.head_resized("data"), "build the optimizer after resizing"),
