@@ -100,7 +100,7 @@ class Weight:
         ):
             return False
         if self._joined is not None and not self.is_shard:
-            return p.data_ptr() == self._joined.data_ptr()  # else .data was rebound
+            return bool(p.data_ptr() == self._joined.data_ptr())  # or .data was rebound
         return not self.is_shard or local(p).data_ptr() == self.shown.data_ptr()
 
     def grad(self) -> Tensor | None:
