@@ -59,6 +59,7 @@ from step_cli.optim.weights import (
     is_precise,
     parts_of,
     resolve,
+    shared_state,
     spec_of,
 )
 
@@ -557,6 +558,7 @@ class SparseOptimizer(Optimizer):
             check_groups(tuple(p.shape), spec.pattern, spec.axis)
             check_shards(p, spec)
         self._recipe_keys: set[str] = set()
+        self.state.update(shared_state(self.base.state))
         for group in self.param_groups:
             for p in group["params"]:
                 self.state[p] = self._new_state(p, group)

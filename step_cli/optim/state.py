@@ -82,8 +82,10 @@ def _in_full(state: Mapping[str, Any]) -> dict[str, Any]:
     return {k: dense_copy(v) if floats(v) else v for k, v in state.items()}
 
 
-def has_stepped(state: Mapping[str, Any]) -> bool:
+def has_stepped(state: Any) -> bool:
     """Whether a base optimizer has learned something; some create state early."""
+    if not isinstance(state, Mapping):
+        return False  # of no single parameter
     return bool(state) and bool(state.get("step", 1))
 
 

@@ -230,7 +230,7 @@ class Part:
         for w in weights:
             members[w.group].append(w.dense)
         self._groups = dict(members)
-        self._state: defaultdict[Tensor, Any] = defaultdict(dict)
+        self._state: defaultdict[Any, Any] = defaultdict(dict, shared_state(base.state))
         for w in weights:
             seen = {key: _local(v) for key, v in w.state.items() if key not in hidden}
             self._state[w.dense] = seen
@@ -263,6 +263,7 @@ class Part:
                 groups[number].update({**group, "params": groups[number]["params"]})
             for w in self.weights:
                 self._take_back(w)
+            state.update(shared_state(self._state))
 
     def _take_back(self, w: Weight) -> None:
         """Keep what the base optimizer created or replaced in its view of the state."""
@@ -318,6 +319,11 @@ def parts_of(
     if some:
         parts.append(Part(base, some, hidden))
     return parts
+
+
+def shared_state(state: Mapping[Any, Any]) -> dict[Any, Any]:
+    """What a base keeps in its state that is of no single parameter, as a count."""
+    return {k: v for k, v in state.items() if not isinstance(k, Tensor)}
 
 
 def _is_torchs(base: Optimizer) -> bool:

@@ -16,6 +16,7 @@ from step_cli.recipes.sparse_adamw import sparse
 
 BASES = {
     "old style": third_party.OldStyle,
+    "counting": third_party.Counting,
     "Lion": third_party.Lion,
     "Adafactor": third_party.Adafactor,
     "Muon": third_party.Muon,

@@ -29,6 +29,29 @@ class OldStyle(Optimizer):
         return loss
 
 
+class Counting(Optimizer):
+    """It keeps one count for all in its state, as MADGRAD does."""
+
+    def __init__(self, params: Any, lr: float = 1e-2):
+        super().__init__(params, {"lr": lr})
+        self.state["early"] = torch.ones(1)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        if "k" not in self.state:
+            self.state["k"] = torch.tensor([0])
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    total = self.state[p].setdefault("sum", torch.zeros_like(p))
+                    total.add_(p.grad)
+                    rate = group["lr"] / math.sqrt(int(self.state["k"]) + 1)
+                    p.sub_(total * self.state["early"], alpha=rate)
+        self.state["k"] += 1
+        return loss
+
+
 class Lion(Optimizer):
     """The sign of a momentum (Chen et al., 2023)."""
 
