@@ -6,7 +6,8 @@ update the model, the projection would undo that, and nothing would ever be lear
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -71,6 +72,40 @@ def only_within(base: Optimizer, whole: Any) -> None:
 
     whole.register_step_pre_hook(refuse)
     whole.register_load_state_dict_pre_hook(refuse)
+
+
+def saves_more(base: Optimizer) -> dict[str, Any]:
+    """What a base with a ``state_dict`` of its own saves beside groups and state."""
+    if type(base).state_dict is Optimizer.state_dict:
+        return {}
+    with _without_hooks(base):
+        packed = base.state_dict()
+    return {k: v for k, v in packed.items() if k not in ("state", "param_groups")}
+
+
+def load_more(base: Optimizer, saved: Mapping[str, Any]) -> None:
+    """Let a base with a ``load_state_dict`` of its own take what it has saved.
+
+    Its groups and state stay: they are those of the whole, and loaded exactly.
+    """
+    if type(base).load_state_dict is Optimizer.load_state_dict:
+        return
+    groups, state = base.param_groups, base.state
+    try:
+        with _without_hooks(base):
+            base.load_state_dict(dict(saved))
+    finally:
+        base.param_groups, base.state = groups, state
+
+
+@contextmanager
+def _without_hooks(base: Optimizer) -> Iterator[None]:
+    hooks = {k: v for k, v in vars(base).items() if k.endswith("_hooks")}
+    vars(base).update((name, OrderedDict()) for name in hooks)
+    try:
+        yield
+    finally:
+        vars(base).update(hooks)
 
 
 def step_alone(base: Optimizer) -> Callable[[], object]:

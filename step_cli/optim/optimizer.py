@@ -28,7 +28,14 @@ from step_cli.optim import guards
 from step_cli.optim.adam import EpsMode, adam_step, freeze_variance
 from step_cli.optim.backward import RewiredForward, rewire
 from step_cli.optim.compiled import can_compile
-from step_cli.optim.foreign import Witness, only_within, refuse_wrapper, step_alone
+from step_cli.optim.foreign import (
+    Witness,
+    load_more,
+    only_within,
+    refuse_wrapper,
+    saves_more,
+    step_alone,
+)
 from step_cli.optim.loading import belongs, judged, loaded_groups, restored, saved_of
 from step_cli.optim.mask import check_groups
 from step_cli.optim.projection import (
@@ -622,6 +629,7 @@ class SparseOptimizer(Optimizer):
             packed["param_groups"][0].update(
                 switch_criterion=criterion.name, switch_memory=criterion.state()
             )
+        packed.update(saves_more(self.base))
         for hook in post_hooks.values():
             packed = _or(hook(self, packed), packed)
         return packed
@@ -643,6 +651,7 @@ class SparseOptimizer(Optimizer):
         before = self.state, self.param_groups, self._weights, self._parts
         try:
             self._take_state(theirs, state_dict["state"])
+            load_more(self.base, {**state_dict, "param_groups": theirs})
         except Exception:
             self.state, self.param_groups, self._weights, self._parts = before
             self.base.param_groups, self.base.state = self.param_groups, self.state

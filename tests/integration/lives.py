@@ -140,7 +140,7 @@ def resumed(at: int) -> Life:
         ahead = lr_scheduler.ExponentialLR(fresh, 0.8)
         loaded: list[Any] = []
         fresh.register_load_state_dict_pre_hook(
-            lambda _, s: {key: s[key] for key in ("state", "param_groups")}
+            lambda _, s: {key: s[key] for key in s if key != "theirs"}
         )
         fresh.register_load_state_dict_post_hook(loaded.append)
         twin.load_state_dict(weights)

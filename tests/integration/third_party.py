@@ -35,6 +35,17 @@ class Counting(Optimizer):
     def __init__(self, params: Any, lr: float = 1e-2):
         super().__init__(params, {"lr": lr})
         self.state["early"] = torch.ones(1)
+        self.total = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "total": self.total}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "total": self.total}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.total = state_dict["total"]
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -47,8 +58,10 @@ class Counting(Optimizer):
                     total = self.state[p].setdefault("sum", torch.zeros_like(p))
                     total.add_(p.grad)
                     rate = group["lr"] / math.sqrt(int(self.state["k"]) + 1)
+                    rate /= 1 + self.total
                     p.sub_(total * self.state["early"], alpha=rate)
         self.state["k"] += 1
+        self.total += 1
         return loss
 
 
