@@ -85,6 +85,45 @@ def test_without_the_random_state_the_bits_differ(
     assert one.read_bytes() != other.read_bytes()
 
 
+# Noise from a generator of the model's own, and as much from torch's.
+NOISY = """
+import torch
+from torch import nn
+
+class Noise(nn.Module):
+    def __init__(self, own):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(1) if own else None
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        self.calls += 1
+        return x + self.calls * torch.randn(x.shape, generator=self.generator)
+
+def build(own):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), Noise(own), nn.Linear(16, 12))
+"""
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_generator_of_the_model_s_own_is_not_carried(
+    tmp_path: Path, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = tmp_path / "net.py"
+    net.write_text(NOISY)
+    config = configured(net, f"model.options.own={str(own).lower()}")
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.Trainer, "run", stopping_at(5, signal.SIGTERM))
+        with pytest.raises(StoppedError):
+            train(config, tmp_path / "cut")
+    train(config, tmp_path / "cut", resume=True)
+    one, other = (tmp_path / run / RESULTS[0] for run in ("whole", "cut"))
+    assert (one.read_bytes() == other.read_bytes()) == (not own)
+
+
 def test_ctrl_c_ends_with_130(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
