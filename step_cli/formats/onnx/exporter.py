@@ -99,6 +99,7 @@ def export_onnx(
     graph = _trace(model, inputs, examples, opset)
     weights = name_weights(graph, model.state_dict())
     strip_metadata(graph)
+    _forget_shapes_of_initializers(graph)
     plan = {
         weight.onnx_name: NMSpec(plan[weight.name].pattern, weight.axis)
         for weight in weights
@@ -110,6 +111,16 @@ def export_onnx(
     with quiet():
         onnx_ir.save(graph, path, external_data=data)
     return OnnxExport(weights, plan, outside)
+
+
+def _forget_shapes_of_initializers(graph: "onnx_ir.Model") -> None:
+    """Leave out what the initializers say themselves.
+
+    ONNX Runtime's quantizer turns weights around, and the shapes beside them would be
+    wrong then.
+    """
+    for value in graph.graph.initializers.values():
+        value.type = value.shape = None
 
 
 def check_inputs(model: "nn.Module", inputs: Sequence[GraphInput]) -> None:

@@ -161,6 +161,13 @@ def test_dimensions_stay_dynamic_and_no_source_path_leaks(made: Made) -> None:
         assert secret.encode() not in content
 
 
+def test_nothing_is_said_twice_of_initializers(made: Made) -> None:
+    """A quantizer that turns a weight around would leave its old shape behind."""
+    graph = onnx.load(made.path).graph
+    stored = {tensor.name for tensor in graph.initializer}
+    assert stored and stored.isdisjoint(value.name for value in graph.value_info)
+
+
 def test_the_same_model_gives_the_same_bytes(made: Made, tmp_path: Path) -> None:
     again = tmp_path / "again.onnx"
     export_onnx(made.model, INPUTS, made.examples, plan_of(made.model), again)
