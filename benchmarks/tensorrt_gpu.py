@@ -190,11 +190,11 @@ def save_pruned(folder: Path, model: Any) -> Path:
     from step_cli.formats.pytorch.arrays import to_array
     from step_cli.formats.safetensors.writer import save_safetensors
     from step_cli.nm.selection import Selection
-    from step_cli.optim.layers import plan_for
+    from step_cli.optim.layers import choose_layers, plan_of
     from step_cli.optim.mask import nm_mask
 
     generator = torch.Generator().manual_seed(0)
-    plan = plan_for(model, Selection())
+    plan = plan_of(choose_layers(model, Selection()))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim > 1:

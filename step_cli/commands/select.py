@@ -62,14 +62,18 @@ def choose(
 def uncovered_elements(chosen: Chosen[NamedTensor]) -> int:
     """How many elements are in matrices that a product may use, but are not judged.
 
-    Codes count as they are stored, tied tensors once.
+    Codes count as they are stored, tied tensors once, those tied to a judged one not.
     """
     whole = {id(t) for t, reason in chosen.skipped if reason in ("flat", "untraced")}
-    return sum(
-        math.prod(tensor.shape)
-        for tensor in chosen.unchecked
-        if tensor.tied_to is None and (len(tensor.shape) > 1 or id(tensor) in whole)
-    )
+    counted = {layer.tensor.tied_to or layer.tensor.name for layer in chosen.layers}
+    elements = 0
+    for tensor in chosen.unchecked:
+        storage = tensor.tied_to or tensor.name
+        is_matrix = len(tensor.shape) > 1 or id(tensor) in whole
+        if is_matrix and (tensor.tied_to is None or storage not in counted):
+            elements += math.prod(tensor.shape)
+            counted.add(storage)
+    return elements
 
 
 def coverage(judged: int, uncovered: int) -> float:

@@ -19,7 +19,6 @@ from step_cli.nm.pattern import NMSpec, Plan
 from step_cli.nm.selection import Chosen, Selection
 from step_cli.nm.weight_rule import Description
 from step_cli.optim.module_kinds import describe
-from step_cli.optim.stays_dense import coverage_of, tell
 
 logger = logging.getLogger(__name__)
 
@@ -37,17 +36,6 @@ def choose_layers(model: nn.Module, selection: Selection) -> Chosen[Description]
         StepError: As :meth:`Selection.choose` does.
     """
     return selection.choose(list(describe(model)), _config_of(model))
-
-
-def plan_for(model: nn.Module, selection: Selection) -> Plan:
-    """The plan of ``model``: each chosen weight with its pattern and group axis.
-
-    What stays dense is said in a warning.
-    """
-    chosen = choose_layers(model, selection)
-    plan = plan_of(chosen)
-    tell(coverage_of(chosen, plan, {}))
-    return plan
 
 
 def plan_of(chosen: Chosen[Description]) -> Plan:

@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from plans import plan_for
 from torch import nn
 
 from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.nm.selection import Selection
-from step_cli.optim.layers import choose_layers, density, param_groups, plan_for
+from step_cli.optim.layers import choose_layers, density, param_groups
 
 TWO_FOUR = NMPattern(2, 4)
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from plans import plan_for
 from small_training import same
 from torch import nn
 
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.selection import Selection
-from step_cli.optim.layers import plan_for
 from step_cli.recipes.sparse_adamw import sparse, sparse_adamw
 
 BASES: dict[str, Any] = {

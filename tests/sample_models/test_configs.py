@@ -15,12 +15,12 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from data import written  # noqa: E402
+from plans import plan_for  # noqa: E402
 
 from step_cli import verify  # noqa: E402
 from step_cli.config.samples import PLACES, sample_directory  # noqa: E402
 from step_cli.config.train import load_config  # noqa: E402
 from step_cli.models.spec import build_model  # noqa: E402
-from step_cli.optim.layers import plan_for  # noqa: E402
 from step_cli.training.run import train  # noqa: E402
 from step_cli.training.setup import selection  # noqa: E402
 

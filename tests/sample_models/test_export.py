@@ -10,6 +10,8 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("transformers")
 
+from plans import plan_for  # noqa: E402
+
 from step_cli.commands.export import run as export  # noqa: E402
 from step_cli.commands.verify import run as verify_nm  # noqa: E402
 from step_cli.config.commands import ExportConfig, VerifyConfig  # noqa: E402
@@ -21,7 +23,6 @@ from step_cli.models.spec import build_model  # noqa: E402
 from step_cli.nm.pattern import NMPattern, NMSpec  # noqa: E402
 from step_cli.nm.selection import Selection  # noqa: E402
 from step_cli.nm.weight_rule import is_head  # noqa: E402
-from step_cli.optim.layers import plan_for  # noqa: E402
 from step_cli.optim.mask import nm_mask  # noqa: E402
 from step_cli.reports import ExportReport  # noqa: E402
 

@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from plans import plan_for  # noqa: E402
 from torch import nn  # noqa: E402
 
 from step_cli import verify  # noqa: E402
@@ -18,7 +19,6 @@ from step_cli.formats.open import open_checkpoint  # noqa: E402
 from step_cli.models.source import ModelSource, read_source  # noqa: E402
 from step_cli.nm.pattern import NMPattern, Plan  # noqa: E402
 from step_cli.nm.selection import Selection  # noqa: E402
-from step_cli.optim.layers import plan_for  # noqa: E402
 from step_cli.optim.mask import nm_mask  # noqa: E402
 from step_cli.training.results import save_model  # noqa: E402
 

@@ -102,6 +102,17 @@ def test_a_share_lies_between_0_and_1(half: str, value: object) -> None:
         verify(half, min_coverage=value)
 
 
+def test_a_storage_with_two_names_is_missed_once(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    odd = torch.ones(16, 6)
+    state = {"fc.weight": torch.from_numpy(sparse(8, 16)), "wte.weight": odd}
+    for names, missed in ((("head.weight",), 96), (("a.weight", "b.weight"), 96)):
+        path = tmp_path / f"{len(names)}.pt"
+        torch.save({**state, **dict.fromkeys(names, odd)}, path)
+        totals = verify(str(path)).checkpoints[0].totals
+        assert totals is not None and totals.uncovered == missed
+
+
 def experts(axis: int) -> str:
     return save("e.safetensors", l__experts__up_proj=sparse(2, 16, 8, axis=axis))
 
