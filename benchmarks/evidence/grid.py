@@ -1,0 +1,176 @@
+"""Which runs the study is made of, in the order in which they are made.
+
+A run is one recipe at one pattern with one seed. Seeds 0, 1 and 2 count; 50 is what
+learning rates are tuned on. The order is by stage, then by seed, so that a study that
+is cut off says something about every task.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.evidence.tasks import TASKS, Task
+
+SEEDS = (0, 1, 2)
+TUNING_SEED = 50
+PATTERNS = ("2:4", "1:4", "1:8")
+RECIPES = ("asp", "ste", "sr-ste", "step")
+FRACTIONS = (0.1, 0.2, 0.4, 0.6, 0.8)  # of the steps, where STEP switches: Figure 7
+SGD_RATES = (0.1, 0.03, 0.3)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        task: Name of the task.
+        label: Name of the method: a recipe, with what was changed of it.
+        pattern: N:M, or "dense".
+        seed: Of weights and data order.
+        sets: Configuration keys it changes, beside recipe, pattern, seed and rate.
+        tuned: The label whose tuned learning rate it takes.
+        rate: Its own learning rate: only of the runs that tune.
+    """
+
+    task: str
+    label: str
+    pattern: str
+    seed: int
+    sets: tuple[str, ...] = ()
+    tuned: str = "sr-ste"
+    rate: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        pattern = (
+            "" if self.pattern == "dense" else "-" + self.pattern.replace(":", "of")
+        )
+        rate = "" if self.rate is None else f"-lr{self.rate:g}"
+        return f"{self.label}{pattern}{rate}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a label stands for.
+
+    Attributes:
+        label: Name of the method.
+        sets: Configuration keys that make it.
+        patterns: Where it is measured.
+        tuned: The label whose learning rate it takes.
+    """
+
+    label: str
+    sets: tuple[str, ...]
+    patterns: tuple[str, ...]
+    tuned: str = "sr-ste"
+
+
+def recipe(name: str, *more: str) -> tuple[str, ...]:
+    """The keys of a recipe."""
+    return (f"sparsity.recipe={name}", *more)
+
+
+DENSE = Method("dense", recipe("dense"), ("dense",))
+CORE = (DENSE, *(Method(name, recipe(name), PATTERNS) for name in RECIPES))
+SWITCH = (
+    *(
+        Method(
+            f"step-at-{fraction:.0%}".rstrip("%"),
+            recipe("step", "switch.criterion=fixed", f"switch.step={fraction}"),
+            ("1:4",),
+        )
+        for fraction in FRACTIONS
+    ),
+    Method(
+        "step-relative",
+        recipe("step", "switch.criterion=autoswitch-relative"),
+        ("1:4",),
+    ),
+)
+LEARNING = Method(
+    "step-learning-v", recipe("step", "sparsity.options.learn_variance=true"), ("1:4",)
+)
+PAPER_MODE = Method(
+    "step-as-printed",
+    recipe(
+        "step",
+        "sparsity.options.eps_mode=inside",
+        "sparsity.options.v_correction=none",
+    ),
+    ("1:4",),
+)
+SPARSER = tuple(Method(name, recipe(name), ("1:16",)) for name in RECIPES)
+DECAYING = (
+    Method("decaying", recipe("decaying-mask"), ("1:4", "1:8")),
+    Method(
+        "decaying-no-dense",
+        recipe("decaying-mask", "sparsity.options.dense=0"),
+        ("1:4", "1:8"),
+    ),
+)
+LAYERWISE = (
+    Method("domino", recipe("domino-search"), ("1:8", "1:16")),
+    Method(
+        "step-domino",
+        recipe("step", "sparsity.options.inner=domino-search"),
+        ("1:8", "1:16"),
+    ),
+)
+ROTATED = (
+    Method("s-ste", recipe("s-ste"), ("2:4",)),
+    Method("t-sr-ste", recipe("t-sr-ste"), ("2:4",)),
+)
+SGD = "train.optimizer=sgd"
+BY_SGD = tuple(
+    Method(
+        f"sgd-{name}",
+        recipe(name, SGD),
+        ("dense",) if name == "dense" else ("1:4",),
+        tuned="sgd-sr-ste",
+    )
+    for name in ("dense", "ste", "sr-ste", "asp")
+)
+# Beside the core and the switch point, which every task has.
+MORE = {
+    "glyphs": (LEARNING, PAPER_MODE, *BY_SGD, *SPARSER, *DECAYING, *LAYERWISE),
+    "glosses": (LEARNING, PAPER_MODE),
+    "phonemes": (LEARNING, *DECAYING, *ROTATED),
+    "text": (LEARNING, *ROTATED),
+    "retext": (LEARNING,),
+}
+
+
+def tuning_runs(tasks: list[Task]) -> Iterator[Run]:
+    """SR-STE at 1:4 by each learning rate, and by SGD where SGD is measured."""
+    for task in tasks:
+        for rate in task.rates:
+            sets = recipe("sr-ste")
+            yield Run(task.name, "sr-ste", "1:4", TUNING_SEED, sets, rate=rate)
+    for task in tasks:
+        if set(BY_SGD) <= set(MORE[task.name]):
+            for rate in SGD_RATES:
+                sets = recipe("sr-ste", SGD)
+                yield Run(task.name, "sgd-sr-ste", "1:4", TUNING_SEED, sets, rate=rate)
+
+
+def runs_that_count(tasks: list[Task], seeds: tuple[int, ...] = SEEDS) -> Iterator[Run]:
+    """All others: the core of every task, then the switch point, then the rest."""
+    stages = (
+        {task.name: CORE for task in tasks},
+        {task.name: SWITCH for task in tasks},
+        {task.name: MORE[task.name] for task in tasks},
+    )
+    for stage in stages:
+        for seed in seeds:
+            for task, methods in stage.items():
+                for method in methods:
+                    for pattern in method.patterns:
+                        sets, tuned = method.sets, method.tuned
+                        yield Run(task, method.label, pattern, seed, sets, tuned)
+
+
+def all_tasks() -> list[Task]:
+    """Every task, in order."""
+    return list(TASKS.values())

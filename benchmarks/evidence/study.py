@@ -1,0 +1,237 @@
+"""Run the study, or what is missing of it; two trainings at a time, a thread each.
+
+    python -m benchmarks.evidence.study [--task NAME]... [--data DIR] [--jobs 2]
+    python -m benchmarks.evidence.study --quick
+    python -m benchmarks.evidence.study --plan
+
+Each training is `step-cli train` in a process of its own. Its result is one file under
+benchmarks/results/evidence/; a run whose file is there is not made again, so a study
+that was stopped, or killed, goes on where it was. `--plan` prints what is missing and
+about how long it takes, and runs nothing. `--quick` runs every method once, for a few
+steps, into a temporary directory: it shows that the study works and measures nothing.
+
+Some tasks need packages beside those of `step-cli[all]`: see README.md. `--task` leaves
+the others out.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks.evidence.grid import Run, all_tasks, runs_that_count, tuning_runs
+from benchmarks.evidence.results import ROOT, Study
+from benchmarks.evidence.tasks import TASKS, Task
+
+DATA = ROOT / "runs" / "evidence-data"
+LIBRARIES = ("step-cli", "torch", "numpy", "transformers")
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+QUICK = ("train.steps=24", "train.warmup_steps=2", "train.eval_every=24")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how the runs are made.
+
+    Attributes:
+        study: Where results go.
+        data: Where the tasks' data lie.
+        scratch: Where run directories are while they are needed.
+        quick: Take a few steps only.
+    """
+
+    study: Study
+    data: Path
+    scratch: Path
+    quick: bool = False
+
+
+def main() -> None:
+    """Parse the command line, and run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", action="append", choices=TASKS)
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--plan", action="store_true")
+    options = parser.parse_args()
+    tasks = [TASKS[name] for name in options.task] if options.task else all_tasks()
+    if options.plan:
+        print(outlook(Study(), tasks, options.jobs))
+        return
+    with tempfile.TemporaryDirectory(prefix="evidence-") as scratch:
+        study = Study(Path(scratch) / "results") if options.quick else Study()
+        data = options.data.resolve()
+        bench = Bench(study, data, Path(scratch), quick=options.quick)
+        for task in tasks:
+            prepare(task, data)
+        seeds = {"seeds": (0,)} if options.quick else {}
+        failed = make(bench, list(tuning_runs(tasks)), options.jobs)
+        failed += make(bench, list(runs_that_count(tasks, **seeds)), options.jobs)
+    for run, said in failed:
+        print(f"{run.task} {run.name}: {said}", file=sys.stderr)
+    raise SystemExit(bool(failed))
+
+
+def prepare(task: Task, data: Path) -> None:
+    """Make the data of a task, once."""
+    ready = data / f"{task.name}.ready"
+    if ready.exists():
+        return
+    data.mkdir(parents=True, exist_ok=True)
+    print(f"{task.name}: data", flush=True)
+    words = [sys.executable, "-m", f"benchmarks.evidence.{task.name}.data", str(data)]
+    subprocess.run(words, check=True, cwd=ROOT, env={**os.environ, **ONE_THREAD})
+    ready.touch()
+
+
+def make(bench: Bench, runs: Sequence[Run], jobs: int) -> list[tuple[Run, str]]:
+    """Make the runs that have no result yet; returns those that failed, and why."""
+    todo = bench.study.missing(iter(runs))
+    failed: list[tuple[Run, str]] = []
+    started, at_work = 0, dict[Future[None], Run]()
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            while started < len(todo) or at_work:
+                while started < len(todo) and len(at_work) < jobs:
+                    run = todo[started]
+                    started += 1
+                    print(f"[{started}/{len(todo)}] {run.task} {run.name}", flush=True)
+                    at_work[pool.submit(make_one, bench, run)] = run
+                done, _ = wait(at_work, return_when=FIRST_COMPLETED)
+                for future in done:
+                    run = at_work.pop(future)
+                    if isinstance(future.exception(), RunError):
+                        failed.append((run, str(future.exception())))
+                    else:
+                        future.result()
+        except BaseException:
+            started = len(todo)
+            raise
+    return failed
+
+
+class RunError(Exception):
+    """A training that failed; the others go on."""
+
+
+def make_one(bench: Bench, run: Run) -> None:
+    """Train, score, and write the result."""
+    task = TASKS[run.task]
+    sets = settings(bench, run)
+    run_dir = bench.scratch / run.task / run.name
+    words = ["train", str(task.config.relative_to(ROOT)), "--force"]
+    given = [f"train.seed={run.seed}", *sets]
+    for key in (*given, *task.paths(bench.data), *(QUICK if bench.quick else ())):
+        words += ["--set", key]
+    began = time.perf_counter()
+    report = step_cli([*words, "--run-dir", str(run_dir)])
+    seconds = time.perf_counter() - began
+    shown = [word for key in given for word in ("--set", key)]
+    result = {
+        "task": run.task,
+        "label": run.label,
+        "pattern": run.pattern,
+        "seed": run.seed,
+        "config": task.digest,
+        "command": " ".join(
+            ["step-cli train", f"benchmarks/evidence/{run.task}/config.toml", *shown]
+        ),
+        "metrics": {**report["metrics"], **task.score(run_dir, bench.data)},
+        "dense_metrics": report["dense_metrics"],
+        "density": report["density"],
+        "switch": report["switch"],
+        "curve": curve(run_dir),
+        "criteria": criteria(run_dir) if run.label == "dense" else None,
+        "seconds": round(seconds, 1),
+        "machine": machine(),
+        "versions": {name: metadata.version(name) for name in LIBRARIES},
+    }
+    bench.study.write(run, result)
+    shutil.rmtree(run_dir)
+
+
+def settings(bench: Bench, run: Run) -> list[str]:
+    """The keys that make the run what it is, its learning rate last."""
+    sets = [*run.sets]
+    if run.pattern != "dense":
+        sets.append(f"sparsity.pattern={run.pattern}")
+    rate = run.rate or bench.study.rate(TASKS[run.task], run.tuned)
+    if rate is None:
+        raise RunError(f"the learning rate of {run.tuned} is not tuned")
+    return [*sets, f"train.lr={rate}"]
+
+
+def step_cli(words: list[str]) -> dict[str, Any]:
+    """The JSON document that a command prints.
+
+    Raises:
+        RunError: It failed.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "step_cli", "--quiet", *words, "--json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **ONE_THREAD},
+        cwd=ROOT,
+    )
+    if done.returncode:
+        raise RunError(f"exit {done.returncode}: {done.stderr.strip()[-600:]}")
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def curve(run_dir: Path) -> list[dict[str, float]]:
+    """What was measured on held-out samples, at each evaluation."""
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = (json.loads(line) for line in lines)
+    return [
+        {key: record[key] for key in record if key == "step" or "eval_" in key}
+        for record in records
+        if "eval_loss" in record
+    ]
+
+
+def criteria(run_dir: Path) -> dict[str, Any]:
+    """Where each criterion would have switched a dense run."""
+    report = step_cli(["autoswitch-profile", str(run_dir)])
+    kept = ("switch_step", "raw_step", "reason")
+    return {row["name"]: {key: row[key] for key in kept} for row in report["criteria"]}
+
+
+def machine() -> str:
+    """The processor and how much of it a run had."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    return f"{names[0] if names else platform.machine()}, 1 thread"
+
+
+def outlook(study: Study, tasks: list[Task], jobs: int) -> str:
+    """What is missing, and about how long it takes: each run as its task's others."""
+    lines, total = [], 0.0
+    for task in tasks:
+        runs = [*tuning_runs([task]), *runs_that_count([task])]
+        made = [study.result(run) for run in runs if study.result(run) is not None]
+        missing = len(runs) - len(made)
+        each = sum(result["seconds"] for result in made) / len(made) if made else 0
+        total += missing * each
+        time_left = f"{each:.0f} s each" if made else "not measured yet"
+        lines.append(f"{task.name}: {len(made)} of {len(runs)} runs, {time_left}")
+    lines.append(f"about {total / 3600 / jobs:.1f} hours are left, {jobs} at a time")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

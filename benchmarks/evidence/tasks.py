@@ -1,0 +1,70 @@
+"""The tasks of the study: where their data come from, and what is measured on them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib import import_module
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training task.
+
+    Attributes:
+        name: Of its folder here, which holds `config.toml` and `data.py`.
+        metric: What the recipes are compared by.
+        higher_is_better: Its direction.
+        rates: Learning rates tried for SR-STE.
+        keys: Configuration keys, and the path below the data's directory each takes.
+        scored: Whether `score.py` computes metrics after a run.
+    """
+
+    name: str
+    metric: str
+    higher_is_better: bool
+    rates: tuple[float, ...]
+    keys: tuple[tuple[str, str], ...]
+    scored: bool = False
+
+    @property
+    def config(self) -> Path:
+        """The configuration that all its runs share."""
+        return HERE / self.name / "config.toml"
+
+    @property
+    def digest(self) -> str:
+        """Of that configuration: results of another one do not count."""
+        return sha256(self.config.read_bytes()).hexdigest()[:16]
+
+    def paths(self, data: Path) -> list[str]:
+        """What `--set` takes for data, and weights, that lie in `data`."""
+        return [f'{key}="{data / below}"' for key, below in self.keys]
+
+    def score(self, run_dir: Path, data: Path) -> dict[str, float]:
+        """Metrics that are computed from a finished run."""
+        if not self.scored:
+            return {}
+        module = import_module(f"benchmarks.evidence.{self.name}.score")
+        score: Callable[[Path, Path], dict[str, float]] = module.score
+        return score(run_dir, data)
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            "glosses",
+            "eval_accuracy",
+            True,
+            (1e-4, 5e-5, 2e-4),
+            (("data.source", "glosses"), ("model.source", "minilm")),
+        ),
+        Task("glyphs", "eval_accuracy", True, (1e-3, 3e-3, 3e-4), ()),
+        Task("phonemes", "per", False, (1e-3, 3e-3, 3e-4), (), scored=True),
+        Task("text", "eval_loss", False, (1e-3, 3e-3, 3e-4), ()),
+        Task("retext", "eval_loss", False, (1e-3, 3e-4, 1e-4), ()),
+    )
+}
