@@ -72,12 +72,17 @@ def recipe(name: str, *more: str) -> tuple[str, ...]:
     return (f"sparsity.recipe={name}", *more)
 
 
+def switched_at(fraction: float) -> str:
+    """The label of STEP that switches after this fraction of the steps."""
+    return f"step-at-{100 * fraction:.0f}"
+
+
 DENSE = Method("dense", recipe("dense"), ("dense",))
 CORE = (DENSE, *(Method(name, recipe(name), PATTERNS) for name in RECIPES))
 SWITCH = (
     *(
         Method(
-            f"step-at-{fraction:.0%}".rstrip("%"),
+            switched_at(fraction),
             recipe("step", "switch.criterion=fixed", f"switch.step={fraction}"),
             ("1:4",),
         )
