@@ -8,7 +8,7 @@ SEED    ?= 0
 KERNELS := $(wildcard step_cli/nm/*.[ch])
 EXTRAS := train,export,hf,samples,track,tensorrt-rtx,dev
 
-.PHONY: demo test test-slow fuzz lint docs clean
+.PHONY: demo test test-slow evidence fuzz lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python sample_models/digits-resnet/demo.py
@@ -19,6 +19,11 @@ test: lint
 
 test-slow: $(VENV)/.installed
 	time -p $(BIN)/pytest --durations 20 -m "slow and not gpu"
+
+# What is missing of the study in benchmarks/evidence, hours if all is; then docs/evidence.md.
+evidence: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.evidence.study
+	$(BIN)/python -m benchmarks.evidence.report
 
 # Damaged checkpoints against verify-nm; findings are kept in fuzz-findings/.
 fuzz: $(VENV)/.installed

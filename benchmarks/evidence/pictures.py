@@ -1,0 +1,137 @@
+"""The two pictures of docs/evidence.md."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from benchmarks.evidence.claims import values
+from benchmarks.evidence.grid import FRACTIONS, PATTERNS, RECIPES, Run, switched_at
+from benchmarks.evidence.results import Study
+from benchmarks.evidence.tasks import Task
+from step_cli.plots.drawing import (
+    BLUE,
+    GREEN,
+    GRID,
+    INK,
+    ORANGE,
+    RED,
+    STYLE,
+    name_lines,
+    pyplot,
+    save_figure,
+)
+
+COLORS = {"asp": GRID, "ste": ORANGE, "sr-ste": RED, "step": BLUE}
+MARKERS = {"asp": "s", "ste": "^", "sr-ste": "v", "step": "o"}
+CRITERIA = {"autoswitch": RED, "autoswitch-relative": GREEN}
+UNITS = {
+    "eval_accuracy": "held-out accuracy",
+    "eval_loss": "held-out loss (nats a byte)",
+    "per": "phoneme error rate",
+}
+
+
+def draw_recipes(study: Study, tasks: Sequence[Task], path: Path) -> None:
+    """Mean and standard deviation of each recipe at each pattern, a panel a task."""
+    plt = pyplot()
+    with plt.rc_context(STYLE):
+        figure, axes = _panels(plt, tasks)
+        for number, (axis, task) in enumerate(zip(axes, tasks, strict=True)):
+            for shift, recipe in enumerate(RECIPES):
+                _line(axis, study, task, recipe, 0.06 * (shift - 1.5))
+            _dense_line(axis, study, task)
+            axis.set_xticks(range(len(PATTERNS)), PATTERNS)
+            _finish(axis, task, "pattern", named=number == 0)
+        save_figure(figure, path)
+
+
+def draw_switch(study: Study, tasks: Sequence[Task], path: Path) -> None:
+    """STEP at 1:4 against its switch point, and where two criteria would switch."""
+    plt = pyplot()
+    with plt.rc_context(STYLE):
+        figure, axes = _panels(plt, tasks)
+        for number, (axis, task) in enumerate(zip(axes, tasks, strict=True)):
+            points = [
+                (100 * fraction, found)
+                for fraction in FRACTIONS
+                if (found := known(study, task, switched_at(fraction), "1:4"))
+            ]
+            _errors(axis, points, "STEP 1:4", BLUE, "o")
+            _dense_line(axis, study, task)
+            for name, color in CRITERIA.items():
+                _switched(axis, study, task, name, color)
+            axis.set_xlim(0, 100)
+            _finish(axis, task, "switch (% of the steps)", named=number == 0)
+        save_figure(figure, path)
+
+
+def known(study: Study, task: Task, label: str, pattern: str) -> list[float]:
+    """The metric of each seed that has a result."""
+    found = values(study, task.name, (label, pattern))
+    return [value for value in found if value is not None]
+
+
+def _panels(plt: Any, tasks: Sequence[Task]) -> tuple[Any, list[Any]]:
+    columns = 3
+    rows = -(-len(tasks) // columns)
+    size = (3.4 * columns, 2.9 * rows + 0.3)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained")
+    flat = list(axes.flat)
+    for unused in flat[len(tasks) :]:
+        unused.set_axis_off()
+    return figure, flat[: len(tasks)]
+
+
+def _line(axis: Any, study: Study, task: Task, recipe: str, shift: float) -> None:
+    points = [
+        (place + shift, found)
+        for place, pattern in enumerate(PATTERNS)
+        if (found := known(study, task, recipe, pattern))
+    ]
+    _errors(axis, points, recipe, COLORS[recipe], MARKERS[recipe])
+
+
+def _errors(
+    axis: Any,
+    points: Sequence[tuple[float, list[float]]],
+    label: str,
+    color: str,
+    marker: str,
+) -> None:
+    axis.errorbar(
+        [place for place, _ in points],
+        [fmean(found) for _, found in points],
+        [stdev(found) if len(found) > 1 else 0 for _, found in points],
+        label=label,
+        color=color,
+        marker=marker,
+        markersize=4,
+        linewidth=1.3,
+        capsize=2,
+    )
+
+
+def _dense_line(axis: Any, study: Study, task: Task) -> None:
+    found = known(study, task, "dense", "dense")
+    if found:
+        axis.axhline(fmean(found), color=INK, linestyle="--", label="dense")
+
+
+def _switched(axis: Any, study: Study, task: Task, name: str, color: str) -> None:
+    """Where a criterion would have switched the dense runs, unclipped."""
+    result = study.result(Run(task.name, "dense", "dense", 0))
+    step = result and result["criteria"][name]["raw_step"]
+    if result and step:
+        place = 100 * step / result["curve"][-1]["step"]
+        axis.axvline(place, color=color, linestyle=":", label=name)
+
+
+def _finish(axis: Any, task: Task, below: str, *, named: bool) -> None:
+    axis.set_title(task.name, fontsize=10, loc="right")
+    axis.set_xlabel(below)
+    axis.set_ylabel(UNITS[task.metric])
+    if not task.higher_is_better:
+        axis.invert_yaxis()
+    if named:
+        name_lines(axis)

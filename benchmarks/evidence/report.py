@@ -1,0 +1,246 @@
+"""Write docs/evidence.md and its pictures from the results that are there.
+
+python -m benchmarks.evidence.report
+"""
+
+import string
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+from benchmarks.evidence.claims import (
+    CLAIMS,
+    Claim,
+    Comparison,
+    gain,
+    spread_of_switch,
+    switch_verdict,
+    verdict,
+)
+from benchmarks.evidence.grid import (
+    CORE,
+    FRACTIONS,
+    MORE,
+    SEEDS,
+    SWITCH,
+    Method,
+    Run,
+    all_tasks,
+    runs_that_count,
+    switched_at,
+)
+from benchmarks.evidence.pictures import draw_recipes, draw_switch, known
+from benchmarks.evidence.results import ROOT, Study
+from benchmarks.evidence.tasks import TASKS, Task
+
+DOCS = ROOT / "docs"
+MISSING = "not measured yet"
+
+
+def main() -> None:
+    """Write all of it."""
+    study, tasks = Study(), all_tasks()
+    draw_recipes(study, tasks, DOCS / "evidence-recipes.svg")
+    draw_switch(study, tasks, DOCS / "evidence-switch.svg")
+    (DOCS / "evidence.md").write_text(page(study, tasks), encoding="utf-8")
+
+
+def page(study: Study, tasks: Sequence[Task]) -> str:
+    """The page; what is written by hand is in evidence.template.md."""
+    template = string.Template(
+        (Path(__file__).parent / "evidence.template.md").read_text(encoding="utf-8")
+    )
+    return template.substitute(
+        state=state(study, tasks),
+        claims="\n".join(claim_rows(study)),
+        tasks="\n".join(line for task in tasks for line in task_table(study, task)),
+        switch="\n".join(switch_rows(study, tasks)),
+        criteria="\n".join(criterion_rows(study, tasks)),
+        tuning="\n".join(rate_rows(study, tasks)),
+    )
+
+
+def state(study: Study, tasks: Sequence[Task]) -> str:
+    """How much of the study there is, and on what it was made."""
+    runs = list(runs_that_count(list(tasks)))
+    made = [found for run in runs if (found := study.result(run))]
+    hours = sum(result["seconds"] for result in made) / 3600
+    machines = sorted({result["machine"] for result in made})
+    versions = sorted(
+        {
+            ", ".join(f"{name} {value}" for name, value in result["versions"].items())
+            for result in made
+        }
+    )
+    return (
+        f"{len(made)} of {len(runs)} runs are there, {hours:.1f} hours of one thread; "
+        f"{'; '.join(machines)}; {'; '.join(versions)}."
+    )
+
+
+def claim_rows(study: Study) -> Iterator[str]:
+    """One row a claim."""
+    yield "| claim | there | here | verdict |"
+    yield "|---|---|---|---|"
+    for claim in CLAIMS:
+        ours = "; ".join(
+            _said(study, claim, comparison) for comparison in claim.comparisons
+        )
+        found = verdict(study, claim) or MISSING
+        there = f"{claim.source}: {claim.published}"
+        yield f"| {claim.text} | {there} | {ours} | {found} |"
+    spreads = "; ".join(
+        f"{name} {spread:.0%}"
+        for name in TASKS
+        if (spread := spread_of_switch(study, name)) is not None
+    )
+    yield (
+        "| The switch point hardly matters from 10 to 80 % | STEP, Figure 7: in a "
+        "picture | spread of the means, as a share of what dense gains over ASP: "
+        f"{spreads or MISSING} | {switch_verdict(study) or MISSING} |"
+    )
+
+
+def _said(study: Study, claim: Claim, comparison: Comparison) -> str:
+    """The gain of one comparison, in the unit of its task; clear ones are bold."""
+    found = gain(study, comparison)
+    pattern = next(p for p in (comparison.first[1], comparison.second[1]) if ":" in p)
+    if found is None:
+        return f"{comparison.task} {pattern}: {MISSING}"
+    task = TASKS[comparison.task]
+    number = f"{signed(task, found.mean)} ± {size(task, found.half)}"
+    return f"{comparison.task} {pattern} {f'**{number}**' if found.clear else number}"
+
+
+def signed(task: Task, gained: float) -> str:
+    """A gain with its sign: points of a share, or nats."""
+    return ("+" if gained > 0 else "-" if gained < 0 else "") + size(task, gained)
+
+
+def size(task: Task, value: float) -> str:
+    """An amount without its sign."""
+    share = task.metric != "eval_loss"
+    return f"{100 * abs(value):.2f}" if share else f"{abs(value):.4f}"
+
+
+def shown(task: Task, value: float) -> str:
+    """A metric, in percent where it is a share."""
+    return size(task, value)
+
+
+def task_table(study: Study, task: Task) -> Iterator[str]:
+    """Mean, spread and difference to dense of every method of a task."""
+    unit = {"eval_accuracy": "accuracy, %", "per": "phoneme error rate, %"}
+    yield f"### {task.name}"
+    yield ""
+    yield (
+        f"| method | pattern | {unit.get(task.metric, 'held-out loss')} | sd | gain "
+        "over dense, 95 % interval | seeds | switch |"
+    )
+    yield "|---|---|---:|---:|---|---:|---|"
+    for method in (*CORE, *SWITCH, *MORE[task.name]):
+        for pattern in method.patterns:
+            yield _method_row(study, task, method, pattern)
+    yield ""
+
+
+def _method_row(study: Study, task: Task, method: Method, pattern: str) -> str:
+    found = known(study, task, method.label, pattern)
+    head = f"| {method.label} | {'' if pattern == 'dense' else pattern} |"
+    if not found:
+        return f"{head} {MISSING} | | | 0 | |"
+    spread = size(task, stdev(found)) if len(found) > 1 else ""
+    dense = ("sgd-dense" if method.label.startswith("sgd-") else "dense", "dense")
+    to_dense = gain(study, Comparison(task.name, (method.label, pattern), dense))
+    gained = ""
+    if to_dense is not None and (method.label, pattern) != dense:
+        gained = f"{signed(task, to_dense.mean)} ± {size(task, to_dense.half)}"
+    switches = _switches(study, task, method.label, pattern)
+    return (
+        f"{head} {shown(task, fmean(found))} | {spread} | {gained} | {len(found)} | "
+        f"{switches} |"
+    )
+
+
+def _switches(study: Study, task: Task, label: str, pattern: str) -> str:
+    """The steps after which the runs switched, with what decided."""
+    results = [study.result(Run(task.name, label, pattern, seed)) for seed in SEEDS]
+    points = [result["switch"] for result in results if result and result["switch"]]
+    steps = sorted({point["step"] for point in points})
+    reasons = sorted({point["reason"] for point in points})
+    return f"{', '.join(map(str, steps))} ({', '.join(reasons)})" if points else ""
+
+
+def switch_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
+    """STEP at 1:4 by its switch point."""
+    names = [f"{100 * fraction:.0f} %" for fraction in FRACTIONS]
+    yield f"| task | dense | {' | '.join(names)} | autoswitch | autoswitch-relative |"
+    yield "|---|" + "---:|" * (len(names) + 3)
+    labels = (
+        *(switched_at(fraction) for fraction in FRACTIONS),
+        "step",
+        "step-relative",
+    )
+    for task in tasks:
+        cells = [_mean(study, task, "dense", "dense")]
+        cells += [_mean(study, task, label, "1:4") for label in labels]
+        yield f"| {task.name} | {' | '.join(cells)} |"
+
+
+def _mean(study: Study, task: Task, label: str, pattern: str) -> str:
+    found = known(study, task, label, pattern)
+    return shown(task, fmean(found)) if found else ""
+
+
+def criterion_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
+    """Where each criterion would have switched the dense runs, unclipped."""
+    made = {
+        task.name: [
+            result
+            for seed in SEEDS
+            if (result := study.result(Run(task.name, "dense", "dense", seed)))
+        ]
+        for task in tasks
+    }
+    names = next(
+        (list(results[0]["criteria"]) for results in made.values() if results), []
+    )
+    yield f"| task | steps | {' | '.join(names)} |"
+    yield "|---|---:|" + "---:|" * len(names)
+    for task, results in made.items():
+        if not results:
+            continue
+        steps = [
+            ", ".join(
+                sorted(
+                    {str(r["criteria"][name]["raw_step"] or "never") for r in results}
+                )
+            )
+            for name in names
+        ]
+        length = results[0]["curve"][-1]["step"]
+        yield f"| {task} | {length} | {' | '.join(steps)} |"
+
+
+def rate_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
+    """The learning rates that were tried for SR-STE with the tuning seed."""
+    from benchmarks.evidence.grid import tuning_runs
+
+    yield "| task | tuned | learning rates tried, and the metric at each | taken |"
+    yield "|---|---|---|---:|"
+    runs = list(tuning_runs(list(tasks)))
+    for name, label in dict.fromkeys((run.task, run.label) for run in runs):
+        task = TASKS[name]
+        tried = [run for run in runs if (run.task, run.label) == (name, label)]
+        cells = [
+            f"{run.rate:g}: {shown(task, value)}"
+            for run in tried
+            if (value := study.value(run)) is not None
+        ]
+        rate = study.rate(task, label)
+        taken = "" if rate is None else f"{rate:g}"
+        yield f"| {name} | {label} | {', '.join(cells) or MISSING} | {taken} |"
+
+
+if __name__ == "__main__":
+    main()
