@@ -100,7 +100,7 @@ def usable_faces(listed: list[Package]) -> tuple[list[Face], list[tuple[str, str
             shapes = np.empty(0, np.float32) if reason else shapes_of(path)
             reason = reason or twin(shapes, faces)
             if reason:
-                left_out.append((path.name, reason))
+                left_out.append((str(path), reason))
                 continue
             taken += 1
             faces.append(Face(path, package, shapes))

@@ -31,8 +31,8 @@ def font_of(path: str) -> Font:
     """The face, with capitals of the same height whatever face it is."""
     layout = ImageFont.Layout.BASIC
     probe = ImageFont.truetype(path, 100, layout_engine=layout)
-    left, top, right, bottom = probe.getbbox("H")
-    size = max(8, round(100 * CAPITAL / (bottom - top)))
+    _, top, _, bottom = probe.getbbox("H")
+    size = round(100 * CAPITAL / (bottom - top))
     return ImageFont.truetype(path, size, layout_engine=layout)
 
 
@@ -81,7 +81,7 @@ def _line(
 
 
 def _turned(canvas: Image.Image, draw: np.random.Generator) -> NDArray[np.float32]:
-    """Ink from 0 to 1, ``[32, 32]``, of the canvas turned, slanted, scaled and moved."""
+    """Ink from 0 to 1, ``[32, 32]``: the canvas turned, slanted, scaled, moved."""
     scale = BASE * math.exp(draw.uniform(*map(math.log, SCALE)))
     angle, slant = draw.uniform(-TURN, TURN), draw.uniform(-SLANT, SLANT)
     shift = draw.uniform(-SHIFT, SHIFT, 2)
