@@ -2,8 +2,7 @@
 
     python -m benchmarks.evidence.phonemes.score RUN_DIR OUT
 
-OUT is what `data.py` was given. The rates are shares, 0.05 for 5 %; that of phonemes can
-exceed 1.
+OUT is what `data.py` was given. The rates are shares: 0.05 is 5 %.
 """
 
 import sys
@@ -26,7 +25,7 @@ def main() -> None:
 
 
 def score(run_dir: Path, data: Path) -> dict[str, float]:
-    """`per` and `wer` of the weights in ``run_dir/model``, with one reference nearest.
+    """`per` and `wer` of the weights in ``run_dir/model``: see `error_rates`.
 
     Args:
         run_dir: Of a finished run.
@@ -44,7 +43,7 @@ def score(run_dir: Path, data: Path) -> dict[str, float]:
 def error_rates(
     said: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """Each word is compared with the nearest of its pronunciations, the first of equals.
+    """Rates against the nearest pronunciation of each word, the first of equals.
 
     Args:
         said: One pronunciation of each word, a character a phoneme.
