@@ -1,0 +1,102 @@
+"""WordNet as English text, and the weights of a GPT-2 that has learned another text.
+
+    python benchmarks/evidence/retext/data.py OUT [--text OUT_OF_TEXT]
+
+Writes OUT/wordnet/train.txt and OUT/wordnet/valid.txt, OUT/about.json with the SHA-256
+of both, and OUT/start/model: the weights of a dense run of the task `text`, which is
+trained if it is not there, in a minute or two, and resumed if it was stopped.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+WORDNET = Path("/usr/share/wordnet")  # where Debian's wordnet-base puts it
+TEXT = Path(__file__).parents[1] / "text"  # the task whose weights training starts from
+SHUFFLE_SEED = 19
+START_SEED = 100  # none of the seeds that count
+HELD_OUT_BYTES = 512 * 128 + 1  # 512 samples of 128 bytes and the label of the last
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--text", type=Path, help="what data.py of text has made")
+    options = parser.parse_args()
+    lines = entries(WORDNET)
+    random.Random(SHUFFLE_SEED).shuffle(lines)
+    text = "".join(lines).encode()
+    # A line that is cut belongs to what is held out, with what comes before the cut.
+    end = text.index(b"\n", HELD_OUT_BYTES) + 1
+    write(options.out, {"train.txt": text[end:], "valid.txt": text[:HELD_OUT_BYTES]})
+    train_start(options.out, options.text)
+
+
+def entries(wordnet: Path) -> list[str]:
+    """Every synset as a line, its words and its gloss, in WordNet's order.
+
+    Where several synsets have one gloss, only the first is kept, so that nothing held
+    out is trained on.
+    """
+    lines: dict[str, str] = {}
+    for part in ("noun", "verb", "adj", "adv"):
+        path = wordnet / f"data.{part}"
+        if not path.is_file():
+            sys.exit(f"error: {path}: not there, install Debian's package wordnet-base")
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith("  "):
+                continue  # the licence
+            fields, _, gloss = line.partition(" | ")
+            gloss = gloss.strip()
+            lines.setdefault(gloss.casefold(), f"{words_of(fields)}: {gloss}\n")
+    return list(lines.values())
+
+
+def words_of(fields: str) -> str:
+    """The words of a synset, as a line of ``data.*`` lists them: wndb(5WN)."""
+    parts = fields.split(" ")
+    count = int(parts[3], 16)
+    words = (word.partition("(")[0] for word in parts[4 : 4 + 2 * count : 2])
+    return ", ".join(word.replace("_", " ") for word in words)
+
+
+def write(out: Path, texts: dict[str, bytes]) -> None:
+    """Write the texts, and what is to be told of them."""
+    folder = out / "wordnet"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_bytes(text)
+    about = {
+        "bytes": {name: len(text) for name, text in texts.items()},
+        "sha256": {n: hashlib.sha256(text).hexdigest() for n, text in texts.items()},
+    }
+    (out / "about.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+def train_start(out: Path, made: Path | None) -> None:
+    """Train the weights that runs start from, unless they are there."""
+    run_dir, alone = out / "start", {**os.environ, "OMP_NUM_THREADS": "1"}
+    if (run_dir / "model" / "model.safetensors").is_file():
+        return
+    if made is None:
+        made = out / "text"
+        subprocess.run([sys.executable, TEXT / "data.py", made], check=True)
+    begun = any(run_dir.glob("checkpoints/*"))
+    if run_dir.exists() and not begun:
+        shutil.rmtree(run_dir)
+    sets = [f"data.source={made / 'stdlib'}", f"train.seed={START_SEED}"]
+    sets += ["sparsity.recipe=dense", "train.checkpoint_every=100"]
+    command = [sys.executable, "-m", "step_cli", "--quiet", "train"]
+    command += [TEXT / "config.toml", "--run-dir", run_dir]
+    command += [part for each in sets for part in ("--set", each)]
+    subprocess.run([*command, *(["--resume"] if begun else [])], check=True, env=alone)
+
+
+if __name__ == "__main__":
+    main()
