@@ -2,7 +2,7 @@
 
     python benchmarks/evidence/retext/data.py OUT [--text OUT_OF_TEXT]
 
-Writes OUT/wordnet/train.txt and OUT/wordnet/valid.txt, OUT/about.json with the SHA-256
+Writes OUT/wordnet/train.bin and OUT/wordnet/valid.bin, OUT/about.json with the SHA-256
 of both, and OUT/start/model: the weights of a dense run of the task `text`, which is
 trained if it is not there, in a minute or two, and resumed if it was stopped.
 """
@@ -17,9 +17,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 WORDNET = Path("/usr/share/wordnet")  # where Debian's wordnet-base puts it
 TEXT = Path(__file__).parents[1] / "text"  # the task whose weights training starts from
 SHUFFLE_SEED = 19
+WEIGHTS = "model/model.safetensors"  # of a run directory
 START_SEED = 100  # none of the seeds that count
 HELD_OUT_BYTES = 512 * 128 + 1  # 512 samples of 128 bytes and the label of the last
 
@@ -34,8 +37,10 @@ def main() -> None:
     text = "".join(lines).encode()
     # A line that is cut belongs to what is held out, with what comes before the cut.
     end = text.index(b"\n", HELD_OUT_BYTES) + 1
-    write(options.out, {"train.txt": text[end:], "valid.txt": text[:HELD_OUT_BYTES]})
+    texts = {"train.bin": text[end:], "valid.bin": text[:HELD_OUT_BYTES]}
+    write(options.out / "wordnet", texts)
     train_start(options.out, options.text)
+    write_about(options.out, texts)
 
 
 def entries(wordnet: Path) -> list[str]:
@@ -66,15 +71,19 @@ def words_of(fields: str) -> str:
     return ", ".join(word.replace("_", " ") for word in words)
 
 
-def write(out: Path, texts: dict[str, bytes]) -> None:
-    """Write the texts, and what is to be told of them."""
-    folder = out / "wordnet"
+def write(folder: Path, texts: dict[str, bytes]) -> None:
+    """Write the texts, each byte as a number of 16 bits."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        (folder / name).write_bytes(text)
+        np.frombuffer(text, np.uint8).astype("<u2").tofile(folder / name)
+
+
+def write_about(out: Path, texts: dict[str, bytes]) -> None:
+    """Tell what was made; the weights differ between processors in their last bits."""
+    made = {**texts, "start": (out / "start" / WEIGHTS).read_bytes()}
     about = {
-        "bytes": {name: len(text) for name, text in texts.items()},
-        "sha256": {n: hashlib.sha256(text).hexdigest() for n, text in texts.items()},
+        "bytes": {name: len(data) for name, data in made.items()},
+        "sha256": {n: hashlib.sha256(data).hexdigest() for n, data in made.items()},
     }
     (out / "about.json").write_text(json.dumps(about, indent=2) + "\n")
 
@@ -82,7 +91,7 @@ def write(out: Path, texts: dict[str, bytes]) -> None:
 def train_start(out: Path, made: Path | None) -> None:
     """Train the weights that runs start from, unless they are there."""
     run_dir, alone = out / "start", {**os.environ, "OMP_NUM_THREADS": "1"}
-    if (run_dir / "model" / "model.safetensors").is_file():
+    if (run_dir / WEIGHTS).is_file():
         return
     if made is None:
         made = out / "text"
