@@ -1,10 +1,10 @@
 """WordNet as English text, and the weights of a GPT-2 that has learned another text.
 
-    python benchmarks/evidence/retext/data.py OUT [--text OUT_OF_TEXT]
+    python benchmarks/evidence/retext/data.py OUT
 
 Writes OUT/wordnet/train.bin and OUT/wordnet/valid.bin, OUT/about.json with the SHA-256
 of both, and OUT/start/model: the weights of a dense run of the task `text`, which is
-trained if it is not there, in a minute or two, and resumed if it was stopped.
+trained if it is not there, in a minute or two.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,17 +29,16 @@ HELD_OUT_BYTES = 512 * 128 + 1  # 512 samples of 128 bytes and the label of the 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--text", type=Path, help="what data.py of text has made")
-    options = parser.parse_args()
+    out = parser.parse_args().out
     lines = entries(WORDNET)
     random.Random(SHUFFLE_SEED).shuffle(lines)
     text = "".join(lines).encode()
     # A line that is cut belongs to what is held out, with what comes before the cut.
     end = text.index(b"\n", HELD_OUT_BYTES) + 1
     texts = {"train.bin": text[end:], "valid.bin": text[:HELD_OUT_BYTES]}
-    write(options.out / "wordnet", texts)
-    train_start(options.out, options.text)
-    write_about(options.out, texts)
+    write(out / "wordnet", texts)
+    train_start(out)
+    write_about(out, texts)
 
 
 def entries(wordnet: Path) -> list[str]:
@@ -88,23 +86,18 @@ def write_about(out: Path, texts: dict[str, bytes]) -> None:
     (out / "about.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
-def train_start(out: Path, made: Path | None) -> None:
+def train_start(out: Path) -> None:
     """Train the weights that runs start from, unless they are there."""
-    run_dir, alone = out / "start", {**os.environ, "OMP_NUM_THREADS": "1"}
-    if (run_dir / WEIGHTS).is_file():
+    if (out / "start" / WEIGHTS).is_file():
         return
-    if made is None:
-        made = out / "text"
-        subprocess.run([sys.executable, TEXT / "data.py", made], check=True)
-    begun = any(run_dir.glob("checkpoints/*"))
-    if run_dir.exists() and not begun:
-        shutil.rmtree(run_dir)
-    sets = [f"data.source={made / 'stdlib'}", f"train.seed={START_SEED}"]
-    sets += ["sparsity.recipe=dense", "train.checkpoint_every=100"]
+    subprocess.run([sys.executable, TEXT / "data.py", out / "text"], check=True)
     command = [sys.executable, "-m", "step_cli", "--quiet", "train"]
-    command += [TEXT / "config.toml", "--run-dir", run_dir]
-    command += [part for each in sets for part in ("--set", each)]
-    subprocess.run([*command, *(["--resume"] if begun else [])], check=True, env=alone)
+    command += [TEXT / "config.toml", "--run-dir", out / "start", "--force"]
+    command += ["--set", f"data.source={out / 'text' / 'stdlib'}"]
+    command += ["--set", f"train.seed={START_SEED}", "--set", "sparsity.recipe=dense"]
+    # As the runs that follow, which are compared with one another.
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=alone)
 
 
 if __name__ == "__main__":
