@@ -21,7 +21,7 @@ SHUFFLE_SEED = 19
 TAKEN, HELD_OUT = 30_000, 4_000
 
 # Names of the lexicographer files in the order of their numbers: lexnames(5WN).
-ADJECTIVES_FIRST = ("adj.all", "adj.pert", "adv.all")
+NUMBERED_FIRST = ("adj.all", "adj.pert", "adv.all")
 NOUNS = (
     "Tops", "act", "animal", "artifact", "attribute", "body", "cognition",
     "communication", "event", "feeling", "food", "group", "location", "motive",
@@ -34,7 +34,7 @@ VERBS = (
     "stative", "weather",
 )  # fmt: skip
 FILES = (
-    *ADJECTIVES_FIRST,
+    *NUMBERED_FIRST,
     *(f"noun.{name}" for name in NOUNS),
     *(f"verb.{name}" for name in VERBS),
     "adj.ppl",
@@ -49,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
+    package = package_directory()
     rows = glosses(WORDNET)
     random.Random(SHUFFLE_SEED).shuffle(rows)
     rows = rows[:TAKEN]
@@ -56,7 +57,7 @@ def main() -> None:
     # Batches are as wide as their longest text: in this order measuring takes half.
     held_out = sorted(rows[:HELD_OUT], key=lambda row: len(row[1]))
     write_table(out / "glosses" / "valid.tsv", held_out)
-    write_model(package_directory(), out / "minilm")
+    write_model(package, out / "minilm")
 
 
 def glosses(wordnet: Path) -> list[tuple[str, str]]:
