@@ -1,6 +1,6 @@
 """Run the study, or what is missing of it; two trainings at a time, a thread each.
 
-    python -m benchmarks.evidence.study [--task NAME]... [--data DIR] [--jobs 2]
+    python -m benchmarks.evidence.study [--task NAME]... [--tune] [--jobs 2]
     python -m benchmarks.evidence.study --quick
     python -m benchmarks.evidence.study --plan
 
@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--plan", action="store_true")
+    parser.add_argument("--tune", action="store_true", help="only the learning rates")
     options = parser.parse_args()
     tasks = [TASKS[name] for name in options.task] if options.task else all_tasks()
     if options.plan:
@@ -78,7 +79,8 @@ def main() -> None:
             prepare(task, data)
         seeds = {"seeds": (0,)} if options.quick else {}
         failed = make(bench, list(tuning_runs(tasks)), options.jobs)
-        failed += make(bench, list(runs_that_count(tasks, **seeds)), options.jobs)
+        if not options.tune:
+            failed += make(bench, list(runs_that_count(tasks, **seeds)), options.jobs)
     for run, said in failed:
         print(f"{run.task} {run.name}: {said}", file=sys.stderr)
     raise SystemExit(bool(failed))
@@ -91,7 +93,8 @@ def prepare(task: Task, data: Path) -> None:
         return
     data.mkdir(parents=True, exist_ok=True)
     print(f"{task.name}: data", flush=True)
-    words = [sys.executable, "-m", f"benchmarks.evidence.{task.name}.data", str(data)]
+    module, out = f"benchmarks.evidence.{task.name}.data", data / task.name
+    words = [sys.executable, "-m", module, str(out)]
     subprocess.run(words, check=True, cwd=ROOT, env={**os.environ, **ONE_THREAD})
     ready.touch()
 
@@ -128,12 +131,12 @@ class RunError(Exception):
 
 def make_one(bench: Bench, run: Run) -> None:
     """Train, score, and write the result."""
-    task = TASKS[run.task]
+    task, data = TASKS[run.task], bench.data / run.task
     sets = settings(bench, run)
     run_dir = bench.scratch / run.task / run.name
     words = ["train", str(task.config.relative_to(ROOT)), "--force"]
     given = [f"train.seed={run.seed}", *sets]
-    for key in (*given, *task.paths(bench.data), *(QUICK if bench.quick else ())):
+    for key in (*given, *task.paths(data), *(QUICK if bench.quick else ())):
         words += ["--set", key]
     began = time.perf_counter()
     report = step_cli([*words, "--run-dir", str(run_dir)])
@@ -148,7 +151,7 @@ def make_one(bench: Bench, run: Run) -> None:
         "command": " ".join(
             ["step-cli train", f"benchmarks/evidence/{run.task}/config.toml", *shown]
         ),
-        "metrics": {**report["metrics"], **task.score(run_dir, bench.data)},
+        "metrics": {**report["metrics"], **task.score(run_dir, data)},
         "dense_metrics": report["dense_metrics"],
         "density": report["density"],
         "switch": report["switch"],

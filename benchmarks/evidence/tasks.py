@@ -18,7 +18,7 @@ class Task:
         metric: What the recipes are compared by.
         higher_is_better: Its direction.
         rates: Learning rates tried for SR-STE.
-        keys: Configuration keys, and the path below the data's directory each takes.
+        keys: Configuration keys, and the path below the task's data that each takes.
         scored: Whether `score.py` computes metrics after a run.
     """
 
@@ -59,12 +59,37 @@ TASKS = {
             "glosses",
             "eval_accuracy",
             True,
-            (1e-4, 5e-5, 2e-4),
-            (("data.source", "glosses"), ("model.source", "minilm")),
+            (3e-4, 1e-4, 1e-3),
+            (
+                ("data.source", "glosses"),
+                ("data.tokenizer", "minilm"),
+                ("model.source", "minilm"),
+            ),
         ),
-        Task("glyphs", "eval_accuracy", True, (1e-3, 3e-3, 3e-4), ()),
-        Task("phonemes", "per", False, (1e-3, 3e-3, 3e-4), (), scored=True),
-        Task("text", "eval_loss", False, (1e-3, 3e-3, 3e-4), ()),
-        Task("retext", "eval_loss", False, (1e-3, 3e-4, 1e-4), ()),
+        Task(
+            "glyphs",
+            "eval_accuracy",
+            True,
+            (3e-3, 1e-3, 1e-2),
+            (("data.source", "glyphs"),),
+        ),
+        Task(
+            "phonemes",
+            "per",
+            False,
+            (2e-3, 1e-3, 4e-3),
+            (("data.source", "phonemes"),),
+            scored=True,
+        ),
+        Task(
+            "text", "eval_loss", False, (3e-3, 1e-3, 6e-3), (("data.source", "stdlib"),)
+        ),
+        Task(
+            "retext",
+            "eval_loss",
+            False,
+            (3e-3, 1e-3, 6e-3),
+            (("data.source", "wordnet"), ("model.weights", "start/model")),
+        ),
     )
 }
