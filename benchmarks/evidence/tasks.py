@@ -59,7 +59,7 @@ TASKS = {
             "glosses",
             "eval_accuracy",
             True,
-            (3e-4, 1e-4, 1e-3),
+            (1e-4, 3e-4, 1e-3),
             (
                 ("data.source", "glosses"),
                 ("data.tokenizer", "minilm"),
@@ -70,19 +70,23 @@ TASKS = {
             "glyphs",
             "eval_accuracy",
             True,
-            (3e-3, 1e-3, 1e-2),
+            (3e-3, 1e-3, 1e-2, 3e-2),
             (("data.source", "glyphs"),),
         ),
         Task(
             "phonemes",
             "per",
             False,
-            (2e-3, 1e-3, 4e-3),
+            (2e-3, 1e-3, 4e-3, 8e-3),
             (("data.source", "phonemes"),),
             scored=True,
         ),
         Task(
-            "text", "eval_loss", False, (3e-3, 1e-3, 6e-3), (("data.source", "stdlib"),)
+            "text",
+            "eval_loss",
+            False,
+            (3e-3, 1e-3, 6e-3, 1.2e-2),
+            (("data.source", "stdlib"),),
         ),
         Task(
             "retext",
