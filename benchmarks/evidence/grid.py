@@ -12,6 +12,7 @@ from benchmarks.evidence.tasks import TASKS, Task
 
 SEEDS = (0, 1, 2)
 TUNING_SEED = 50
+CHECK_SEEDS = (100, 101)
 PATTERNS = ("2:4", "1:4", "1:8")
 RECIPES = ("asp", "ste", "sr-ste", "step")
 FRACTIONS = (0.1, 0.2, 0.4, 0.6, 0.8)  # of the steps, where STEP switches: Figure 7
@@ -158,6 +159,14 @@ def tuning_runs(tasks: list[Task]) -> Iterator[Run]:
             for rate in SGD_RATES:
                 sets = recipe("sr-ste", SGD)
                 yield Run(task.name, "sgd-sr-ste", "1:4", TUNING_SEED, sets, rate=rate)
+
+
+def check_runs(tasks: list[Task]) -> Iterator[Run]:
+    """Dense and ASP at 1:4, by which a task is seen to tell recipes apart."""
+    for task in tasks:
+        for seed in CHECK_SEEDS:
+            yield Run(task.name, "dense", "dense", seed, recipe("dense"))
+            yield Run(task.name, "asp", "1:4", seed, recipe("asp"))
 
 
 def runs_that_count(tasks: list[Task], seeds: tuple[int, ...] = SEEDS) -> Iterator[Run]:

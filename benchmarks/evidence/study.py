@@ -1,6 +1,6 @@
 """Run the study, or what is missing of it; two trainings at a time, a thread each.
 
-    python -m benchmarks.evidence.study [--task NAME]... [--tune] [--jobs 2]
+    python -m benchmarks.evidence.study [--task NAME]... [--tune | --check] [--jobs 2]
     python -m benchmarks.evidence.study --quick
     python -m benchmarks.evidence.study --plan
 
@@ -30,7 +30,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.grid import Run, all_tasks, runs_that_count, tuning_runs
+from benchmarks.evidence.grid import (
+    Run,
+    all_tasks,
+    check_runs,
+    runs_that_count,
+    tuning_runs,
+)
 from benchmarks.evidence.results import ROOT, Study
 from benchmarks.evidence.tasks import TASKS, Task
 
@@ -66,6 +72,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--plan", action="store_true")
     parser.add_argument("--tune", action="store_true", help="only the learning rates")
+    parser.add_argument("--check", action="store_true", help="only seeds 100 and 101")
     options = parser.parse_args()
     tasks = [TASKS[name] for name in options.task] if options.task else all_tasks()
     if options.plan:
@@ -79,7 +86,9 @@ def main() -> None:
             prepare(task, data)
         seeds = {"seeds": (0,)} if options.quick else {}
         failed = make(bench, list(tuning_runs(tasks)), options.jobs)
-        if not options.tune:
+        if options.check:
+            failed += make(bench, list(check_runs(tasks)), options.jobs)
+        elif not options.tune:
             failed += make(bench, list(runs_that_count(tasks, **seeds)), options.jobs)
     for run, said in failed:
         print(f"{run.task} {run.name}: {said}", file=sys.stderr)
