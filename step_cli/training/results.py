@@ -51,7 +51,7 @@ def finish(trainer: Trainer, path: Path, run_dir: Path) -> TrainReport:
         run_dir: How the user named it.
     """
     setup, processes = trainer.setup, trainer.setup.processes
-    metrics = trainer.evaluate()
+    metrics = trainer.final_metrics()
     dense_metrics = trainer.evaluate_dense() if setup.is_sparse else None
     with shared_buffers(setup.model, processes):
         state = whole_state(setup.model, processes)

@@ -48,6 +48,7 @@ class Trainer:
     callbacks: Sequence[Callback] = ()
     last_step: int | None = None
     _batches: ReadAhead = field(init=False, repr=False)
+    _evaluated: tuple[int, dict[str, float]] | None = None  # last, and after which step
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Train up to the last step, or until ``stop`` is true after a step.
@@ -102,6 +103,12 @@ class Trainer:
                 train.precision,
                 batch_size=train.batch_size,
             )
+
+    def final_metrics(self) -> dict[str, float]:
+        """The metrics of the model as the last step left it; not measured twice."""
+        if self._evaluated and self._evaluated[0] == self.setup.optimizer.steps_taken:
+            return self._evaluated[1]
+        return self.evaluate()
 
     def evaluate_dense(self) -> dict[str, float]:
         """The metrics of the optimizer's dense weights."""
@@ -180,8 +187,8 @@ class Trainer:
 
     def _evaluations(self) -> dict[str, float]:
         """The model's metrics; before the switch, those of its pruned twin too."""
-        values = self.evaluate()
-        optimizer = self.setup.optimizer
+        values, optimizer = self.evaluate(), self.setup.optimizer
+        self._evaluated = optimizer.steps_taken, dict(values)
         if optimizer.recipe.switches and not self.setup.is_sparse:
             with optimizer.sparse_weights():
                 pruned = self.evaluate()
