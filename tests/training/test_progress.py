@@ -176,7 +176,7 @@ def test_no_display_where_it_is_not_wanted(
 
 
 def test_the_losses_of_a_run_with_a_teacher_are_told() -> None:
-    model, optimizer = build("ste", steps=12)
+    _, optimizer = build("ste", steps=12)
     progress = Progress(optimizer, 12)
     progress.on_step(3, 0.5, 1e-3)
     progress.on_log(VALUES | {"task_loss": 0.75, "distill_loss": None})
