@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from integration import snippets
+
+from step_cli.training.distillation import distill_loss
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "python.md"
 SNIPPET = re.compile(r"(?:<!-- with: (\w+) -->\n)?```python\n(.*?)```", re.DOTALL)
 SNIPPETS = SNIPPET.findall(DOCUMENT.read_text())
-NAMES = {"plain": snippets.plain, "gpt2": snippets.gpt2,
+NAMES = {"plain": snippets.plain, "gpt2": snippets.gpt2, "classes": snippets.classes,
          "lightning": snippets.lightning, "ranks": snippets.plain,
          "files": snippets.files}  # fmt: skip
 
@@ -46,5 +49,12 @@ def test_a_snippet_runs(
     if kind == "lightning":
         monkeypatch.setitem(sys.modules, "lightning", names["lightning"])
     snippets.run(code, names)
+    if kind == "classes":  # what is shown is what `train` does
+        scores = names["scores"].detach()
+        taught = names["teacher"](names["inputs"])
+        given = distill_loss(scores, taught, names["labels"], temperature=names["T"])
+        assert torch.equal(names["distill"].detach(), given)
+        assert names["optimizer"].steps_taken == len(names["loader"])
+        assert names["teacher"].weight.grad is None
     if kind == "lightning":
         assert names["Module"]().configure_optimizers().phase == "precondition"

@@ -48,6 +48,8 @@ def _anchor(document: dict[str, Any], base: Path) -> None:
         ("model", "source"),
         ("model", "weights"),
         ("sparsity", "plan"),
+        ("distill", "teacher"),
+        ("distill", "teacher_model"),
         ("data", "source"),
         ("data", "held_out"),
         ("data", "tokenizer"),
@@ -58,7 +60,7 @@ def _anchor(document: dict[str, Any], base: Path) -> None:
         value = table[key]
         if not value or (section == "data" and is_name_of_data(key, value, base)):
             continue
-        is_spec = (section, key) == ("model", "source")
+        is_spec = key == "teacher_model" or (section, key) == ("model", "source")
         table[key] = absolute_spec(value, base) if is_spec else str(base / value)
 
 

@@ -20,9 +20,9 @@ from pydantic import (
 )
 
 from step_cli.config.data import DataSection
+from step_cli.config.distill import DistillSection, ModelSpec
 from step_cli.config.document import read_document
 from step_cli.config.options import message_of
-from step_cli.config.samples import sample_names
 from step_cli.config.types import Config, Pattern, StepOrFraction, to_step
 from step_cli.errors import UsageError, nearest
 from step_cli.nm.pattern import NMPattern
@@ -66,7 +66,7 @@ Options = Annotated[dict[str, Any], AfterValidator(_refuse_foreign)]
 class ModelSection(Config):
     """Which model is trained."""
 
-    source: str = Field(
+    source: ModelSpec = Field(
         description="sample:NAME, Hugging Face directory, file.py:function or "
         "module:function"
     )
@@ -74,14 +74,6 @@ class ModelSection(Config):
     options: Options = Field(
         {}, description="Arguments of the function, or values for config.json"
     )
-
-    @field_validator("source")
-    @classmethod
-    def _sample_is_known(cls, source: str) -> str:
-        name = source.removeprefix("sample:")
-        if name != source and name not in sample_names():
-            raise ValueError(f"no sample model {name!r}{nearest(name, sample_names())}")
-        return source
 
 
 class TrainSection(Config):
@@ -211,6 +203,7 @@ class TrainConfig(Config):
     data: DataSection
     train: TrainSection
     sparsity: SparsitySection = SparsitySection()
+    distill: DistillSection = DistillSection()
     switch: SwitchSection = SwitchSection()
 
     @model_validator(mode="after")
@@ -224,6 +217,14 @@ class TrainConfig(Config):
         step = to_step(self.switch.step or 0, steps)
         if step > steps:
             raise ValueError(f"switch.step {step} is never reached in {steps} steps")
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_comes_in_time(self) -> Self:
+        steps = self.train.steps
+        without = self.distill.steps_without(steps)
+        if without is not None and without >= steps:
+            raise ValueError(f"distill.from {without} is not before steps {steps}")
         return self
 
     @property
@@ -271,12 +272,12 @@ def _keys(path: Sequence[str]) -> list[str]:
         model = model.model_fields[part].annotation
         if not isinstance(model, type) or not issubclass(model, BaseModel):
             model = LayerSection
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def keys_of(config: TrainConfig) -> Iterator[tuple[str, Any]]:
     """Every ``section.key`` of the configuration with its value."""
-    for section, values in config.model_dump(mode="json").items():
+    for section, values in config.model_dump(mode="json", by_alias=True).items():
         for key, value in values.items():
             yield f"{section}.{key}", value
 
@@ -285,4 +286,5 @@ def to_toml(config: TrainConfig) -> str:
     """The resolved configuration as TOML, which alone reproduces the run."""
     import tomli_w
 
-    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+    document = config.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return tomli_w.dumps(document)

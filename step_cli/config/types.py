@@ -57,7 +57,7 @@ def _read_axis(value: object) -> object:
 AxisOfGlob = Annotated[tuple[str, int], BeforeValidator(_read_axis)]
 
 
-def _read_step(value: object) -> object:
+def read_step(value: object) -> object:
     """Read ``300`` as a step and ``0.25`` as a fraction, from TOML or the shell."""
     number = value
     if isinstance(value, str):
@@ -71,7 +71,7 @@ def _read_step(value: object) -> object:
     )
 
 
-StepOrFraction = Annotated[int | float, BeforeValidator(_read_step)]
+StepOrFraction = Annotated[int | float, BeforeValidator(read_step)]
 
 
 def to_step(value: int | float, steps: int) -> int:

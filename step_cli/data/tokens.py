@@ -188,6 +188,16 @@ class HuggingFaceTokenizer:
         return [Encoded(*each) for each in zip(tokens, types, cut, strict=True)]
 
 
+def numbers_of(directory: Path) -> dict[str, int]:
+    """Every token of a tokenizer of a local directory, and its number.
+
+    Raises:
+        InputError: There is none.
+    """
+    numbers: dict[str, int] = _open(directory).get_vocab()
+    return numbers
+
+
 def _open(directory: Path) -> Any:
     if not directory.is_dir():
         raise InputError("no such directory to read a tokenizer from", file=directory)

@@ -130,7 +130,10 @@ def _unwrapped(name: str) -> str:
 
 
 def refuse_non_finite(
-    model: nn.Module, source: object, of: Mapping[str, str] | None = None
+    model: nn.Module,
+    source: object,
+    of: Mapping[str, str] | None = None,
+    mend: str = "start from other weights",
 ) -> None:
     """Refuse a model that is broken before its first step.
 
@@ -140,15 +143,18 @@ def refuse_non_finite(
         model: With its weights.
         source: Where they are from.
         of: The model's name of each tensor there, if it is a file.
+        mend: What to do about it.
 
     Raises:
         NonFiniteError: With the first weight that is, and how many of its numbers.
     """
     names = {place: name for name, place in (of or {}).items()}
     for name, value in model.named_parameters():
-        _refuse(~torch.isfinite(_wide(value)), names.get(name, name), value, source)
+        bad = int((~torch.isfinite(_wide(value))).sum())
+        _refuse(bad, names.get(name, name), value, source, mend)
     for name, buffer in model.named_buffers():
-        _refuse(torch.isnan(_wide(buffer)), names.get(name, name), buffer, source)
+        bad = int(torch.isnan(_wide(buffer)).sum())
+        _refuse(bad, names.get(name, name), buffer, source, mend)
 
 
 def _wide(value: Tensor) -> Tensor:
@@ -157,12 +163,11 @@ def _wide(value: Tensor) -> Tensor:
     return value.detach().float() if narrow else value.detach()
 
 
-def _refuse(bad: Tensor, name: str, value: Tensor, source: object) -> None:
-    count = int(bad.sum())
+def _refuse(count: int, name: str, value: Tensor, source: object, mend: str) -> None:
     if count:
         raise NonFiniteError(
             f"{count} of its {value.numel()} numbers are NaN or infinite at step 0, "
-            "before anything is trained; start from other weights",
+            f"before anything is trained; {mend}",
             file=source,
             tensor=name,
         )

@@ -32,6 +32,17 @@ class SplitFound(Part):
     classes: dict[str, int] | None = None
 
 
+class Distilled(Part):
+    """The teacher of a run, and both losses of its last step, before their weights."""
+
+    teacher: str
+    weight: float
+    temperature: float
+    first_step: int  # with the teacher
+    task_loss: float
+    distill_loss: float
+
+
 class TrainReport(Report):
     """What ``train`` reached; accuracies are shares of 1, losses means per sample."""
 
@@ -50,6 +61,7 @@ class TrainReport(Report):
     parallel: str = "none"
     processes: int = 1
     data: dict[str, SplitFound] = Field({})
+    distill: Distilled | None = None  # None where no teacher was at work
     advice: list[str] = Field([])
 
     @property

@@ -37,6 +37,7 @@ def draw_curves(path: Path, history: History) -> None:
     plt = pyplot()
     with plt.rc_context(STYLE):
         panels = [_draw_loss]
+        panels += [_draw_parts] if history.curve("distill_loss") else []
         panels += [_metric_panel(name) for name in history.metrics]
         panels += [_draw_criterion] if history.criterion else []
         panels += [_draw_flips] if history.curve("flip_rate") else []
@@ -71,7 +72,19 @@ def _draw_loss(axis: Any, history: History) -> None:
         linestyle="--",
     )
     axis.set_ylabel("loss (mean)")
-    values = history.curve("loss").values
+    _scale(axis, history.curve("loss").values)
+
+
+def _draw_parts(axis: Any, history: History) -> None:
+    """What the loss of training batches is made of, before the weights."""
+    task, distill = history.curve("task_loss"), history.curve("distill_loss")
+    _plot(axis, task, "of the task", color=BLUE)
+    _plot(axis, distill, "to the teacher", color=ORANGE)
+    axis.set_ylabel("loss, its parts")
+    _scale(axis, task.values + distill.values)
+
+
+def _scale(axis: Any, values: list[float]) -> None:
     if values and 0 < WIDE * min(values) < max(values):
         axis.set_yscale("log")
 

@@ -1,7 +1,7 @@
 """Scores, loss and metrics of a model, the same for every task."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
@@ -112,23 +112,23 @@ def loss_of(
     )
 
 
-def loss_over(
-    processes: Processes,
-    scores: Tensor,
-    labels: Tensor,
-    *,
-    label_smoothing: float = 0.0,
+def mean_over(
+    processes: Processes, labels: Tensor, loss: Callable[[str], Tensor]
 ) -> Tensor:
-    """The loss of a share of a batch.
+    """A loss of a share of a batch.
 
     Its mean over processes is the mean loss over the scored items of the whole batch,
     of which one process may have more than another.
+
+    Args:
+        processes: Each has a share of the batch.
+        labels: Of this process.
+        loss: Of its items, by a ``reduction`` of torch: ``mean`` or ``sum``.
     """
     if processes.size == 1 or labels.dim() == 1:
-        return loss_of(scores, labels, label_smoothing=label_smoothing)
+        return loss("mean")
     items = processes.total((labels != IGNORED).sum())
-    loss = loss_of(scores, labels, reduction="sum", label_smoothing=label_smoothing)
-    return loss * processes.size / items
+    return loss("sum") * processes.size / items
 
 
 def _fitting(scores: object, labels: Tensor) -> Tensor:

@@ -107,13 +107,18 @@ def read_history(
         rule: What decides its switch.
         switch: Where it switched.
     """
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return History(
         config.train.steps,
-        [json.loads(line) for line in lines],
+        read_metrics(run_dir),
         _criterion(run_dir / "variance.jsonl", config, rule),
         switch,
     )
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``, oldest first."""
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def switch_point(optimizer: SparseOptimizer) -> SwitchPoint | None:

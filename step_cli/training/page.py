@@ -89,7 +89,23 @@ def _facts(
         yield "density", f"{report.density:.4f}"
         if report.overall_density is not None:
             yield "density of all layers", f"{report.overall_density:.4f}"
+    if setup.teacher is not None:
+        yield "teacher", config.distill.teacher
+        yield "distillation", _distillation(config, setup, history)
     yield "steps", f"{optimizer.steps_taken} of {history.steps}"
+
+
+def _distillation(config: TrainConfig, setup: Setup, history: History) -> str:
+    section, last = config.distill, history.records[-1] if history.records else {}
+    words = f"weight {section.weight:g}, temperature {section.temperature:g}"
+    if setup.teacher is None or last.get("distill_loss") is None:
+        return f"{words}, not begun"
+    first = setup.teacher.first_step(setup.optimizer)
+    task, distill = last["task_loss"], last["distill_loss"]
+    return (
+        f"{words}, from step {first}; at step {last['step']} task loss {task:.4g}, "
+        f"distillation loss {distill:.4g}"
+    )
 
 
 def _switch(history: History, *, switches: bool) -> str:

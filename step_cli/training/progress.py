@@ -84,6 +84,9 @@ class Progress(Callback):
             masks = "" if flips is None else f"  mask flips {flips:.2%} a step"
             loss = f"loss {self._loss:.4f}  lr {self._lr:.3g}{masks}"
             yield self._optimizer.phase, loss
+        if (taught := self._logged.get("distill_loss")) is not None:
+            task = self._logged["task_loss"]
+            yield "teacher", f"task loss {task:.4f}  distillation loss {taught:.4f}"
         switch = switch_words(self._optimizer)
         if switch:
             yield "switch", switch

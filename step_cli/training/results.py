@@ -31,8 +31,8 @@ from step_cli.models.source import ModelSource, write_source
 from step_cli.nm.pattern import Plan
 from step_cli.optim.layers import density
 from step_cli.optim.stays_dense import overall_density
-from step_cli.reports import StaysDense, TrainReport
-from step_cli.training.history import switch_point
+from step_cli.reports import Distilled, StaysDense, TrainReport
+from step_cli.training.history import read_metrics, switch_point
 from step_cli.training.page import show_run
 from step_cli.training.records import save_text
 from step_cli.training.setup import Setup
@@ -62,7 +62,8 @@ def finish(trainer: Trainer, path: Path, run_dir: Path) -> TrainReport:
                 overall_density(state, setup.coverage),
             )
         kept = processes.from_first(kept)
-        report = _report(trainer, run_dir, metrics, dense_metrics, kept)
+        taught = processes.from_first(_taught(trainer, path))
+        report = _report(trainer, run_dir, metrics, dense_metrics, kept, taught)
         if processes.first:
             _write(trainer, state, report, path)
     processes.wait()
@@ -114,6 +115,7 @@ def _report(
     metrics: dict[str, float],
     dense_metrics: dict[str, float] | None,
     kept: tuple[float, float],
+    taught: Distilled | None,
 ) -> TrainReport:
     config, optimizer = trainer.config, trainer.setup.optimizer
     sparse = trainer.setup.is_sparse
@@ -133,7 +135,26 @@ def _report(
         parallel=trainer.setup.processes.kind,
         processes=trainer.setup.processes.size,
         data=found_in(trainer.setup.data),
+        distill=taught,
         advice=[] if reached else [_never_switched(trainer)],
+    )
+
+
+def _taught(trainer: Trainer, path: Path) -> Distilled | None:
+    """What the first process knows of the teacher; its losses are recorded."""
+    teacher, optimizer = trainer.setup.teacher, trainer.setup.optimizer
+    if teacher is None or not trainer.setup.processes.first:
+        return None
+    last = read_metrics(path)[-1]
+    if last["distill_loss"] is None:
+        return None
+    return Distilled(
+        teacher=str(teacher.path),
+        weight=trainer.config.distill.weight,
+        temperature=trainer.config.distill.temperature,
+        first_step=teacher.first_step(optimizer),
+        task_loss=last["task_loss"],
+        distill_loss=last["distill_loss"],
     )
 
 

@@ -47,6 +47,7 @@ from step_cli.training.run_directory import (
 )
 from step_cli.training.setup import Setup, selection, set_up
 from step_cli.training.stop import stop_on_request
+from step_cli.training.teacher import record_teacher, refuse_other_teacher
 from step_cli.training.trainer import Trainer
 from step_cli.training.wrapping import parallelize
 
@@ -94,6 +95,8 @@ def _begin(
             save_text(path / "config.toml", to_toml(config))
             save_text(path / PLAN, plan_json(setup.plan))
             record_data(path, setup.data)
+            if setup.teacher is not None:
+                record_teacher(path, setup.teacher)
         return _go_on(config, setup, path, run_dir, after=0)
 
 
@@ -104,6 +107,8 @@ def _resume(config: TrainConfig, processes: Processes, run_dir: Path) -> TrainRe
         )
         setup = set_up(config, processes, record=True, plan=plan)
         refuse_other_data(path, setup.data)
+        if setup.teacher is not None:
+            refuse_other_teacher(path, setup.teacher)
         step = load_checkpoint(path, setup.model, setup.optimizer, processes)
         return _go_on(config, setup, path, run_dir, after=step)
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from step_cli.autoswitch.autoswitch import Criterion, Fixed, SwitchRule, make_criterion
 from step_cli.config.train import TrainConfig
 from step_cli.config.types import to_step
-from step_cli.data.batch import Dataset
+from step_cli.data.batch import Batch, Dataset
 from step_cli.data.load import load_data
 from step_cli.data.model_fit import say_misfits
 from step_cli.data.order import batch_at
@@ -36,6 +36,7 @@ from step_cli.recipes.domino_training import search
 from step_cli.training.distributed import Processes
 from step_cli.training.evaluate import loss_of, scores_of
 from step_cli.training.process_state import seed_all
+from step_cli.training.teacher import Teacher, load_teacher, refuse_misfit
 from step_cli.training.wrapping import parallelize
 
 OPTIMIZER_OPTIONS = {"eps_mode", "v_correction"}  # of [sparsity.options], not recipes'
@@ -53,6 +54,7 @@ class Setup:
         coverage: What of the model's layers stays dense.
         data: What to train on.
         processes: The processes that train it.
+        teacher: What it learns from beside the labels.
     """
 
     model: nn.Module
@@ -62,6 +64,7 @@ class Setup:
     coverage: Coverage
     data: Dataset
     processes: Processes
+    teacher: Teacher | None = None
 
     @property
     def is_sparse(self) -> bool:
@@ -117,8 +120,25 @@ def set_up(
         **for_optimizer,
     )
     optimizer.rewire(model)
+    teacher = load_teacher(config, recipe, processes)
+    if teacher is not None:
+        batch = training_batch(config, data, processes, 0)
+        refuse_misfit(teacher, model, data, batch, processes)
     seed_all(config.train.seed, processes.rank)
-    return Setup(model, forward, optimizer, plan, coverage, data, processes)
+    return Setup(model, forward, optimizer, plan, coverage, data, processes, teacher)
+
+
+def training_batch(
+    config: TrainConfig, data: Dataset, processes: Processes, index: int
+) -> Batch:
+    """This process's share of the ``index``-th batch, from 0."""
+    return batch_at(
+        data.train,
+        index=index,
+        size=config.train.batch_size,
+        seed=config.train.seed,
+        share=(processes.rank, processes.size),
+    )
 
 
 def _choose(

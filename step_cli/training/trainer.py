@@ -16,12 +16,13 @@ from torch import Tensor
 
 from step_cli.config.train import TrainConfig, TrainSection
 from step_cli.data.batch import Batch
-from step_cli.data.order import ReadAhead, batch_at
+from step_cli.data.order import ReadAhead
 from step_cli.errors import InputError, NonFiniteError, OutputError
 from step_cli.training.callbacks import Callback
-from step_cli.training.evaluate import autocast, evaluate, loss_over, scores_of
+from step_cli.training.distillation import Losses, losses_over
+from step_cli.training.evaluate import autocast, evaluate, scores_of
 from step_cli.training.records import Unrecorded
-from step_cli.training.setup import Setup
+from step_cli.training.setup import Setup, training_batch
 from step_cli.training.wrapping import clip_gradients, shared_buffers, without_exchange
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Trainer:
     callbacks: Sequence[Callback] = ()
     last_step: int | None = None
     _batches: ReadAhead = field(init=False, repr=False)
+    _parts: list[Losses] = field(init=False, repr=False)  # of the last step
     _evaluated: tuple[int, dict[str, float]] | None = None  # last, and after which step
 
     def run(self, stop: Callable[[], bool]) -> None:
@@ -120,9 +122,9 @@ class Trainer:
         switched = optimizer.switch_step
         for group in optimizer.param_groups:
             group["lr"] = lr
-        losses = [self._backward(step, part) for part in range(train.grad_accumulation)]
-        processes = self.setup.processes
-        loss = float(processes.total(torch.stack(losses).sum())) / processes.size
+        parts = [self._backward(step, part) for part in range(train.grad_accumulation)]
+        self._parts, processes = parts, self.setup.processes
+        loss = self._mean([part.total for part in parts])
         if not math.isfinite(loss):
             mend = "lower the learning rate or clip the gradient"
             if step == 1:  # no step has changed the weights, and they were looked at
@@ -139,33 +141,49 @@ class Trainer:
             logger.info("step %d: switched to %s (%s)", step, phase, reason)
         return loss
 
-    def _backward(self, step: int, part: int) -> Tensor:
-        train, setup, processes = self.config.train, self.setup, self.setup.processes
+    def _mean(self, losses: list[Tensor]) -> float:
+        """A loss of the whole step, from those of the parts that this process took."""
+        processes = self.setup.processes
+        mean = (torch.stack(losses) / len(losses)).sum()
+        return float(processes.total(mean)) / processes.size
+
+    def _backward(self, step: int, part: int) -> Losses:
+        train, setup = self.config.train, self.setup
         batch = self._batches[(step - 1) * train.grad_accumulation + part]
         last = part == train.grad_accumulation - 1
         with nullcontext() if last else without_exchange(setup.forward):
-            with autocast(processes.device, train.precision):
-                scores, labels = scores_of(setup.forward, batch, processes.device)
-            smoothing = train.label_smoothing
-            loss = loss_over(processes, scores, labels, label_smoothing=smoothing)
-            loss = loss / train.grad_accumulation
+            losses = self._losses(batch)
+            loss = losses.total / train.grad_accumulation
             if not loss.requires_grad:
                 raise InputError(
                     "the model cannot be trained: its scores do not depend on weights "
                     "that have requires_grad"
                 )
             torch.autograd.backward(loss)
-        return loss.detach()
+        return losses.detach()
+
+    def _losses(self, batch: Batch) -> Losses:
+        """The loss of a batch, with the teacher's part where it is at work."""
+        train, setup, processes = self.config.train, self.setup, self.setup.processes
+        teacher, taught = setup.teacher, None
+        if teacher is not None and teacher.is_at_work(setup.optimizer):
+            # First, so that its activations are gone when the student's are kept.
+            taught = teacher.scores(batch, processes.device)
+        with autocast(processes.device, train.precision):
+            scores, labels = scores_of(setup.forward, batch, processes.device)
+        return losses_over(
+            processes,
+            scores,
+            labels,
+            taught,
+            label_smoothing=train.label_smoothing,
+            weight=self.config.distill.weight,
+            temperature=self.config.distill.temperature,
+        )
 
     def _batch(self, index: int) -> Batch:
-        train, processes = self.config.train, self.setup.processes
-        return batch_at(
-            self.setup.data.train,
-            index=index,
-            size=train.batch_size,
-            seed=train.seed,
-            share=(processes.rank, processes.size),
-        )
+        setup = self.setup
+        return training_batch(self.config, setup.data, setup.processes, index)
 
     def _record_variance(self) -> None:
         optimizer = self.setup.optimizer
@@ -179,10 +197,21 @@ class Trainer:
             "step": step,
             "phase": self.setup.optimizer.phase,
             "loss": loss,
+            **self._made_of(),
             "lr": lr,
             "variance_change": None if sample is None else sample.dv_l1 / sample.d,
             "flip_rate": self.setup.optimizer.flip_rate(),
             "pruned_update_share": self.setup.optimizer.pruned_update_share(),
+        }
+
+    def _made_of(self) -> dict[str, float | None]:
+        """Of a run with a teacher: the task's loss and, once it is at work, its own."""
+        if self.setup.teacher is None:
+            return {}
+        taught = [part.distill for part in self._parts if part.distill is not None]
+        return {
+            "task_loss": self._mean([part.task for part in self._parts]),
+            "distill_loss": self._mean(taught) if taught else None,
         }
 
     def _evaluations(self) -> dict[str, float]:

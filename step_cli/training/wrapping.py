@@ -65,6 +65,24 @@ def parallelize(
     return forward
 
 
+def place_frozen(model: nn.Module, processes: Processes, *, compile: bool) -> None:
+    """Put a model that is not trained where the one is that is; split under FSDP.
+
+    Without gradients nothing is exchanged, so that DDP does not wrap it.
+
+    Args:
+        model: Equal on all processes.
+        processes: The processes.
+        compile: Compile its forward.
+    """
+    if processes.kind == "fsdp":
+        _shard(model, {}, processes, compile=compile)
+        return
+    model.to(processes.device)
+    if compile:
+        model.compile()
+
+
 def without_exchange(forward: nn.Module) -> AbstractContextManager[object]:
     """Where gradients are only added up, as those of another part are to come."""
     if isinstance(forward, DistributedDataParallel):

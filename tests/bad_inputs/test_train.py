@@ -39,6 +39,12 @@ ELSEWHERE = {
     ],
     "T17": ["test_a_model_of_the_user_is_trained"],
     "T18": ["test_an_error_is_told_once_and_ends_all"],
+    "T20": [
+        "test_no_such_teacher",
+        "test_a_teacher_of_something_else_is_refused",
+        "test_a_teacher_that_is_not_finite_is_refused",
+        "test_another_teacher_is_refused",
+    ],
 }
 
 NET = """

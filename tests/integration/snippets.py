@@ -34,6 +34,19 @@ def plain(folder: Path) -> dict[str, Any]:
     }
 
 
+def classes(folder: Path) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(6, 8, 16, generator=generator)
+    labels = torch.randint(0, 5, (6, 8), generator=generator)
+    torch.manual_seed(0)
+    model, teacher = nn.Linear(16, 5), nn.Linear(16, 5)
+    return {
+        "model": model,
+        "teacher": teacher,
+        "loader": [*zip(inputs, labels, strict=True)],
+    }
+
+
 def files(folder: Path) -> dict[str, Any]:
     save_file(build_model().state_dict(), folder / "model.safetensors")
     return {}

@@ -13,10 +13,12 @@ from torch import nn
 from step_cli.config.train import load_config
 from step_cli.data.batch import IGNORED, Dataset, TensorSplit
 from step_cli.errors import StepError, StoppedError
+from step_cli.optim.shards import is_shard, local
 from step_cli.training import page
 from step_cli.training import run as run_module
 from step_cli.training.distributed import Kind, Processes
 from step_cli.training.run import train_in
+from step_cli.training.setup import set_up, training_batch
 
 
 def processes(kind: Kind) -> Processes:
@@ -57,6 +59,22 @@ def train_one(
             # In a process of its own the failure would end the others too.
             return type(error).__name__, str(error), error.exit_code
     return report.model_dump() if here.first else None
+
+
+def teacher_of(kind: Kind, config: Path, overrides: list[str]) -> Any:
+    """Whether each of a teacher's weights is a share, what it gives, and its digest."""
+    here = processes(kind)
+    setup = set_up(load_config(config, overrides), here, record=False)
+    teacher = setup.teacher
+    assert teacher is not None
+    weights = [*teacher.model.parameters()]
+    batch = training_batch(load_config(config, overrides), setup.data, here, 0)
+    shares = [is_shard(weight) for weight in weights]
+    whole = sum(weight.numel() for weight in weights)
+    held = sum(local(weight).numel() for weight in weights)
+    with torch.no_grad():
+        scores = teacher.scores(batch, here.device)
+    return shares, held / whole, scores, teacher.sha256
 
 
 def _tokens(samples: int, seed: int) -> TensorSplit:

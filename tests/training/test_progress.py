@@ -173,3 +173,14 @@ def test_no_display_where_it_is_not_wanted(
     assert "window" not in written
     assert ("note: step 8 of 24" in written) is said
     assert ("\x1b" in written) is not bool(env)  # but for the colour of the verdict
+
+
+def test_the_losses_of_a_run_with_a_teacher_are_told() -> None:
+    _, optimizer = build("ste", steps=12)
+    progress = Progress(optimizer, 12)
+    progress.on_step(3, 0.5, 1e-3)
+    progress.on_log(VALUES | {"task_loss": 0.75, "distill_loss": None})
+    assert not any("teacher" in line for line in shown(progress))
+    progress.on_log(VALUES | {"task_loss": 0.75, "distill_loss": 0.25})
+    line = next(line for line in shown(progress) if line.startswith("teacher"))
+    assert line.split(maxsplit=1)[1] == "task loss 0.7500  distillation loss 0.2500"
