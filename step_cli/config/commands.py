@@ -13,6 +13,8 @@ from step_cli.config.types import (
     AxisOfGlob,
     Config,
     OutputFile,
+    Patterns,
+    Recipes,
     SparsePattern,
     StepOrFraction,
     option,
@@ -69,6 +71,20 @@ class TrainCommandConfig(Config):
     )
     resume: bool = option(False, "Resume a run that was stopped, bit for bit")
     force: bool = option(False, "Replace an existing run directory")
+    recipes: Recipes | None = option(
+        None, "Train with each of these recipes and compare them", metavar="NAME,..."
+    )
+    patterns: Patterns | None = option(
+        None,
+        "Patterns to compare them at (default: that of the configuration)",
+        metavar="N:M,...",
+    )
+    seeds: int = option(
+        1, "Compare over this many seeds, from train.seed on", ge=1, le=1000
+    )
+    dry_run: bool = option(
+        False, "List the runs of a comparison and how long they take; write nothing"
+    )
 
 
 class AutoswitchProfileConfig(Config):
