@@ -31,8 +31,10 @@ LABELS = {
     "eval_accuracy": "held-out accuracy (share correct)",
     "eval_loss": "held-out loss (mean per sample)",
 }
-EARLY = 0.2  # share of the steps whose values do not set the scale of the curves
+EARLY = 0.3  # share of the steps whose values do not set the scale of the curves
 FEW = 30  # points of a line that are marked
+COLUMNS = 5  # of the legend
+ROW = 0.22  # inches of a row of it
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,17 @@ def draw_means(report: CompareReport, points: Sequence[MeanPoint]) -> str:
         for pattern in patterns
     ]
     heights = [max(1, len(panel)) + 0.6 for panel in panels]
+    height = 1.1 + 0.42 * sum(heights)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             len(panels),
             sharex=True,
             squeeze=False,
-            figsize=(7.5, 0.9 + 0.42 * sum(heights)),
+            figsize=(7.5, height),
             height_ratios=heights,
             layout="constrained",
         )
+        figure.get_layout_engine().set(rect=(0, 0, 0.99, 1 - ROW / height))
         for axis, pattern, panel in zip(axes.flat, patterns, panels, strict=True):
             if dense is not None:
                 _dense_line(axis, dense, named=axis is axes.flat[0])
@@ -106,6 +110,8 @@ def draw_means(report: CompareReport, points: Sequence[MeanPoint]) -> str:
         if dense is not None:
             name_lines(axes.flat[0])
         axes.flat[-1].set_xlabel(LABELS[report.metric])
+        if report.higher_is_better:  # no interval of shares lies beyond 1
+            axes.flat[-1].set_xlim(right=min(1.0, axes.flat[-1].get_xlim()[1]))
         return _svg(figure)
 
 
@@ -140,7 +146,7 @@ def draw_curves(report: CompareReport, curves: Sequence[SeedCurve], steps: int) 
     """
     plt, patterns = pyplot(), patterns_of(report)
     with plt.rc_context(STYLE):
-        height = 0.7 + 2.6 * len(patterns)
+        height = 0.7 + 2.4 * len(patterns)
         figure, axes = plt.subplots(
             len(patterns),
             sharex=True,
@@ -149,12 +155,14 @@ def draw_curves(report: CompareReport, curves: Sequence[SeedCurve], steps: int) 
             figsize=(7.5, height),
             layout="constrained",
         )
-        figure.get_layout_engine().set(rect=(0, 0, 0.99, 1 - 0.45 / height))
+        names = len({row.recipe for row in report.rows}) + 1
+        room = ROW * -(-names // COLUMNS) / height
+        figure.get_layout_engine().set(rect=(0, 0, 0.99, 1 - room))
         for axis, pattern in zip(axes.flat, patterns, strict=True):
             shown = [curve for curve in curves if curve.pattern in (None, pattern)]
             _curves(axis, shown)
-            title = "" if pattern is None else f"{pattern}\n"
-            axis.set_ylabel(f"{title}{LABELS[report.metric]}")
+            axis.set_ylabel(pattern or "")
+        figure.supylabel(LABELS[report.metric], fontsize="medium")
         _legend(axes.flat[0], report)
         axes.flat[-1].set_xlabel("step")
         axes.flat[-1].set_xlim(0, steps)
@@ -187,7 +195,7 @@ def _legend(axis: Any, report: CompareReport) -> None:
         axis.plot([], [], color=colour, linewidth=1.4, label=recipe, **style)
     if any(step for row in report.rows for step in row.switch_steps):
         axis.plot([], [], color=INK, linestyle=":", linewidth=1.1, label="switch")
-    name_lines(axis)
+    name_lines(axis, COLUMNS)
 
 
 def _limits(curves: Sequence[SeedCurve], steps: int) -> tuple[float, float] | None:

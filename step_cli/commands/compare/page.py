@@ -81,7 +81,10 @@ def _facts(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
     if config.model.weights:
         yield "start weights", _short(config.model.weights)
     yield "data", _short(config.data.source)
-    yield "steps", f"{train.steps} of {train.batch_size * train.grad_accumulation}"
+    yield (
+        "steps",
+        f"{train.steps}, of {train.batch_size * train.grad_accumulation} samples",
+    )
     yield "optimizer", f"{train.optimizer}, {_rate(config)}"
     yield "seeds", ", ".join(map(str, dict.fromkeys(run.seed for run in runs)))
     yield "runs", str(len(runs))
