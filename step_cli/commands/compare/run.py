@@ -70,7 +70,7 @@ def compare(
     """
     require_drawing(page=True)
     t_quantile(CONFIDENCE, 1)  # scipy is there, or this is the time to say so
-    with process_group(config.train) as processes:
+    with process_group(config.train) as processes, _all_looked_at_later():
         if resume:
             with for_all(resumed_directory(run_dir), processes) as path:
                 states = _states(runs, path, processes)
@@ -96,7 +96,7 @@ def dry_run(
     Raises:
         StepError: Something the user can mend.
     """
-    with process_group(config.train) as processes:
+    with process_group(config.train) as processes, _all_looked_at_later():
         states: States = {run.name: (NEW, None) for run in runs}
         if resume:
             if not run_dir.is_dir():
@@ -151,6 +151,7 @@ def _try(runs: Sequence[Run], data: Dataset, processes: Processes) -> None:
         StepError: One cannot.
     """
     told: set[str | None] = set()
+    _forget()
     for run in {run.kind: run for run in reversed(runs)}.values():
         with _naming(run), translate_memory_errors(run.config.train):
             set_up(
@@ -162,7 +163,7 @@ def _try(runs: Sequence[Run], data: Dataset, processes: Processes) -> None:
                 quiet=run.pattern in told,
             )
         told.add(run.pattern)
-        gc.collect()
+        _forget()
 
 
 @contextmanager
@@ -256,7 +257,7 @@ def _one(
             outcome_of(run, path) if processes.first else Outcome(run)
         )
     finally:
-        _forget(run)
+        _forget(compiled=run.config.train.compile)
     if outcome.reason is not None:
         logger.warning("%s does not count: %s", run.name, outcome.reason)
     elif not resume:  # or nothing tells how many steps this part took
@@ -264,14 +265,27 @@ def _one(
     return outcome
 
 
+@contextmanager
+def _all_looked_at_later() -> Iterator[None]:
+    """Undo in the end that `_forget` leaves objects out of the collection."""
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def _now() -> float:
     return time.monotonic()
 
 
-def _forget(run: Run) -> None:
-    """Give back the memory of a run: models and optimizers refer to each other."""
+def _forget(*, compiled: bool = False) -> None:
+    """Give back the memory of a run: models and optimizers refer to each other.
+
+    What is left is not looked at again: most of it are the modules of torch.
+    """
     gc.collect()
-    if run.config.train.compile:
+    gc.freeze()
+    if compiled:
         torch.compiler.reset()
 
 

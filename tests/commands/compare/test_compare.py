@@ -419,10 +419,11 @@ def test_memory_stays_that_of_one_run(
     used: list[int] = []
     forget = compare_module._forget
 
-    def measured(run: Any) -> None:
-        forget(run)
+    def measured(**given: bool) -> None:
+        forget(**given)
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        used.append(pages * 4096 >> 20)
+        if given:  # after a run, not after a trial
+            used.append(pages * 4096 >> 20)
 
     monkeypatch.setattr(compare_module, "_forget", measured)
     argv = words(tmp_path, "train.steps=4", "train.eval_every=4", "switch.t_max=2",
