@@ -62,10 +62,11 @@ def _is_set(command: TrainCommandConfig, name: str) -> bool:
 def _compare(
     command: TrainCommandConfig, config: TrainConfig, recipes: tuple[str, ...]
 ) -> CompareReport | CompareDryRunReport:
-    from step_cli.commands.compare.run import compare, dry_run
     from step_cli.commands.compare.runs import runs_of
 
     runs = runs_of(config, recipes, command.patterns, command.seeds)
+    from step_cli.commands.compare.run import compare, dry_run
+
     start = dry_run if command.dry_run else compare
     return start(
         config, runs, _run_dir(command), force=command.force, resume=command.resume

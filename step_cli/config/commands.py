@@ -64,12 +64,14 @@ class TrainCommandConfig(Config):
         list, "Override one key of the file", metavar="SECTION.KEY=VALUE"
     )
     run_dir: Path | None = option(
-        None, "Where the run is written (default: runs/<config name>)"
+        None, "Where the run or comparison is written (default: runs/<config name>)"
     )
     evaluate: Path | None = option(
         None, "Print the metrics of this checkpoint; train and write nothing"
     )
-    resume: bool = option(False, "Resume a run that was stopped, bit for bit")
+    resume: bool = option(
+        False, "Resume a run or a comparison that was stopped, bit for bit"
+    )
     force: bool = option(False, "Replace an existing run directory")
     recipes: Recipes | None = option(
         None, "Train with each of these recipes and compare them", metavar="NAME,..."

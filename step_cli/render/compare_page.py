@@ -76,7 +76,7 @@ def _seeds(row: ComparedRow) -> str:
 def markdown(page: ComparePage) -> str:
     """The page as Markdown, without its drawings."""
     report = page.report
-    lines = ["# Comparison of recipes", "", f"The metric is {direction(report)}.", ""]
+    lines = ["# Recipes compared", "", f"The metric is {direction(report)}.", ""]
     lines += _table(COLUMNS, 2, [cells(row) for row in report.rows])
     if report.failed:
         lines += ["", "Runs that do not count:", ""]
