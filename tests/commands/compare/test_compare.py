@@ -219,9 +219,15 @@ def test_a_pattern_that_fits_no_layer_is_refused(step_cli: Cli, tmp_path: Path) 
 def test_without_scipy_it_is_refused_at_the_start(
     step_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in [name for name in sys.modules if name.startswith("scipy.special")]:
+    for name in [name for name in sys.modules if name.split(".")[0] == "scipy"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "scipy", None)
+
+    class Absent:
+        def find_spec(self, name: str, *given: object) -> None:
+            if name == "scipy":
+                raise ModuleNotFoundError("No module named 'scipy'", name="scipy")
+
+    monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
     outcome = step_cli(*words(tmp_path), *FEW, "--run-dir", tmp_path / "runs")
     assert outcome.code == 6 and "step-cli[train]" in outcome.error
     assert not (tmp_path / "runs").exists()
