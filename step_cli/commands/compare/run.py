@@ -5,15 +5,11 @@ be told from what is there: nothing else is kept between the parts of a comparis
 was stopped.
 """
 
-import gc
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
 
 from step_cli.commands.compare.estimate import estimate
 from step_cli.commands.compare.outcome import (
@@ -30,6 +26,7 @@ from step_cli.commands.compare.page import write_results
 from step_cli.commands.compare.report import report_on
 from step_cli.commands.compare.runs import Run
 from step_cli.commands.compare.statistics import CONFIDENCE, t_quantile
+from step_cli.commands.compare.trial import all_looked_at_later, forget, try_all
 from step_cli.config.train import TrainConfig
 from step_cli.data.batch import Dataset
 from step_cli.data.load import load_data
@@ -46,7 +43,6 @@ from step_cli.training.run_directory import (
     resumed_directory,
     run_directory,
 )
-from step_cli.training.setup import set_up
 from step_cli.training.stop import StopRequest, stop_on_request
 
 logger = logging.getLogger(__name__)
@@ -70,7 +66,7 @@ def compare(
     """
     require_drawing(page=True)
     t_quantile(CONFIDENCE, 1)  # scipy is there, or this is the time to say so
-    with process_group(config.train) as processes, _all_looked_at_later():
+    with process_group(config.train) as processes, all_looked_at_later():
         if resume:
             with for_all(resumed_directory(run_dir), processes) as path:
                 states = _states(runs, path, processes)
@@ -78,7 +74,7 @@ def compare(
         if processes.first:
             refuse_impossible(run_dir, force=force)
         data = load_data(config.data)
-        _try(runs, data, processes)
+        try_all(runs, data, processes)
         with for_all(run_directory(run_dir, force=force), processes):
             return _train_all(_Session(runs, run_dir, processes, data), {})
 
@@ -96,7 +92,7 @@ def dry_run(
     Raises:
         StepError: Something the user can mend.
     """
-    with process_group(config.train) as processes, _all_looked_at_later():
+    with process_group(config.train) as processes, all_looked_at_later():
         states: States = {run.name: (NEW, None) for run in runs}
         if resume:
             if not run_dir.is_dir():
@@ -106,7 +102,7 @@ def dry_run(
             refuse_impossible(run_dir, force=force)
         data = load_data(config.data)
         left = [run for run in runs if states[run.name][0] != FINISHED]
-        _try(left, data, processes)
+        try_all(left, data, processes)
         known = {name: state for name, (state, _) in states.items()}
         return estimate(runs, run_dir, known, data, processes)
 
@@ -140,41 +136,8 @@ def _compare(
         for run in runs:
             if states[run.name][0] == FINISHED and processes.first:
                 refuse_other_data(run_dir / run.name, data)
-        _try(left, data, processes)
+        try_all(left, data, processes)
     return _train_all(_Session(runs, run_dir, processes, data), states)
-
-
-def _try(runs: Sequence[Run], data: Dataset, processes: Processes) -> None:
-    """Find out before the first step whether each recipe and pattern can be trained.
-
-    Raises:
-        StepError: One cannot.
-    """
-    told: set[str | None] = set()
-    _forget()
-    for run in {run.kind: run for run in reversed(runs)}.values():
-        with _naming(run), translate_memory_errors(run.config.train):
-            set_up(
-                run.config,
-                processes,
-                record=True,
-                data=data,
-                trial=True,
-                quiet=run.pattern in told,
-            )
-        told.add(run.pattern)
-        _forget()
-
-
-@contextmanager
-def _naming(run: Run) -> Iterator[None]:
-    """Name the recipe and its pattern in errors that are raised inside."""
-    try:
-        yield
-    except StepError as error:
-        at = "" if run.pattern is None else f" at {run.pattern}"
-        error.message = f"{run.recipe}{at}: {error.message}"
-        raise
 
 
 @dataclass
@@ -257,7 +220,7 @@ def _one(
             outcome_of(run, path) if processes.first else Outcome(run)
         )
     finally:
-        _forget(compiled=run.config.train.compile)
+        forget(compiled=run.config.train.compile)
     if outcome.reason is not None:
         logger.warning("%s does not count: %s", run.name, outcome.reason)
     elif not resume:  # or nothing tells how many steps this part took
@@ -265,28 +228,8 @@ def _one(
     return outcome
 
 
-@contextmanager
-def _all_looked_at_later() -> Iterator[None]:
-    """Undo in the end that `_forget` leaves objects out of the collection."""
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
 def _now() -> float:
     return time.monotonic()
-
-
-def _forget(*, compiled: bool = False) -> None:
-    """Give back the memory of a run: models and optimizers refer to each other.
-
-    What is left is not looked at again: most of it are the modules of torch.
-    """
-    gc.collect()
-    gc.freeze()
-    if compiled:
-        torch.compiler.reset()
 
 
 def _report(session: _Session, outcomes: dict[str, Outcome]) -> CompareReport:

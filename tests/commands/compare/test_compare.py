@@ -435,7 +435,7 @@ def test_memory_stays_that_of_one_run(
     big += "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 1280), nn.ReLU(), "
     big += "nn.Linear(1280, 1280), nn.ReLU(), nn.Linear(1280, 12))\n"
     used: list[int] = []
-    forget = compare_module._forget
+    forget = compare_module.forget
 
     def measured(**given: bool) -> None:
         forget(**given)
@@ -443,7 +443,7 @@ def test_memory_stays_that_of_one_run(
         if given:  # after a run, not after a trial
             used.append(pages * 4096 >> 20)
 
-    monkeypatch.setattr(compare_module, "_forget", measured)
+    monkeypatch.setattr(compare_module, "forget", measured)
     argv = words(tmp_path, "train.steps=4", "train.eval_every=4", "switch.t_max=2",
                  "switch.t_min=1")  # fmt: skip
     (tmp_path / "net.py").write_text(big)
