@@ -150,6 +150,7 @@ EXTRA_OF = {
     "datasets": "hf",
     "pyarrow": "hf",
     "PIL": "train",
+    "scipy": "train",
     "sklearn": "samples",
     "tensorboard": "track",
 }

@@ -59,6 +59,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if page is not None and not item.get_closest_marker("draws"):
             patch.setattr(page, "draw_curves", undrawn.draw_curves)
+        compared = sys.modules.get("step_cli.commands.compare.page")
+        if compared is not None and not item.get_closest_marker("draws"):
+            patch.setattr(compared, "draw_curves", undrawn.drawing)
+            patch.setattr(compared, "draw_means", undrawn.drawing)
         if not item.get_closest_marker("new_process"):
             patch.setattr(child_process, "subprocess", forks.INSTEAD)
         return (yield)

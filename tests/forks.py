@@ -30,8 +30,9 @@ import undrawn
 PLAIN = ("step_cli.cli.app", "step_cli.commands.verify.run",
          "step_cli.commands.prune.run", "step_cli.commands.export.run",
          "step_cli.commands.profile.run", "rich.live", "safetensors.numpy")  # fmt: skip
-TORCH = ("torch", "step_cli.commands.train", "step_cli.training.run",
-         "step_cli.formats.pytorch.child", "torch.distributed.run")  # fmt: skip
+TORCH = ("torch", "step_cli.commands.train", "step_cli.commands.compare.run",
+         "step_cli.training.run", "step_cli.formats.pytorch.child",
+         "torch.distributed.run")  # fmt: skip
 # What a run imports late, where it is installed.
 LATE = ("sklearn.datasets", "torch.utils.tensorboard", "torch._dynamo", "jinja2",
         "torch.distributed.fsdp", "torch.distributed.tensor")  # fmt: skip
@@ -344,6 +345,9 @@ def _patch() -> None:
     page = sys.modules.get("step_cli.training.page")
     if page is not None:  # there is torch
         page.draw_curves = undrawn.draw_curves  # type: ignore[attr-defined]
+        compared = sys.modules["step_cli.commands.compare.page"]
+        compared.draw_curves = undrawn.drawing  # type: ignore[attr-defined]
+        compared.draw_means = undrawn.drawing  # type: ignore[attr-defined]
         torchrun = sys.modules[ELASTIC]
         torchrun.Popen = Popen  # type: ignore[attr-defined]
         system = types.SimpleNamespace(**vars(os) | {"killpg": _killpg})

@@ -44,6 +44,18 @@ def heavy_imports(*arguments: object) -> set[str]:
         ["train", str(CONFIG), "--set", "model.source=sample:no"],
         ["train", str(CONFIG), "--set", "data.source=digit"],
         ["train", str(CONFIG), "--set", "data.source=./no-such-data"],
+        ["train", str(CONFIG), "--recipes", "dense,stepp"],
+        ["train", str(CONFIG), "--seeds", "3"],
+        [
+            "train",
+            str(CONFIG),
+            "--recipes",
+            "step",
+            "--patterns",
+            "2:4",
+            "--set",
+            "sparsity.plan=plan.json",
+        ],
     ],
 )
 def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str]) -> None:

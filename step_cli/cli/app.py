@@ -116,6 +116,7 @@ def prune(config: PruneConfig) -> Result:
     epilog=_examples(
         "step-cli train config.toml --run-dir runs/a",
         "step-cli train config.toml --set sparsity.recipe=sr-ste --set train.seed=1",
+        "step-cli train config.toml --recipes dense,sr-ste,step --patterns 2:4,1:4",
     )
 )
 @options_from(TrainCommandConfig)

@@ -13,6 +13,8 @@ from step_cli.config.types import (
     AxisOfGlob,
     Config,
     OutputFile,
+    Patterns,
+    Recipes,
     SparsePattern,
     StepOrFraction,
     option,
@@ -62,13 +64,29 @@ class TrainCommandConfig(Config):
         list, "Override one key of the file", metavar="SECTION.KEY=VALUE"
     )
     run_dir: Path | None = option(
-        None, "Where the run is written (default: runs/<config name>)"
+        None, "Where the run or comparison is written (default: runs/<config name>)"
     )
     evaluate: Path | None = option(
         None, "Print the metrics of this checkpoint; train and write nothing"
     )
-    resume: bool = option(False, "Resume a run that was stopped, bit for bit")
+    resume: bool = option(
+        False, "Resume a run or a comparison that was stopped, bit for bit"
+    )
     force: bool = option(False, "Replace an existing run directory")
+    recipes: Recipes | None = option(
+        None, "Train with each of these recipes and compare them", metavar="NAME,..."
+    )
+    patterns: Patterns | None = option(
+        None,
+        "Patterns to compare them at (default: that of the configuration)",
+        metavar="N:M,...",
+    )
+    seeds: int = option(
+        1, "Compare over this many seeds, from train.seed on", ge=1, le=1000
+    )
+    dry_run: bool = option(
+        False, "List the runs of a comparison and how long they take; write nothing"
+    )
 
 
 class AutoswitchProfileConfig(Config):

@@ -15,7 +15,7 @@ from pydantic import (
     PlainSerializer,
 )
 
-from step_cli.errors import OutputError
+from step_cli.errors import OutputError, nearest
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.selection import parse_axis
 
@@ -38,6 +38,37 @@ def _refuse_dense(pattern: NMPattern) -> NMPattern:
 
 
 SparsePattern = Annotated[Pattern, AfterValidator(_refuse_dense)]
+
+
+def _apart(value: object) -> object:
+    """The parts of a text between its commas, each there and only once."""
+    if not isinstance(value, str):
+        return value
+    parts = [part.strip() for part in value.split(",")]
+    if not all(parts):
+        raise ValueError(f"expected names with commas between, got {value!r:.80}")
+    twice = next((part for part in parts if parts.count(part) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is named twice")
+    return parts
+
+
+# Those of `recipes.RECIPES`, which imports torch.
+RECIPE_NAMES = (
+    "dense", "ste", "sr-ste", "asp", "step", "s-ste", "t-sr-ste", "decaying-mask",
+    "mask-decay", "domino-search", "bi-mask",
+)  # fmt: skip
+
+
+def _refuse_unknown(name: str) -> str:
+    if name not in RECIPE_NAMES:
+        raise ValueError(f"no such recipe {name!r}{nearest(name, RECIPE_NAMES)}")
+    return name
+
+
+RecipeName = Annotated[str, AfterValidator(_refuse_unknown)]
+Recipes = Annotated[tuple[RecipeName, ...], BeforeValidator(_apart)]
+Patterns = Annotated[tuple[SparsePattern, ...], BeforeValidator(_apart)]
 
 
 def refuse_directory(value: object) -> object:

@@ -34,12 +34,12 @@ STYLE = {
 INKS = {INK: "currentColor", PAPER: "var(--paper)", GRID: "var(--faint)"}
 
 
-def name_lines(axis: Any) -> None:
-    """A legend in one row above the panel, where it hides nothing."""
+def name_lines(axis: Any, columns: int = 4) -> None:
+    """A legend of so many columns above the panel, where it hides nothing."""
     legend = axis.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1),
-        ncols=4,
+        ncols=columns,
         frameon=False,
         fontsize=9,
         borderaxespad=0.2,

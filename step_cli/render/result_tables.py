@@ -13,6 +13,8 @@ from step_cli.render.text import one_line
 from step_cli.render.verify_words import coverage_words
 from step_cli.reports import (
     AutoswitchProfileReport,
+    CompareDryRunReport,
+    CompareReport,
     ExportLayer,
     ExportReport,
     PrunedLayer,
@@ -71,6 +73,22 @@ def _train(report: TrainReport, console: "AnyConsole", *, verbose: bool) -> None
         parts.append(f"of all layers {report.overall_density:.4f}")
     text = ", ".join(part for part in parts if part)
     console.verdict(report.ok, f"{text}: {one_line(report.run_dir)}")
+
+
+@draw.register(CompareReport)
+def _compare(report: CompareReport, console: "AnyConsole", *, verbose: bool) -> None:
+    from step_cli.render import compare_table
+
+    compare_table.draw(report, console)
+
+
+@draw.register(CompareDryRunReport)
+def _compare_dry_run(
+    report: CompareDryRunReport, console: "AnyConsole", *, verbose: bool
+) -> None:
+    from step_cli.render import compare_table
+
+    compare_table.draw_dry_run(report, console)
 
 
 @draw.register(AutoswitchProfileReport)

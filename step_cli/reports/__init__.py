@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from step_cli.reports.autoswitch_profile import OtherEps as OtherEps
     from step_cli.reports.autoswitch_profile import SeedReport as SeedReport
     from step_cli.reports.autoswitch_profile import Spread as Spread
+    from step_cli.reports.compare import ComparedPair as ComparedPair
+    from step_cli.reports.compare import ComparedRow as ComparedRow
+    from step_cli.reports.compare import CompareDryRunReport as CompareDryRunReport
+    from step_cli.reports.compare import CompareReport as CompareReport
+    from step_cli.reports.compare import FailedRun as FailedRun
+    from step_cli.reports.compare import RunToDo as RunToDo
     from step_cli.reports.export import BackendReport as BackendReport
     from step_cli.reports.export import BenchReport as BenchReport
     from step_cli.reports.export import ExportBytes as ExportBytes
@@ -51,6 +57,14 @@ _NAMES = {
         "LayerReport",
         "SeedReport",
         "AutoswitchProfileReport",
+    ),
+    "compare": (
+        "FailedRun",
+        "ComparedRow",
+        "ComparedPair",
+        "CompareReport",
+        "RunToDo",
+        "CompareDryRunReport",
     ),
     "export": (
         "ExportBytes",

@@ -117,6 +117,12 @@ def has_checkpoint(run_dir: Path) -> bool:
     return bool(_complete(run_dir))
 
 
+def newest_step(run_dir: Path) -> int:
+    """The step of the newest complete checkpoint; 0 without one."""
+    found = _complete(run_dir)
+    return int(found[-1].name.removeprefix("step-")) if found else 0
+
+
 def _complete(run_dir: Path) -> list[Path]:
     """The complete checkpoints, oldest first."""
     folders = (run_dir / "checkpoints").glob("step-*")

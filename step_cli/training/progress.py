@@ -4,7 +4,8 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -16,6 +17,7 @@ from typing_extensions import override
 from step_cli.autoswitch.autoswitch import Fixed, SwitchRule
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.render import live_display
+from step_cli.render.text import duration
 from step_cli.training.callbacks import Callback
 
 logger = logging.getLogger(__name__)
@@ -26,16 +28,41 @@ LABEL = len("mask-learning")  # columns
 HELD_OUT, PRUNED = "eval_", "pruned_eval_"  # how metrics of held-out samples are named
 
 
+@dataclass(frozen=True)
+class Place:
+    """Which of several runs one is.
+
+    Attributes:
+        name: Of the run.
+        number: From 1.
+        count: How many there are.
+        after_s: Seconds that the runs after it will take, from how many steps per
+            second it takes; None where nothing tells.
+    """
+
+    name: str
+    number: int
+    count: int
+    after_s: Callable[[float | None], float | None]
+
+    def words(self) -> str:
+        """``run 3 of 12, step-2of4-seed0``."""
+        return f"run {self.number} of {self.count}, {self.name}"
+
+
 class Progress(Callback):
     """Where a run stands, as plain values, and in words.
 
     Args:
         optimizer: Its phase and its switch rule are shown.
         steps: Length of the run.
+        place: Which of several runs it is.
     """
 
-    def __init__(self, optimizer: SparseOptimizer, steps: int) -> None:
-        self._optimizer, self._steps = optimizer, steps
+    def __init__(
+        self, optimizer: SparseOptimizer, steps: int, place: Place | None = None
+    ) -> None:
+        self._optimizer, self._steps, self._place = optimizer, steps, place
         self._step, self._lr = optimizer.steps_taken, 0.0
         self._loss: float | None = None
         self._logged: dict[str, Any] = {}
@@ -79,6 +106,8 @@ class Progress(Callback):
         return Group(top, lines)
 
     def _lines(self) -> Iterator[tuple[str, str]]:
+        if self._place is not None:
+            yield "comparison", ", ".join(self._place_words())
         if self._loss is not None:
             flips = self._logged.get("flip_rate")
             masks = "" if flips is None else f"  mask flips {flips:.2%} a step"
@@ -103,16 +132,27 @@ class Progress(Callback):
         left = f"{duration(left_s)} left" if self._step < self._steps else ""
         return f"{per_s:.3g} steps/s", left
 
+    def _place_words(self) -> Iterator[str]:
+        """Which run it is, and how long all of them will take."""
+        assert self._place is not None
+        yield self._place.words()
+        per_s, left_s = self.pace()
+        after_s = self._place.after_s(per_s)
+        if left_s is not None and after_s is not None:
+            yield f"{duration(left_s + after_s)} left for all"
+
     def line(self, values: Mapping[str, Any]) -> str:
         """The same in one line of a log, with the metrics in ``values``."""
-        said = [f"step {self._step} of {self._steps}", self._optimizer.phase]
+        place = [] if self._place is None else list(self._place_words())
+        said = [*place[:1], f"step {self._step} of {self._steps}"]
+        said.append(self._optimizer.phase)
         said += [] if self._loss is None else [f"loss {self._loss:.4f}"]
         if held_out := metric_words(values, HELD_OUT):
             said.append(f"held-out {held_out.replace('  ', ', ')}")
         rule = self._optimizer.rule
         if rule is not None and rule.value is not None and not self._switched:
             said.append(value_words(rule))
-        return ", ".join([*said, *filter(None, self._pace_words())])
+        return ", ".join([*said, *filter(None, self._pace_words()), *place[1:]])
 
     @property
     def _switched(self) -> bool:
@@ -148,10 +188,10 @@ class LogLines(Callback):
 
 @contextlib.contextmanager
 def progress_callbacks(
-    optimizer: SparseOptimizer, steps: int
+    optimizer: SparseOptimizer, steps: int, place: Place | None = None
 ) -> Iterator[list[Callback]]:
     """Show how far the run is while the block runs, as stderr allows."""
-    progress = Progress(optimizer, steps)
+    progress = Progress(optimizer, steps, place)
     on_display = live_display.is_possible()
     display = (
         live_display.showing(progress.draw) if on_display else contextlib.nullcontext()
@@ -195,10 +235,3 @@ def metric_words(values: Mapping[str, Any], prefix: str) -> str:
         for key, value in values.items()
         if key.startswith(prefix) and value is not None
     )
-
-
-def duration(seconds: float) -> str:
-    """``1:02:03``, or ``2:03``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

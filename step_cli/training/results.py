@@ -79,6 +79,8 @@ def _write(
         source = ModelSource(config.model.source, config.model.options)
         tokenizers = _tokenizers(config)
         save_model(path / "model", setup.model, plan, source, tokenizers, state)
+    # With report.json a page means that the run is complete, so none is older.
+    (path / "report.html").unlink(missing_ok=True)
     save_text(path / "report.json", report.document() + "\n")
     show_run(path, config, setup, report)
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from step_cli.config.train import TrainConfig, to_toml
+from step_cli.data.batch import Dataset
 from step_cli.data.load import load_data
 from step_cli.data.model_fit import say_misfits
 from step_cli.data.said import found_in
@@ -28,7 +30,7 @@ from step_cli.training.checkpoints import load_checkpoint, save_checkpoint
 from step_cli.training.distributed import Processes, process_group
 from step_cli.training.evaluate import evaluate
 from step_cli.training.memory import translate_memory_errors
-from step_cli.training.progress import progress_callbacks
+from step_cli.training.progress import Place, progress_callbacks
 from step_cli.training.records import (
     LayerRecords,
     Records,
@@ -46,7 +48,7 @@ from step_cli.training.run_directory import (
     run_directory,
 )
 from step_cli.training.setup import Setup, selection, set_up
-from step_cli.training.stop import stop_on_request
+from step_cli.training.stop import StopRequest, stop_on_request
 from step_cli.training.teacher import record_teacher, refuse_other_teacher
 from step_cli.training.trainer import Trainer
 from step_cli.training.wrapping import parallelize
@@ -70,6 +72,26 @@ def train(
         return train_in(processes, config, run_dir, force=force, resume=resume)
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What a run shares with others that are trained one after the other.
+
+    Attributes:
+        data: Read once; None: the run reads its own.
+        stop: Hears of signals between runs too; None: the run listens by itself.
+        place: Which of the runs it is; None: the only one.
+        quiet: What holds for all of them was told before.
+    """
+
+    data: Dataset | None = None
+    stop: StopRequest | None = None
+    place: Place | None = None
+    quiet: bool = False
+
+
+ALONE = Shared()
+
+
 def train_in(
     processes: Processes,
     config: TrainConfig,
@@ -77,44 +99,59 @@ def train_in(
     *,
     force: bool,
     resume: bool,
+    shared: Shared = ALONE,
 ) -> TrainReport:
     """As :func:`train`, by all of ``processes``; each gets the report."""
     if resume:
-        return _resume(config, processes, run_dir)
-    return _begin(config, processes, run_dir, force=force)
+        return _resume(config, processes, run_dir, shared)
+    return _begin(config, processes, run_dir, shared, force=force)
 
 
 def _begin(
-    config: TrainConfig, processes: Processes, run_dir: Path, *, force: bool
+    config: TrainConfig,
+    processes: Processes,
+    run_dir: Path,
+    shared: Shared,
+    *,
+    force: bool,
 ) -> TrainReport:
     if processes.first:
         refuse_impossible(run_dir, force=force)
-    setup = set_up(config, processes, record=True)
-    with _for_all(run_directory(run_dir, force=force), processes) as path:
+    setup = set_up(config, processes, record=True, data=shared.data, quiet=shared.quiet)
+    with for_all(run_directory(run_dir, force=force), processes) as path:
         if processes.first:
             save_text(path / "config.toml", to_toml(config))
             save_text(path / PLAN, plan_json(setup.plan))
             record_data(path, setup.data)
             if setup.teacher is not None:
                 record_teacher(path, setup.teacher)
-        return _go_on(config, setup, path, run_dir, after=0)
+        return _go_on(config, setup, path, run_dir, shared, after=0)
 
 
-def _resume(config: TrainConfig, processes: Processes, run_dir: Path) -> TrainReport:
-    with _for_all(resumed_directory(run_dir), processes) as path:
+def _resume(
+    config: TrainConfig, processes: Processes, run_dir: Path, shared: Shared
+) -> TrainReport:
+    with for_all(resumed_directory(run_dir), processes) as path:
         plan = processes.from_first(
             _plan_of(config, path) if processes.first else Plan()
         )
-        setup = set_up(config, processes, record=True, plan=plan)
+        setup = set_up(
+            config,
+            processes,
+            record=True,
+            plan=plan,
+            data=shared.data,
+            quiet=shared.quiet,
+        )
         refuse_other_data(path, setup.data)
         if setup.teacher is not None:
             refuse_other_teacher(path, setup.teacher)
         step = load_checkpoint(path, setup.model, setup.optimizer, processes)
-        return _go_on(config, setup, path, run_dir, after=step)
+        return _go_on(config, setup, path, run_dir, shared, after=step)
 
 
 @contextmanager
-def _for_all(
+def for_all(
     directory: AbstractContextManager[Path], processes: Processes
 ) -> Iterator[Path]:
     """A directory that the first process holds and all may write to."""
@@ -132,7 +169,13 @@ def _plan_of(config: TrainConfig, path: Path) -> Plan:
 
 
 def _go_on(
-    config: TrainConfig, setup: Setup, path: Path, run_dir: Path, *, after: int
+    config: TrainConfig,
+    setup: Setup,
+    path: Path,
+    run_dir: Path,
+    shared: Shared,
+    *,
+    after: int,
 ) -> TrainReport:
     train, optimizer, processes = config.train, setup.optimizer, setup.processes
 
@@ -141,11 +184,11 @@ def _go_on(
 
     header = variance_header(config, setup.model, setup.optimizer)
     with ExitStack() as stack:
-        stop = stack.enter_context(stop_on_request(processes))
+        stop = shared.stop or stack.enter_context(stop_on_request(processes))
         records, callbacks = Unrecorded(header), list[Callback]()
         if processes.first:
             records = stack.enter_context(Records(path, header, after))
-            followed = _callbacks(setup, path, train.steps, after)
+            followed = _callbacks(setup, path, train.steps, after, shared.place)
             callbacks = stack.enter_context(followed)
         trainer = Trainer(config, setup, records, save, callbacks)
         trainer.run(stop)
@@ -164,7 +207,7 @@ def _go_on(
 
 @contextmanager
 def _callbacks(
-    setup: Setup, run_dir: Path, steps: int, after: int
+    setup: Setup, run_dir: Path, steps: int, after: int, place: Place | None
 ) -> Iterator[list[Callback]]:
     """All that is called at each step until the block ends.
 
@@ -173,6 +216,7 @@ def _callbacks(
         run_dir: Where files go.
         steps: Length of the run.
         after: The step it goes on after.
+        place: Which of several runs it is.
     """
     optimizer = setup.optimizer
     with ExitStack() as stack:
@@ -183,7 +227,7 @@ def _callbacks(
             events = TensorBoard(run_dir, optimizer, after)
             stack.callback(events.close)
             written.append(events)
-        yield written + stack.enter_context(progress_callbacks(optimizer, steps))
+        yield written + stack.enter_context(progress_callbacks(optimizer, steps, place))
 
 
 def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,8 +49,8 @@ def run_directory(path: Path, *, force: bool) -> Iterator[Path]:
             yield final
         except BaseException as error:
             stopped = isinstance(error, StoppedError)
-            lost = not has_checkpoint(final) or (aside.exists() and not stopped)
-            if lost and not is_finished(final):
+            began, done = _of_any(has_checkpoint, final), _of_any(is_finished, final)
+            if not done and (not began or (aside.exists() and not stopped)):
                 shutil.rmtree(final, ignore_errors=True)
                 if aside.exists():
                     os.rename(aside, final)
@@ -127,10 +127,16 @@ def is_finished(run_dir: Path) -> bool:
     return (run_dir / "report.json").exists()
 
 
+def _of_any(claim: Callable[[Path], bool], final: Path) -> bool:
+    """Whether it holds of a run, or of one of the runs of a comparison."""
+    inside = final.iterdir() if final.is_dir() else ()
+    return claim(final) or any(claim(path) for path in inside if path.is_dir())
+
+
 def _bring_back(final: Path) -> None:
     """Undo the replacing of a run by one that died with nothing to resume from."""
     old = _old_runs(final)
-    if not old or has_checkpoint(final) or is_finished(final):
+    if not old or _of_any(has_checkpoint, final) or _of_any(is_finished, final):
         return
     shutil.rmtree(final, ignore_errors=True)
     os.rename(old[-1], final)

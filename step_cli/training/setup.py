@@ -73,7 +73,14 @@ class Setup:
 
 
 def set_up(
-    config: TrainConfig, processes: Processes, *, record: bool, plan: Plan | None = None
+    config: TrainConfig,
+    processes: Processes,
+    *,
+    record: bool,
+    plan: Plan | None = None,
+    data: Dataset | None = None,
+    trial: bool = False,
+    quiet: bool = False,
 ) -> Setup:
     """Build model, data and optimizer.
 
@@ -82,6 +89,9 @@ def set_up(
         processes: The processes that train together.
         record: Measure the variance at every step in which it is updated.
         plan: What an earlier part of the run has settled; None: it is to be found.
+        data: Those of ``[data]``, where they were read before.
+        trial: Only whether it can be is to be found out: no patterns are searched.
+        quiet: What stays dense, and what does not fit, was told before.
 
     Raises:
         StepError: Something the user can mend.
@@ -95,16 +105,19 @@ def set_up(
     if not any(p.requires_grad for p in model.parameters()):
         raise NothingSelectedError("no parameter of the model requires gradients")
     wanted, coverage = _choose(config, model, plan)
-    if recipe.ends_sparse:
+    if recipe.ends_sparse and not quiet:
         tell(coverage)
     if not wanted:
         raise NothingSelectedError(
             f"no layer of the model can hold {config.sparsity.pattern}; "
             "look at sparsity.include, exclude and pattern"
         )
-    data = load_data(config.data)
-    say_misfits(data, config.data.source, getattr(model, "config", None))
-    if plan is None:
+    data = load_data(config.data) if data is None else data
+    if not quiet:
+        say_misfits(data, config.data.source, getattr(model, "config", None))
+    if plan is None and trial:
+        plan = wanted
+    elif plan is None:
         if processes.kind != "fsdp":  # its device need not hold the whole model
             model.to(processes.device)
         plan = processes.from_first(find_patterns(config, recipe, model, wanted, data))

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from step_cli.config.data import KEYS_OF, DataSection
 from step_cli.config.samples import sample_directory
-from step_cli.config.train import RECIPE_NAMES, load_config, to_toml
-from step_cli.config.types import to_step
+from step_cli.config.train import load_config, to_toml
+from step_cli.config.types import RECIPE_NAMES, to_step
 from step_cli.errors import InputError, UsageError
 
 VALUES: dict[str, Any] = {

@@ -15,8 +15,9 @@ from small_run import CONFIG, NET, set_words, small_config
 from small_training import build, train
 
 from step_cli.autoswitch.autoswitch import AutoSwitch, Staleness, SwitchRule
+from step_cli.render.text import duration
 from step_cli.training import run as run_module
-from step_cli.training.progress import Progress, duration, switch_words
+from step_cli.training.progress import Progress, switch_words
 
 VALUES = {"step": 3, "flip_rate": 0.015, "eval_loss": 0.5, "eval_accuracy": 0.875}
 

@@ -11,7 +11,12 @@ from step_cli.autoswitch.replay import STEPS_AFTER
 from step_cli.autoswitch.variance_log import LayerSums, VarianceHeader
 from step_cli.commands.profile.replay import Profile, Settings, settings_of
 from step_cli.config.commands import AutoswitchProfileConfig
-from step_cli.config.train import SEEDS, TrainConfig, load_config
+from step_cli.config.train import (
+    TrainConfig,
+    load_config,
+    refuse_high_seeds,
+    with_seed,
+)
 from step_cli.errors import OutputError, UsageError
 from step_cli.formats.files.temporary import temporary_directory
 
@@ -31,10 +36,7 @@ def config_to_record(options: AutoswitchProfileConfig) -> TrainConfig:
         raise UsageError(
             "train.optimizer: sgd has no variance; use adamw", file=options.source
         )
-    if config.train.seed + options.seeds > SEEDS:
-        raise UsageError(
-            f"--seeds: from {config.train.seed} on, not all are below {SEEDS}"
-        )
+    refuse_high_seeds(config, options.seeds)
     if options.out is not None and os.path.lexists(options.out) and not options.force:
         raise OutputError("exists, use --force to replace it", file=options.out)
     if options.beta2 is not None:
@@ -76,11 +78,9 @@ def record_and_replay(
     """
     from step_cli.training.dense_recording import DenseRun
 
-    seed = config.train.seed + number
     settings = _settings(options, config)
-    seeded = config.model_copy(
-        update={"train": config.train.model_copy(update={"seed": seed})}
-    )
+    seeded = with_seed(config, number)
+    seed = seeded.train.seed
     path = folder
     if options.seeds > 1:
         logger.info("seed %d, %d of %d", seed, number + 1, options.seeds)
