@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from benchmarks.evidence.grid import FRACTIONS, SEEDS, Run, switched_at
-from benchmarks.evidence.paired import Paired, paired
 from benchmarks.evidence.results import Study
 from benchmarks.evidence.tasks import TASKS
+from step_cli.commands.compare.statistics import Difference, paired_difference
 
 ALL = tuple(TASKS)
 FLAT = 0.2  # of what dense gains over ASP: a smaller spread hardly matters
@@ -175,25 +175,25 @@ def values(study: Study, task: str, method: tuple[str, str]) -> list[float | Non
     return [study.value(Run(task, label, pattern, seed)) for seed in SEEDS]
 
 
-def gain(study: Study, comparison: Comparison) -> Paired | None:
-    """By how much the first is better; None until both have two seeds."""
+def gain(study: Study, comparison: Comparison) -> Difference | None:
+    """By how much the first is better; None until two seeds have both."""
     sign = 1 if TASKS[comparison.task].higher_is_better else -1
-    pairs = [
-        (sign * ours, sign * theirs)
-        for ours, theirs in zip(
-            values(study, comparison.task, comparison.first),
-            values(study, comparison.task, comparison.second),
-            strict=True,
-        )
-        if ours is not None and theirs is not None
-    ]
-    return paired(pairs) if len(pairs) > 1 else None
+    first, second = (
+        {
+            seed: sign * value
+            for seed, value in enumerate(values(study, comparison.task, method))
+            if value is not None
+        }
+        for method in (comparison.first, comparison.second)
+    )
+    found = paired_difference(first, second)
+    return found if found is not None and found.interval is not None else None
 
 
 def verdict(study: Study, claim: Claim) -> str | None:
     """By the rules of the protocol; None while a run of it is missing."""
     gains = [gain(study, comparison) for comparison in claim.comparisons]
-    if any(found is None or found.pairs < len(SEEDS) for found in gains):
+    if any(found is None or len(found.seeds) < len(SEEDS) for found in gains):
         return None
     known = [found for found in gains if found is not None]
     if claim.equal:
@@ -208,7 +208,7 @@ def verdict(study: Study, claim: Claim) -> str | None:
     return UNTOLD
 
 
-def _as_good(study: Study, claim: Claim, gains: Sequence[Paired]) -> str:
+def _as_good(study: Study, claim: Claim, gains: Sequence[Difference]) -> str:
     behind = sum(found.clear and found.mean < 0 for found in gains)
     if 2 * behind > len(gains):
         return NOT_SEEN
@@ -234,7 +234,7 @@ def spread_of_switch(study: Study, task: str) -> float | None:
             return None
         means.append(fmean(value for value in found if value is not None))
     reach = gain(study, Comparison(task, ("dense", "dense"), ("asp", "1:4")))
-    if reach is None or reach.pairs < len(SEEDS):
+    if reach is None or len(reach.seeds) < len(SEEDS):
         return None
     return (max(means) - min(means)) / abs(reach.mean)
 

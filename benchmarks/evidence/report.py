@@ -32,6 +32,7 @@ from benchmarks.evidence.grid import (
 from benchmarks.evidence.pictures import draw_recipes, draw_switch, known
 from benchmarks.evidence.results import ROOT, Study
 from benchmarks.evidence.tasks import TASKS, Task
+from step_cli.commands.compare.statistics import Difference
 
 DOCS = ROOT / "docs"
 MISSING = "not measured yet"
@@ -108,8 +109,14 @@ def _said(study: Study, claim: Claim, comparison: Comparison) -> str:
     if found is None:
         return f"{comparison.task} {pattern}: {MISSING}"
     task = TASKS[comparison.task]
-    number = f"{signed(task, found.mean)} ± {size(task, found.half)}"
+    number = f"{signed(task, found.mean)} ± {size(task, half(found))}"
     return f"{comparison.task} {pattern} {f'**{number}**' if found.clear else number}"
+
+
+def half(found: Difference) -> float:
+    """How far its interval reaches to each side."""
+    assert found.interval is not None
+    return (found.interval[1] - found.interval[0]) / 2
 
 
 def signed(task: Task, gained: float) -> str:
@@ -154,7 +161,7 @@ def _method_row(study: Study, task: Task, method: Method, pattern: str) -> str:
     to_dense = gain(study, Comparison(task.name, (method.label, pattern), dense))
     gained = ""
     if to_dense is not None and (method.label, pattern) != dense:
-        gained = f"{signed(task, to_dense.mean)} ± {size(task, to_dense.half)}"
+        gained = f"{signed(task, to_dense.mean)} ± {size(task, half(to_dense))}"
     switches = _switches(study, task, method.label, pattern)
     return (
         f"{head} {shown(task, fmean(found))} | {spread} | {gained} | {len(found)} | "

@@ -9,6 +9,7 @@ from step_cli.commands.compare.statistics import mean, paired_difference, sd
 from step_cli.reports import ComparedPair, ComparedRow, CompareReport, FailedRun
 
 ACCURACY, LOSS = "eval_accuracy", "eval_loss"
+PERPLEXITY = "eval_perplexity"  # of a model that predicts tokens
 
 
 def report_on(outcomes: Sequence[Outcome], run_dir: str) -> CompareReport:
@@ -34,10 +35,10 @@ def report_on(outcomes: Sequence[Outcome], run_dir: str) -> CompareReport:
 
 
 def metric_of(outcomes: Sequence[Outcome]) -> str:
-    """Accuracy where every run that counts has one, else the loss."""
-    counted = [outcome for outcome in outcomes if outcome.reason is None]
-    every = bool(counted) and all(ACCURACY in outcome.metrics for outcome in counted)
-    return ACCURACY if every else LOSS
+    """Accuracy of a model that predicts classes; else, of tokens too, the loss."""
+    counted = [outcome.metrics for outcome in outcomes if outcome.reason is None]
+    classes = all(ACCURACY in m and PERPLEXITY not in m for m in counted)
+    return ACCURACY if counted and classes else LOSS
 
 
 def _mean(group: Sequence[Outcome], metric: str) -> float | None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scipy.stats import ttest_rel
 
 from benchmarks.evidence.claims import (
     NOT_SEEN,
@@ -27,7 +26,6 @@ from benchmarks.evidence.grid import (
     switched_at,
     tuning_runs,
 )
-from benchmarks.evidence.paired import paired
 from benchmarks.evidence.report import page
 from benchmarks.evidence.results import Study
 from benchmarks.evidence.tasks import TASKS
@@ -83,15 +81,6 @@ def around(mean: float, noise: tuple[float, ...] = NOISE) -> list[float]:
     return [mean + more for more in noise]
 
 
-def test_the_interval_is_that_of_a_paired_t_test() -> None:
-    first, second = (0.91, 0.93, 0.92, 0.95), (0.90, 0.90, 0.91, 0.91)
-    found = paired(list(zip(first, second, strict=True)))
-    low, high = ttest_rel(first, second).confidence_interval(0.95)
-    assert found.mean - found.half == pytest.approx(low)
-    assert found.mean + found.half == pytest.approx(high)
-    assert found.clear == (low > 0)
-
-
 def test_a_claim_is_seen_only_where_it_is_clear_and_never_against_it(
     study: Study, write: Write
 ) -> None:
@@ -127,7 +116,7 @@ def test_a_missing_run_gives_no_verdict(study: Study, write: Write) -> None:
     assert verdict(study, claim("glosses")) is None
     found = gain(study, claim("glosses").comparisons[0])
     assert found is not None
-    assert found.pairs == 2
+    assert found.seeds == (0, 1)
 
 
 def test_as_good_is_within_a_tenth_of_what_asp_loses(
@@ -174,7 +163,7 @@ def test_results_of_another_configuration_do_not_count(
 def test_the_best_learning_rate_is_taken_once_all_are_there(study: Study) -> None:
     task = TASKS["text"]
     runs = [run for run in tuning_runs([task]) if run.label == "sr-ste"]
-    for run, loss in zip(runs, (2.0, 1.5, 1.9), strict=True):
+    for run, loss in zip(runs, (2.0, 1.5, 1.9, 1.8), strict=True):
         assert study.rate(task, "sr-ste") is None
         study.write(run, result(run, loss))
     assert study.rate(task, "sr-ste") == task.rates[1]

@@ -300,6 +300,19 @@ def test_the_loss_is_compared_where_there_is_no_accuracy() -> None:
     assert report_on(with_accuracy, ".").metric == "eval_loss"
 
 
+def test_models_that_predict_tokens_are_compared_by_their_loss() -> None:
+    from step_cli.commands.compare.outcome import Outcome
+    from step_cli.commands.compare.report import report_on
+    from step_cli.commands.compare.runs import Run
+
+    config: Any = None
+    run = Run("ste", "2:4", 0, config)
+    classes = {"eval_loss": 1.0, "eval_accuracy": 0.5}
+    assert report_on([Outcome(run, classes)], ".").metric == "eval_accuracy"
+    tokens = classes | {"eval_perplexity": 2.7}
+    assert report_on([Outcome(run, tokens)], ".").metric == "eval_loss"
+
+
 # -------------------------------------------------------------------- runs that fail
 
 
