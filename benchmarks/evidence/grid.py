@@ -185,6 +185,15 @@ def runs_that_count(tasks: list[Task], seeds: tuple[int, ...] = SEEDS) -> Iterat
                         yield Run(task, method.label, pattern, seed, sets, tuned)
 
 
+def quick_runs(tasks: list[Task]) -> Iterator[Run]:
+    """Each method of each task once."""
+    seen = set()
+    for run in runs_that_count(tasks, SEEDS[:1]):
+        if (run.task, run.label) not in seen:
+            seen.add((run.task, run.label))
+            yield run
+
+
 def all_tasks() -> list[Task]:
     """Every task, in order."""
     return list(TASKS.values())

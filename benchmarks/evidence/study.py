@@ -7,8 +7,8 @@
 Each training is `step-cli train` in a process of its own. Its result is one file under
 benchmarks/results/evidence/; a run whose file is there is not made again, so a study
 that was stopped, or killed, goes on where it was. `--plan` prints what is missing and
-about how long it takes, and runs nothing. `--quick` runs every method once, for a few
-steps, into a temporary directory: it shows that the study works and measures nothing.
+about how long it takes, and runs nothing. `--quick` runs every method of every task,
+for a few steps, and keeps nothing: it shows that the study works and measures nothing.
 
 Some tasks need packages beside those of `step-cli[all]`: see README.md. `--task` leaves
 the others out.
@@ -23,8 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -34,6 +34,7 @@ from benchmarks.evidence.grid import (
     Run,
     all_tasks,
     check_runs,
+    quick_runs,
     runs_that_count,
     tuning_runs,
 )
@@ -43,7 +44,7 @@ from benchmarks.evidence.tasks import TASKS, Task
 DATA = ROOT / "runs" / "evidence-data"
 LIBRARIES = ("step-cli", "torch", "numpy", "transformers")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-QUICK = ("train.steps=24", "train.warmup_steps=2", "train.eval_every=24")
+QUICK = ("train.steps=12", "train.warmup_steps=2", "train.eval_every=12")
 
 
 @dataclass(frozen=True)
@@ -78,60 +79,73 @@ def main() -> None:
     if options.plan:
         print(outlook(Study(), tasks, options.jobs))
         return
+    data = options.data.resolve()
+    ready = [task for task in tasks if prepare(task, data)]
     with tempfile.TemporaryDirectory(prefix="evidence-") as scratch:
         study = Study(Path(scratch) / "results") if options.quick else Study()
-        data = options.data.resolve()
         bench = Bench(study, data, Path(scratch), quick=options.quick)
-        for task in tasks:
-            prepare(task, data)
-        seeds = {"seeds": (0,)} if options.quick else {}
-        failed = make(bench, list(tuning_runs(tasks)), options.jobs)
-        if options.check:
-            failed += make(bench, list(check_runs(tasks)), options.jobs)
-        elif not options.tune:
-            failed += make(bench, list(runs_that_count(tasks, **seeds)), options.jobs)
+        failed = []
+        for runs in stages(ready, options):
+            failed += make(bench, runs, options.jobs)
     for run, said in failed:
         print(f"{run.task} {run.name}: {said}", file=sys.stderr)
-    raise SystemExit(bool(failed))
+    raise SystemExit(bool(failed) or len(ready) < len(tasks))
 
 
-def prepare(task: Task, data: Path) -> None:
-    """Make the data of a task, once."""
+def stages(tasks: list[Task], options: argparse.Namespace) -> Iterator[list[Run]]:
+    """The runs that are asked for; each list needs the results of those before it."""
+    if options.quick:
+        yield list(quick_runs(tasks))
+        return
+    yield list(tuning_runs(tasks))
+    if options.check:
+        yield list(check_runs(tasks))
+    elif not options.tune:
+        yield list(runs_that_count(tasks))
+
+
+def prepare(task: Task, data: Path) -> bool:
+    """Make the data of a task, once; False where a package for them is missing."""
     ready = data / f"{task.name}.ready"
     if ready.exists():
-        return
+        return True
     data.mkdir(parents=True, exist_ok=True)
     print(f"{task.name}: data", flush=True)
     module, out = f"benchmarks.evidence.{task.name}.data", data / task.name
     words = [sys.executable, "-m", module, str(out)]
-    subprocess.run(words, check=True, cwd=ROOT, env={**os.environ, **ONE_THREAD})
+    done = subprocess.run(words, cwd=ROOT, env={**os.environ, **ONE_THREAD})
+    if done.returncode:
+        print(f"{task.name}: left out, as its data could not be made", file=sys.stderr)
+        return False
     ready.touch()
+    return True
 
 
 def make(bench: Bench, runs: Sequence[Run], jobs: int) -> list[tuple[Run, str]]:
     """Make the runs that have no result yet; returns those that failed, and why."""
     todo = bench.study.missing(iter(runs))
-    failed: list[tuple[Run, str]] = []
-    started, at_work = 0, dict[Future[None], Run]()
     with ThreadPoolExecutor(jobs) as pool:
+        numbered = enumerate(todo, start=1)
+        tries = [
+            pool.submit(attempt, bench, run, f"[{number}/{len(todo)}]")
+            for number, run in numbered
+        ]
         try:
-            while started < len(todo) or at_work:
-                while started < len(todo) and len(at_work) < jobs:
-                    run = todo[started]
-                    started += 1
-                    print(f"[{started}/{len(todo)}] {run.task} {run.name}", flush=True)
-                    at_work[pool.submit(make_one, bench, run)] = run
-                done, _ = wait(at_work, return_when=FIRST_COMPLETED)
-                for future in done:
-                    run = at_work.pop(future)
-                    if isinstance(future.exception(), RunError):
-                        failed.append((run, str(future.exception())))
-                    else:
-                        future.result()
+            said = [each.result() for each in tries]
         except BaseException:
-            started = len(todo)
+            pool.shutdown(cancel_futures=True)
             raise
-    return failed
+    return [(run, why) for run, why in zip(todo, said, strict=True) if why is not None]
+
+
+def attempt(bench: Bench, run: Run, number: str) -> str | None:
+    """Make one run; why it failed, if it did."""
+    print(f"{number} {run.task} {run.name}", flush=True)
+    try:
+        make_one(bench, run)
+    except RunError as error:
+        return str(error)
+    return None
 
 
 class RunError(Exception):
@@ -179,7 +193,10 @@ def settings(bench: Bench, run: Run) -> list[str]:
     sets = [*run.sets]
     if run.pattern != "dense":
         sets.append(f"sparsity.pattern={run.pattern}")
-    rate = run.rate or bench.study.rate(TASKS[run.task], run.tuned)
+    task = TASKS[run.task]
+    rate = run.rate or bench.study.rate(task, run.tuned)
+    if bench.quick:
+        rate = task.rates[0]
     if rate is None:
         raise RunError(f"the learning rate of {run.tuned} is not tuned")
     return [*sets, f"train.lr={rate}"]
