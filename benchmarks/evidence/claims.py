@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from benchmarks.evidence.grid import FRACTIONS, SEEDS, Run, switched_at
+from benchmarks.evidence.grid import BY_SWITCH, SEEDS, Run
 from benchmarks.evidence.results import Study
 from benchmarks.evidence.tasks import TASKS
 from step_cli.commands.compare.statistics import Difference, paired_difference
@@ -223,13 +223,13 @@ def _as_good(study: Study, claim: Claim, gains: Sequence[Difference]) -> str:
 
 
 def spread_of_switch(study: Study, task: str) -> float | None:
-    """How far apart STEP's means at the five switch points lie.
+    """How far apart STEP's means at the switch points lie.
 
     As a share of what dense gains over ASP at 1:4; None while a run is missing.
     """
     means = []
-    for fraction in FRACTIONS:
-        found = values(study, task, (switched_at(fraction), "1:4"))
+    for label in BY_SWITCH:
+        found = values(study, task, (label, "1:4"))
         if None in found:
             return None
         means.append(fmean(value for value in found if value is not None))

@@ -15,8 +15,8 @@ TUNING_SEED = 50
 CHECK_SEEDS = (100, 101)
 PATTERNS = ("2:4", "1:4", "1:8")
 RECIPES = ("asp", "ste", "sr-ste", "step")
-FRACTIONS = (0.1, 0.2, 0.4, 0.6, 0.8)  # of the steps, where STEP switches: Figure 7
-SGD_RATES = (0.1, 0.03, 0.3)
+FRACTIONS = (0.1, 0.2, 0.8)  # of the steps, where STEP switches beside its default
+SGD_RATES = (0.1, 0.03, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,10 @@ def recipe(name: str, *more: str) -> tuple[str, ...]:
 def switched_at(fraction: float) -> str:
     """The label of STEP that switches after this fraction of the steps."""
     return f"step-at-{100 * fraction:.0f}"
+
+
+# By the switch point: the default's is `t_max`, 50 %, if its criterion does not fire.
+BY_SWITCH = (switched_at(0.1), switched_at(0.2), "step", switched_at(0.8))
 
 
 DENSE = Method("dense", recipe("dense"), ("dense",))

@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.evidence.claims import values
-from benchmarks.evidence.grid import FRACTIONS, PATTERNS, RECIPES, Run, switched_at
+from benchmarks.evidence.grid import BY_SWITCH, PATTERNS, RECIPES, SEEDS, Run
 from benchmarks.evidence.results import Study
 from benchmarks.evidence.tasks import Task
 from step_cli.plots.drawing import (
@@ -53,9 +53,9 @@ def draw_switch(study: Study, tasks: Sequence[Task], path: Path) -> None:
         figure, axes = _panels(plt, tasks)
         for number, (axis, task) in enumerate(zip(axes, tasks, strict=True)):
             points = [
-                (100 * fraction, found)
-                for fraction in FRACTIONS
-                if (found := known(study, task, switched_at(fraction), "1:4"))
+                (100 * switch_share(study, task, label), found)
+                for label in BY_SWITCH
+                if (found := known(study, task, label, "1:4"))
             ]
             _errors(axis, points, "STEP 1:4", BLUE, "o")
             _dense_line(axis, study, task)
@@ -70,6 +70,13 @@ def known(study: Study, task: Task, label: str, pattern: str) -> list[float]:
     """The metric of each seed that has a result."""
     found = values(study, task.name, (label, pattern))
     return [value for value in found if value is not None]
+
+
+def switch_share(study: Study, task: Task, label: str) -> float:
+    """After which share of its steps a method at 1:4 switched, mean over the seeds."""
+    runs = (Run(task.name, label, "1:4", seed) for seed in SEEDS)
+    results = [result for run in runs if (result := study.result(run))]
+    return fmean(r["switch"]["step"] / r["curve"][-1]["step"] for r in results)
 
 
 def _panels(plt: Any, tasks: Sequence[Task]) -> tuple[Any, list[Any]]:

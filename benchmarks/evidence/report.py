@@ -18,8 +18,8 @@ from benchmarks.evidence.claims import (
     verdict,
 )
 from benchmarks.evidence.grid import (
+    BY_SWITCH,
     CORE,
-    FRACTIONS,
     MORE,
     SEEDS,
     SWITCH,
@@ -27,7 +27,6 @@ from benchmarks.evidence.grid import (
     Run,
     all_tasks,
     runs_that_count,
-    switched_at,
 )
 from benchmarks.evidence.pictures import draw_recipes, draw_switch, known
 from benchmarks.evidence.results import ROOT, Study
@@ -180,14 +179,9 @@ def _switches(study: Study, task: Task, label: str, pattern: str) -> str:
 
 def switch_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
     """STEP at 1:4 by its switch point."""
-    names = [f"{100 * fraction:.0f} %" for fraction in FRACTIONS]
-    yield f"| task | dense | {' | '.join(names)} | autoswitch | autoswitch-relative |"
-    yield "|---|" + "---:|" * (len(names) + 3)
-    labels = (
-        *(switched_at(fraction) for fraction in FRACTIONS),
-        "step",
-        "step-relative",
-    )
+    labels = (*BY_SWITCH, "step-relative")
+    yield f"| task | dense | {' | '.join(labels)} |"
+    yield "|---|" + "---:|" * (len(labels) + 1)
     for task in tasks:
         cells = [_mean(study, task, "dense", "dense")]
         cells += [_mean(study, task, label, "1:4") for label in labels]

@@ -85,7 +85,7 @@ TASKS = {
             "text",
             "eval_loss",
             False,
-            (3e-3, 1e-3, 6e-3, 1.2e-2),
+            (3e-3, 1e-3, 6e-3, 1.2e-2, 2.4e-2),
             (("data.source", "stdlib"),),
         ),
         Task(
