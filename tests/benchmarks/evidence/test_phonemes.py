@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-TASK = Path(__file__).parents[2] / "benchmarks" / "evidence" / "phonemes"
+TASK = Path(__file__).parents[3] / "benchmarks" / "evidence" / "phonemes"
 data = runpy.run_path(str(TASK / "data.py"))
 score = runpy.run_path(str(TASK / "score.py"))
 model = runpy.run_path(str(TASK / "model.py"))
