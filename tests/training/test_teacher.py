@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import step_cli
-from step_cli.config.train import RECIPE_NAMES, TrainConfig
+from step_cli.config.train import TrainConfig
+from step_cli.config.types import RECIPE_NAMES
 from step_cli.data.batch import Dataset, TensorSplit
 from step_cli.data.load import load_data
 from step_cli.data.order import batch_at
