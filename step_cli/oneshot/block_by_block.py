@@ -24,11 +24,36 @@ from step_cli.oneshot.blocks import (
     find_block_lists,
     record_calls,
 )
-from step_cli.oneshot.inputs import S, TargetLayer, collect_statistics, input_hooks
+from step_cli.oneshot.inputs import (
+    Pass,
+    S,
+    TargetLayer,
+    collect_statistics,
+    input_hooks,
+)
 
 log = logging.getLogger(__name__)
 
 Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that are pruned together, and what runs them.
+
+    Attributes:
+        layers: In the order in which the model first runs them.
+        passes: Each runs one batch.
+        block: What the passes run, and return the output of; None: all of the model.
+    """
+
+    layers: Sequence[TargetLayer]
+    passes: Sequence[Pass]
+    block: nn.Module | None = None
+
+
+def _prune_only(group: Group, prune: Callable[[], None]) -> None:
+    prune()
 
 
 @dataclass(frozen=True)
@@ -38,16 +63,22 @@ class Calibration(Generic[S]):
     Attributes:
         model: In evaluation mode.
         batches: Arguments of its ``forward``; at least one.
-        new_statistics: Makes empty statistics of a layer's inputs.
+        new_statistics: Makes empty statistics of a layer's inputs; None: they are not
+            needed, and ``prune`` gets None.
         prune: Prunes a layer by them; its module computes with the result from then on.
         folder: Where activations are stored; None: where temporary files go.
+        around: Called with each group and what prunes it, which it has to call.
+        unseen: Called with layers that the model does not run as modules; None: such
+            layers are refused.
     """
 
     model: nn.Module
     batches: Sequence[Batch]
-    new_statistics: Callable[[], S]
-    prune: Callable[[TargetLayer, S], None]
+    new_statistics: Callable[[], S] | None
+    prune: Callable[[TargetLayer, S | None], None]
     folder: Path | None = None
+    around: Callable[[Group, Callable[[], None]], None] = _prune_only
+    unseen: Callable[[TargetLayer], None] | None = None
 
 
 def prune_in_order(calibration: Calibration[S], layers: Sequence[TargetLayer]) -> None:
@@ -86,13 +117,14 @@ def _order(
     note = {layer: partial(_note, seen, layer) for layer in layers}
     with input_hooks(note):
         run_model(calibration.model, first)
-    missing = [layer for layer in layers if layer not in seen]
-    if missing:
-        raise InputError(
-            "its inputs cannot be observed, as the model does not run it as a module "
-            "of its own; --exclude it, or use --method magnitude",
-            tensor=missing[0].name,
-        )
+    for missing in (layer for layer in layers if layer not in seen):
+        if calibration.unseen is None:
+            raise InputError(
+                "its inputs cannot be observed, as the model does not run it as a "
+                "module of its own; --exclude it, or use --method magnitude",
+                tensor=missing.name,
+            )
+        calibration.unseen(missing)
     return list(seen)
 
 
@@ -157,7 +189,7 @@ def _prune_blocks(
                 log.info(
                     "block %d of %d: %d layers", number + 1, len(blocks), len(inside)
                 )
-                _prune_group(calibration, inside, passes)
+                _prune_group(calibration, Group(inside, passes, block))
             if number + 1 < len(blocks):
                 for run in passes:
                     inputs.add(run())
@@ -203,7 +235,7 @@ def _prune_by_parent(
             partial(_as_far_as, calibration.model, batch, members)
             for batch in calibration.batches
         ]
-        _prune_group(calibration, members, passes)
+        _prune_group(calibration, Group(members, passes))
 
 
 def _as_far_as(model: nn.Module, batch: Batch, layers: Sequence[TargetLayer]) -> None:
@@ -222,13 +254,19 @@ def _as_far_as(model: nn.Module, batch: Batch, layers: Sequence[TargetLayer]) ->
         pass
 
 
-def _prune_group(
-    calibration: Calibration[S],
-    layers: Sequence[TargetLayer],
-    passes: Sequence[Callable[[], object]],
-) -> None:
-    statistics = collect_statistics(layers, calibration.new_statistics, passes)
-    for layer in layers:
+def _prune_group(calibration: Calibration[S], group: Group) -> None:
+    calibration.around(group, partial(_prune_layers, calibration, group))
+
+
+def _prune_layers(calibration: Calibration[S], group: Group) -> None:
+    if calibration.new_statistics is None:
+        for layer in group.layers:
+            calibration.prune(layer, None)
+        return
+    statistics = collect_statistics(
+        group.layers, calibration.new_statistics, group.passes
+    )
+    for layer in group.layers:
         found = statistics[layer.name]
         if found.unused == found.inputs:
             raise InputError(

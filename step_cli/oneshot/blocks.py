@@ -32,8 +32,11 @@ class Call:
     slot: Key
 
     def run(self, block: nn.Module, main: Tensor) -> Tensor:
-        """Call a block with these arguments; the first tensor it returns."""
-        args, kwargs = list(self.args), dict(self.kwargs)
+        """Call a block with these arguments; the first tensor it returns.
+
+        The block gets a copy of ``main``, as it may work in place.
+        """
+        args, kwargs, main = list(self.args), dict(self.kwargs), main.clone()
         if isinstance(self.slot, int):
             args[self.slot] = main
         else:

@@ -1,6 +1,6 @@
 """Statistics of the inputs of a model's layers, collected by hooks."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -13,12 +13,18 @@ from step_cli.oneshot.layer_matrix import LayerMatrix
 
 ROWS = 1 << 24  # numbers of a layer's rows that are looked at together
 
+Pass = Callable[[], Any]  # runs a model, or a part of it, on one batch
 
-class InputStatistics(Protocol):
-    """What a pruning method needs to know of the inputs of a layer."""
+
+class Counts(Protocol):
+    """Whatever counts in what a layer multiplies."""
 
     def add(self, rows: Tensor) -> None:
         """Count in what the layer multiplies, ``[parts, rows, columns]``."""
+
+
+class InputStatistics(Counts, Protocol):
+    """What a pruning method needs to know of the inputs of a layer."""
 
     @property
     def unused(self) -> int:
@@ -43,7 +49,7 @@ class TargetLayer:
 def collect_statistics(
     layers: Iterable[TargetLayer],
     new_statistics: Callable[[], S],
-    passes: Iterable[Callable[[], object]],
+    passes: Iterable[Pass],
 ) -> dict[str, S]:
     """Run ``passes`` and collect statistics of what each layer is called with.
 
@@ -62,15 +68,30 @@ def collect_statistics(
     layers, passes = list(layers), list(passes)
     first = _first_with_same_inputs(layers, passes[0])
     found = {layer.name: new_statistics() for layer in set(first.values())}
-    add = {layer: _adder(layer, found[layer.name]) for layer in set(first.values())}
+    add = {layer: adder(layer, found[layer.name]) for layer in set(first.values())}
     with input_hooks(add):
         for run in passes:
             run()
     return {name: found[layer.name] for name, layer in first.items()}
 
 
+def layers_by_input(
+    layers: Sequence[TargetLayer], run: Pass
+) -> list[list[TargetLayer]]:
+    """Put layers together that are always called with one and the same tensor.
+
+    Layers that are not called are left out.
+    """
+    found: dict[TargetLayer, list[TargetLayer]] = {}
+    first = _first_with_same_inputs(layers, run)
+    for layer in layers:
+        if layer.name in first:
+            found.setdefault(first[layer.name], []).append(layer)
+    return list(found.values())
+
+
 def _first_with_same_inputs(
-    layers: list[TargetLayer], run: Callable[[], object]
+    layers: Sequence[TargetLayer], run: Pass
 ) -> dict[str, TargetLayer]:
     """By name of each layer that is called: the first with the same inputs."""
     seen: dict[TargetLayer, list[Tensor]] = {layer: [] for layer in layers}
@@ -86,7 +107,12 @@ def _first_with_same_inputs(
     return by_name
 
 
-def _adder(layer: TargetLayer, statistics: InputStatistics) -> Callable[[Tensor], None]:
+def adder(layer: TargetLayer, statistics: Counts) -> Callable[[Tensor], None]:
+    """What turns an input of a layer into rows and counts them in.
+
+    Raises:
+        NonFiniteError: An input is NaN or infinite.
+    """
     view = LayerMatrix(layer.module)
 
     def add(x: Tensor) -> None:

@@ -1,6 +1,6 @@
-"""Wanda and SparseGPT in `prune`: all layers first, in the order of the model."""
+"""What `prune` does with samples: all layers first, in the order of the model."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from step_cli.commands.prune.methods import CALIBRATED, Fit, Method, one_by_one
+from step_cli.commands.prune.stored_model import StoredModel
 from step_cli.commands.prune.tensors import (
     LayerToPrune,
     only_modules_that_stay_dense,
@@ -23,24 +25,37 @@ from step_cli.errors import (
     naming,
 )
 from step_cli.formats.checkpoint import Checkpoint
+from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.huggingface.model import is_hugging_face
-from step_cli.formats.pytorch.arrays import mapped_tensor, to_array
-from step_cli.models.runnable import RunnableModel, open_model
+from step_cli.formats.pytorch.arrays import to_array
+from step_cli.models.runnable import open_model
 from step_cli.models.source import model_source
 from step_cli.nm.groups import Mask
 from step_cli.nm.prune import OneShot, Pruned
 from step_cli.nm.weight_rule import SkipReason
-from step_cli.oneshot.block_by_block import Calibration, prune_in_order
+from step_cli.oneshot.batch_norm import STATISTICS, batch_norms, recalibrate
+from step_cli.oneshot.block_by_block import Batch, Calibration, prune_in_order
 from step_cli.oneshot.inputs import TargetLayer
 from step_cli.oneshot.layer_matrix import LayerMatrix
-from step_cli.oneshot.samples import read_batches
+from step_cli.oneshot.output_errors import Errors
+from step_cli.oneshot.refit import FittedBlock, Refit
+from step_cli.oneshot.samples import divided, evened, read_batches
 from step_cli.oneshot.sparsegpt import InputHessian, sparsegpt_weight
 from step_cli.oneshot.transposable import transposable_keep
 from step_cli.oneshot.wanda import InputNorms, wanda_keep
 from step_cli.optim.module_kinds import stays_dense
+from step_cli.reports import RefittedBlock
 
 Array = npt.NDArray[Any]
+
+STATISTICS_OF: dict[str, Callable[[], Any]] = {
+    "wanda": InputNorms,
+    "sparsegpt": InputHessian,
+}
+NO_LAYER = "it is no weight of a linear layer or a convolution of the model"
+BATCHES = 32  # about so many are made of the samples, for a refit
+NOT_RUN = "the model does not run it as a module of its own"
 
 
 def calibrated(
@@ -66,13 +81,10 @@ def calibrated(
         most=config.calibration_samples,
         tokenizer=directory,
     )
-    done = Calibrated(
-        config.method == "sparsegpt", config.transposable, ArraysOnDisk(folder)
-    )
-    make: Callable[[], Any] = InputHessian if done.sparsegpt else InputNorms
-    work = Calibration(runnable.model, batches, make, done.prune, folder)
+    stored = StoredModel(runnable, checkpoint, ArraysOnDisk(folder))
+    done = Calibrated(config, stored)
     try:
-        prune_in_order(work, done.watch(runnable, layers, config.include))
+        done.run(layers, batches, folder)
     except BaseException:
         done.close()
         raise
@@ -84,41 +96,78 @@ class Calibrated:
     """Layers that are pruned already, their new weights put aside.
 
     Attributes:
-        sparsegpt: Whether by SparseGPT, else by Wanda.
-        transposable: Whether the pattern is to hold along the outputs as well.
-        arrays: Where the new weights are.
-        results: The new weight of each tensor, by name.
-        layers: By the name of the weight in the model.
+        config: The options.
+        stored: The model, and what is put aside.
         done: What was done to each tensor, by name.
         left: Why weights of other modules are left out, by the name of the tensor.
+        fit: What was fitted to the samples.
+        not_fitted: Why a pruned tensor cannot be fitted, by its name.
     """
 
-    sparsegpt: bool
-    transposable: bool
-    arrays: ArraysOnDisk
-    results: dict[str, Array] = field(default_factory=dict)
-    layers: dict[str, LayerToPrune] = field(default_factory=dict)
+    config: PruneConfig
+    stored: StoredModel
     done: dict[str, Pruned] = field(default_factory=dict)
     left: dict[str, SkipReason] = field(default_factory=dict)
+    fit: Fit | None = None
+    not_fitted: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        calibrated = self.config.method in CALIBRATED
+        self._plain: Method | None = None if calibrated else one_by_one(self.config)
+
+    def run(
+        self, layers: list[LayerToPrune], batches: Sequence[Batch], folder: Path | None
+    ) -> None:
+        """Prune all layers, fit what they keep, and measure batch norms anew.
+
+        Raises:
+            StepError: As `calibrated`.
+        """
+        config, model = self.config, self.stored.runnable.model
+        norms = self._batch_norms() if config.recalibrate_bn else []
+        refit = None
+        parts: Sequence[Batch] = batches
+        if config.refit != "none":
+            parts = divided(batches, BATCHES)
+            if len(parts) < 2:
+                raise InputError(
+                    "holds a single sample; --refit holds one of several out",
+                    file=config.calibration,
+                )
+            refit = Refit(config.refit, model, self.stored, config.seed, folder)
+        make = STATISTICS_OF.get(config.method)
+        around = {} if refit is None else {"around": refit}
+        unseen = None if self._plain is None else self._not_run
+        work = Calibration(
+            model, parts, make, self.prune, folder, unseen=unseen, **around
+        )
+        prune_in_order(work, self.watch(layers, config.include))
+        measured = recalibrate(model, evened(batches)) if norms else []
+        for norm in measured:
+            for name in STATISTICS:
+                self.stored.store_buffer(norm, name)
+        names = [self.stored.name_of(norm) for norm in measured]
+        self.fit = Fit(
+            self._layer_fields(refit),
+            [_block_row(block) for block in refit.blocks] if refit else [],
+            names if config.recalibrate_bn else None,
+        )
 
     def watch(
-        self,
-        runnable: RunnableModel,
-        layers: list[LayerToPrune],
-        named: Collection[str] = (),
+        self, layers: list[LayerToPrune], named: Collection[str] = ()
     ) -> list[TargetLayer]:
-        """The module of each layer.
+        """The module of each layer; layers of other modules are pruned now, or left.
 
         Args:
-            runnable: The model.
             layers: What is to be pruned.
             named: Tensors that the user has asked for by name.
 
         Raises:
-            InputError: A layer is no weight of a module that can be observed.
+            InputError: A layer is no weight of a module that can be observed, and the
+                method has to observe it.
             NothingSelectedError: All are weights of modules that stay dense.
         """
-        watched = []
+        watched, runnable = [], self.stored.runnable
         for layer in layers:
             name = layer.tensor.name
             if layer.tensor.tied_to is not None:
@@ -130,40 +179,100 @@ class Calibrated:
             if reason is not None and name not in named:
                 self.left[name] = reason
                 continue
-            if parameter != "weight" or not LayerMatrix.fits(module):
+            fits = parameter == "weight" and LayerMatrix.fits(module)
+            if not fits and self._plain is None:
                 raise InputError(
                     "is no weight of a linear layer or a convolution of the model; "
                     "--exclude it, or use --method magnitude",
                     tensor=name,
                 )
-            watched.append(TargetLayer(place, module))
-            self.layers[place] = layer
-        if not watched:
+            self.stored.layers[place or name] = layer
+            if fits:
+                watched.append(TargetLayer(place, module))
+            else:
+                self.not_fitted[name] = NO_LAYER
+                self.stored.put_other_kind(layer, place, self._by_rule(layer))
+        if not watched and not self.not_fitted:
             raise NothingSelectedError(only_modules_that_stay_dense(self.left))
         return watched
 
     def prune(self, watched: TargetLayer, seen: Any) -> None:
         """Prune one layer, and have its module compute with the result."""
-        layer, view = self.layers[watched.name], LayerMatrix(watched.module)
-        stored = mapped_tensor(layer.tensor.data().array)
+        layer, view = self.stored.layers[watched.name], LayerMatrix(watched.module)
         with naming(tensor=layer.tensor.name):
-            if self.sparsegpt:
-                new = self._updated(layer, stored, view, seen)
+            if self.config.method == "sparsegpt":
+                new = self._updated(layer, self.stored.dense(watched), view, seen)
+            elif self.config.method == "wanda":
+                new = self._masked(layer, self.stored.dense(watched), view, seen)
             else:
-                new = self._masked(layer, stored, view, seen)
-        self.results[layer.tensor.name] = aside = self.arrays.add(new)
-        parameter = nn.Parameter(mapped_tensor(aside), requires_grad=False)
-        watched.module.weight = parameter
+                new = self._by_rule(layer)
+        self.stored.put(watched, new)
+
+    def _not_run(self, watched: TargetLayer) -> None:
+        layer = self.stored.layers[watched.name]
+        self.not_fitted[layer.tensor.name] = NOT_RUN
+        self.prune(watched, None)
 
     def blocks(self, layer: LayerToPrune) -> Iterator[Array]:
         """See `Method`."""
-        new = self.results[layer.tensor.name]
+        new = self.stored.weights[layer.tensor.name]
         order = place_of(layer.tensor).order
         yield np.ascontiguousarray(new if order is None else new.transpose(order))
 
+    @property
+    def changes(self) -> list[Change]:
+        """See `Method`."""
+        return self.stored.changes
+
     def close(self) -> None:
         """See `Method`."""
-        self.arrays.close()
+        self.stored.arrays.close()
+
+    def _batch_norms(self) -> list[nn.Module]:
+        """Those whose statistics can be stored.
+
+        Raises:
+            NothingSelectedError: There are none.
+        """
+        norms = batch_norms(self.stored.runnable.model)
+        for norm in norms:
+            if not self.stored.stores(norm, STATISTICS):
+                raise InputError(
+                    "--recalibrate-bn: its running statistics are not stored in the "
+                    "checkpoint, or shared with other tensors",
+                    tensor=self.stored.name_of(norm),
+                )
+        if not norms:
+            raise NothingSelectedError(
+                "--recalibrate-bn: the model has no batch norm with running "
+                "statistics; leave the option out"
+            )
+        return norms
+
+    def _layer_fields(self, refit: Refit | None) -> dict[str, dict[str, Any]]:
+        if refit is None:
+            return {}
+        found: dict[str, dict[str, Any]] = {
+            name: {"not_refitted": reason} for name, reason in self.not_fitted.items()
+        }
+        for place, layer in self.stored.layers.items():
+            errors = refit.errors.get(place)
+            if errors is not None:
+                found[layer.tensor.name] = _error_fields(errors)
+            elif place in refit.reasons:
+                found[layer.tensor.name] = {"not_refitted": refit.reasons[place]}
+        return found
+
+    def _by_rule(self, layer: LayerToPrune) -> Array:
+        """Pruned as without samples; the axes in their order."""
+        assert self._plain is not None
+        tensor, order = layer.tensor, place_of(layer.tensor).order
+        blocks = [block.copy().reshape(-1) for block in self._plain.blocks(layer)]
+        self.done[tensor.name] = self._plain.done[tensor.name]
+        order = order or tuple(range(len(tensor.shape)))
+        new = np.concatenate(blocks).view(tensor.data().array.dtype)
+        new = new.reshape([tensor.shape[axis] for axis in order])
+        return np.ascontiguousarray(new.transpose(np.argsort(order)))
 
     def _masked(
         self, layer: LayerToPrune, stored: Tensor, view: LayerMatrix, seen: InputNorms
@@ -178,7 +287,7 @@ class Calibrated:
             view,
             seen,
             layer.spec,
-            choose if self.transposable else None,
+            choose if self.config.transposable else None,
         )
         work = OneShot(weights, layer.spec, name=layer.tensor.name, keep=keep)
         new = np.concatenate([block.copy() for block in work.blocks()])
@@ -202,3 +311,18 @@ class Calibrated:
             pass
         self.done[layer.tensor.name] = replace(work.done, nonzeros=int(keep.sum()))
         return to_array(new)
+
+
+def _error_fields(errors: Errors) -> dict[str, Any]:
+    return {
+        "error_before": errors.before,
+        "error_after": errors.after,
+        "held_out_before": errors.held_out_before,
+        "held_out_after": errors.held_out_after,
+    }
+
+
+def _block_row(block: FittedBlock) -> RefittedBlock:
+    return RefittedBlock(
+        name=block.name, refitted=block.refitted, **_error_fields(block.errors)
+    )

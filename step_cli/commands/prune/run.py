@@ -70,9 +70,11 @@ def run(config: PruneConfig) -> PruneReport:
                     pass
         else:
             changes = [_change(layer, method) for layer in own]
-            changes += moved.changes if moved else []
+            others = {x.name: x for x in moved.changes} if moved else {}
+            others |= {x.name: x for x in method.changes}
+            changes += others.values()
             _write(config, rewriter, layers, changes, method.done)
-    return _report(config, rewriter, layers, left, method.done, moved)
+    return _report(config, rewriter, layers, left, method, moved)
 
 
 def prune(
@@ -170,14 +172,14 @@ def _report(
     rewriter: Rewriter,
     layers: Sequence[LayerToPrune],
     left: LeftDense,
-    done: Mapping[str, Pruned],
+    method: Method,
     moved: "Permuted | None",
 ) -> PruneReport:
-    total = Pruned()
+    total, done, fit = Pruned(), method.done, method.fit
     for layer in layers:
         if layer.tensor.tied_to is None:
             total.add(done[layer.tensor.name])
-    rows = [_row(x, done[x.tensor.tied_to or x.tensor.name], moved) for x in layers]
+    rows = [_row(x, method, moved) for x in layers]
     return PruneReport(
         ok=True,
         out=str(config.out),
@@ -197,12 +199,16 @@ def _report(
             changed=total.changed,
             coverage=coverage(total.elements, left.uncovered),
         ),
+        refit=config.refit,
+        blocks=fit.blocks if fit else [],
+        batch_norms=fit.batch_norms if fit else None,
     )
 
 
-def _row(layer: LayerToPrune, done: Pruned, moved: "Permuted | None") -> PrunedLayer:
+def _row(layer: LayerToPrune, method: Method, moved: "Permuted | None") -> PrunedLayer:
     tensor, spec = layer.tensor, layer.spec
     first = tensor.tied_to or tensor.name
+    done = method.done[first]
     return PrunedLayer(
         name=tensor.name,
         pattern=str(spec.pattern),
@@ -216,4 +222,5 @@ def _row(layer: LayerToPrune, done: Pruned, moved: "Permuted | None") -> PrunedL
         permuted=None if moved is None else first in moved.moved,
         not_permuted=None if moved is None else moved.left.get(first),
         advice=planned_view(operand_of(layer), spec).advice,
+        **(method.fit.layers.get(first, {}) if method.fit else {}),
     )
