@@ -93,8 +93,8 @@ class Placement:
 
     def _enter(self, block: nn.Module, args: tuple[Any, ...]) -> None:
         depth, moved = self._here.get(block, (0, []))
-        if not depth:
-            moved = _move(list(block.modules()), self.device, {})
+        # Layers that were pruned since the last call have new weights.
+        moved += _move(list(block.modules()), self.device, {})
         self._here[block] = depth + 1, moved
 
     def _leave(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
