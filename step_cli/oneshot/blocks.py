@@ -104,7 +104,9 @@ def record_calls(
         for handle in handles:
             handle.remove()
     recorded = recorder.recorded()
-    return RecordedBatch(recorded.main, recorded.calls * len(blocks) if alike else recorded.calls)
+    return RecordedBatch(
+        recorded.main, recorded.calls * len(blocks) if alike else recorded.calls
+    )
 
 
 @contextmanager

@@ -219,9 +219,7 @@ def _tiles_of(matrix: Tensor) -> list[slice]:
     return [slice(at, min(at + TILE, width)) for at in range(0, width, TILE)]
 
 
-def _add_upper(
-    matrix: Tensor, part: Tensor, *, old_share: float, scale: float
-) -> None:
+def _add_upper(matrix: Tensor, part: Tensor, *, old_share: float, scale: float) -> None:
     """Add to the upper triangle alone, which of wide layers is half of the work."""
     width = len(matrix)
     for start in range(0, width, COUNTED):

@@ -89,7 +89,7 @@ def collect_statistics(
 def _run(
     run: Pass, actions: Mapping[TargetLayer, Callable[[Tensor], object]], *, stop: bool
 ) -> None:
-    """Run a pass with an action for each layer, until all were called where ``stop``."""
+    """Run a pass with an action for each layer; ``stop`` once all were called."""
     waiting = set(actions)
 
     def act(layer: TargetLayer, x: Tensor) -> None:

@@ -1,7 +1,7 @@
 """On which device the modules of a model compute: a block only while it runs.
 
-What is not in a list of blocks, such as embeddings, moves to the device once. A block is
-moved there by its first call, or for as long as `Placement.held` says, and then its
+What is not in a list of blocks, such as embeddings, moves to the device once. A block
+is moved there by its first call, or for as long as `Placement.held` says, and then its
 parameters are again the mapped ones they were. On the CPU nothing moves.
 """
 
@@ -109,12 +109,12 @@ def _move(
     device: torch.device,
     copies: dict[int, tuple[Any, Any]],
 ) -> Moved:
-    """Put copies on the device in the place of parameters; one that is tied stays so."""
+    """Put copies on the device in the place of parameters; ties stay ties."""
     moved: Moved = []
     for module in modules:
         for values in (module._parameters, module._buffers):
             for name, old in list(values.items()):
-                if old is None or old.device.type == device.type:
+                if old is None or _is_on(device, old):
                     continue
                 if id(old) not in copies:
                     new: Any = old.detach().to(device)
@@ -124,6 +124,10 @@ def _move(
                 values[name] = copies[id(old)][1]
                 moved.append((values, name, old, values[name]))
     return moved
+
+
+def _is_on(device: torch.device, value: Tensor) -> bool:
+    return value.device.type == device.type
 
 
 def _put_back(moved: Moved) -> None:

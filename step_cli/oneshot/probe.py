@@ -1,4 +1,4 @@
-"""What one run of a model on one sample shows: which layers run, when, and how often."""
+"""What a run of a model on one sample shows: which layers run, when, how often."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack

@@ -114,7 +114,7 @@ def prune_by_factor(
 def _prune_columns(
     columns: Tensor, errors: Tensor, factor: Tensor, pattern: NMPattern, block: int
 ) -> None:
-    """Prune ``columns``, ``[in, out]``, in place: halves, the right one updated between.
+    """Prune ``columns``, ``[in, out]``, in place: one half, an update, the other.
 
     ``errors``, of their shape, gets e = w / U_ii of each weight that is pruned, else 0.
     """
@@ -188,6 +188,8 @@ def sparsegpt_weight(
     m = spec.pattern.m
     block = max(BLOCK // m, 1) * m
     parts = zip(view.of_weight(weight), seen.inverses(), strict=True)
-    pruned = [prune_by_factor(part, inverse, spec.pattern, block) for part, inverse in parts]
+    pruned = [
+        prune_by_factor(part, inverse, spec.pattern, block) for part, inverse in parts
+    ]
     whole = pruned[0][None] if len(pruned) == 1 else torch.stack(pruned)
     return view.to_weight(whole).contiguous()

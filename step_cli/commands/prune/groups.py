@@ -27,7 +27,7 @@ class FinishedGroups:
     parts: FinishedParts
     stored: StoredModel
     facts: Callable[[Sequence[TargetLayer]], dict[str, Any]]
-    take: Callable[[Sequence[TargetLayer], dict[str, Any]], None]
+    take: Callable[[dict[str, Any]], None]
 
     @property
     def count(self) -> int:
@@ -37,8 +37,8 @@ class FinishedGroups:
     def restore(self, number: int, layers: Sequence[TargetLayer]) -> None:
         """See `Finished`."""
         arrays, facts = self.parts.load(number)
-        self.stored.take(arrays, layers)
-        self.take(layers, facts)
+        self.stored.take(arrays)
+        self.take(facts)
 
     def inputs(self, number: int) -> list[Tensor]:
         """See `Finished`."""
@@ -52,7 +52,5 @@ class FinishedGroups:
         self, layers: Sequence[TargetLayer], inputs: ArraysOnDisk | None
     ) -> None:
         """See `Finished`."""
-        arrays = self.stored.put_since()
-        kept = self.parts.finish(arrays, self.facts(layers), inputs)
-        self.stored.take(kept, layers)
-        self.stored.forget()
+        made = self.stored.of_group()
+        self.stored.take(self.parts.finish(made, self.facts(layers), inputs))

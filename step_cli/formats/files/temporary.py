@@ -112,7 +112,9 @@ class ArrayPlace(NamedTuple):
         size = math.prod(self.shape) * dtype.itemsize
         if not size:
             return np.empty(self.shape, dtype)
-        data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ, offset=self.begin)
+        data = mmap.mmap(
+            file.fileno(), size, access=mmap.ACCESS_READ, offset=self.begin
+        )
         return np.frombuffer(data, dtype).reshape(self.shape)
 
 
