@@ -136,6 +136,7 @@ MODEL_HELP = (
     "Model of the checkpoint, if it names none: sample:NAME, a Hugging Face "
     "directory, file.py:function or package.module:function"
 )
+Device = Literal["cpu", "cuda"]
 Method = Literal["magnitude", "wanda", "sparsegpt", "random"]
 Refit = Literal["none", "layer", "block"]
 
@@ -184,8 +185,16 @@ class PruneConfig(SelectionConfig):
     seed: int = option(
         0, "Seed of --method random, and of the order of samples in --refit block", ge=0
     )
+    device: Device = option(
+        "cpu", "Where samples are run and their Hessians are solved, block by block"
+    )
     dry_run: bool = option(False, "Show what would be done, and write nothing")
-    force: bool = option(False, "Replace an existing OUT")
+    resume: bool = option(
+        False, "Go on from the finished blocks of a stopped prune with samples"
+    )
+    force: bool = option(
+        False, "Replace an existing OUT, and what a stopped prune has left"
+    )
 
     @model_validator(mode="before")
     @classmethod

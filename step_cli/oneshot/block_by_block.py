@@ -6,11 +6,11 @@ of Wanda and SparseGPT do.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Generic
+from typing import Generic, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from step_cli.errors import InputError
 from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.pytorch.arrays import mapped_tensor, to_array
 from step_cli.oneshot.blocks import (
+    Call,
     NotSequentialError,
     StopForward,
     find_block_lists,
@@ -31,10 +32,13 @@ from step_cli.oneshot.inputs import (
     collect_statistics,
     input_hooks,
 )
+from step_cli.oneshot.placement import Placement
+from step_cli.oneshot.probe import Batch, Probe, probe, run_model
+from step_cli.oneshot.progress import PruningProgress
 
 log = logging.getLogger(__name__)
 
-Batch = Mapping[str, Tensor]
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,37 @@ class Group:
         layers: In the order in which the model first runs them.
         passes: Each runs one batch.
         block: What the passes run, and return the output of; None: all of the model.
+        once: Whether it is known that no layer is called twice in a pass.
     """
 
     layers: Sequence[TargetLayer]
     passes: Sequence[Pass]
     block: nn.Module | None = None
+    once: bool = False
+
+
+class Finished(Protocol):
+    """Groups of layers that are done for good, also if the process is killed.
+
+    Attributes:
+        count: How many; they come in the same order in every run.
+    """
+
+    count: int
+
+    def restore(self, number: int, layers: Sequence[TargetLayer]) -> None:
+        """Have the layers of a finished group compute with what was found for them."""
+
+    def inputs(self, number: int) -> list[Tensor]:
+        """What left the block of the last finished group, for each batch."""
+
+    def new_inputs(self) -> ArraysOnDisk:
+        """Where to put what leaves the block of the group at hand."""
+
+    def finish(
+        self, layers: Sequence[TargetLayer], inputs: ArraysOnDisk | None
+    ) -> None:
+        """Keep what was found for the group at hand."""
 
 
 def _prune_only(group: Group, prune: Callable[[], None]) -> None:
@@ -70,6 +100,8 @@ class Calibration(Generic[S]):
         around: Called with each group and what prunes it, which it has to call.
         unseen: Called with layers that the model does not run as modules; None: such
             layers are refused.
+        device: Where the model computes, and ``prune`` and ``around`` are to.
+        finished: Where the results of each group go; None: they stay with ``prune``.
     """
 
     model: nn.Module
@@ -79,6 +111,8 @@ class Calibration(Generic[S]):
     folder: Path | None = None
     around: Callable[[Group, Callable[[], None]], None] = _prune_only
     unseen: Callable[[TargetLayer], None] | None = None
+    device: torch.device = CPU
+    finished: Finished | None = None
 
 
 def prune_in_order(calibration: Calibration[S], layers: Sequence[TargetLayer]) -> None:
@@ -88,10 +122,17 @@ def prune_in_order(calibration: Calibration[S], layers: Sequence[TargetLayer]) -
         InputError: A layer does not run, or the model does not take the samples.
         NonFiniteError: An activation is NaN or infinite.
     """
-    with torch.no_grad():
-        order = _order(calibration, layers)
-        modules = [layer.name.rpartition(".")[0] for layer in order]
-        block_lists = find_block_lists(calibration.model, modules)
+    model = calibration.model
+    modules = [layer.name.rpartition(".")[0] for layer in layers]
+    block_lists = find_block_lists(model, modules)
+    placement = Placement(model, calibration.device, block_lists)
+    with torch.no_grad(), placement.active():
+        first = {name: value[:1] for name, value in calibration.batches[0].items()}
+        shown = probe(model, placement.batch(first), layers, block_lists)
+        for missing in (layer for layer in layers if layer not in shown.order):
+            _not_run(calibration, missing)
+        placement.refresh()
+        work = _Work(calibration, placement, shown, PruningProgress(shown.order))
         inside = {
             module: number
             for number, blocks in enumerate(block_lists)
@@ -99,37 +140,24 @@ def prune_in_order(calibration: Calibration[S], layers: Sequence[TargetLayer]) -
             for module in block.modules()
         }
         for number, group in groupby(
-            _block_lists_together(order, inside), lambda layer: inside.get(layer.module)
+            _block_lists_together(shown.order, inside),
+            lambda layer: inside.get(layer.module),
         ):
             members = list(group)
             if number is None or not _prune_blocks(
-                calibration, block_lists[number], members
+                work, block_lists[number], members, alike=shown.alike[number]
             ):
-                _prune_by_parent(calibration, members)
+                _prune_by_parent(work, members)
 
 
-def _order(
-    calibration: Calibration[S], layers: Sequence[TargetLayer]
-) -> list[TargetLayer]:
-    """The layers in the order in which the model first runs them."""
-    seen: dict[TargetLayer, None] = {}
-    first = {name: value[:1] for name, value in calibration.batches[0].items()}
-    note = {layer: partial(_note, seen, layer) for layer in layers}
-    with input_hooks(note):
-        run_model(calibration.model, first)
-    for missing in (layer for layer in layers if layer not in seen):
-        if calibration.unseen is None:
-            raise InputError(
-                "its inputs cannot be observed, as the model does not run it as a "
-                "module of its own; --exclude it, or use --method magnitude",
-                tensor=missing.name,
-            )
-        calibration.unseen(missing)
-    return list(seen)
-
-
-def _note(seen: dict[TargetLayer, None], layer: TargetLayer, x: Tensor) -> None:
-    seen.setdefault(layer)
+def _not_run(calibration: Calibration[S], missing: TargetLayer) -> None:
+    if calibration.unseen is None:
+        raise InputError(
+            "its inputs cannot be observed, as the model does not run it as a "
+            "module of its own; --exclude it, or use --method magnitude",
+            tensor=missing.name,
+        )
+    calibration.unseen(missing)
 
 
 def _block_lists_together(
@@ -146,99 +174,214 @@ def _block_lists_together(
             yield from (other for other in order if inside.get(other.module) == number)
 
 
-def run_model(model: nn.Module, batch: Batch) -> None:
-    """Run a batch; what the model raises on it becomes one line.
+@dataclass
+class _Work(Generic[S]):
+    """What is being done, and how much of it was done by the run this one goes on from.
 
-    Raises:
-        InputError: It raises.
+    Attributes:
+        calibration: What is to be done.
+        placement: Where the model computes.
+        shown: What is known of how the model runs.
+        progress: What is told of it.
+        group: How many groups are done, those restored among them.
     """
-    try:
-        model(**batch)
-    except (StopForward, MemoryError):
-        raise
-    except Exception as error:
-        said = (str(error).strip().splitlines() or [""])[0]
+
+    calibration: Calibration[S]
+    placement: Placement
+    shown: Probe
+    progress: PruningProgress
+    group: int = field(default=0, init=False)
+
+    @property
+    def finished_ahead(self) -> bool:
+        """Whether the next group was finished by another run."""
+        finished = self.calibration.finished
+        return finished is not None and self.group < finished.count
+
+    def restored(self, layers: Sequence[TargetLayer]) -> bool:
+        """Take the next group over from the run that finished it, if one did."""
+        finished = self.calibration.finished
+        if finished is None or not self.finished_ahead:
+            return False
+        finished.restore(self.group, layers)
+        self.progress.skip(layers)
+        self.group += 1
+        return True
+
+    def prune(
+        self,
+        place: str,
+        layers: Sequence[TargetLayer],
+        passes: Sequence[Pass],
+        block: nn.Module | None = None,
+    ) -> None:
+        """Prune the next group."""
+        self.progress.begin(place, layers)
+        once = self.shown.again.isdisjoint(layers)
+        group = Group(layers, passes, block, once)
+        self.calibration.around(group, partial(self._prune_layers, group))
+
+    def finish(
+        self, layers: Sequence[TargetLayer], inputs: ArraysOnDisk | None = None
+    ) -> None:
+        """Keep the results of the group."""
+        if self.calibration.finished is not None:
+            self.calibration.finished.finish(layers, inputs)
+        self.group += 1
+
+    def _prune_layers(self, group: Group) -> None:
+        make, prune = self.calibration.new_statistics, self.calibration.prune
+        found = (
+            {}
+            if make is None
+            else collect_statistics(group.layers, make, group.passes, once=group.once)
+        )
+        for layer in group.layers:
+            seen = None
+            if make is not None:
+                seen = found.pop(layer.name)  # a Hessian goes with its last layer
+                _refuse_unused(layer, seen)
+            prune(layer, seen)
+            self.progress.pruned(layer)
+
+
+def _refuse_unused(layer: TargetLayer, seen: S) -> None:
+    unused = seen.unused
+    if unused == seen.inputs:
         raise InputError(
-            f"the model does not take the calibration samples: "
-            f"{type(error).__name__}: {said[:200]}"
-        ) from error
+            "all inputs of this layer are zero on every sample, which tells "
+            "nothing of its weights; give other samples, --exclude it, or use "
+            "--method magnitude",
+            tensor=layer.name,
+        )
+    if unused:
+        log.info("%s: %d inputs were never active", layer.name, unused)
 
 
 def _prune_blocks(
-    calibration: Calibration[S], blocks: list[nn.Module], layers: Sequence[TargetLayer]
+    work: _Work[S],
+    blocks: list[nn.Module],
+    layers: Sequence[TargetLayer],
+    *,
+    alike: bool,
 ) -> bool:
     """Prune block by block; False if the blocks do not simply feed each other."""
-    inputs, calls = _BlockInputs(calibration.folder), []  # of each batch
+    recorded = _recorded(work, blocks, alike=alike)
+    if recorded is None:
+        return False
+    inputs, calls = recorded
     with inputs:
-        try:
-            for batch in calibration.batches:
-                recorded = record_calls(calibration.model, blocks, batch)
-                inputs.add(recorded.main)
-                calls.append(recorded.calls)
-        except NotSequentialError:
-            return False
-        inputs.next_block()
         for number, block in enumerate(blocks):
             own = set(block.modules())
             inside = [layer for layer in layers if layer.module in own]
+            last = number + 1 == len(blocks)
+            if work.finished_ahead:
+                if inside and work.restored(inside) and not last:
+                    _take_over(work, inputs)
+                continue
             passes = [
-                partial(of_batch[number].run, block, main)
+                partial(_run_block, of_batch[number], block, main, work.placement)
                 for of_batch, main in zip(calls, inputs.current, strict=True)
             ]
+            with work.placement.held(block):
+                if inside:
+                    place = f"block {number + 1} of {len(blocks)}"
+                    work.prune(place, inside, passes, block)
+                if not last:
+                    inputs.into(_place_of_inputs(work, lasting=bool(inside)))
+                    for run in passes:
+                        inputs.add(run())
             if inside:
-                log.info(
-                    "block %d of %d: %d layers", number + 1, len(blocks), len(inside)
-                )
-                _prune_group(calibration, Group(inside, passes, block))
-            if number + 1 < len(blocks):
-                for run in passes:
-                    inputs.add(run())
+                work.finish(inside, None if last else inputs.file)
+            if not last:
                 inputs.next_block()
     return True
+
+
+def _recorded(
+    work: _Work[S], blocks: list[nn.Module], *, alike: bool
+) -> "tuple[_BlockInputs, list[list[Call]]] | None":
+    """What enters the first block for each batch, and the calls of all of them."""
+    inputs, calls = _BlockInputs(), []
+    inputs.into(ArraysOnDisk(work.calibration.folder))
+    try:
+        for batch in work.calibration.batches:
+            moved = work.placement.batch(batch)
+            found = record_calls(work.calibration.model, blocks, moved, alike=alike)
+            inputs.add(found.main)
+            calls.append(found.calls)
+    except NotSequentialError:
+        inputs.file.close()
+        return None
+    inputs.next_block()
+    return inputs, calls
+
+
+def _take_over(work: _Work[S], inputs: "_BlockInputs") -> None:
+    """After the last finished group: what left its block."""
+    finished = work.calibration.finished
+    if finished is not None and not work.finished_ahead:
+        inputs.current = finished.inputs(work.group - 1)
+
+
+def _place_of_inputs(work: _Work[S], *, lasting: bool) -> ArraysOnDisk:
+    finished = work.calibration.finished
+    if finished is None or not lasting:
+        return ArraysOnDisk(work.calibration.folder)
+    return finished.new_inputs()
+
+
+def _run_block(
+    call: Call, block: nn.Module, main: Tensor, placement: Placement
+) -> Tensor:
+    return call.run(block, main.to(placement.device))
 
 
 class _BlockInputs:
     """What enters a block for each batch, on the disk, and what leaves it."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        self._files = [ArraysOnDisk(folder)]
+    def __init__(self) -> None:
         self._next: list[Tensor] = []
         self.current: list[Tensor] = []
+        self.file: ArraysOnDisk
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, *_: object) -> None:
-        for file in self._files:
-            file.close()
+        self.file.close()
+
+    def into(self, file: ArraysOnDisk) -> None:
+        """Store what leaves a block in this file."""
+        self.file = file
 
     def add(self, main: Tensor) -> None:
         """Store what leaves a block."""
-        self._next.append(mapped_tensor(self._files[-1].add(to_array(main))))
+        self._next.append(mapped_tensor(self.file.add(to_array(main))))
 
     def next_block(self) -> None:
         """Take what left one block as the inputs of the next."""
         self.current, self._next = self._next, []
-        for file in self._files[:-1]:
-            file.close()
-        self._files = [self._files[-1], ArraysOnDisk(self._folder)]
+        self.file.close()
 
 
-def _prune_by_parent(
-    calibration: Calibration[S], layers: Sequence[TargetLayer]
-) -> None:
+def _prune_by_parent(work: _Work[S], layers: Sequence[TargetLayer]) -> None:
     """Prune the layers of each module together, by passes of the whole model."""
     parents = groupby(layers, lambda layer: layer.name.split(".")[:-2])
-    for _, group in parents:
+    for parent, group in parents:
         members = list(group)
+        if work.restored(members):
+            work.placement.refresh()
+            continue
         passes = [
-            partial(_as_far_as, calibration.model, batch, members)
-            for batch in calibration.batches
+            partial(_as_far_as, work, batch, members)
+            for batch in work.calibration.batches
         ]
-        _prune_group(calibration, Group(members, passes))
+        work.prune(".".join(parent) or "the model", members, passes)
+        work.finish(members)
+        work.placement.refresh()
 
 
-def _as_far_as(model: nn.Module, batch: Batch, layers: Sequence[TargetLayer]) -> None:
+def _as_far_as(work: _Work[S], batch: Batch, layers: Sequence[TargetLayer]) -> None:
     """Run a batch until each of ``layers`` was called."""
     waiting = set(layers)
 
@@ -247,34 +390,9 @@ def _as_far_as(model: nn.Module, batch: Batch, layers: Sequence[TargetLayer]) ->
         if not waiting:
             raise StopForward
 
+    work.placement.refresh()
     try:
         with input_hooks({layer: partial(reached, layer) for layer in layers}):
-            run_model(model, batch)
+            run_model(work.calibration.model, work.placement.batch(batch))
     except StopForward:
         pass
-
-
-def _prune_group(calibration: Calibration[S], group: Group) -> None:
-    calibration.around(group, partial(_prune_layers, calibration, group))
-
-
-def _prune_layers(calibration: Calibration[S], group: Group) -> None:
-    if calibration.new_statistics is None:
-        for layer in group.layers:
-            calibration.prune(layer, None)
-        return
-    statistics = collect_statistics(
-        group.layers, calibration.new_statistics, group.passes
-    )
-    for layer in group.layers:
-        found = statistics[layer.name]
-        if found.unused == found.inputs:
-            raise InputError(
-                "all inputs of this layer are zero on every sample, which tells "
-                "nothing of its weights; give other samples, --exclude it, or use "
-                "--method magnitude",
-                tensor=layer.name,
-            )
-        if found.unused:
-            log.info("%s: %d inputs were never active", layer.name, found.unused)
-        calibration.prune(layer, found)

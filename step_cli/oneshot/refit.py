@@ -10,10 +10,10 @@ Every eighth batch of the samples is held out: no weight is fitted to it.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,7 @@ class Refit:
     errors: dict[str, Errors] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     blocks: list[FittedBlock] = field(default_factory=list)
+    _told: int = field(default=0, init=False)  # how many of the blocks `facts` gave
 
     def __call__(self, group: Group, prune: Callable[[], None]) -> None:
         """Prune a group and fit what it keeps."""
@@ -79,6 +80,26 @@ class Refit:
         with BlockFit(group.block, fit, held_out, self.seed, self.folder) as work:
             prune()
             self._block(group.block, group, work)
+
+    def facts(self, layers: Sequence[TargetLayer]) -> dict[str, Any]:
+        """What became of a group, as JSON has it."""
+        names = {layer.name for layer in layers}
+        new, self._told = self.blocks[self._told :], len(self.blocks)
+        return {
+            "errors": {k: asdict(x) for k, x in self.errors.items() if k in names},
+            "reasons": {k: x for k, x in self.reasons.items() if k in names},
+            "blocks": [asdict(block) for block in new],
+        }
+
+    def take_up(self, facts: Mapping[str, Any]) -> None:
+        """Know again what became of a group, from `facts`."""
+        self.errors |= {k: Errors(**x) for k, x in facts["errors"].items()}
+        self.reasons |= facts["reasons"]
+        self.blocks += [
+            FittedBlock(**{**block, "errors": Errors(**block["errors"])})
+            for block in facts["blocks"]
+        ]
+        self._told = len(self.blocks)
 
     def _layers(
         self, group: Group, fit: Sequence[Pass], held_out: Sequence[Pass]

@@ -1,7 +1,9 @@
 """What `prune` does with samples: all layers first, in the order of the model."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from step_cli.commands.prune.groups import FinishedGroups
 from step_cli.commands.prune.methods import CALIBRATED, Fit, Method, one_by_one
 from step_cli.commands.prune.stored_model import StoredModel
 from step_cli.commands.prune.tensors import (
@@ -17,6 +20,7 @@ from step_cli.commands.prune.tensors import (
     only_modules_that_stay_dense,
     place_of,
 )
+from step_cli.commands.prune.unfinished import identity, unfinished
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import (
     InputError,
@@ -25,8 +29,8 @@ from step_cli.errors import (
     naming,
 )
 from step_cli.formats.checkpoint import Checkpoint
+from step_cli.formats.files.finished import FinishedParts
 from step_cli.formats.files.patched_copy import Change
-from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.huggingface.model import is_hugging_face
 from step_cli.formats.pytorch.arrays import to_array
 from step_cli.models.runnable import open_model
@@ -39,6 +43,7 @@ from step_cli.oneshot.block_by_block import Batch, Calibration, prune_in_order
 from step_cli.oneshot.inputs import TargetLayer
 from step_cli.oneshot.layer_matrix import LayerMatrix
 from step_cli.oneshot.output_errors import Errors
+from step_cli.oneshot.placement import device_named
 from step_cli.oneshot.refit import FittedBlock, Refit
 from step_cli.oneshot.samples import divided, evened, read_batches
 from step_cli.oneshot.sparsegpt import InputHessian, sparsegpt_weight
@@ -63,15 +68,26 @@ def calibrated(
     checkpoint: Checkpoint,
     layers: list[LayerToPrune],
     folder: Path | None,
+    stack: ExitStack,
 ) -> "Calibrated":
     """Run the samples through the model and prune every layer by what it sees.
 
+    Args:
+        config: The options.
+        checkpoint: What is pruned.
+        layers: What of it.
+        folder: Where something large may be put aside; None: where temporary files go.
+        stack: Closed once OUT is written, or will not be.
+
     Raises:
         UsageError: It is not known which model it is.
-        InputError: Model, weights or samples do not fit each other.
+        InputError: Model, weights or samples do not fit each other, or what is to be
+            resumed is of others.
         NonFiniteError: A weight or an activation is NaN or infinite.
+        MissingError: The device is not there.
     """
     assert config.calibration is not None
+    device = device_named(config.device)
     source = model_source(config.model, checkpoint)
     runnable = open_model(source, checkpoint)
     directory = Path(source.spec) if is_hugging_face(Path(source.spec)) else None
@@ -81,13 +97,14 @@ def calibrated(
         most=config.calibration_samples,
         tokenizer=directory,
     )
-    stored = StoredModel(runnable, checkpoint, ArraysOnDisk(folder))
-    done = Calibrated(config, stored)
-    try:
-        done.run(layers, batches, folder)
-    except BaseException:
-        done.close()
-        raise
+    parts = None
+    if not config.dry_run:
+        plan = {layer.tensor.name: layer.spec for layer in layers}
+        begun = identity(config, checkpoint, source, plan, batches)
+        parts = stack.enter_context(unfinished(config, begun))
+    done = Calibrated(config, StoredModel(runnable, checkpoint, folder))
+    stack.callback(done.close)
+    done.run(layers, batches, device, parts)
     return done
 
 
@@ -116,14 +133,25 @@ class Calibrated:
         self._plain: Method | None = None if calibrated else one_by_one(self.config)
 
     def run(
-        self, layers: list[LayerToPrune], batches: Sequence[Batch], folder: Path | None
+        self,
+        layers: list[LayerToPrune],
+        batches: Sequence[Batch],
+        device: torch.device,
+        kept: FinishedParts | None,
     ) -> None:
         """Prune all layers, fit what they keep, and measure batch norms anew.
+
+        Args:
+            layers: What is to be pruned.
+            batches: The samples.
+            device: Where the model computes.
+            kept: Where the results of each block are kept; None: nowhere.
 
         Raises:
             StepError: As `calibrated`.
         """
         config, model = self.config, self.stored.runnable.model
+        folder = self.stored.folder
         norms = self._batch_norms() if config.recalibrate_bn else []
         refit = None
         parts: Sequence[Batch] = batches
@@ -138,8 +166,22 @@ class Calibrated:
         make = STATISTICS_OF.get(config.method)
         around = {} if refit is None else {"around": refit}
         unseen = None if self._plain is None else self._not_run
+        finished = None
+        if kept is not None:
+            facts = partial(self._facts, refit)
+            finished = FinishedGroups(
+                kept, self.stored, facts, partial(self._take_up, refit)
+            )
         work = Calibration(
-            model, parts, make, self.prune, folder, unseen=unseen, **around
+            model,
+            parts,
+            make,
+            self.prune,
+            folder,
+            unseen=unseen,
+            device=device,
+            finished=finished,
+            **around,
         )
         prune_in_order(work, self.watch(layers, config.include))
         measured = recalibrate(model, evened(batches)) if norms else []
@@ -208,6 +250,21 @@ class Calibrated:
                 new = self._by_rule(layer)
         self.stored.put(watched, new)
 
+    def _facts(
+        self, refit: Refit | None, layers: Sequence[TargetLayer]
+    ) -> dict[str, Any]:
+        """What is known of pruned layers besides their weights, as JSON has it."""
+        names = [self.stored.layers[layer.name].tensor.name for layer in layers]
+        return {
+            "done": {name: asdict(self.done[name]) for name in names},
+            "refit": {} if refit is None else refit.facts(layers),
+        }
+
+    def _take_up(self, refit: Refit | None, facts: dict[str, Any]) -> None:
+        self.done |= {name: Pruned(**counts) for name, counts in facts["done"].items()}
+        if refit is not None:
+            refit.take_up(facts["refit"])
+
     def _not_run(self, watched: TargetLayer) -> None:
         layer = self.stored.layers[watched.name]
         self.not_fitted[layer.tensor.name] = NOT_RUN
@@ -226,7 +283,7 @@ class Calibrated:
 
     def close(self) -> None:
         """See `Method`."""
-        self.stored.arrays.close()
+        self.stored.close()
 
     def _batch_norms(self) -> list[nn.Module]:
         """Those whose statistics can be stored.
@@ -283,16 +340,15 @@ class Calibrated:
             return transposable_keep(weights, layer.spec, layer.outputs, scores.numpy())
 
         keep = wanda_keep(
-            stored.float(),
-            view,
-            seen,
-            layer.spec,
-            choose if self.config.transposable else None,
+            stored, view, seen, layer.spec, choose if self.config.transposable else None
         )
         work = OneShot(weights, layer.spec, name=layer.tensor.name, keep=keep)
-        new = np.concatenate([block.copy() for block in work.blocks()])
+        new, filled = np.empty(weights.array.size, weights.array.dtype), 0
+        for block in work.blocks():
+            new[filled : filled + block.size] = block.view(new.dtype)
+            filled += block.size
         self.done[layer.tensor.name] = work.done
-        return new.view(weights.array.dtype).reshape(weights.array.shape)
+        return new.reshape(weights.array.shape)
 
     def _updated(
         self,
@@ -301,8 +357,7 @@ class Calibrated:
         view: LayerMatrix,
         seen: InputHessian,
     ) -> Array:
-        wide = sparsegpt_weight(stored.float(), view, seen, layer.spec)
-        new = wide.to(stored.dtype)
+        new = sparsegpt_weight(stored, view, seen, layer.spec)
         if not bool(torch.isfinite(new).all()):
             raise NonFiniteError(f"an updated weight overflows {layer.tensor.dtype}")
         weights, keep = layer.tensor.data(), (new != 0).numpy()

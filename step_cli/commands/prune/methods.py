@@ -1,6 +1,7 @@
 """How `prune` decides: by scores of one tensor at a time, or by what layers see."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,10 +64,6 @@ class Method(Protocol):
         """
         ...
 
-    def close(self) -> None:
-        """Give back what was put aside."""
-        ...
-
 
 def check_method(config: PruneConfig) -> None:
     """Refuse options that do not go together, before anything is read.
@@ -87,6 +84,14 @@ def check_method(config: PruneConfig) -> None:
             f"--model does not apply to --method {config.method} without --permute, "
             "--refit or --recalibrate-bn"
         )
+    if not calibrated and (config.device != "cpu" or config.resume):
+        option = "--resume" if config.resume else f"--device {config.device}"
+        raise UsageError(
+            f"{option} applies where samples are used: --method wanda or sparsegpt, "
+            "--refit or --recalibrate-bn"
+        )
+    if config.resume and config.dry_run:
+        raise UsageError("--resume does not go with --dry-run, which writes nothing")
     if config.input and not config.permute:
         raise UsageError("--input applies to --permute only")
     if config.permute and config.transposable:
@@ -114,6 +119,7 @@ def method_of(
     checkpoint: Checkpoint,
     layers: list[LayerToPrune],
     folder: Path | None,
+    stack: ExitStack,
 ) -> Method:
     """The method that the options name, ready to prune.
 
@@ -123,6 +129,7 @@ def method_of(
         layers: What of it.
         folder: Where something large may be put aside; None: where temporary files
             go.
+        stack: Closed once OUT is written, or will not be.
 
     Raises:
         StepError: The model or the calibration samples are refused.
@@ -130,7 +137,7 @@ def method_of(
     if needs_samples(config):
         from step_cli.commands.prune.calibrated import calibrated
 
-        return calibrated(config, checkpoint, layers, folder)
+        return calibrated(config, checkpoint, layers, folder, stack)
     return one_by_one(config)
 
 
@@ -156,9 +163,6 @@ class OneByOne:
         weights = layer.tensor.data()
         yield from pruned_blocks(layer, weights, self.done, seed=self.seed)
 
-    def close(self) -> None:
-        """See `Method`."""
-
 
 @dataclass
 class Transposable:
@@ -176,9 +180,6 @@ class Transposable:
         weights = layer.tensor.data()
         keep = transposable_keep(weights, layer.spec, layer.outputs)
         yield from pruned_blocks(layer, weights, self.done, keep=keep)
-
-    def close(self) -> None:
-        """See `Method`."""
 
 
 def pruned_blocks(

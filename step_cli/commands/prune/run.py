@@ -8,7 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from step_cli.commands.prune.methods import Method, check_method, method_of
+from step_cli.commands.prune.methods import (
+    Method,
+    check_method,
+    method_of,
+    needs_samples,
+)
 from step_cli.commands.prune.tensors import (
     LayerToPrune,
     LeftDense,
@@ -16,6 +21,7 @@ from step_cli.commands.prune.tensors import (
     choose_layers,
     without,
 )
+from step_cli.commands.prune.unfinished import refuse_early
 from step_cli.commands.select import coverage
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import OutputError, naming
@@ -45,6 +51,8 @@ def run(config: PruneConfig) -> PruneReport:
         OutputError: OUT exists, or could not be written.
     """
     check_method(config)
+    if needs_samples(config) and not config.dry_run:
+        refuse_early(config)
     checkpoint = open_checkpoint(config.checkpoint, config.key)
     given = (config.plan, config.calibration)
     extra = tuple(path for path in given if path is not None)
@@ -59,8 +67,7 @@ def run(config: PruneConfig) -> PruneReport:
             _, left = without(layers, left, moved.stay_dense)
             checkpoint, layers = moved.checkpoint, moved.layers
         own = [layer for layer in layers if layer.tensor.tied_to is None]
-        method = method_of(config, checkpoint, own, folder)
-        stack.callback(method.close)
+        method = method_of(config, checkpoint, own, folder, stack)
         if method.left:
             layers, left = without(layers, left, method.left)
             own = [layer for layer in own if layer.tensor.name not in method.left]

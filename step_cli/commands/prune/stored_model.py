@@ -1,8 +1,9 @@
 """A model whose changed parameters are put aside, as the checkpoint will store them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -35,7 +36,7 @@ class StoredModel:
     Attributes:
         runnable: The model, and its names of the tensors.
         checkpoint: All tensors.
-        arrays: Where new data are put.
+        folder: On which disk new data are put; None: where temporary files go.
         layers: What is pruned, by the name of the weight in the model.
         weights: The new data of each pruned tensor, by its name.
         others: New data of norms, biases and statistics, by the name of the tensor.
@@ -43,7 +44,7 @@ class StoredModel:
 
     runnable: RunnableModel
     checkpoint: Checkpoint
-    arrays: ArraysOnDisk
+    folder: Path | None
     layers: dict[str, LayerToPrune] = field(default_factory=dict)
     weights: dict[str, Array] = field(default_factory=dict)
     others: dict[str, Array] = field(default_factory=dict)
@@ -55,9 +56,44 @@ class StoredModel:
         self._tied = {x.tied_to: x.name for x in tensors.values() if x.tied_to}
         modules = list(self.runnable.model.named_modules())
         self._names = {module: name for name, module in modules}
-        self._uses = Counter(
+        uses = Counter(
             id(value) for _, module in modules for value in module._parameters.values()
         )
+        self._alone = {
+            (module, name)
+            for _, module in modules
+            for name, value in module._parameters.items()
+            if uses[id(value)] == 1
+        }
+        self._arrays = ArraysOnDisk(self.folder)
+        self._new: dict[str, Array] = {}  # of the group at hand, by name of the tensor
+
+    def close(self) -> None:
+        """Give back what was put aside."""
+        self._arrays.close()
+
+    def of_group(self) -> dict[str, Array]:
+        """What was put aside for the group at hand, by the name of the tensor."""
+        return dict(self._new)
+
+    def take(self, arrays: Mapping[str, Array]) -> None:
+        """Have the model compute with what was found for a group, and store that.
+
+        The arrays are kept elsewhere, so what was put aside for it is given back.
+
+        Args:
+            arrays: New data, by the name of the tensor.
+        """
+        pruned = {layer.tensor.name for layer in self.layers.values()}
+        for name, array in arrays.items():
+            (self.weights if name in pruned else self.others)[name] = array
+            module_name, _, parameter = self.runnable.names[name].rpartition(".")
+            module = self.runnable.model.get_submodule(module_name)
+            new = nn.Parameter(mapped_tensor(array), requires_grad=False)
+            setattr(module, parameter, new)
+        self._new.clear()
+        self._arrays.close()
+        self._arrays = ArraysOnDisk(self.folder)
 
     def dense(self, layer: TargetLayer) -> Tensor:
         """See `Weights`."""
@@ -81,7 +117,7 @@ class StoredModel:
     def put(self, layer: TargetLayer, weight: Array) -> None:
         """Have a layer compute with an array, and store that."""
         name = self.layers[layer.name].tensor.name
-        self.weights[name] = aside = self.arrays.add(weight)
+        self.weights[name] = self._new[name] = aside = self._arrays.add(weight)
         parameter = nn.Parameter(mapped_tensor(aside), requires_grad=False)
         setattr(layer.module, layer.name.rpartition(".")[2], parameter)
 
@@ -93,7 +129,7 @@ class StoredModel:
             place: Its name in the model; empty: the model does not have it.
             weight: Its new data.
         """
-        self.weights[layer.tensor.name] = aside = self.arrays.add(weight)
+        self.weights[layer.tensor.name] = aside = self._arrays.add(weight)
         module_name, _, name = place.rpartition(".")
         if place:
             module = self.runnable.model.get_submodule(module_name)
@@ -107,7 +143,7 @@ class StoredModel:
         tensor, value = self._of(module, name), module._parameters[name]
         return (
             value is not None
-            and self._uses[id(value)] == 1
+            and (module, name) in self._alone
             and tensor is not None
             and self._may_change(tensor)
             and tuple(value.shape) == tensor.shape
@@ -167,5 +203,6 @@ class StoredModel:
         tensor = self._of(module, name)
         assert tensor is not None
         rounded = value.detach().to(FITTED[tensor.dtype])
-        self.others[tensor.name] = array = self.arrays.add(to_array(rounded))
+        array = self._arrays.add(to_array(rounded))
+        self.others[tensor.name] = self._new[tensor.name] = array
         return to_tensor(array)
