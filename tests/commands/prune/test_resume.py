@@ -254,9 +254,7 @@ def test_without_samples_there_is_nothing_to_resume_or_to_run(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-def test_a_missing_gpu_is_said_before_any_work(
-    samples: Path, tmp_path: Path
-) -> None:
+def test_a_missing_gpu_is_said_before_any_work(samples: Path, tmp_path: Path) -> None:
     given = {"method": "wanda", "calibration": samples, "device": "cuda"}
     with pytest.raises(MissingError, match="no CUDA GPU") as caught:
         run(tmp_path / "none", tmp_path / "out", **given)  # not even looked for
