@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.oneshot import block_fit
 from step_cli.oneshot.block_by_block import Batch, Calibration, prune_in_order
 from step_cli.oneshot.block_fit import share_of_rate
@@ -16,7 +17,6 @@ from step_cli.oneshot.layer_matrix import LayerMatrix
 from step_cli.oneshot.least_squares import energies, refit_rows
 from step_cli.oneshot.refit import Refit, fitted_and_held_out
 from step_cli.oneshot.sparsegpt import InputHessian, sparsegpt_weight
-from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.optim.mask import nm_mask
 
 TWO_FOUR = NMPattern(2, 4)
@@ -65,9 +65,7 @@ class Convolutions(nn.Module):
 def batches_of(*shape: int, count: int = 16) -> list[Batch]:
     generator = torch.Generator().manual_seed(1)
     mix = torch.randn(shape[-1], shape[-1], generator=generator)
-    return [
-        {"x": torch.randn(*shape, generator=generator) @ mix} for _ in range(count)
-    ]
+    return [{"x": torch.randn(*shape, generator=generator) @ mix} for _ in range(count)]
 
 
 def model_of(kind: type[nn.Module]) -> nn.Module:
@@ -200,9 +198,7 @@ def error_now(
     return (off / whole) ** 0.5
 
 
-def seen_by(
-    model: nn.Module, batches: list[Batch], layer: TargetLayer
-) -> InputHessian:
+def seen_by(model: nn.Module, batches: list[Batch], layer: TargetLayer) -> InputHessian:
     seen = InputHessian()
 
     def hook(module: nn.Module, args: tuple[Tensor]) -> None:
@@ -221,7 +217,11 @@ def test_layers_are_fitted_to_inputs_of_the_network_as_it_is_by_then() -> None:
     dense = InMemory(model).old
     pruned(model, batches, "layer")
     fit = [batch for i, batch in enumerate(batches) if i % 8 != 7]
-    groups = [["first"], ["blocks.0.up", "blocks.0.down"], ["blocks.1.up", "blocks.1.down"]]
+    groups = [
+        ["first"],
+        ["blocks.0.up", "blocks.0.down"],
+        ["blocks.1.up", "blocks.1.down"],
+    ]
     named = {layer.name: layer for layer in layers_of(slow)}
     for group in groups:
         for name in group:  # the layers of a block are pruned together
@@ -258,9 +258,7 @@ def test_masks_stay_and_the_same_comes_out_twice(case: str, kind: str) -> None:
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize("case", sorted(CASES))
-def test_the_error_of_a_block_falls_on_samples_held_out(
-    case: str, method: str
-) -> None:
+def test_the_error_of_a_block_falls_on_samples_held_out(case: str, method: str) -> None:
     make, shape = CASES[case]
     model, batches = model_of(make), batches_of(*shape)
     dense = copy.deepcopy(model)
