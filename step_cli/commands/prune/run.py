@@ -21,7 +21,6 @@ from step_cli.commands.prune.tensors import (
     choose_layers,
     without,
 )
-from step_cli.commands.prune.unfinished import refuse_early
 from step_cli.commands.select import coverage
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import OutputError, naming
@@ -49,10 +48,11 @@ def run(config: PruneConfig) -> PruneReport:
         InputError: The checkpoint is refused, or cannot be written anew.
         NonFiniteError: A selected tensor holds NaN or infinity.
         OutputError: OUT exists, or could not be written.
+        MissingError: The device is not there.
     """
     check_method(config)
-    if needs_samples(config) and not config.dry_run:
-        refuse_early(config)
+    if needs_samples(config):
+        _refuse_early(config)
     checkpoint = open_checkpoint(config.checkpoint, config.key)
     given = (config.plan, config.calibration)
     extra = tuple(path for path in given if path is not None)
@@ -82,6 +82,20 @@ def run(config: PruneConfig) -> PruneReport:
             changes += others.values()
             _write(config, rewriter, layers, changes, method.done)
     return _report(config, rewriter, layers, left, method, moved)
+
+
+def _refuse_early(config: PruneConfig) -> None:
+    """Refuse what can be refused before any file is read.
+
+    Raises:
+        StepError: The device is not there, or what a stopped prune left is in the way.
+    """
+    from step_cli.commands.prune.unfinished import refuse_early
+    from step_cli.oneshot.placement import device_named
+
+    device_named(config.device)
+    if not config.dry_run:
+        refuse_early(config)
 
 
 def prune(
