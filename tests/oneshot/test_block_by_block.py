@@ -326,9 +326,7 @@ def test_blocks_that_work_in_place_leave_what_is_stored_alone() -> None:
         assert found is not None
         seen[layer.name] = found.norms[0]
 
-    prune_in_order(
-        Calibration(model.eval(), batches, InputNorms, note), watched(model)
-    )
+    prune_in_order(Calibration(model.eval(), batches, InputNorms, note), watched(model))
     with torch.no_grad():
         inner = torch.cat([model[0](batch["input"]).relu() for batch in batches])
     torch.testing.assert_close(seen["2.weight"], inner.norm(dim=0))
