@@ -59,13 +59,11 @@ class Group:
 
 
 class Finished(Protocol):
-    """Groups of layers that are done for good, also if the process is killed.
+    """Groups of layers that are done for good, also if the process is killed."""
 
-    Attributes:
-        count: How many; they come in the same order in every run.
-    """
-
-    count: int
+    @property
+    def count(self) -> int:
+        """How many; they come in the same order in every run."""
 
     def restore(self, number: int, layers: Sequence[TargetLayer]) -> None:
         """Have the layers of a finished group compute with what was found for them."""

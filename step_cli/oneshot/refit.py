@@ -106,7 +106,7 @@ class Refit:
     ) -> None:
         fitted = self._fitted(group.layers)
         for layers in layers_by_input(fitted, fit[0]) if fitted else ():
-            seen = collect_statistics(layers, InputHessian, fit)
+            seen = collect_statistics(layers, InputHessian, fit, once=group.once)
             before, shares = {}, {}
             for layer in layers:
                 before[layer] = _weight(layer)
@@ -131,10 +131,10 @@ class Refit:
         It is that of the weights as they are stored.
         """
         view, old = LayerMatrix(layer.module), _weight(layer)
-        stored = self.weights.dense(layer).to(old.device)
+        stored = self.weights.dense(layer)
         parts = zip(
-            view.of_weight(stored.to(seen.hessian.dtype)),
-            view.of_weight(old.to(seen.hessian.dtype)),
+            view.of_weight(stored.to(seen.hessian)),
+            view.of_weight(old.to(seen.hessian)),
             seen.hessian,
             strict=True,
         )

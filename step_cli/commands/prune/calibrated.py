@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from step_cli.commands.prune.fit_report import block_row, layer_fields
 from step_cli.commands.prune.groups import FinishedGroups
 from step_cli.commands.prune.methods import CALIBRATED, Fit, Method, one_by_one
+from step_cli.commands.prune.new_weights import by_rule, by_sparsegpt, by_wanda
 from step_cli.commands.prune.stored_model import StoredModel
 from step_cli.commands.prune.tensors import (
     LayerToPrune,
@@ -24,7 +26,6 @@ from step_cli.commands.prune.unfinished import identity, unfinished
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import (
     InputError,
-    NonFiniteError,
     NothingSelectedError,
     naming,
 )
@@ -32,25 +33,21 @@ from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.finished import FinishedParts
 from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.huggingface.model import is_hugging_face
-from step_cli.formats.pytorch.arrays import to_array
 from step_cli.models.runnable import open_model
 from step_cli.models.source import model_source
-from step_cli.nm.groups import Mask
-from step_cli.nm.prune import OneShot, Pruned
+from step_cli.nm.prune import Pruned
 from step_cli.nm.weight_rule import SkipReason
 from step_cli.oneshot.batch_norm import STATISTICS, batch_norms, recalibrate
-from step_cli.oneshot.block_by_block import Batch, Calibration, prune_in_order
+from step_cli.oneshot.block_by_block import Calibration, prune_in_order
 from step_cli.oneshot.inputs import TargetLayer
 from step_cli.oneshot.layer_matrix import LayerMatrix
-from step_cli.oneshot.output_errors import Errors
 from step_cli.oneshot.placement import device_named
-from step_cli.oneshot.refit import FittedBlock, Refit
+from step_cli.oneshot.probe import Batch
+from step_cli.oneshot.refit import Refit
 from step_cli.oneshot.samples import divided, evened, read_batches
-from step_cli.oneshot.sparsegpt import InputHessian, sparsegpt_weight
-from step_cli.oneshot.transposable import transposable_keep
-from step_cli.oneshot.wanda import InputNorms, wanda_keep
+from step_cli.oneshot.sparsegpt import InputHessian
+from step_cli.oneshot.wanda import InputNorms
 from step_cli.optim.module_kinds import stays_dense
-from step_cli.reports import RefittedBlock
 
 Array = npt.NDArray[Any]
 
@@ -151,37 +148,23 @@ class Calibrated:
             StepError: As `calibrated`.
         """
         config, model = self.config, self.stored.runnable.model
-        folder = self.stored.folder
         norms = self._batch_norms() if config.recalibrate_bn else []
         refit = None
         parts: Sequence[Batch] = batches
         if config.refit != "none":
-            parts = divided(batches, BATCHES)
-            if len(parts) < 2:
-                raise InputError(
-                    "holds a single sample; --refit holds one of several out",
-                    file=config.calibration,
-                )
+            parts = self._for_a_refit(batches)
+            folder = self.stored.folder
             refit = Refit(config.refit, model, self.stored, config.seed, folder)
-        make = STATISTICS_OF.get(config.method)
-        around = {} if refit is None else {"around": refit}
-        unseen = None if self._plain is None else self._not_run
-        finished = None
-        if kept is not None:
-            facts = partial(self._facts, refit)
-            finished = FinishedGroups(
-                kept, self.stored, facts, partial(self._take_up, refit)
-            )
         work = Calibration(
             model,
             parts,
-            make,
+            STATISTICS_OF.get(config.method),
             self.prune,
-            folder,
-            unseen=unseen,
+            self.stored.folder,
+            unseen=None if self._plain is None else self._not_run,
             device=device,
-            finished=finished,
-            **around,
+            finished=self._finished(kept, refit),
+            **({} if refit is None else {"around": refit}),
         )
         prune_in_order(work, self.watch(layers, config.include))
         measured = recalibrate(model, evened(batches)) if norms else []
@@ -189,11 +172,33 @@ class Calibrated:
             for name in STATISTICS:
                 self.stored.store_buffer(norm, name)
         names = [self.stored.name_of(norm) for norm in measured]
-        self.fit = Fit(
-            self._layer_fields(refit),
-            [_block_row(block) for block in refit.blocks] if refit else [],
-            names if config.recalibrate_bn else None,
+        rows = [block_row(block) for block in refit.blocks] if refit else []
+        fields = (
+            layer_fields(refit, self.stored.layers, self.not_fitted) if refit else {}
         )
+        self.fit = Fit(fields, rows, names if config.recalibrate_bn else None)
+
+    def _for_a_refit(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """The samples in smaller batches, some of which are held out.
+
+        Raises:
+            InputError: There is one sample only.
+        """
+        parts = divided(batches, BATCHES)
+        if len(parts) < 2:
+            raise InputError(
+                "holds a single sample; --refit holds one of several out",
+                file=self.config.calibration,
+            )
+        return parts
+
+    def _finished(
+        self, kept: FinishedParts | None, refit: Refit | None
+    ) -> FinishedGroups | None:
+        if kept is None:
+            return None
+        facts, take = partial(self._facts, refit), partial(self._take_up, refit)
+        return FinishedGroups(kept, self.stored, facts, take)
 
     def watch(
         self, layers: list[LayerToPrune], named: Collection[str] = ()
@@ -229,11 +234,12 @@ class Calibrated:
                     tensor=name,
                 )
             self.stored.layers[place or name] = layer
-            if fits:
+            if fits or self._plain is None:
                 watched.append(TargetLayer(place, module))
             else:
                 self.not_fitted[name] = NO_LAYER
-                self.stored.put_other_kind(layer, place, self._by_rule(layer))
+                new, self.done[name] = by_rule(self._plain, layer)
+                self.stored.put_other_kind(layer, place, new)
         if not watched and not self.not_fitted:
             raise NothingSelectedError(only_modules_that_stay_dense(self.left))
         return watched
@@ -243,11 +249,14 @@ class Calibrated:
         layer, view = self.stored.layers[watched.name], LayerMatrix(watched.module)
         with naming(tensor=layer.tensor.name):
             if self.config.method == "sparsegpt":
-                new = self._updated(layer, self.stored.dense(watched), view, seen)
+                new, done = by_sparsegpt(layer, view, seen)
             elif self.config.method == "wanda":
-                new = self._masked(layer, self.stored.dense(watched), view, seen)
+                both = self.config.transposable
+                new, done = by_wanda(layer, view, seen, transposable=both)
             else:
-                new = self._by_rule(layer)
+                assert self._plain is not None
+                new, done = by_rule(self._plain, layer)
+        self.done[layer.tensor.name] = done
         self.stored.put(watched, new)
 
     def _facts(
@@ -305,79 +314,3 @@ class Calibrated:
                 "statistics; leave the option out"
             )
         return norms
-
-    def _layer_fields(self, refit: Refit | None) -> dict[str, dict[str, Any]]:
-        if refit is None:
-            return {}
-        found: dict[str, dict[str, Any]] = {
-            name: {"not_refitted": reason} for name, reason in self.not_fitted.items()
-        }
-        for place, layer in self.stored.layers.items():
-            errors = refit.errors.get(place)
-            if errors is not None:
-                found[layer.tensor.name] = _error_fields(errors)
-            elif place in refit.reasons:
-                found[layer.tensor.name] = {"not_refitted": refit.reasons[place]}
-        return found
-
-    def _by_rule(self, layer: LayerToPrune) -> Array:
-        """Pruned as without samples; the axes in their order."""
-        assert self._plain is not None
-        tensor, order = layer.tensor, place_of(layer.tensor).order
-        blocks = [block.copy().reshape(-1) for block in self._plain.blocks(layer)]
-        self.done[tensor.name] = self._plain.done[tensor.name]
-        order = order or tuple(range(len(tensor.shape)))
-        new = np.concatenate(blocks).view(tensor.data().array.dtype)
-        new = new.reshape([tensor.shape[axis] for axis in order])
-        return np.ascontiguousarray(new.transpose(np.argsort(order)))
-
-    def _masked(
-        self, layer: LayerToPrune, stored: Tensor, view: LayerMatrix, seen: InputNorms
-    ) -> Array:
-        weights = layer.tensor.data()
-
-        def choose(scores: Tensor) -> Mask:
-            return transposable_keep(weights, layer.spec, layer.outputs, scores.numpy())
-
-        keep = wanda_keep(
-            stored, view, seen, layer.spec, choose if self.config.transposable else None
-        )
-        work = OneShot(weights, layer.spec, name=layer.tensor.name, keep=keep)
-        new, filled = np.empty(weights.array.size, weights.array.dtype), 0
-        for block in work.blocks():
-            new[filled : filled + block.size] = block.view(new.dtype)
-            filled += block.size
-        self.done[layer.tensor.name] = work.done
-        return new.reshape(weights.array.shape)
-
-    def _updated(
-        self,
-        layer: LayerToPrune,
-        stored: Tensor,
-        view: LayerMatrix,
-        seen: InputHessian,
-    ) -> Array:
-        new = sparsegpt_weight(stored, view, seen, layer.spec)
-        if not bool(torch.isfinite(new).all()):
-            raise NonFiniteError(f"an updated weight overflows {layer.tensor.dtype}")
-        weights, keep = layer.tensor.data(), (new != 0).numpy()
-        work = OneShot(weights, layer.spec, name=layer.tensor.name, keep=keep)
-        for _ in work.blocks():
-            pass
-        self.done[layer.tensor.name] = replace(work.done, nonzeros=int(keep.sum()))
-        return to_array(new)
-
-
-def _error_fields(errors: Errors) -> dict[str, Any]:
-    return {
-        "error_before": errors.before,
-        "error_after": errors.after,
-        "held_out_before": errors.held_out_before,
-        "held_out_after": errors.held_out_after,
-    }
-
-
-def _block_row(block: FittedBlock) -> RefittedBlock:
-    return RefittedBlock(
-        name=block.name, refitted=block.refitted, **_error_fields(block.errors)
-    )

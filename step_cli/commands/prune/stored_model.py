@@ -108,6 +108,8 @@ class StoredModel:
             return f"{self._tied[tensor.name]} is tied to it"
         if tensor.shared_with is not None:
             return f"{tensor.shared_with} uses it too"
+        if (layer.module, "weight") not in self._alone:
+            return "other modules of the model use it too"
         return None
 
     def replace(self, layer: TargetLayer, weight: Tensor) -> None:
