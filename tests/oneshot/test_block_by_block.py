@@ -11,8 +11,9 @@ from step_cli.errors import InputError, NonFiniteError
 from step_cli.formats.huggingface.model import without_cache
 from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.oneshot import block_by_block
-from step_cli.oneshot.block_by_block import Calibration, prune_in_order
+from step_cli.oneshot.block_by_block import prune_in_order
 from step_cli.oneshot.blocks import find_block_lists
+from step_cli.oneshot.calibration import Calibration
 from step_cli.oneshot.inputs import TargetLayer
 from step_cli.oneshot.layer_matrix import LayerMatrix
 from step_cli.oneshot.sparsegpt import InputHessian, sparsegpt_weight
@@ -326,9 +327,7 @@ def test_blocks_that_work_in_place_leave_what_is_stored_alone() -> None:
         assert found is not None
         seen[layer.name] = found.norms[0]
 
-    prune_in_order(
-        Calibration(model.eval(), batches, InputNorms, note), watched(model)
-    )
+    prune_in_order(Calibration(model.eval(), batches, InputNorms, note), watched(model))
     with torch.no_grad():
         inner = torch.cat([model[0](batch["input"]).relu() for batch in batches])
     torch.testing.assert_close(seen["2.weight"], inner.norm(dim=0))
