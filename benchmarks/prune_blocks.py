@@ -4,7 +4,7 @@
                                       [--refit none ...] [--device cpu] [--threads 2]
 
 Each run is a process of its own. Its seconds stand beside those that its matrix
-products alone would take, at the rate of a product of 4096 x 4096 measured right before
+products alone would take, at the rate of a product of 2048 x 2048 measured right before
 and after it. All of them are counted at the fp32 rate, as all are computed in fp32: the
 forward passes (weights in bf16 are widened), the Hessian (its upper triangle), its
 factor and inverse, and the updates. The bf16 rate is recorded beside it. Memory is the
@@ -35,7 +35,7 @@ from step_cli.formats.safetensors.writer import TensorToSave, save_safetensors
 
 HIDDEN, INNER, HEADS, VOCABULARY = 4096, 11008, 32, 256
 SAMPLES, TOKENS = 16, 256
-SIDE = 4096  # of the matrices whose product is the yardstick
+SIDE = 2048  # of the matrices whose product is the yardstick
 AIMS = {"wanda": (1.5, 1.5e9), "sparsegpt": (3.0, 3e9)}  # times the products; bytes
 
 

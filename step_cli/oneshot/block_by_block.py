@@ -5,19 +5,18 @@ of Wanda and SparseGPT do.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from pathlib import Path
-from typing import Generic, Protocol
+from typing import Generic
 
 import torch
 from torch import Tensor, nn
 
 from step_cli.errors import InputError
 from step_cli.formats.files.temporary import ArraysOnDisk
-from step_cli.formats.pytorch.arrays import mapped_tensor, to_array
+from step_cli.oneshot.block_inputs import BlockInputs
 from step_cli.oneshot.blocks import (
     Call,
     NotSequentialError,
@@ -25,6 +24,7 @@ from step_cli.oneshot.blocks import (
     find_block_lists,
     record_calls,
 )
+from step_cli.oneshot.calibration import Calibration, Group
 from step_cli.oneshot.inputs import (
     Pass,
     S,
@@ -37,80 +37,6 @@ from step_cli.oneshot.probe import Batch, Probe, probe, run_model
 from step_cli.oneshot.progress import PruningProgress
 
 log = logging.getLogger(__name__)
-
-CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Group:
-    """Layers that are pruned together, and what runs them.
-
-    Attributes:
-        layers: In the order in which the model first runs them.
-        passes: Each runs one batch.
-        block: What the passes run, and return the output of; None: all of the model.
-        once: Whether it is known that no layer is called twice in a pass.
-    """
-
-    layers: Sequence[TargetLayer]
-    passes: Sequence[Pass]
-    block: nn.Module | None = None
-    once: bool = False
-
-
-class Finished(Protocol):
-    """Groups of layers that are done for good, also if the process is killed."""
-
-    @property
-    def count(self) -> int:
-        """How many; they come in the same order in every run."""
-
-    def restore(self, number: int, layers: Sequence[TargetLayer]) -> None:
-        """Have the layers of a finished group compute with what was found for them."""
-
-    def inputs(self, number: int) -> list[Tensor]:
-        """What left the block of the last finished group, for each batch."""
-
-    def new_inputs(self) -> ArraysOnDisk:
-        """Where to put what leaves the block of the group at hand."""
-
-    def finish(
-        self, layers: Sequence[TargetLayer], inputs: ArraysOnDisk | None
-    ) -> None:
-        """Keep what was found for the group at hand."""
-
-
-def _prune_only(group: Group, prune: Callable[[], None]) -> None:
-    prune()
-
-
-@dataclass(frozen=True)
-class Calibration(Generic[S]):
-    """A model, the samples it is run on, and how a layer is pruned by its inputs.
-
-    Attributes:
-        model: In evaluation mode.
-        batches: Arguments of its ``forward``; at least one.
-        new_statistics: Makes empty statistics of a layer's inputs; None: they are not
-            needed, and ``prune`` gets None.
-        prune: Prunes a layer by them; its module computes with the result from then on.
-        folder: Where activations are stored; None: where temporary files go.
-        around: Called with each group and what prunes it, which it has to call.
-        unseen: Called with layers that the model does not run as modules; None: such
-            layers are refused.
-        device: Where the model computes, and ``prune`` and ``around`` are to.
-        finished: Where the results of each group go; None: they stay with ``prune``.
-    """
-
-    model: nn.Module
-    batches: Sequence[Batch]
-    new_statistics: Callable[[], S] | None
-    prune: Callable[[TargetLayer, S | None], None]
-    folder: Path | None = None
-    around: Callable[[Group, Callable[[], None]], None] = _prune_only
-    unseen: Callable[[TargetLayer], None] | None = None
-    device: torch.device = CPU
-    finished: Finished | None = None
 
 
 def prune_in_order(calibration: Calibration[S], layers: Sequence[TargetLayer]) -> None:
@@ -298,9 +224,9 @@ def _prune_blocks(
 
 def _recorded(
     work: _Work[S], blocks: list[nn.Module], *, alike: bool
-) -> "tuple[_BlockInputs, list[list[Call]]] | None":
+) -> tuple[BlockInputs, list[list[Call]]] | None:
     """What enters the first block for each batch, and the calls of all of them."""
-    inputs, calls = _BlockInputs(), []
+    inputs, calls = BlockInputs(), []
     inputs.into(ArraysOnDisk(work.calibration.folder))
     try:
         for batch in work.calibration.batches:
@@ -315,7 +241,7 @@ def _recorded(
     return inputs, calls
 
 
-def _take_over(work: _Work[S], inputs: "_BlockInputs") -> None:
+def _take_over(work: _Work[S], inputs: BlockInputs) -> None:
     """After the last finished group: what left its block."""
     finished = work.calibration.finished
     if finished is not None and not work.finished_ahead:
@@ -333,33 +259,6 @@ def _run_block(
     call: Call, block: nn.Module, main: Tensor, placement: Placement
 ) -> Tensor:
     return call.run(block, main.to(placement.device))
-
-
-class _BlockInputs:
-    """What enters a block for each batch, on the disk, and what leaves it."""
-
-    def __init__(self) -> None:
-        self._next: list[Tensor] = []
-        self.current: list[Tensor] = []
-        self.file: ArraysOnDisk
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def into(self, file: ArraysOnDisk) -> None:
-        """Store what leaves a block in this file."""
-        self.file = file
-
-    def add(self, main: Tensor) -> None:
-        """Store what leaves a block."""
-        self._next.append(mapped_tensor(self.file.add(to_array(main))))
-
-    def next_block(self) -> None:
-        """Take what left one block as the inputs of the next."""
-        self.current, self._next = self._next, []
-        self.file.close()
 
 
 def _prune_by_parent(work: _Work[S], layers: Sequence[TargetLayer]) -> None:

@@ -51,6 +51,7 @@ class Placement:
         apart = {module for block in self._blocks for module in block.modules()}
         self._outside = [m for m in model.modules() if m not in apart]
         self._copies: dict[int, tuple[Any, Any]] = {}  # of what is outside, by id
+        self._moved: Moved = []  # of what is outside
         self._here: dict[nn.Module, tuple[int, Moved]] = {}
 
     @contextmanager
@@ -64,17 +65,13 @@ class Placement:
                 after = block.register_forward_hook(self._leave, always_call=True)
                 stack.callback(before.remove)
                 stack.callback(after.remove)
-            moved: Moved = []
-            stack.callback(_put_back, moved)
-            self._move_outside = lambda: moved.extend(
-                _move(self._outside, self.device, self._copies)
-            )
-            self._move_outside()
+            stack.callback(_put_back, self._moved)
+            self.refresh()
             yield
 
     def refresh(self) -> None:
         """Move what has changed outside of blocks: layers that were pruned."""
-        self._move_outside()
+        self._moved += _move(self._outside, self.device, self._copies)
 
     @contextmanager
     def held(self, block: nn.Module) -> Iterator[None]:
@@ -88,8 +85,6 @@ class Placement:
     def batch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A batch on the device."""
         return {name: value.to(self.device) for name, value in batch.items()}
-
-    def _move_outside(self) -> None: ...
 
     def _enter(self, block: nn.Module, args: tuple[Any, ...]) -> None:
         depth, moved = self._here.get(block, (0, []))

@@ -4,6 +4,8 @@ import logging
 import time
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from step_cli.oneshot.inputs import TargetLayer
 
 log = logging.getLogger(__name__)
@@ -62,4 +64,6 @@ def in_words(seconds: float) -> str:
 
 
 def _size(layer: TargetLayer) -> int:
-    return int(layer.module.weight.numel())  # type: ignore[operator, union-attr]
+    weight = layer.module.weight
+    assert isinstance(weight, Tensor)
+    return weight.numel()

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from step_cli.oneshot.block_by_block import Group
 from step_cli.oneshot.block_fit import BlockFit, Weights
+from step_cli.oneshot.calibration import Group
 from step_cli.oneshot.inputs import (
     Pass,
     TargetLayer,

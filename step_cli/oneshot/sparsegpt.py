@@ -102,7 +102,8 @@ def prune_by_factor(
     upper, width = inverse.upper, matrix.shape[1]
     pruned = torch.empty_like(matrix, memory_format=torch.contiguous_format)
     count = max(1, WEIGHTS // max(1, width))
-    for rows, out in zip(matrix.split(count), pruned.split(count), strict=True):
+    parts = torch.split(matrix, count), torch.split(pruned, count)
+    for rows, out in zip(*parts, strict=True):
         columns = rows.t().to(upper, copy=True, memory_format=torch.contiguous_format)
         refuse_nonfinite(columns)
         columns[inverse.unused] = 0

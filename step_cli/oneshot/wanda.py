@@ -19,7 +19,7 @@ from step_cli.nm.pattern import NMSpec
 from step_cli.oneshot.layer_matrix import LayerMatrix
 from step_cli.optim.mask import keep_mask, to_groups
 
-WEIGHTS = 1 << 21  # that are scored together
+WEIGHTS = 1 << 19  # that are scored together, so that the work stays in the cache
 
 
 class InputNorms:
@@ -88,8 +88,8 @@ def wanda_scores(weight: Tensor, input_norms: Tensor, axis: int = 1) -> Tensor:
             f"norms, got shape {tuple(input_norms.shape)}"
         )
     norms = input_norms.double().unsqueeze(1 - axis)
-    scores = weight.detach().double().abs() * norms
-    if not bool(torch.isfinite(scores).all()):
+    scores = weight.detach().to(torch.float64, copy=True).abs_().mul_(norms)
+    if scores.numel() and not bool(torch.stack(scores.aminmax()).isfinite().all()):
         raise NonFiniteError("a weight or an input norm is NaN or infinite")
     return scores
 
@@ -139,8 +139,9 @@ def _keep_of_matrix(
 
 def _keep(weight: Tensor, scores: Tensor, spec: NMSpec) -> Mask:
     keep = keep_mask(scores, spec.pattern, spec.axis)
-    groups = to_groups(weight, spec.pattern.m, spec.axis)
-    complies = groups.ne(0).sum(1, keepdim=True).le(spec.pattern.n)
-    keep |= complies.expand(groups.shape).reshape(weight.shape)
+    if int(torch.count_nonzero(weight)) < weight.numel():
+        groups = to_groups(weight, spec.pattern.m, spec.axis)
+        complies = groups.ne(0).sum(1, keepdim=True).le(spec.pattern.n)
+        keep |= complies.expand(groups.shape).reshape(weight.shape)
     mask: Mask = keep.cpu().numpy()
     return mask

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.oneshot import placement
-from step_cli.oneshot.block_by_block import Calibration, prune_in_order
+from step_cli.oneshot.block_by_block import prune_in_order
+from step_cli.oneshot.calibration import Calibration
 from step_cli.oneshot.inputs import TargetLayer
 from step_cli.oneshot.layer_matrix import LayerMatrix
 from step_cli.oneshot.placement import Placement

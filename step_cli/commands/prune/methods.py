@@ -1,9 +1,7 @@
 """How `prune` decides: by scores of one tensor at a time, or by what layers see."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -11,7 +9,6 @@ import numpy.typing as npt
 from step_cli.commands.prune.tensors import LayerToPrune, place_of
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import UsageError
-from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.patched_copy import Change
 from step_cli.nm.groups import Mask
 from step_cli.nm.prune import OneShot, Pruned
@@ -112,33 +109,6 @@ def needs_samples(config: PruneConfig) -> str | None:
     if config.refit != "none":
         return f"--refit {config.refit}"
     return "--recalibrate-bn" if config.recalibrate_bn else None
-
-
-def method_of(
-    config: PruneConfig,
-    checkpoint: Checkpoint,
-    layers: list[LayerToPrune],
-    folder: Path | None,
-    stack: ExitStack,
-) -> Method:
-    """The method that the options name, ready to prune.
-
-    Args:
-        config: The options.
-        checkpoint: What is pruned.
-        layers: What of it.
-        folder: Where something large may be put aside; None: where temporary files
-            go.
-        stack: Closed once OUT is written, or will not be.
-
-    Raises:
-        StepError: The model or the calibration samples are refused.
-    """
-    if needs_samples(config):
-        from step_cli.commands.prune.calibrated import calibrated
-
-        return calibrated(config, checkpoint, layers, folder, stack)
-    return one_by_one(config)
 
 
 def one_by_one(config: PruneConfig) -> Method:

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from step_cli.commands.prune.choice import method_of
 from step_cli.commands.prune.methods import (
     Method,
     check_method,
-    method_of,
     needs_samples,
 )
 from step_cli.commands.prune.tensors import (
