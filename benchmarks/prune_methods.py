@@ -1,16 +1,19 @@
 """Held-out loss of stdlib-gpt after one-shot pruning to 2:4, by every method.
 
-    python benchmarks/prune_methods.py [--run DIR] [--out DIR]
+    python benchmarks/prune_methods.py [--run DIR] [--out DIR] [--only permute|refit]
 
 Trains the sample densely, unless ``--run`` names a finished dense run, and prunes its
-model by every method, as it is and with --permute. Calibration samples are the training
-part of its data. Nothing is trained after pruning. Writes prune_methods.json and .md.
+model by every method: as it is, with --permute, and with each --refit. Calibration
+samples are the training part of its data. Nothing is trained after pruning, but for
+what --refit does. Writes prune_methods.json and .md; what ``--only`` leaves out stays
+as it was there.
 """
 
 import argparse
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -21,6 +24,8 @@ from typing import Any
 
 CONFIG = "sample_models/stdlib-gpt/config.toml"
 METHODS = ("random", "magnitude", "wanda", "sparsegpt")
+FITTED = ("magnitude", "wanda", "sparsegpt")
+REFITS = ("none", "layer", "block")
 LIBRARIES = ("step-cli", "torch", "transformers", "numpy")
 
 
@@ -28,24 +33,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, help="a finished dense run of stdlib-gpt")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--only", choices=("permute", "refit"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = options.run or train(folder / "run")
         samples = calibration(folder / "train.txt")
-        rows = [
-            measure(run / "model", folder, method, samples, permute=permute)
-            for method in METHODS
-            for permute in (False, True)
-        ]
-        dense = evaluate(run / "model")["eval_loss"]
-    document = {
+        document: dict[str, Any] = {}
+        if options.only:
+            document = json.loads((options.out / "prune_methods.json").read_text())
+        model = run / "model"
+        if options.only != "refit":
+            document["rows"] = [
+                measure(model, folder, method, samples, permute=permute)
+                for method in METHODS
+                for permute in (False, True)
+            ]
+        if options.only != "permute":
+            document["refits"] = [
+                measure_refit(model, folder, method, samples, refit)
+                for method in FITTED
+                for refit in REFITS
+            ]
+        dense = evaluate(model)["eval_loss"]
+    document |= {
         "command": "python benchmarks/prune_methods.py",
         "machine": f"{platform.machine()}, {platform.system()}, 1 thread",
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in LIBRARIES},
         "dense_loss": dense,
-        "rows": rows,
     }
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "prune_methods.json").write_text(
@@ -94,6 +110,28 @@ def measure(
     }
 
 
+def measure_refit(
+    model: Path, folder: Path, method: str, text: Path, refit: str
+) -> dict[str, Any]:
+    """Prune by one method, fit what is kept, and evaluate what comes out."""
+    out = folder / f"{method}-{refit}"
+    words = ["--method", method, "--refit", refit]
+    if refit != "none" or method in ("wanda", "sparsegpt"):
+        words += ["--calibration", str(text)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    report = step_cli("prune", str(model), str(out), "--exclude", "lm_head.*", *words)
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    fits = report["blocks"] or report["layers"]
+    held_out = [x["held_out_after"] for x in fits if x["held_out_after"] is not None]
+    return {
+        "method": method,
+        "refit": refit,
+        "eval_loss": evaluate(out)["eval_loss"],
+        "held_out_error": sum(held_out) / len(held_out) if held_out else None,
+        "cpu_seconds": round(seconds, 1),
+    }
+
+
 def evaluate(checkpoint: Path) -> dict[str, float]:
     """Metrics on the held-out samples."""
     report = step_cli("train", CONFIG, "--evaluate", str(checkpoint))
@@ -130,6 +168,19 @@ def table(document: dict[str, Any]) -> str:
             for permute in (False, True)
             for key in ("eval_loss", "retained")
         ]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Loss by --refit, and the seconds of one CPU core that pruning and it took",
+        "",
+        "| method | none | layer | block | s, none | s, layer | s, block |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    fits = {(row["method"], row["refit"]): row for row in document["refits"]}
+    for method in FITTED:
+        rows = [fits[method, refit] for refit in REFITS]
+        cells = [f"{row['eval_loss']:.3f}" for row in rows]
+        cells += [f"{row['cpu_seconds']:.0f}" for row in rows]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -154,7 +154,9 @@ MODEL_HELP = (
     "Model of the checkpoint, if it names none: sample:NAME, a Hugging Face "
     "directory, file.py:function or package.module:function"
 )
+Device = Literal["cpu", "cuda"]
 Method = Literal["magnitude", "wanda", "sparsegpt", "random"]
+Refit = Literal["none", "layer", "block"]
 
 
 class PruneConfig(SelectionConfig):
@@ -166,9 +168,21 @@ class PruneConfig(SelectionConfig):
     out: Path = Field(description="What to write, in the format of CHECKPOINT")
     method: Method = option("magnitude", "What decides which weights are kept")
     calibration: Path | None = option(
-        None, "Samples for wanda and sparsegpt: text, .jsonl or .npz"
+        None,
+        "Samples for wanda, sparsegpt, --refit and --recalibrate-bn: text, .jsonl or "
+        ".npz",
     )
     calibration_samples: int = option(128, "How many samples to use at most", ge=1)
+    refit: Refit = option(
+        "none",
+        "Fit the weights that are kept to what the dense layers, or blocks, give on "
+        "the samples",
+    )
+    recalibrate_bn: bool = option(
+        False,
+        "Measure the running statistics of batch norms on the samples anew, once all "
+        "is pruned",
+    )
     model: str | None = option(None, MODEL_HELP, metavar="SPEC")
     transposable: bool = option(
         False, "Hold the pattern along inputs and outputs, so that w^T holds it too"
@@ -186,9 +200,19 @@ class PruneConfig(SelectionConfig):
     density: float | None = option(
         None, "Share of weights to keep; N is chosen for each layer", gt=0, lt=1
     )
-    seed: int = option(0, "Seed of --method random", ge=0)
+    seed: int = option(
+        0, "Seed of --method random, and of the order of samples in --refit block", ge=0
+    )
+    device: Device = option(
+        "cpu", "Where samples are run and their Hessians are solved, block by block"
+    )
     dry_run: bool = option(False, "Show what would be done, and write nothing")
-    force: bool = option(False, "Replace an existing OUT")
+    resume: bool = option(
+        False, "Go on from the finished blocks of a stopped prune with samples"
+    )
+    force: bool = option(
+        False, "Replace an existing OUT, and what a stopped prune has left"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -5,11 +5,10 @@ of Wanda and SparseGPT do.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import Generic
 
 import torch
@@ -17,37 +16,27 @@ from torch import Tensor, nn
 
 from step_cli.errors import InputError
 from step_cli.formats.files.temporary import ArraysOnDisk
-from step_cli.formats.pytorch.arrays import mapped_tensor, to_array
+from step_cli.oneshot.block_inputs import BlockInputs
 from step_cli.oneshot.blocks import (
+    Call,
     NotSequentialError,
     StopForward,
     find_block_lists,
     record_calls,
 )
-from step_cli.oneshot.inputs import S, TargetLayer, collect_statistics, input_hooks
+from step_cli.oneshot.calibration import Calibration, Group
+from step_cli.oneshot.inputs import (
+    Pass,
+    S,
+    TargetLayer,
+    collect_statistics,
+    input_hooks,
+)
+from step_cli.oneshot.placement import Placement
+from step_cli.oneshot.probe import Batch, Probe, probe, run_model
+from step_cli.oneshot.progress import PruningProgress
 
 log = logging.getLogger(__name__)
-
-Batch = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Calibration(Generic[S]):
-    """A model, the samples it is run on, and how a layer is pruned by its inputs.
-
-    Attributes:
-        model: In evaluation mode.
-        batches: Arguments of its ``forward``; at least one.
-        new_statistics: Makes empty statistics of a layer's inputs.
-        prune: Prunes a layer by them; its module computes with the result from then on.
-        folder: Where activations are stored; None: where temporary files go.
-    """
-
-    model: nn.Module
-    batches: Sequence[Batch]
-    new_statistics: Callable[[], S]
-    prune: Callable[[TargetLayer, S], None]
-    folder: Path | None = None
 
 
 def prune_in_order(calibration: Calibration[S], layers: Sequence[TargetLayer]) -> None:
@@ -57,10 +46,17 @@ def prune_in_order(calibration: Calibration[S], layers: Sequence[TargetLayer]) -
         InputError: A layer does not run, or the model does not take the samples.
         NonFiniteError: An activation is NaN or infinite.
     """
-    with torch.no_grad():
-        order = _order(calibration, layers)
-        modules = [layer.name.rpartition(".")[0] for layer in order]
-        block_lists = find_block_lists(calibration.model, modules)
+    model = calibration.model
+    modules = [layer.name.rpartition(".")[0] for layer in layers]
+    block_lists = find_block_lists(model, modules)
+    placement = Placement(model, calibration.device, block_lists)
+    with torch.no_grad(), placement.active():
+        first = {name: value[:1] for name, value in calibration.batches[0].items()}
+        shown = probe(model, placement.batch(first), layers, block_lists)
+        for missing in (layer for layer in layers if layer not in shown.order):
+            _not_run(calibration, missing)
+        placement.refresh()
+        work = _Work(calibration, placement, shown, PruningProgress(shown.order))
         inside = {
             module: number
             for number, blocks in enumerate(block_lists)
@@ -68,36 +64,24 @@ def prune_in_order(calibration: Calibration[S], layers: Sequence[TargetLayer]) -
             for module in block.modules()
         }
         for number, group in groupby(
-            _block_lists_together(order, inside), lambda layer: inside.get(layer.module)
+            _block_lists_together(shown.order, inside),
+            lambda layer: inside.get(layer.module),
         ):
             members = list(group)
             if number is None or not _prune_blocks(
-                calibration, block_lists[number], members
+                work, block_lists[number], members, alike=shown.alike[number]
             ):
-                _prune_by_parent(calibration, members)
+                _prune_by_parent(work, members)
 
 
-def _order(
-    calibration: Calibration[S], layers: Sequence[TargetLayer]
-) -> list[TargetLayer]:
-    """The layers in the order in which the model first runs them."""
-    seen: dict[TargetLayer, None] = {}
-    first = {name: value[:1] for name, value in calibration.batches[0].items()}
-    note = {layer: partial(_note, seen, layer) for layer in layers}
-    with input_hooks(note):
-        run_model(calibration.model, first)
-    missing = [layer for layer in layers if layer not in seen]
-    if missing:
+def _not_run(calibration: Calibration[S], missing: TargetLayer) -> None:
+    if calibration.unseen is None:
         raise InputError(
-            "its inputs cannot be observed, as the model does not run it as a module "
-            "of its own; --exclude it, or use --method magnitude",
-            tensor=missing[0].name,
+            "its inputs cannot be observed, as the model does not run it as a "
+            "module of its own; --exclude it, or use --method magnitude",
+            tensor=missing.name,
         )
-    return list(seen)
-
-
-def _note(seen: dict[TargetLayer, None], layer: TargetLayer, x: Tensor) -> None:
-    seen.setdefault(layer)
+    calibration.unseen(missing)
 
 
 def _block_lists_together(
@@ -114,99 +98,187 @@ def _block_lists_together(
             yield from (other for other in order if inside.get(other.module) == number)
 
 
-def run_model(model: nn.Module, batch: Batch) -> None:
-    """Run a batch; what the model raises on it becomes one line.
+@dataclass
+class _Work(Generic[S]):
+    """What is being done, and how much of it was done by the run this one goes on from.
 
-    Raises:
-        InputError: It raises.
+    Attributes:
+        calibration: What is to be done.
+        placement: Where the model computes.
+        shown: What is known of how the model runs.
+        progress: What is told of it.
+        group: How many groups are done, those restored among them.
     """
-    try:
-        model(**batch)
-    except (StopForward, MemoryError):
-        raise
-    except Exception as error:
-        said = (str(error).strip().splitlines() or [""])[0]
+
+    calibration: Calibration[S]
+    placement: Placement
+    shown: Probe
+    progress: PruningProgress
+    group: int = field(default=0, init=False)
+
+    @property
+    def finished_ahead(self) -> bool:
+        """Whether the next group was finished by another run."""
+        finished = self.calibration.finished
+        return finished is not None and self.group < finished.count
+
+    def restored(self, layers: Sequence[TargetLayer]) -> bool:
+        """Take the next group over from the run that finished it, if one did."""
+        finished = self.calibration.finished
+        if finished is None or not self.finished_ahead:
+            return False
+        finished.restore(self.group, layers)
+        self.progress.skip(layers)
+        self.group += 1
+        return True
+
+    def prune(
+        self,
+        place: str,
+        layers: Sequence[TargetLayer],
+        passes: Sequence[Pass],
+        block: nn.Module | None = None,
+    ) -> None:
+        """Prune the next group."""
+        self.progress.begin(place, layers)
+        once = self.shown.again.isdisjoint(layers)
+        group = Group(layers, passes, block, once)
+        self.calibration.around(group, partial(self._prune_layers, group))
+
+    def finish(
+        self, layers: Sequence[TargetLayer], inputs: ArraysOnDisk | None = None
+    ) -> None:
+        """Keep the results of the group."""
+        if self.calibration.finished is not None:
+            self.calibration.finished.finish(layers, inputs)
+        self.group += 1
+
+    def _prune_layers(self, group: Group) -> None:
+        make, prune = self.calibration.new_statistics, self.calibration.prune
+        found = (
+            {}
+            if make is None
+            else collect_statistics(group.layers, make, group.passes, once=group.once)
+        )
+        for layer in group.layers:
+            seen = None
+            if make is not None:
+                seen = found.pop(layer.name)  # a Hessian goes with its last layer
+                _refuse_unused(layer, seen)
+            prune(layer, seen)
+            self.progress.pruned(layer)
+
+
+def _refuse_unused(layer: TargetLayer, seen: S) -> None:
+    unused = seen.unused
+    if unused == seen.inputs:
         raise InputError(
-            f"the model does not take the calibration samples: "
-            f"{type(error).__name__}: {said[:200]}"
-        ) from error
+            "all inputs of this layer are zero on every sample, which tells "
+            "nothing of its weights; give other samples, --exclude it, or use "
+            "--method magnitude",
+            tensor=layer.name,
+        )
+    if unused:
+        log.info("%s: %d inputs were never active", layer.name, unused)
 
 
 def _prune_blocks(
-    calibration: Calibration[S], blocks: list[nn.Module], layers: Sequence[TargetLayer]
+    work: _Work[S],
+    blocks: list[nn.Module],
+    layers: Sequence[TargetLayer],
+    *,
+    alike: bool,
 ) -> bool:
     """Prune block by block; False if the blocks do not simply feed each other."""
-    inputs, calls = _BlockInputs(calibration.folder), []  # of each batch
+    recorded = _recorded(work, blocks, alike=alike)
+    if recorded is None:
+        return False
+    inputs, calls = recorded
     with inputs:
-        try:
-            for batch in calibration.batches:
-                recorded = record_calls(calibration.model, blocks, batch)
-                inputs.add(recorded.main)
-                calls.append(recorded.calls)
-        except NotSequentialError:
-            return False
-        inputs.next_block()
         for number, block in enumerate(blocks):
             own = set(block.modules())
             inside = [layer for layer in layers if layer.module in own]
+            last = number + 1 == len(blocks)
+            if work.finished_ahead:
+                if inside and work.restored(inside) and not last:
+                    _take_over(work, inputs)
+                continue
             passes = [
-                partial(of_batch[number].run, block, main)
+                partial(_run_block, of_batch[number], block, main, work.placement)
                 for of_batch, main in zip(calls, inputs.current, strict=True)
             ]
+            with work.placement.held(block):
+                if inside:
+                    place = f"block {number + 1} of {len(blocks)}"
+                    work.prune(place, inside, passes, block)
+                if not last:
+                    inputs.into(_place_of_inputs(work, lasting=bool(inside)))
+                    for run in passes:
+                        inputs.add(run())
             if inside:
-                log.info(
-                    "block %d of %d: %d layers", number + 1, len(blocks), len(inside)
-                )
-                _prune_group(calibration, inside, passes)
-            if number + 1 < len(blocks):
-                for run in passes:
-                    inputs.add(run())
+                work.finish(inside, None if last else inputs.file)
+            if not last:
                 inputs.next_block()
     return True
 
 
-class _BlockInputs:
-    """What enters a block for each batch, on the disk, and what leaves it."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        self._files = [ArraysOnDisk(folder)]
-        self._next: list[Tensor] = []
-        self.current: list[Tensor] = []
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None:
-        for file in self._files:
-            file.close()
-
-    def add(self, main: Tensor) -> None:
-        """Store what leaves a block."""
-        self._next.append(mapped_tensor(self._files[-1].add(to_array(main))))
-
-    def next_block(self) -> None:
-        """Take what left one block as the inputs of the next."""
-        self.current, self._next = self._next, []
-        for file in self._files[:-1]:
-            file.close()
-        self._files = [self._files[-1], ArraysOnDisk(self._folder)]
+def _recorded(
+    work: _Work[S], blocks: list[nn.Module], *, alike: bool
+) -> tuple[BlockInputs, list[list[Call]]] | None:
+    """What enters the first block for each batch, and the calls of all of them."""
+    inputs, calls = BlockInputs(), []
+    inputs.into(ArraysOnDisk(work.calibration.folder))
+    try:
+        for batch in work.calibration.batches:
+            moved = work.placement.batch(batch)
+            found = record_calls(work.calibration.model, blocks, moved, alike=alike)
+            inputs.add(found.main)
+            calls.append(found.calls)
+    except NotSequentialError:
+        inputs.file.close()
+        return None
+    inputs.next_block()
+    return inputs, calls
 
 
-def _prune_by_parent(
-    calibration: Calibration[S], layers: Sequence[TargetLayer]
-) -> None:
+def _take_over(work: _Work[S], inputs: BlockInputs) -> None:
+    """After the last finished group: what left its block."""
+    finished = work.calibration.finished
+    if finished is not None and not work.finished_ahead:
+        inputs.current = finished.inputs(work.group - 1)
+
+
+def _place_of_inputs(work: _Work[S], *, lasting: bool) -> ArraysOnDisk:
+    finished = work.calibration.finished
+    if finished is None or not lasting:
+        return ArraysOnDisk(work.calibration.folder)
+    return finished.new_inputs()
+
+
+def _run_block(
+    call: Call, block: nn.Module, main: Tensor, placement: Placement
+) -> Tensor:
+    return call.run(block, main.to(placement.device))
+
+
+def _prune_by_parent(work: _Work[S], layers: Sequence[TargetLayer]) -> None:
     """Prune the layers of each module together, by passes of the whole model."""
     parents = groupby(layers, lambda layer: layer.name.split(".")[:-2])
-    for _, group in parents:
+    for parent, group in parents:
         members = list(group)
+        if work.restored(members):
+            work.placement.refresh()
+            continue
         passes = [
-            partial(_as_far_as, calibration.model, batch, members)
-            for batch in calibration.batches
+            partial(_as_far_as, work, batch, members)
+            for batch in work.calibration.batches
         ]
-        _prune_group(calibration, members, passes)
+        work.prune(".".join(parent) or "the model", members, passes)
+        work.finish(members)
+        work.placement.refresh()
 
 
-def _as_far_as(model: nn.Module, batch: Batch, layers: Sequence[TargetLayer]) -> None:
+def _as_far_as(work: _Work[S], batch: Batch, layers: Sequence[TargetLayer]) -> None:
     """Run a batch until each of ``layers`` was called."""
     waiting = set(layers)
 
@@ -215,28 +287,9 @@ def _as_far_as(model: nn.Module, batch: Batch, layers: Sequence[TargetLayer]) ->
         if not waiting:
             raise StopForward
 
+    work.placement.refresh()
     try:
         with input_hooks({layer: partial(reached, layer) for layer in layers}):
-            run_model(model, batch)
+            run_model(work.calibration.model, work.placement.batch(batch))
     except StopForward:
         pass
-
-
-def _prune_group(
-    calibration: Calibration[S],
-    layers: Sequence[TargetLayer],
-    passes: Sequence[Callable[[], object]],
-) -> None:
-    statistics = collect_statistics(layers, calibration.new_statistics, passes)
-    for layer in layers:
-        found = statistics[layer.name]
-        if found.unused == found.inputs:
-            raise InputError(
-                "all inputs of this layer are zero on every sample, which tells "
-                "nothing of its weights; give other samples, --exclude it, or use "
-                "--method magnitude",
-                tensor=layer.name,
-            )
-        if found.unused:
-            log.info("%s: %d inputs were never active", layer.name, found.unused)
-        calibration.prune(layer, found)

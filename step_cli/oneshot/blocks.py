@@ -4,7 +4,8 @@ Such blocks are run one by one on recorded inputs, so that nothing of the model 
 block is needed at a time. That each feeds the next is checked, not assumed.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,8 +33,11 @@ class Call:
     slot: Key
 
     def run(self, block: nn.Module, main: Tensor) -> Tensor:
-        """Call a block with these arguments; the first tensor it returns."""
-        args, kwargs = list(self.args), dict(self.kwargs)
+        """Call a block with these arguments; the first tensor it returns.
+
+        The block gets a copy of ``main``, as it may work in place.
+        """
+        args, kwargs, main = list(self.args), dict(self.kwargs), main.clone()
         if isinstance(self.slot, int):
             args[self.slot] = main
         else:
@@ -72,14 +76,25 @@ def find_block_lists(
 
 
 def record_calls(
-    model: nn.Module, blocks: list[nn.Module], batch: Mapping[str, Tensor]
+    model: nn.Module,
+    blocks: list[nn.Module],
+    batch: Mapping[str, Tensor],
+    *,
+    alike: bool = False,
 ) -> RecordedBatch:
     """Run a batch as far as the last of ``blocks`` and note what each was called with.
+
+    Args:
+        model: The model.
+        blocks: In the order of their list.
+        batch: Arguments of the model.
+        alike: Whether it is known that all are called as the first is; then the model
+            runs as far as that one.
 
     Raises:
         NotSequentialError: A block did not run once, in order, on the last's output.
     """
-    recorder = _Recorder(blocks)
+    recorder = _Recorder(blocks[:1] if alike else blocks, stop_before=alike)
     handles = recorder.add_hooks()
     try:
         model(**batch)
@@ -88,7 +103,47 @@ def record_calls(
     finally:
         for handle in handles:
             handle.remove()
-    return recorder.recorded()
+    recorded = recorder.recorded()
+    return RecordedBatch(
+        recorded.main, recorded.calls * len(blocks) if alike else recorded.calls
+    )
+
+
+@contextmanager
+def calls_differ(blocks: list[nn.Module]) -> Iterator[Callable[[], bool]]:
+    """Watch the calls of ``blocks``; the function tells whether they were not alike.
+
+    Nor are they where a block did not run once, in order, on the last's output.
+    """
+    recorder = _Recorder(blocks, tolerant=True)
+    handles = recorder.add_hooks()
+    try:
+        yield lambda: recorder.broken or not _alike(recorder.calls, len(blocks))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _alike(calls: list[Call], count: int) -> bool:
+    """Whether all calls have the same arguments, but for the main one."""
+    if len(calls) != count:
+        return False
+    first = calls[0]
+    return all(
+        call.slot == first.slot
+        and len(call.args) == len(first.args)
+        and call.kwargs.keys() == first.kwargs.keys()
+        and all(map(_one, call.args, first.args))
+        and all(_one(value, first.kwargs[key]) for key, value in call.kwargs.items())
+        for call in calls
+    )
+
+
+def _one(one: Any, other: Any) -> bool:
+    plain = bool | int | float | str
+    return one is other or (
+        isinstance(one, plain) and type(one) is type(other) and one == other
+    )
 
 
 @dataclass
@@ -97,6 +152,9 @@ class _Recorder:
     main: Tensor | None = None
     output: Tensor | None = None  # of the block that ran last
     calls: list[Call] = field(default_factory=list)
+    stop_before: bool = False  # the first block runs
+    tolerant: bool = False  # blocks that do not feed each other are noted as broken
+    broken: bool = False
 
     def add_hooks(self) -> list[RemovableHandle]:
         handles = []
@@ -113,6 +171,18 @@ class _Recorder:
         return RecordedBatch(self.main, self.calls)
 
     def _before(
+        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        try:
+            self._record(block, args, kwargs)
+        except NotSequentialError:
+            if not self.tolerant:
+                raise
+            self.broken = True
+        if self.stop_before:
+            raise StopForward
+
+    def _record(
         self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         number = len(self.calls)
@@ -133,6 +203,10 @@ class _Recorder:
             call.kwargs[call.slot] = None
 
     def _after(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.tolerant:
+            with suppress(NotSequentialError):
+                self.output = first_tensor(output)
+            return
         self.output = first_tensor(output)
         if len(self.calls) == len(self.blocks):
             raise StopForward

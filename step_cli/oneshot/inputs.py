@@ -1,24 +1,33 @@
 """Statistics of the inputs of a model's layers, collected by hooks."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from step_cli.errors import NonFiniteError, StepError
+from step_cli.oneshot.blocks import StopForward
 from step_cli.oneshot.layer_matrix import LayerMatrix
 
 ROWS = 1 << 24  # numbers of a layer's rows that are looked at together
 
+Pass = Callable[[], Any]  # runs a model, or a part of it, on one batch
 
-class InputStatistics(Protocol):
-    """What a pruning method needs to know of the inputs of a layer."""
+
+class Counts(Protocol):
+    """Whatever counts in what a layer multiplies."""
 
     def add(self, rows: Tensor) -> None:
         """Count in what the layer multiplies, ``[parts, rows, columns]``."""
+
+
+class InputStatistics(Counts, Protocol):
+    """What a pruning method needs to know of the inputs of a layer."""
 
     @property
     def unused(self) -> int:
@@ -43,7 +52,9 @@ class TargetLayer:
 def collect_statistics(
     layers: Iterable[TargetLayer],
     new_statistics: Callable[[], S],
-    passes: Iterable[Callable[[], object]],
+    passes: Iterable[Pass],
+    *,
+    once: bool = False,
 ) -> dict[str, S]:
     """Run ``passes`` and collect statistics of what each layer is called with.
 
@@ -53,24 +64,104 @@ def collect_statistics(
     Args:
         layers: Whose inputs.
         new_statistics: Makes empty statistics.
-        passes: Each runs the model, or a part of it, on one batch; the first is run
-            twice.
+        passes: Each runs the model, or a part of it, on one batch. Where a layer is
+            called more than once in it, the first is run twice.
+        once: Whether it is known that none is; then a pass ends once all were called.
 
     Raises:
         NonFiniteError: An input is NaN or infinite.
     """
     layers, passes = list(layers), list(passes)
-    first = _first_with_same_inputs(layers, passes[0])
-    found = {layer.name: new_statistics() for layer in set(first.values())}
-    add = {layer: _adder(layer, found[layer.name]) for layer in set(first.values())}
-    with input_hooks(add):
-        for run in passes:
-            run()
-    return {name: found[layer.name] for name, layer in first.items()}
+    found = _FirstPass(layers, new_statistics, once=once)
+    found.run(passes[0])
+    if found.again:
+        first = _first_with_same_inputs(layers, passes[0])
+        statistics = {x.name: new_statistics() for x in set(first.values())}
+    else:
+        first, passes = found.first, passes[1:]
+        statistics = found.statistics
+    add = {layer: adder(layer, statistics[layer.name]) for layer in set(first.values())}
+    for run in passes:
+        _run(run, add, stop=not found.again)
+    return {name: statistics[layer.name] for name, layer in first.items()}
+
+
+def _run(
+    run: Pass, actions: Mapping[TargetLayer, Callable[[Tensor], object]], *, stop: bool
+) -> None:
+    """Run a pass with an action for each layer; ``stop`` once all were called."""
+    waiting = set(actions)
+
+    def act(layer: TargetLayer, x: Tensor) -> None:
+        actions[layer](x)
+        waiting.discard(layer)
+        if stop and not waiting:
+            raise StopForward
+
+    with (
+        suppress(StopForward),
+        input_hooks({layer: partial(act, layer) for layer in actions}),
+    ):
+        run()
+
+
+class _FirstPass(Generic[S]):
+    """Collects statistics, and finds out which layers are called with one tensor.
+
+    Attributes:
+        first: By name of each layer that was called: the first with the same input.
+        statistics: By the name of each first layer.
+        again: Whether a layer was called more than once: then the rest means nothing.
+    """
+
+    def __init__(
+        self, layers: list[TargetLayer], new_statistics: Callable[[], S], *, once: bool
+    ) -> None:
+        self._layers, self._new, self._once = layers, new_statistics, once
+        # Whether a tensor is still there tells whether its address is still its own.
+        self._seen: dict[object, tuple[weakref.ref[Tensor], TargetLayer]] = {}
+        self.first: dict[str, TargetLayer] = {}
+        self.statistics: dict[str, S] = {}
+        self.again = False
+
+    def run(self, run: Pass) -> None:
+        actions = {layer: partial(self._called, layer) for layer in self._layers}
+        _run(run, actions, stop=self._once)
+
+    def _called(self, layer: TargetLayer, x: Tensor) -> None:
+        if layer.name in self.first:
+            self.again = True
+            raise StopForward
+        version = 0 if x.is_inference() else x._version
+        place = x.data_ptr(), x.shape, x.stride(), version
+        key = (place, LayerMatrix(layer.module).row_key)
+        known = self._seen.get(key)
+        if known is not None and known[0]() is not None:
+            self.first[layer.name] = known[1]
+            return
+        self.first[layer.name] = layer
+        self._seen[key] = weakref.ref(x), layer
+        self.statistics[layer.name] = self._new()
+        adder(layer, self.statistics[layer.name])(x)
+
+
+def layers_by_input(
+    layers: Sequence[TargetLayer], run: Pass
+) -> list[list[TargetLayer]]:
+    """Put layers together that are always called with one and the same tensor.
+
+    Layers that are not called are left out.
+    """
+    found: dict[TargetLayer, list[TargetLayer]] = {}
+    first = _first_with_same_inputs(layers, run)
+    for layer in layers:
+        if layer.name in first:
+            found.setdefault(first[layer.name], []).append(layer)
+    return list(found.values())
 
 
 def _first_with_same_inputs(
-    layers: list[TargetLayer], run: Callable[[], object]
+    layers: Sequence[TargetLayer], run: Pass
 ) -> dict[str, TargetLayer]:
     """By name of each layer that is called: the first with the same inputs."""
     seen: dict[TargetLayer, list[Tensor]] = {layer: [] for layer in layers}
@@ -86,10 +177,16 @@ def _first_with_same_inputs(
     return by_name
 
 
-def _adder(layer: TargetLayer, statistics: InputStatistics) -> Callable[[Tensor], None]:
+def adder(layer: TargetLayer, statistics: Counts) -> Callable[[Tensor], None]:
+    """What turns an input of a layer into rows and counts them in.
+
+    Raises:
+        NonFiniteError: An input is NaN or infinite.
+    """
     view = LayerMatrix(layer.module)
 
     def add(x: Tensor) -> None:
+        x = x.detach()
         if x.dim() <= len(getattr(layer.module, "kernel_size", ())) + 1:
             x = x[None]  # a sample without a batch
         try:
@@ -106,7 +203,7 @@ def _adder(layer: TargetLayer, statistics: InputStatistics) -> Callable[[Tensor]
 
 
 def _refuse_nonfinite(rows: Tensor) -> None:
-    if not bool(torch.isfinite(rows).all()):
+    if rows.numel() and not bool(torch.stack(rows.aminmax()).isfinite().all()):
         raise NonFiniteError(
             "an input of this layer is NaN or infinite; look at the calibration data"
         )
@@ -132,7 +229,7 @@ def input_hooks(
         ) -> None:
             given = [*args, *kwargs.values()]
             if given and isinstance(given[0], Tensor):
-                action(given[0].detach())
+                action(given[0])
 
         return hook
 

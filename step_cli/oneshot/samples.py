@@ -5,7 +5,7 @@ import re
 import zipfile
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +225,37 @@ def _batches(samples: Sequence[Sample]) -> Iterator[dict[str, Tensor]]:
             waiting = []
         waiting.append(sample)
     yield _joined(waiting)
+
+
+def divided(
+    batches: Sequence[Mapping[str, Tensor]], parts: int
+) -> list[dict[str, Tensor]]:
+    """Smaller batches: about ``parts`` in all, of one sample at least."""
+    count = sum(_length(batch) for batch in batches)
+    size = max(1, count // parts)
+    return [
+        {name: value[start : start + size] for name, value in batch.items()}
+        for batch in batches
+        for start in range(0, _length(batch), size)
+    ]
+
+
+def evened(batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Neighbours of equal shapes in batches whose sizes differ by one at most."""
+    even: list[dict[str, Tensor]] = []
+    for _, group in groupby(batches, lambda b: {k: v.shape[1:] for k, v in b.items()}):
+        alike = list(group)
+        joined = {name: torch.cat([b[name] for b in alike]) for name in alike[0]}
+        pieces = {k: torch.tensor_split(v, len(alike)) for k, v in joined.items()}
+        even += [
+            {name: piece[i] for name, piece in pieces.items()}
+            for i in range(len(alike))
+        ]
+    return even
+
+
+def _length(batch: Mapping[str, Tensor]) -> int:
+    return len(next(iter(batch.values())))
 
 
 def _shapes(sample: Sample) -> Mapping[str, tuple[int, ...]]:

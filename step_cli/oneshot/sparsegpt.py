@@ -2,78 +2,41 @@
 
 With H = 2 X X^T / n and H^-1 = U^T U, U upper triangular, pruning w_i costs
 (w_i / U_ii)^2 and is made up for by taking w_i / U_ii * U_i,: from what lies right of
-it. Columns are taken in blocks, so that the rest is updated once per block.
+it. What lies far right is updated for many columns at once, by one matrix product.
 
 Source: Frantar and Alistarh, ICML 2023, arXiv 2301.00774, section 3 and algorithm 1.
 The mask of a group is chosen at its first column, from weights already updated.
 """
 
-import logging
-
 import torch
 from torch import Tensor
 
-from step_cli.errors import NonFiniteError, UsageError
+from step_cli.errors import UsageError
 from step_cli.nm.pattern import NMPattern, NMSpec
+from step_cli.oneshot.hessian import (
+    DAMPS,
+    InputHessian,
+    InverseFactor,
+    SingularError,
+    damped,
+    inverse_factor,
+    invert_in_place,
+    refuse_nonfinite,
+)
 from step_cli.oneshot.layer_matrix import LayerMatrix
 from step_cli.optim.mask import check_groups, keep_mask
 
-log = logging.getLogger(__name__)
+__all__ = [
+    "InputHessian",
+    "SingularError",
+    "damped",
+    "inverse_factor",
+    "sparsegpt_prune",
+    "sparsegpt_weight",
+]
 
-DAMPS = (0.01, 0.1, 1.0)  # of the mean of the diagonal; the authors' is the first
-BLOCK = 128  # columns that are updated together, where M divides it
-
-
-class SingularError(UsageError):
-    """A Hessian is not positive definite, not even with its damping."""
-
-
-class InputHessian:
-    """The running mean of 2 X X^T over calibration tokens, for each part of a layer.
-
-    n counts tokens. The authors count sequences: a factor that changes neither the mask
-    nor the update, as damping is relative to the mean of the diagonal.
-
-    Attributes:
-        hessian: ``[parts, in, in]``, in at least fp32; empty before the first rows.
-        tokens: How many it is the mean of.
-    """
-
-    def __init__(self) -> None:
-        self.hessian = torch.empty(0)
-        self.tokens = 0
-
-    def add(self, rows: Tensor) -> None:
-        """Count in what the layer multiplies, ``[parts, tokens, in]``.
-
-        Raises:
-            UsageError: Not as many features as the Hessian has.
-        """
-        parts, new, width = rows.shape
-        if not self.hessian.numel():
-            dtype = torch.promote_types(rows.dtype, torch.float32)
-            self.hessian = rows.new_zeros(parts, width, width, dtype=dtype)
-        if self.hessian.shape != (parts, width, width):
-            raise UsageError(
-                f"the layer has {self.hessian.shape[-1]} inputs, got {width}"
-            )
-        if not new:
-            return
-        count = self.tokens + new
-        old_share, scale = self.tokens / count, 2 / count
-        for hessian, part in zip(self.hessian, rows.to(self.hessian), strict=True):
-            hessian.addmm_(part.t(), part, beta=old_share, alpha=scale)
-        self.tokens = count
-
-    @property
-    def unused(self) -> int:
-        """How many inputs were zero in every row."""
-        return int((self.hessian.diagonal(dim1=1, dim2=2) == 0).sum())
-
-    @property
-    def inputs(self) -> int:
-        """How many inputs there are."""
-        return self.hessian.shape[0] * self.hessian.shape[-1]
+BLOCK = 128  # columns that are pruned one after another, where M divides it
+WEIGHTS = 1 << 25  # that are worked on together, in whole rows
 
 
 def sparsegpt_prune(
@@ -108,71 +71,78 @@ def sparsegpt_prune(
     """
     pattern = NMPattern.of(pattern)
     _check(weight, hessian, pattern, damp, block, axis)
+    refuse_nonfinite(hessian)
     dtype = torch.promote_types(weight.dtype, hessian.dtype)
-    dtype = torch.promote_types(dtype, torch.float32)
-    rows = weight.detach() if axis == 1 else weight.detach().t()
-    rows, hessian = rows.to(dtype, copy=True), hessian.to(dtype)
-    rows[:, hessian.diagonal() == 0] = 0
-    factor = inverse_factor(damped(hessian, damp))
-    width = rows.shape[1]
-    for start in range(0, width, block):
-        stop = min(start + block, width)
-        inside = slice(start, stop)
-        errors = _prune_block(rows[:, inside], factor[inside, inside], pattern)
-        rows[:, stop:] -= errors @ factor[inside, stop:]
-    rows = rows if axis == 1 else rows.t()
-    return rows.to(weight.dtype).contiguous()
+    hessian = hessian.to(torch.promote_types(dtype, torch.float32))
+    factor = damped(hessian, damp)
+    invert_in_place(factor)
+    inverse = InverseFactor(factor, hessian.diagonal() == 0)
+    matrix = weight.detach() if axis == 1 else weight.detach().t()
+    pruned = prune_by_factor(matrix, inverse, pattern, block)
+    return (pruned if axis == 1 else pruned.t()).contiguous()
 
 
-def _prune_block(rows: Tensor, factor: Tensor, pattern: NMPattern) -> Tensor:
-    """Prune ``rows``, ``[out, block]``, in place; return e of each weight."""
-    errors = torch.zeros_like(rows)
-    scale = factor.diagonal()
-    keep = torch.empty(0)
-    for i in range(rows.shape[1]):
-        place = i % pattern.m
-        if place == 0:
-            group = slice(i, i + pattern.m)
-            # Ranks as w^2 / U_ii^2 does, and small weights do not underflow.
-            keep = keep_mask(rows[:, group].abs() / scale[group], pattern, 1)
-        pruned = ~keep[:, place]
-        errors[:, i] = torch.where(pruned, rows[:, i], 0) / scale[i]
-        rows[:, i + 1 :] -= torch.outer(errors[:, i], factor[i, i + 1 :])
-        rows[:, i].masked_fill_(pruned, 0)
-    return errors
-
-
-def damped(hessian: Tensor, damp: float) -> Tensor:
-    """The Hessian that is inverted: 1 for inputs never seen, then ``damp`` added.
+def prune_by_factor(
+    matrix: Tensor, inverse: InverseFactor, pattern: NMPattern, block: int
+) -> Tensor:
+    """Prune a matrix, ``[out, in]``, some of its rows at a time; they are independent.
 
     Args:
-        hessian: ``[in, in]``.
-        damp: Share of the mean of the diagonal that each of its entries is raised by.
-    """
-    hessian = hessian.clone()
-    diagonal = hessian.diagonal()
-    diagonal[diagonal == 0] = 1
-    diagonal += damp * diagonal.mean()
-    return hessian
+        matrix: The weights, on any device; the work is done where the factor is.
+        inverse: Of the Hessian of its inputs.
+        pattern: The N:M pattern; M divides ``block`` and the width.
+        block: Columns pruned one after another.
 
-
-def inverse_factor(hessian: Tensor) -> Tensor:
-    """The upper triangular U, positive on its diagonal, with H^-1 = U^T U.
+    Returns:
+        The pruned matrix, of the dtype and on the device of ``matrix``.
 
     Raises:
-        SingularError: H is not positive definite.
+        NonFiniteError: A weight is NaN or infinite.
     """
-    # H = R R^T with R upper is the Cholesky factor of H flipped; U = R^-1. The paper
-    # factors the inverse: the same U, for more work and with more rounding.
-    lower, failed = torch.linalg.cholesky_ex(hessian.flip(0, 1))
-    if bool(failed):
-        raise SingularError(
-            "the Hessian of the inputs is not positive definite; raise damp, or "
-            "calibrate with more tokens"
-        )
-    one = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-    factor: Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), one, upper=True)
-    return factor
+    upper, width = inverse.upper, matrix.shape[1]
+    pruned = torch.empty_like(matrix, memory_format=torch.contiguous_format)
+    count = max(1, WEIGHTS // max(1, width))
+    parts = torch.split(matrix, count), torch.split(pruned, count)
+    for rows, out in zip(*parts, strict=True):
+        columns = rows.t().to(upper, copy=True, memory_format=torch.contiguous_format)
+        refuse_nonfinite(columns)
+        columns[inverse.unused] = 0
+        _prune_columns(columns, torch.empty_like(columns), upper, pattern, block)
+        out.copy_(columns.t())
+    return pruned
+
+
+def _prune_columns(
+    columns: Tensor, errors: Tensor, factor: Tensor, pattern: NMPattern, block: int
+) -> None:
+    """Prune ``columns``, ``[in, out]``, in place: one half, an update, the other.
+
+    ``errors``, of their shape, gets e = w / U_ii of each weight that is pruned, else 0.
+    """
+    if len(columns) <= block:
+        _prune_block(columns, errors, factor, pattern)
+        return
+    half = block * -(-len(columns) // (2 * block))
+    _prune_columns(columns[:half], errors[:half], factor[:half, :half], pattern, block)
+    columns[half:].addmm_(factor[:half, half:].t(), errors[:half], alpha=-1)
+    _prune_columns(columns[half:], errors[half:], factor[half:, half:], pattern, block)
+
+
+def _prune_block(
+    columns: Tensor, errors: Tensor, factor: Tensor, pattern: NMPattern
+) -> None:
+    scale = factor.diagonal().unsqueeze(1)
+    for first in range(0, len(columns), pattern.m):
+        group = slice(first, first + pattern.m)
+        inside, behind = columns[group], columns[group.stop :]
+        # Ranks as w^2 / U_ii^2 does, and small weights do not underflow.
+        keep = keep_mask(inside.abs() / scale[group], pattern, 0)
+        for i in range(pattern.m):
+            error, u = errors[first + i], factor[first + i, group]
+            torch.div(inside[i].masked_fill(keep[i], 0), scale[first + i], out=error)
+            inside[i + 1 :] -= torch.outer(u[i + 1 :], error)
+        inside.masked_fill_(~keep, 0)
+        behind.addmm_(factor[group, group.stop :].t(), errors[group], alpha=-1)
 
 
 def _check(
@@ -199,8 +169,6 @@ def _check(
         )
     if not damp >= 0:
         raise UsageError(f"damp {damp} is below 0")
-    if not bool(torch.isfinite(weight).all() and torch.isfinite(hessian).all()):
-        raise NonFiniteError("a weight or the Hessian of the inputs is not finite")
 
 
 def sparsegpt_weight(
@@ -210,28 +178,19 @@ def sparsegpt_weight(
 
     Raises:
         UsageError: Its groups do not run along the inputs, or M does not fit.
+        NonFiniteError: A weight or the Hessian is NaN or infinite.
     """
     if spec.axis != view.input_axis:
         raise UsageError(
             f"SparseGPT prunes along the inputs, axis {view.input_axis}, not "
             f"{spec.axis}; use --method wanda or --exclude it"
         )
+    check_groups(tuple(weight.shape), spec.pattern, spec.axis)
     m = spec.pattern.m
     block = max(BLOCK // m, 1) * m
+    parts = zip(view.of_weight(weight), seen.inverses(), strict=True)
     pruned = [
-        _damped_enough(part, hessian, spec.pattern, block)
-        for part, hessian in zip(view.of_weight(weight), seen.hessian, strict=True)
+        prune_by_factor(part, inverse, spec.pattern, block) for part, inverse in parts
     ]
-    return view.to_weight(torch.stack(pruned)).contiguous()
-
-
-def _damped_enough(
-    matrix: Tensor, hessian: Tensor, pattern: NMPattern, block: int
-) -> Tensor:
-    """Damp more where the authors' 1 % leaves the Hessian singular in fp32."""
-    for damp in DAMPS[:-1]:
-        try:
-            return sparsegpt_prune(matrix, hessian, pattern, damp, block)
-        except SingularError:
-            log.info("a Hessian is singular with damping %g, more is used", damp)
-    return sparsegpt_prune(matrix, hessian, pattern, DAMPS[-1], block)
+    whole = pruned[0][None] if len(pruned) == 1 else torch.stack(pruned)
+    return view.to_weight(whole).contiguous()

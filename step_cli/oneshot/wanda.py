@@ -9,6 +9,7 @@ Source: Sun et al., ICLR 2024, arXiv 2306.11695, equation 1 and section 3.
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from step_cli.nm.groups import Mask
 from step_cli.nm.pattern import NMSpec
 from step_cli.oneshot.layer_matrix import LayerMatrix
 from step_cli.optim.mask import keep_mask, to_groups
+
+WEIGHTS = 1 << 19  # that are scored together, so that the work stays in the cache
 
 
 class InputNorms:
@@ -28,7 +31,7 @@ class InputNorms:
     def add(self, rows: Tensor) -> None:
         """Count in what the layer multiplies, ``[parts, rows, columns]``."""
         found = torch.stack([input_norms(part) for part in rows])
-        self.norms = torch.hypot(self.norms, found)
+        self.norms = torch.hypot(self.norms.to(found.device), found)
 
     @property
     def unused(self) -> int:
@@ -85,8 +88,8 @@ def wanda_scores(weight: Tensor, input_norms: Tensor, axis: int = 1) -> Tensor:
             f"norms, got shape {tuple(input_norms.shape)}"
         )
     norms = input_norms.double().unsqueeze(1 - axis)
-    scores = weight.detach().double().abs() * norms
-    if not bool(torch.isfinite(scores).all()):
+    scores = weight.detach().to(torch.float64, copy=True).abs_().mul_(norms)
+    if scores.numel() and not bool(torch.stack(scores.aminmax()).isfinite().all()):
         raise NonFiniteError("a weight or an input norm is NaN or infinite")
     return scores
 
@@ -105,18 +108,40 @@ def wanda_keep(
     Args:
         weight: Of the layer, in its own shape.
         view: The layer's module as a matrix.
-        seen: The norms of the layer's inputs.
+        seen: The norms of the layer's inputs; the work is done where they are.
         spec: The pattern and its axis.
         choose: Turns scores into a mask; by default N:M along the axis.
     """
+    if choose is None and weight.dim() == 2:
+        return _keep_of_matrix(weight, seen.norms[0], spec, view.input_axis)
+    weight = weight.to(seen.norms.device).float()
     parts = zip(view.of_weight(weight), seen.norms, strict=True)
     scores = view.to_weight(torch.stack([wanda_scores(w, norms) for w, norms in parts]))
     scores = scores.contiguous()
     if choose is not None:
-        return choose(scores)
+        return choose(scores.cpu())
+    return _keep(weight, scores, spec)
+
+
+def _keep_of_matrix(
+    weight: Tensor, norms: Tensor, spec: NMSpec, input_axis: int
+) -> Mask:
+    """The same for some rows of a matrix at a time: scores are large."""
+    keep = np.empty(tuple(weight.shape), np.bool_)
+    step = max(1, WEIGHTS // max(1, weight.shape[1]) // spec.pattern.m) * spec.pattern.m
+    for first in range(0, len(weight), step):
+        rows = slice(first, first + step)
+        part = weight[rows].to(norms.device).float()
+        of_part = norms if input_axis == 1 else norms[rows]
+        keep[rows] = _keep(part, wanda_scores(part, of_part, input_axis), spec)
+    return keep
+
+
+def _keep(weight: Tensor, scores: Tensor, spec: NMSpec) -> Mask:
     keep = keep_mask(scores, spec.pattern, spec.axis)
-    groups = to_groups(weight, spec.pattern.m, spec.axis)
-    complies = groups.ne(0).sum(1, keepdim=True).le(spec.pattern.n)
-    keep |= complies.expand(groups.shape).reshape(weight.shape)
-    mask: Mask = keep.numpy()
+    if int(torch.count_nonzero(weight)) < weight.numel():
+        groups = to_groups(weight, spec.pattern.m, spec.axis)
+        complies = groups.ne(0).sum(1, keepdim=True).le(spec.pattern.n)
+        keep |= complies.expand(groups.shape).reshape(weight.shape)
+    mask: Mask = keep.cpu().numpy()
     return mask

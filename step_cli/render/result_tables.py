@@ -19,6 +19,7 @@ from step_cli.reports import (
     ExportReport,
     PrunedLayer,
     PruneReport,
+    RefittedBlock,
     Report,
     SkippedTensor,
     TrainReport,
@@ -103,6 +104,7 @@ def _autoswitch_profile(
 @draw.register(PruneReport)
 def _prune(report: PruneReport, console: "AnyConsole", *, verbose: bool) -> None:
     columns = ("layer", "pattern", "axis", "density", "retained", "changed")
+    errors = ("error", "fitted", "held out") if report.refit != "none" else ()
     rows = [
         [
             one_line(layer.name),
@@ -111,11 +113,15 @@ def _prune(report: PruneReport, console: "AnyConsole", *, verbose: bool) -> None
             f"{layer.density:.4f}",
             f"{layer.retained:.4f}",
             str(layer.changed),
+            *(_errors_of(layer) if errors else ()),
         ]
         for layer in report.layers
     ]
-    console.table(columns, rows, right=columns[2:])
-    for line in [*_order_of(report.layers), *_advice_on(report.layers)]:
+    console.table((*columns, *errors), rows, right=(*columns[2:], *errors))
+    if report.blocks:
+        _blocks(report.blocks, console)
+    lines = [*_order_of(report.layers), *_fits_of(report), *_advice_on(report.layers)]
+    for line in lines:
         console.line(line)
     if verbose and report.skipped:
         _skipped(report.skipped, console)
@@ -148,6 +154,34 @@ def _skipped(skipped: Sequence[SkippedTensor], console: "AnyConsole") -> None:
         for tensor in skipped
     ]
     console.table(("skipped", "shape", "dtype", "reason"), rows)
+
+
+def _errors_of(part: PrunedLayer | RefittedBlock) -> list[str]:
+    """Relative errors before and after a fit, and after it on samples held out."""
+    found = (part.error_before, part.error_after, part.held_out_after)
+    return ["-" if error is None else f"{error:.4f}" for error in found]
+
+
+def _blocks(blocks: Sequence[RefittedBlock], console: "AnyConsole") -> None:
+    """The blocks that were fitted as a whole."""
+    columns = ("block", "kept", "error", "fitted", "held out")
+    rows = [
+        [one_line(block.name), "yes" if block.refitted else "no", *_errors_of(block)]
+        for block in blocks
+    ]
+    console.table(columns, rows, right=columns[2:])
+
+
+def _fits_of(report: PruneReport) -> list[str]:
+    """What a fit left as it was, and which statistics were measured anew."""
+    lines = [
+        f"not fitted: {one_line(layer.name)}: {one_line(layer.not_refitted)}"
+        for layer in report.layers
+        if layer.not_refitted
+    ]
+    if report.batch_norms is not None:
+        lines.append(f"{len(report.batch_norms)} batch norms measured anew")
+    return lines
 
 
 def _order_of(layers: list[PrunedLayer]) -> list[str]:

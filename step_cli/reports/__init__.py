@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from step_cli.reports.prune import PrunedLayer as PrunedLayer
     from step_cli.reports.prune import PruneReport as PruneReport
     from step_cli.reports.prune import PruneTotals as PruneTotals
+    from step_cli.reports.prune import RefittedBlock as RefittedBlock
     from step_cli.reports.train import Distilled as Distilled
     from step_cli.reports.train import SplitFound as SplitFound
     from step_cli.reports.train import StaysDense as StaysDense
@@ -75,7 +76,7 @@ _NAMES = {
         "BenchReport",
         "ExportReport",
     ),
-    "prune": ("PrunedLayer", "PruneTotals", "PruneReport"),
+    "prune": ("PrunedLayer", "PruneTotals", "RefittedBlock", "PruneReport"),
     "train": ("Distilled", "SplitFound", "StaysDense", "SwitchPoint", "TrainReport"),
     "verify_nm": (
         "GroupAt",

@@ -27,6 +27,30 @@ class PrunedLayer(Part):
         None, description="Why the graph does not let them change places"
     )
     advice: str | None = Field(None, description="Why TensorRT may not run it sparse")
+    error_before: float | None = Field(
+        None,
+        description="With --refit: how far its output is from the dense layer's on the "
+        "same inputs, relative to the dense one, on samples it is fitted to",
+    )
+    error_after: float | None = Field(None, description="The same after the fit")
+    held_out_before: float | None = Field(
+        None, description="error_before on samples that nothing is fitted to"
+    )
+    held_out_after: float | None = Field(None, description="The same after the fit")
+    not_refitted: str | None = Field(None, description="Why --refit leaves it as it is")
+
+
+class RefittedBlock(Part):
+    """A block of --refit block: errors of its output, relative to the dense block's."""
+
+    name: str
+    refitted: bool = Field(
+        description="Whether the fit is kept: the error on held-out samples fell"
+    )
+    error_before: float
+    error_after: float
+    held_out_before: float | None
+    held_out_after: float | None
 
 
 class PruneTotals(Part):
@@ -57,6 +81,13 @@ class PruneReport(Report):
     layers: list[PrunedLayer]
     skipped: list[SkippedTensor]
     totals: PruneTotals
+    refit: str = "none"
+    blocks: list[RefittedBlock] = Field(
+        default_factory=list, description="With --refit block, in the model's order"
+    )
+    batch_norms: list[str] | None = Field(
+        None, description="Modules whose running statistics were measured anew"
+    )
 
     @property
     @override

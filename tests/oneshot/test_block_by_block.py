@@ -11,8 +11,9 @@ from step_cli.errors import InputError, NonFiniteError
 from step_cli.formats.huggingface.model import without_cache
 from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.oneshot import block_by_block
-from step_cli.oneshot.block_by_block import Calibration, prune_in_order
+from step_cli.oneshot.block_by_block import prune_in_order
 from step_cli.oneshot.blocks import find_block_lists
+from step_cli.oneshot.calibration import Calibration
 from step_cli.oneshot.inputs import TargetLayer
 from step_cli.oneshot.layer_matrix import LayerMatrix
 from step_cli.oneshot.sparsegpt import InputHessian, sparsegpt_weight
@@ -314,3 +315,19 @@ def test_inputs_that_are_one_tensor_are_counted_once() -> None:
     prune_in_order(Calibration(model, batches, make, by_wanda), watched(model))
     # In each of two blocks: q, k and v; the output; gate and up; down.
     assert len(made) == 2 * 4
+
+
+def test_blocks_that_work_in_place_leave_what_is_stored_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 8))
+    batches = [{"input": torch.randn(5, 8)} for _ in range(2)]
+    seen: dict[str, Tensor] = {}
+
+    def note(layer: TargetLayer, found: InputNorms | None) -> None:
+        assert found is not None
+        seen[layer.name] = found.norms[0]
+
+    prune_in_order(Calibration(model.eval(), batches, InputNorms, note), watched(model))
+    with torch.no_grad():
+        inner = torch.cat([model[0](batch["input"]).relu() for batch in batches])
+    torch.testing.assert_close(seen["2.weight"], inner.norm(dim=0))

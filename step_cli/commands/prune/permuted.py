@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from step_cli.channels.axes import Axis
@@ -22,13 +21,12 @@ from step_cli.channels.orders import (
 )
 from step_cli.commands.prune.tensors import (
     LayerToPrune,
-    change_of,
+    change_to,
     only_modules_that_stay_dense,
-    place_of,
 )
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
-from step_cli.formats.checkpoint import Checkpoint, NamedTensor
+from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.onnx.session import difference
@@ -197,7 +195,7 @@ def _result(
     tensors = {tensor.name: tensor for tensor in now.tensors}
     planned = {layer.tensor.name for layer in layers}
     changes = [
-        _change(tensors[name])
+        change_to(tensors[name], tensors[name].read())
         for name in orders
         if name not in planned and tensors[name].tied_to is None
     ]
@@ -208,18 +206,6 @@ def _result(
     }
     replaced = [layer._replace(tensor=tensors[layer.tensor.name]) for layer in layers]
     return Permuted(replaced, now, changes, moved, left, arrays, {})
-
-
-def _change(tensor: NamedTensor) -> Change:
-    order = place_of(tensor).order
-
-    def chunks() -> list[Array]:
-        array = tensor.read()
-        return [
-            np.ascontiguousarray(array if order is None else array.transpose(order))
-        ]
-
-    return change_of(tensor, chunks)
 
 
 def _most_common(left: Mapping[str, str]) -> str:

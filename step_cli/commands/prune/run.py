@@ -8,7 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from step_cli.commands.prune.methods import Method, check_method, method_of
+from step_cli.commands.prune.choice import method_of
+from step_cli.commands.prune.methods import (
+    Method,
+    check_method,
+    needs_samples,
+)
 from step_cli.commands.prune.tensors import (
     LayerToPrune,
     LeftDense,
@@ -43,8 +48,11 @@ def run(config: PruneConfig) -> PruneReport:
         InputError: The checkpoint is refused, or cannot be written anew.
         NonFiniteError: A selected tensor holds NaN or infinity.
         OutputError: OUT exists, or could not be written.
+        MissingError: The device is not there.
     """
     check_method(config)
+    if needs_samples(config):
+        _refuse_early(config)
     checkpoint = open_checkpoint(config.checkpoint, config.key)
     given = (config.plan, config.calibration)
     extra = tuple(path for path in given if path is not None)
@@ -59,8 +67,7 @@ def run(config: PruneConfig) -> PruneReport:
             _, left = without(layers, left, moved.stay_dense)
             checkpoint, layers = moved.checkpoint, moved.layers
         own = [layer for layer in layers if layer.tensor.tied_to is None]
-        method = method_of(config, checkpoint, own, folder)
-        stack.callback(method.close)
+        method = method_of(config, checkpoint, own, folder, stack)
         if method.left:
             layers, left = without(layers, left, method.left)
             own = [layer for layer in own if layer.tensor.name not in method.left]
@@ -70,9 +77,25 @@ def run(config: PruneConfig) -> PruneReport:
                     pass
         else:
             changes = [_change(layer, method) for layer in own]
-            changes += moved.changes if moved else []
+            others = {x.name: x for x in moved.changes} if moved else {}
+            others |= {x.name: x for x in method.changes}
+            changes += others.values()
             _write(config, rewriter, layers, changes, method.done)
-    return _report(config, rewriter, layers, left, method.done, moved)
+    return _report(config, rewriter, layers, left, method, moved)
+
+
+def _refuse_early(config: PruneConfig) -> None:
+    """Refuse what can be refused before any file is read.
+
+    Raises:
+        StepError: The device is not there, or what a stopped prune left is in the way.
+    """
+    from step_cli.commands.prune.unfinished import refuse_early
+    from step_cli.oneshot.placement import device_named
+
+    device_named(config.device)
+    if not config.dry_run:
+        refuse_early(config)
 
 
 def prune(
@@ -170,14 +193,14 @@ def _report(
     rewriter: Rewriter,
     layers: Sequence[LayerToPrune],
     left: LeftDense,
-    done: Mapping[str, Pruned],
+    method: Method,
     moved: "Permuted | None",
 ) -> PruneReport:
-    total = Pruned()
+    total, done, fit = Pruned(), method.done, method.fit
     for layer in layers:
         if layer.tensor.tied_to is None:
             total.add(done[layer.tensor.name])
-    rows = [_row(x, done[x.tensor.tied_to or x.tensor.name], moved) for x in layers]
+    rows = [_row(x, method, moved) for x in layers]
     return PruneReport(
         ok=True,
         out=str(config.out),
@@ -197,12 +220,16 @@ def _report(
             changed=total.changed,
             coverage=coverage(total.elements, left.uncovered),
         ),
+        refit=config.refit,
+        blocks=fit.blocks if fit else [],
+        batch_norms=fit.batch_norms if fit else None,
     )
 
 
-def _row(layer: LayerToPrune, done: Pruned, moved: "Permuted | None") -> PrunedLayer:
+def _row(layer: LayerToPrune, method: Method, moved: "Permuted | None") -> PrunedLayer:
     tensor, spec = layer.tensor, layer.spec
     first = tensor.tied_to or tensor.name
+    done = method.done[first]
     return PrunedLayer(
         name=tensor.name,
         pattern=str(spec.pattern),
@@ -216,4 +243,5 @@ def _row(layer: LayerToPrune, done: Pruned, moved: "Permuted | None") -> PrunedL
         permuted=None if moved is None else first in moved.moved,
         not_permuted=None if moved is None else moved.left.get(first),
         advice=planned_view(operand_of(layer), spec).advice,
+        **(method.fit.layers.get(first, {}) if method.fit else {}),
     )

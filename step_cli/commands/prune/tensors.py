@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from step_cli.commands.prune.other_uses import harms_others, holds_whole
@@ -74,6 +75,17 @@ def change_of(tensor: NamedTensor, blocks: Callable[[], Iterable[Array]]) -> Cha
     if tensor.place is not None:
         return Change(tensor.name, place, blocks)
     return Change(tensor.name, place, lambda: in_place(tensor, blocks()))
+
+
+def change_to(tensor: NamedTensor, array: Array) -> Change:
+    """The change of a tensor to ``array``, of its dtype and shape.
+
+    Raises:
+        InputError: As `place_of`.
+    """
+    order = place_of(tensor).order
+    now = array if order is None else array.transpose(order)
+    return change_of(tensor, lambda: [np.ascontiguousarray(now)])
 
 
 def choose_layers(

@@ -1,18 +1,20 @@
 """Files that are needed only for a while, in the system's temporary directory."""
 
+import math
 import mmap
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from step_cli.errors import SET_TMPDIR, OutputError
 from step_cli.formats.files.mapped_file import reason_of
+from step_cli.nm.dtypes import numpy_dtype
 
 
 @contextmanager
@@ -53,35 +55,67 @@ def temporary_file() -> Iterator[Path]:
 
 
 class ArraysOnDisk:
-    """Arrays in a temporary file, as what is mapped from a file takes no memory.
+    """Arrays in a file, as what is mapped from a file takes no memory.
 
-    The file has no name: whatever ends the process, nothing of it is left.
+    Without ``path`` the file has no name: whatever ends the process, nothing is left.
 
     Args:
         folder: On which disk; None: where temporary files go.
+        path: A file to make, or to make anew, that stays.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+    def __init__(self, folder: Path | None = None, path: Path | None = None) -> None:
+        self._file = (
+            tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+            if path is None
+            else open(path, "w+b")  # noqa: SIM115
+        )
+        self.places: list[ArrayPlace] = []
 
     def add(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Write an array, and return it as mapped from the file, read-only."""
+        begin = self._file.seek(0, 2)
+        begin += -begin % mmap.ALLOCATIONGRANULARITY
+        place = ArrayPlace(begin, array.dtype.name, array.shape)
+        self.places.append(place)
         if not array.size:
             return array
-        begin = self._file.seek(0, 2)
-        self._file.seek(begin + -begin % mmap.ALLOCATIONGRANULARITY)
-        begin = self._file.tell()
+        self._file.seek(begin)
         flat = np.ascontiguousarray(array).reshape(-1)
         self._file.write(flat.view(np.uint8).data)
         self._file.flush()
-        mapped = mmap.mmap(
-            self._file.fileno(), flat.nbytes, access=mmap.ACCESS_READ, offset=begin
-        )
-        return np.frombuffer(mapped, array.dtype).reshape(array.shape)
+        return place.mapped(self._file)
+
+    def flush(self) -> None:
+        """Have all that was added written to the disk."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Give the space back; arrays still in use stay valid."""
+        """Give the space back, or leave the file; arrays in use stay valid."""
         self._file.close()
+
+
+class ArrayPlace(NamedTuple):
+    """Where an array lies in a file: its first byte, its dtype and its shape."""
+
+    begin: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    def mapped(self, file: IO[bytes]) -> npt.NDArray[Any]:
+        """The array, read-only, in no memory; ``file`` may be closed then.
+
+        Raises:
+            ValueError: The file ends before it.
+        """
+        dtype = numpy_dtype(self.dtype)
+        size = math.prod(self.shape) * dtype.itemsize
+        if not size:
+            return np.empty(self.shape, dtype)
+        data = mmap.mmap(
+            file.fileno(), size, access=mmap.ACCESS_READ, offset=self.begin
+        )
+        return np.frombuffer(data, dtype).reshape(self.shape)
 
 
 def _nowhere(error: OSError) -> OutputError:

@@ -1,0 +1,373 @@
+"""`prune --refit` and `--recalibrate-bn` on checkpoints."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from step_cli import verify
+from step_cli.commands.prune import run as prune
+from step_cli.config.commands import PruneConfig
+from step_cli.errors import InputError, NothingSelectedError, StepError, UsageError
+from step_cli.reports import PruneReport
+
+METHODS = ("magnitude", "random", "wanda", "sparsegpt")
+
+
+def run(source: Path, out: Path, **options: object) -> PruneReport:
+    return prune.run(PruneConfig(checkpoint=source, out=out, **options))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    words = "the quick brown fox jumps over a lazy dog; pack my box with jugs\n"
+    path.write_text(words * 30)
+    return path
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path) -> Path:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=256, n_positions=16, n_embd=16, n_layer=2, n_head=2,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    return tmp_path / "gpt2"
+
+
+def same_masks(one: Path, other: Path) -> bool:
+    return bool(verify(one, baseline=other).ok)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_errors_fall_and_the_mask_is_that_without_a_fit(
+    method: str, gpt2: Path, text: Path, tmp_path: Path
+) -> None:
+    first = {"method": method, "seed": 3, "nm": "2:4"}
+    calibrated = method in ("wanda", "sparsegpt")
+    samples = {"calibration": text, "calibration_samples": 32}
+    plain = run(gpt2, tmp_path / "none", **first, **(samples if calibrated else {}))
+    assert plain.refit == "none" and plain.layers[0].error_before is None
+    for kind in ("layer", "block"):
+        out = tmp_path / kind
+        report = run(gpt2, out, **first, **samples, refit=kind)
+        assert report.refit == kind and report.totals.density == 0.5
+        for row in report.layers:
+            assert row.error_before is not None and row.error_after is not None
+            assert row.held_out_after is not None and row.not_refitted is None
+            assert row.error_after < row.error_before or kind == "block"
+        assert [b.name for b in report.blocks] == (
+            ["transformer.h.0", "transformer.h.1"] if kind == "block" else []
+        )
+        assert all(block.refitted for block in report.blocks)
+        if not calibrated:  # else later blocks see, and so keep, something else
+            assert same_masks(out, tmp_path / "none")
+            assert report.totals == plain.totals
+        assert verify(out).ok
+        new, old = (load_file(x / "model.safetensors") for x in (out, gpt2))
+        moved = {name for name in old if not torch.equal(new[name], old[name])}
+        blocks = {name for name in old if ".h." in name}
+        expected = blocks if kind == "block" else {row.name for row in report.layers}
+        assert moved == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_before_it_is_judged(
+    dtype: torch.dtype, gpt2: Path, text: Path, tmp_path: Path
+) -> None:
+    name = "model.safetensors"
+    old = {key: x.to(dtype) for key, x in load_file(gpt2 / name).items()}
+    save_file(old, gpt2 / name, {"format": "pt"})
+    samples = {"calibration": text, "calibration_samples": 32}
+    run(gpt2, tmp_path / "none")
+    for kind in ("layer", "block"):
+        report = run(gpt2, tmp_path / kind, **samples, refit=kind)
+        new = load_file(tmp_path / kind / name)
+        assert {x.dtype for x in new.values()} == {dtype}
+        assert same_masks(tmp_path / kind, tmp_path / "none")
+        rows = report.layers if kind == "layer" else report.blocks
+        for row in rows:
+            assert row.error_after is not None and row.error_before is not None
+            assert row.error_after < row.error_before
+
+
+def test_the_same_comes_out_twice_and_a_dry_run_says_the_same(
+    gpt2: Path, text: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"calibration": text, "calibration_samples": 16}
+    for kind in ("layer", "block"):
+        one, two = tmp_path / f"{kind}1", tmp_path / f"{kind}2"
+        report = run(gpt2, one, refit=kind, **options)
+        assert run(gpt2, two, refit=kind, **options).layers == report.layers
+        dry = run(gpt2, tmp_path / "dry", refit=kind, dry_run=True, **options)
+        assert dry.layers == report.layers and dry.blocks == report.blocks
+        assert not (tmp_path / "dry").exists()
+        name = "model.safetensors"
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+def test_what_complies_is_not_fitted_again(
+    gpt2: Path, text: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"calibration": text, "refit": "layer"}
+    run(gpt2, tmp_path / "once", **options)
+    report = run(tmp_path / "once", tmp_path / "twice", **options)
+    assert {row.error_before for row in report.layers} == {0.0}
+    name = "model.safetensors"
+    once, twice = (tmp_path / x / name for x in ("once", "twice"))
+    assert once.read_bytes() == twice.read_bytes()
+
+
+TIED = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(nn.Linear(8, 8), nn.ReLU(True), nn.Linear(8, 8))
+        self.blocks[2].weight = self.blocks[0].weight
+        self.last = nn.Linear(8, 8)
+        self.lstm = nn.LSTM(8, 8)
+
+    def forward(self, x):
+        return self.lstm(self.last(self.blocks(x)))[0]
+
+def build():
+    torch.manual_seed(0)
+    return Net()
+"""
+
+
+def test_what_cannot_be_fitted_is_pruned_all_the_same(tmp_path: Path) -> None:
+    code = tmp_path / "net.py"
+    code.write_text(TIED)
+    space: dict[str, Any] = {}
+    exec(TIED, space)
+    torch.save(space["build"]().state_dict(), tmp_path / "in.pt")
+    x = np.random.default_rng(0).standard_normal((24, 5, 8)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    options = {"calibration": tmp_path / "x.npz", "model": f"{code}:build"}
+    run(tmp_path / "in.pt", tmp_path / "none.pt")
+    plain = torch.load(tmp_path / "none.pt")
+    for kind in ("layer", "block"):
+        report = run(tmp_path / "in.pt", tmp_path / f"{kind}.pt", refit=kind, **options)
+        rows = {row.name: row for row in report.layers}
+        tied = rows["blocks.0.weight"].not_refitted
+        assert tied is not None and "tied" in tied
+        assert rows["blocks.2.weight"].not_refitted == tied
+        assert "linear layer" in (rows["lstm.weight_hh_l0"].not_refitted or "")
+        assert rows["last.weight"].not_refitted is None
+        new = torch.load(tmp_path / f"{kind}.pt")
+        assert torch.equal(new["blocks.0.weight"], plain["blocks.0.weight"])
+        assert torch.equal(new["lstm.weight_hh_l0"], plain["lstm.weight_hh_l0"])
+        assert not torch.equal(new["last.weight"], plain["last.weight"])
+        assert same_masks(tmp_path / f"{kind}.pt", tmp_path / "none.pt")
+
+
+NET = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return x + self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(4, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.blocks = nn.Sequential(Block(), Block())
+        self.drop = nn.Dropout(0.9)
+        self.head = nn.Linear(8, 4)
+        self.idle = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        x = self.blocks(self.norm(self.stem(x)).relu())
+        return self.head(self.drop(x.mean((2, 3))))
+
+def build():
+    torch.manual_seed(0)
+    return Net()
+"""
+
+
+@pytest.fixture
+def resnet(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """A residual network with batch norms that have seen its data, and options."""
+    code = tmp_path / "net.py"
+    code.write_text(NET)
+    model = built(NET)
+    x = np.random.default_rng(0).standard_normal((48, 4, 5, 5)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    model.train()
+    for part in torch.from_numpy(x).split(16):
+        model(part)
+    torch.save(model.state_dict(), tmp_path / "in.pt")
+    options = {"calibration": tmp_path / "x.npz", "model": f"{code}:build"}
+    return tmp_path / "in.pt", options
+
+
+def built(source: str, path: Path | None = None) -> nn.Module:
+    space: dict[str, Any] = {}
+    exec(source, space)
+    model: nn.Module = space["build"]()
+    if path is not None:
+        model.load_state_dict(torch.load(path))
+    return model.eval()
+
+
+def statistics(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Mean and variance of what each batch norm gets, measured in one batch."""
+    found: dict[str, Tensor] = {}
+
+    def hook_of(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+            seen = args[0].transpose(0, 1).flatten(1)
+            found[f"{name}.running_mean"] = seen.mean(1)
+            found[f"{name}.running_var"] = seen.var(1)
+            mean, var = seen.mean(1), seen.var(1, unbiased=False)
+            shape = (1, -1, *[1] * (args[0].dim() - 2))
+            assert isinstance(module, nn.BatchNorm2d)
+            new = (args[0] - mean.view(shape)) / (var.view(shape) + module.eps).sqrt()
+            output.copy_(new * module.weight.view(shape) + module.bias.view(shape))
+
+        return hook
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(hook_of(name))
+    with torch.no_grad():
+        model(x)
+    return found
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"method": "magnitude"},
+        {"method": "random"},
+        {"method": "wanda"},
+        {"method": "sparsegpt"},
+        {"method": "magnitude", "refit": "layer"},
+        {"method": "sparsegpt", "refit": "block"},
+        {"method": "magnitude", "transposable": True, "refit": "layer"},
+    ],
+)
+def test_statistics_are_those_of_the_samples_in_the_pruned_network(
+    more: dict[str, Any], resnet: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    source, options = resnet
+    out, plain = tmp_path / "out.pt", tmp_path / "plain.pt"
+    report = run(source, out, **options, **more, recalibrate_bn=True)
+    names = ["norm", *(f"blocks.{i}.norm{j}" for i in (0, 1) for j in (1, 2))]
+    assert report.batch_norms == names
+    calibrated = "refit" in more or more["method"] in ("wanda", "sparsegpt")
+    run(source, plain, **more, **(options if calibrated else {}))
+    old, new = torch.load(plain), torch.load(out)
+    x = torch.from_numpy(np.load(tmp_path / "x.npz")["x"])
+    expected = statistics(built(NET, plain), x)
+    for name, value in new.items():
+        if name in expected:
+            assert not torch.equal(value, old[name])
+            torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
+        else:
+            assert torch.equal(value, old[name]), name
+
+
+def test_statistics_are_stored_in_their_dtype_and_place(
+    resnet: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    source, options = resnet
+    state = {
+        name: value.bfloat16() if value.is_floating_point() else value
+        for name, value in torch.load(source).items()
+    }
+    save_file(state, tmp_path / "in.safetensors")
+    out = tmp_path / "out.safetensors"
+    run(tmp_path / "in.safetensors", out, **options, recalibrate_bn=True)
+    new = load_file(out)
+    assert {name: x.dtype for name, x in new.items()} == {
+        name: x.dtype for name, x in state.items()
+    }
+    assert not torch.equal(new["norm.running_var"], state["norm.running_var"])
+    assert torch.equal(new["idle.running_var"], state["idle.running_var"])
+
+
+def test_a_model_without_batch_norms_is_refused(
+    gpt2: Path, text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(NothingSelectedError, match="no batch norm") as caught:
+        run(gpt2, tmp_path / "out", calibration=text, recalibrate_bn=True)
+    assert caught.value.exit_code == 3
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_of_one_number_for_each_channel_is_refused(
+    resnet: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    source, options = resnet
+    x = np.ones((1, 4, 1, 1), np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    with pytest.raises(InputError, match="more than 1 value per channel"):
+        run(source, tmp_path / "out.pt", **options, recalibrate_bn=True)
+
+
+def test_one_sample_is_too_few_for_a_refit(
+    resnet: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    source, options = resnet
+    with pytest.raises(InputError, match="a single sample") as caught:
+        run(
+            source, tmp_path / "out.pt", **options, refit="layer",
+            calibration_samples=1,
+        )  # fmt: skip
+    assert caught.value.file == str(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "words"),
+    [
+        ({"refit": "layer"}, UsageError, "--refit layer needs --calibration"),
+        ({"recalibrate_bn": True}, UsageError, "--recalibrate-bn needs --calibration"),
+        ({"calibration": "t"}, UsageError, "without --refit or --recalibrate-bn"),
+        ({"refit": "block", "calibration": "t"}, UsageError, "pass --model"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    options: dict[str, Any], kind: type[StepError], words: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "a.safetensors"
+    save_file({"a.weight": torch.ones(4, 8)}, source)
+    with pytest.raises(kind, match=words):
+        run(source, tmp_path / "b.safetensors", **options)
+
+
+def test_the_command(gpt2: Path, text: Path, step_cli: Callable[..., Any]) -> None:
+    out = gpt2.parent / "out"
+    words = ["--refit", "block", "--calibration", text, "--calibration-samples", 8]
+    done = step_cli("prune", gpt2, out, *words)
+    assert done.code == 0 and "held out" in done.out and "transformer.h.0" in done.out
+    document = step_cli("prune", gpt2, out, *words, "--force", "--json").json
+    row = document["layers"][0]
+    assert {"error_before", "error_after", "held_out_before"} <= set(row)
+    assert document["refit"] == "block" and document["blocks"][0]["refitted"] is True
+    assert step_cli("verify-nm", out).code == 0
+    missing = step_cli("prune", gpt2, out, "--refit", "layer", "--force")
+    assert missing.code == 2 and "needs --calibration" in missing.error
