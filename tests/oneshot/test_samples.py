@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from step_cli.errors import InputError, NonFiniteError, UsageError
 from step_cli.models.runnable import RunnableModel
-from step_cli.oneshot.samples import read_batches
+from step_cli.oneshot.samples import divided, evened, read_batches
 
 
 class Bytes(nn.Module):
@@ -169,3 +169,20 @@ def test_all_zero_samples_are_refused(tmp_path: Path) -> None:
     arrays[3, 2] = 1e-30
     np.savez(path, x=arrays)
     assert len(read(path, PLAIN)) == 1
+
+
+def test_batches_are_cut_and_evened_without_losing_a_sample() -> None:
+    batches = [
+        {"x": torch.arange(10)[:, None], "y": torch.arange(10)},
+        {"x": torch.arange(10, 13)[:, None], "y": torch.arange(10, 13)},
+        {"x": torch.arange(13, 15)[:, None, None], "y": torch.arange(13, 15)},
+    ]
+    small = divided(batches, 5)  # 15 samples: 3 in each
+    assert [len(batch["y"]) for batch in small] == [3, 3, 3, 1, 3, 2]
+    assert torch.cat([batch["y"] for batch in small]).tolist() == list(range(15))
+    assert all(torch.equal(b["x"].flatten(), b["y"]) for b in small)
+    assert [len(batch["y"]) for batch in divided(batches, 100)] == [1] * 15
+    even = evened(batches)  # the third has other shapes
+    assert [len(batch["y"]) for batch in even] == [7, 6, 2]
+    assert torch.cat([batch["y"] for batch in even]).tolist() == list(range(15))
+    assert all(torch.equal(b["x"].flatten(), b["y"]) for b in even)

@@ -338,7 +338,7 @@ def test_one_sample_is_too_few_for_a_refit(
             source, tmp_path / "out.pt", **options, refit="layer",
             calibration_samples=1,
         )  # fmt: skip
-    assert caught.value.file == tmp_path / "x.npz"
+    assert caught.value.file == str(tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize(
