@@ -30,6 +30,7 @@ class Run:
         seed: Of weights and data order.
         sets: Configuration keys it changes, beside recipe, pattern, seed and rate.
         tuned: The label whose tuned learning rate it takes.
+        taught: It learns from a dense teacher too.
         rate: Its own learning rate: only of the runs that tune.
     """
 
@@ -39,6 +40,7 @@ class Run:
     seed: int
     sets: tuple[str, ...] = ()
     tuned: str = "sr-ste"
+    taught: bool = False
     rate: float | None = None
 
     @property
@@ -60,12 +62,14 @@ class Method:
         sets: Configuration keys that make it.
         patterns: Where it is measured.
         tuned: The label whose learning rate it takes.
+        taught: It learns from a dense teacher too.
     """
 
     label: str
     sets: tuple[str, ...]
     patterns: tuple[str, ...]
     tuned: str = "sr-ste"
+    taught: bool = False
 
 
 def recipe(name: str, *more: str) -> tuple[str, ...]:
@@ -142,7 +146,11 @@ BY_SGD = tuple(
     )
     for name in ("dense", "ste", "sr-ste", "asp")
 )
-# Beside the core and the switch point, which every task has.
+TAUGHT = tuple(
+    Method(f"{name}-taught", recipe(name), ("2:4", "1:4"), taught=True)
+    for name in ("sr-ste", "step")
+)
+# Beside the core, the switch point and the teacher, which every task has.
 MORE = {
     "glyphs": (LEARNING, PAPER_MODE, *BY_SGD, *SPARSER, *DECAYING, *LAYERWISE),
     "glosses": (LEARNING, PAPER_MODE),
@@ -174,19 +182,27 @@ def check_runs(tasks: list[Task]) -> Iterator[Run]:
 
 
 def runs_that_count(tasks: list[Task], seeds: tuple[int, ...] = SEEDS) -> Iterator[Run]:
-    """All others: the core of every task, then the switch point, then the rest."""
+    """All others: the core, then the switch point, the rest, and with a teacher."""
     stages = (
         {task.name: CORE for task in tasks},
         {task.name: SWITCH for task in tasks},
         {task.name: MORE[task.name] for task in tasks},
+        {task.name: TAUGHT for task in tasks},
     )
     for stage in stages:
         for seed in seeds:
             for task, methods in stage.items():
                 for method in methods:
                     for pattern in method.patterns:
-                        sets, tuned = method.sets, method.tuned
-                        yield Run(task, method.label, pattern, seed, sets, tuned)
+                        yield Run(
+                            task,
+                            method.label,
+                            pattern,
+                            seed,
+                            method.sets,
+                            method.tuned,
+                            method.taught,
+                        )
 
 
 def quick_runs(tasks: list[Task]) -> Iterator[Run]:

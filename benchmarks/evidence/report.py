@@ -23,6 +23,7 @@ from benchmarks.evidence.grid import (
     MORE,
     SEEDS,
     SWITCH,
+    TAUGHT,
     Method,
     Run,
     all_tasks,
@@ -144,7 +145,7 @@ def task_table(study: Study, task: Task) -> Iterator[str]:
         "over dense, 95 % interval | seeds | switch |"
     )
     yield "|---|---|---:|---:|---|---:|---|"
-    for method in (*CORE, *SWITCH, *MORE[task.name]):
+    for method in (*CORE, *SWITCH, *MORE[task.name], *TAUGHT):
         for pattern in method.patterns:
             yield _method_row(study, task, method, pattern)
     yield ""
