@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from step_cli.config.samples import sample_names
-from step_cli.config.types import Config, read_step, to_step
+from step_cli.config.types import Section, read_step, to_step
 from step_cli.errors import nearest
 
 
@@ -32,7 +32,7 @@ def refuse_unknown_sample(source: str) -> str:
 ModelSpec = Annotated[str, AfterValidator(refuse_unknown_sample)]
 
 
-class DistillSection(Config):
+class DistillSection(Section):
     """Which teacher, and how much its outputs count."""
 
     teacher: str = Field("", description="CHECKPOINT, dense or sparse; empty: none")
@@ -43,7 +43,7 @@ class DistillSection(Config):
         0.5, ge=0, le=1, description="loss = (1 - weight) task + weight distillation"
     )
     temperature: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="Divides the scores of both models"
+        1.0, ge=0.01, le=100, description="Divides the scores of both models"
     )
     start: Start = Field(
         0,

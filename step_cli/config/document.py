@@ -8,6 +8,18 @@ from typing import Any
 from step_cli.config.data import is_name_of_data
 from step_cli.errors import InputError, UsageError
 
+# Keys that hold a path, or a SPEC, which may name a file.
+PATHS = (
+    ("model", "source"),
+    ("model", "weights"),
+    ("sparsity", "plan"),
+    ("distill", "teacher"),
+    ("distill", "teacher_model"),
+    ("data", "source"),
+    ("data", "held_out"),
+    ("data", "tokenizer"),
+)
+
 
 def read_document(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Read a TOML file, then apply ``section.key=value`` overrides.
@@ -44,16 +56,7 @@ def _anchor(document: dict[str, Any], base: Path) -> None:
     Paths of the file are relative to it, paths typed in the shell to the directory
     they were typed in.
     """
-    for section, key in (
-        ("model", "source"),
-        ("model", "weights"),
-        ("sparsity", "plan"),
-        ("distill", "teacher"),
-        ("distill", "teacher_model"),
-        ("data", "source"),
-        ("data", "held_out"),
-        ("data", "tokenizer"),
-    ):
+    for section, key in PATHS:
         table = document.get(section)
         if not isinstance(table, dict) or not isinstance(table.get(key), str):
             continue

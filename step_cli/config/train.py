@@ -14,8 +14,6 @@ from pydantic import (
     BaseModel,
     Field,
     ValidationError,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 
@@ -27,6 +25,7 @@ from step_cli.config.types import (
     Config,
     Pattern,
     RecipeName,
+    Section,
     StepOrFraction,
     to_step,
 )
@@ -77,7 +76,7 @@ class ModelSection(Config):
     )
 
 
-class TrainSection(Config):
+class TrainSection(Section):
     """How it is trained."""
 
     steps: int = Field(ge=1)
@@ -112,14 +111,6 @@ class TrainSection(Config):
         "auto", description="auto: ddp under torchrun"
     )
     compile: bool = Field(False, description="torch.compile the model")
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
-        kind = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and kind in (int, float):
-            raise ValueError(f"expected a number, got {str(value).lower()}")
-        return value
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
@@ -171,7 +162,7 @@ class SparsitySection(Config):
     layer: tuple[LayerSection, ...] = ()
 
 
-class SwitchSection(Config):
+class SwitchSection(Section):
     """When the recipe's rules change."""
 
     criterion: CriterionName = "autoswitch"

@@ -13,6 +13,8 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    ValidationInfo,
+    field_validator,
 )
 
 from step_cli.errors import OutputError, nearest
@@ -110,11 +112,26 @@ def to_step(value: int | float, steps: int) -> int:
     return value if isinstance(value, int) else round(value * steps)
 
 
+NUMBERS = (int, float, int | None, float | None)
+
+
 class Config(BaseModel):
     """A set of options; unknown ones are errors, values never change."""
 
     # Built when first used: a command line needs one config of many.
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+
+class Section(Config):
+    """A section of a configuration file, in which ``true`` is no number."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind in NUMBERS:
+            raise ValueError(f"expected a number, got {str(value).lower()}")
+        return value
 
 
 def _nothing() -> list[Any]:

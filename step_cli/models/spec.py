@@ -223,6 +223,14 @@ def _refuse_other_model(own: Mapping[str, Tensor], checkpoint: Checkpoint) -> No
             ],
             "shapes differ:",
         ),
+        (
+            [
+                f"{name} ({given[name].dtype})"
+                for name in sorted(needed & given.keys())
+                if "float" not in given[name].dtype
+            ],
+            "no numbers of weights, but codes or whole numbers:",
+        ),
     ):
         if found:
             more = f" and {len(found) - 3} more" if len(found) > 3 else ""

@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from step_cli.autoswitch.criterion import VarianceSample
 from step_cli.autoswitch.variance_log import LayerSums
+from step_cli.config.distill import DistillSection
 from step_cli.config.train import TrainConfig, to_toml
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.training.callbacks import Callback
@@ -79,8 +80,11 @@ class DenseRun:
 
 
 def dense_twin(config: TrainConfig) -> TrainConfig:
-    """The configuration with the recipe `dense`."""
+    """The configuration with the recipe `dense`; no switch, no teacher from it on."""
     kept = OPTIMIZER_OPTIONS & config.sparsity.options.keys()
     options = {key: config.sparsity.options[key] for key in sorted(kept)}
     dense = config.sparsity.model_copy(update={"recipe": "dense", "options": options})
-    return config.model_copy(update={"sparsity": dense})
+    distill = config.distill
+    if distill.start == "switch":
+        distill = DistillSection()
+    return config.model_copy(update={"sparsity": dense, "distill": distill})

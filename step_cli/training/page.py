@@ -98,9 +98,9 @@ def _facts(
 def _distillation(config: TrainConfig, setup: Setup, history: History) -> str:
     section, last = config.distill, history.records[-1] if history.records else {}
     words = f"weight {section.weight:g}, temperature {section.temperature:g}"
-    if setup.teacher is None or last.get("distill_loss") is None:
+    first = setup.teacher and setup.teacher.first_step(setup.optimizer)
+    if first is None or last.get("distill_loss") is None:
         return f"{words}, not begun"
-    first = setup.teacher.first_step(setup.optimizer)
     task, distill = last["task_loss"], last["distill_loss"]
     return (
         f"{words}, from step {first}; at step {last['step']} task loss {task:.4g}, "

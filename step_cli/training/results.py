@@ -147,14 +147,14 @@ def _taught(trainer: Trainer, path: Path) -> Distilled | None:
     teacher, optimizer = trainer.setup.teacher, trainer.setup.optimizer
     if teacher is None or not trainer.setup.processes.first:
         return None
-    last = read_metrics(path)[-1]
-    if last["distill_loss"] is None:
+    first, last = teacher.first_step(optimizer), (read_metrics(path) or [{}])[-1]
+    if first is None or last.get("distill_loss") is None:
         return None
     return Distilled(
         teacher=str(teacher.path),
         weight=trainer.config.distill.weight,
         temperature=trainer.config.distill.temperature,
-        first_step=teacher.first_step(optimizer),
+        first_step=first,
         task_loss=last["task_loss"],
         distill_loss=last["distill_loss"],
     )

@@ -116,7 +116,7 @@ def _begin(
     force: bool,
 ) -> TrainReport:
     if processes.first:
-        refuse_impossible(run_dir, force=force)
+        refuse_impossible(run_dir, force=force, config=config)
     setup = set_up(config, processes, record=True, data=shared.data, quiet=shared.quiet)
     with for_all(run_directory(run_dir, force=force), processes) as path:
         if processes.first:

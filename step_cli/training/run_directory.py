@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from step_cli.config.document import PATHS
 from step_cli.config.train import TrainConfig, keys_of, load_config
 from step_cli.data.batch import Dataset, Subset, fingerprint_of
-from step_cli.errors import InputError, OutputError, StoppedError
+from step_cli.errors import InputError, OutputError, StoppedError, UsageError
 from step_cli.formats.files.json_text import read_json
 from step_cli.formats.files.mapped_file import reason_of
 from step_cli.formats.files.target import checked_target, locked
@@ -76,10 +77,18 @@ def resumed_directory(path: Path) -> Iterator[Path]:
         _forget_old_runs(final)
 
 
-def refuse_impossible(path: Path, *, force: bool) -> None:
+def refuse_impossible(
+    path: Path, *, force: bool, config: TrainConfig | None = None
+) -> None:
     """Refuse to begin a run where none can be, before any work is done.
 
+    Args:
+        path: What is to become the run directory.
+        force: Whether an old run may be replaced.
+        config: Of the new one; what it reads must not lie in the old one.
+
     Raises:
+        UsageError: The old run, which would be deleted, holds what is read.
         OutputError: It exists and ``force`` is not given, another trainer is in it, or
             no directory can be made there.
     """
@@ -93,6 +102,23 @@ def refuse_impossible(path: Path, *, force: bool) -> None:
     if os.path.lexists(path) and not force:
         with _held(path, force=False):
             pass
+    if config is not None and os.path.lexists(path):
+        _refuse_loss(path, config)
+
+
+def _refuse_loss(path: Path, config: TrainConfig) -> None:
+    old = os.path.realpath(path)
+    for section, key in PATHS:
+        named = str(getattr(getattr(config, section), key))
+        place = named.rpartition(":")[0] if ".py:" in named else named
+        # What is relative is a name: of a sample, of built-in data, of a module.
+        inside = Path(os.path.realpath(place)).is_relative_to(old)
+        if os.path.isabs(place) and inside:
+            raise UsageError(
+                f"holds {section}.{key} {named}, which would be deleted with the old "
+                "run; name another run directory",
+                file=path,
+            )
 
 
 @contextmanager

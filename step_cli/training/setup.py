@@ -133,7 +133,7 @@ def set_up(
         **for_optimizer,
     )
     optimizer.rewire(model)
-    teacher = load_teacher(config, recipe, processes)
+    teacher = load_teacher(config, recipe, model, processes, quiet=quiet)
     if teacher is not None:
         batch = training_batch(config, data, processes, 0)
         refuse_misfit(teacher, model, data, batch, processes)

@@ -66,16 +66,16 @@ class Teacher:
 
     def is_at_work(self, optimizer: SparseOptimizer) -> bool:
         """Whether the next step learns from it."""
-        if self.steps_without is not None:
-            return optimizer.steps_taken >= self.steps_without
-        # A recipe that ends dense keeps the teacher that its sparse phase had.
-        return optimizer.recipe.before.sparse or optimizer.current_phase.sparse
+        first = self.first_step(optimizer)
+        return first is not None and optimizer.steps_taken + 1 >= first
 
-    def first_step(self, optimizer: SparseOptimizer) -> int:
-        """The first step with it, from 1, of a run in which it :meth:`is_at_work`."""
+    def first_step(self, optimizer: SparseOptimizer) -> int | None:
+        """The first step with it, from 1; None while nobody knows when that will be."""
         if self.steps_without is not None:
             return self.steps_without + 1
-        return 1 if optimizer.recipe.before.sparse else (optimizer.switch_step or 0) + 1
+        if optimizer.recipe.before.sparse:  # also where it ends dense
+            return 1
+        return None if optimizer.switch_step is None else optimizer.switch_step + 1
 
     def scores(self, batch: Batch, device: torch.device) -> Tensor:
         """Its scores in fp32, of the shape of the student's; no graph is kept.
@@ -88,9 +88,21 @@ class Teacher:
 
 
 def load_teacher(
-    config: TrainConfig, recipe: Recipe, processes: Processes
+    config: TrainConfig,
+    recipe: Recipe,
+    student: nn.Module,
+    processes: Processes,
+    *,
+    quiet: bool = False,
 ) -> Teacher | None:
     """The teacher of ``[distill]``; None where none changes the loss.
+
+    Args:
+        config: The configuration.
+        recipe: That of the run.
+        student: The model that is trained.
+        processes: The processes.
+        quiet: That the teacher is left out was told before.
 
     Raises:
         StepError: It cannot be opened, is of another model, or not finite.
@@ -100,17 +112,25 @@ def load_teacher(
         return None
     without = section.steps_without(config.train.steps)
     if without is None and not (recipe.before.sparse or recipe.after.sparse):
-        logger.warning(
-            "distill.from is 'switch', and recipe %s learns no masks: the teacher is "
-            "never asked, and not loaded", config.sparsity.recipe,
-        )  # fmt: skip
+        if not quiet:
+            logger.warning(
+                "distill.from is 'switch', and recipe %s learns no masks: the teacher "
+                "is never asked, and not loaded", config.sparsity.recipe,
+            )  # fmt: skip
         return None
     path = Path(section.teacher)
     checkpoint = open_checkpoint(path)
     source = _source(config, checkpoint)
     with naming(file=path):
         model = build_model(source.spec, source.options).model
-        places = load_weights(model, checkpoint)
+        _refuse_shared_parts(model, student, source.spec)
+        try:
+            places = load_weights(model, checkpoint)
+        except InputError as error:
+            if section.teacher_model:
+                raise
+            said = f"{error.message}; give distill.teacher_model if it is of another"
+            raise InputError(said, file=error.file, tensor=error.tensor) from None
     refuse_non_finite(model, path, places, "take another teacher")
     _refuse_other_tokens(checkpoint, config.data.tokenizer)
     model.eval().requires_grad_(False)
@@ -126,19 +146,31 @@ def _source(config: TrainConfig, checkpoint: Checkpoint) -> ModelSource:
     return ModelSource(config.model.source, config.model.options)
 
 
+def _refuse_shared_parts(teacher: nn.Module, student: nn.Module, spec: str) -> None:
+    """Refuse code that gives the same module twice: one cannot be frozen alone."""
+    trained = set(student.parameters())
+    if any(weight in trained for weight in teacher.parameters()):
+        raise InputError(
+            f"model source {spec!r} returned weights of the model that is trained, not "
+            "a model of its own; have it make every module anew at each call"
+        )
+
+
 def _refuse_other_tokens(checkpoint: Checkpoint, tokenizer: str | None) -> None:
     """Refuse a teacher that lies with a tokenizer which numbers tokens otherwise."""
     home = checkpoint.path / "model" if checkpoint.format == "run" else checkpoint.path
-    if tokenizer in (None, BYTES):
+    home = home.parent if home.is_file() else home
+    if tokenizer is None or tokenizer == BYTES:
         return
     if not any((home / name).is_file() for name in TOKENIZER_FILES):
         return
-    theirs, ours = numbers_of(home), numbers_of(Path(tokenizer or ""))
+    theirs, ours = numbers_of(home), numbers_of(Path(tokenizer))
     for token, number in ours.items():
         if theirs.get(token) != number:
+            found = f"numbers it {theirs[token]}" if token in theirs else "lacks it"
             raise InputError(
-                f"its tokenizer numbers {token!r} {theirs.get(token)}, data.tokenizer "
-                f"{number}: a teacher of other tokens teaches nothing; take one of "
+                f"token {token!r} is {number} in data.tokenizer, and its tokenizer "
+                f"{found}: a teacher of other tokens teaches nothing; take one of "
                 "this tokenizer",
                 file=checkpoint.path,
             )

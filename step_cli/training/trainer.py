@@ -50,7 +50,10 @@ class Trainer:
     last_step: int | None = None
     _batches: ReadAhead = field(init=False, repr=False)
     _parts: list[Losses] = field(init=False, repr=False)  # of the last step
-    _evaluated: tuple[int, dict[str, float]] | None = None  # last, and after which step
+    # The last evaluation, and after which step.
+    _evaluated: tuple[int, dict[str, float]] | None = field(
+        default=None, init=False, repr=False
+    )
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Train up to the last step, or until ``stop`` is true after a step.

@@ -44,7 +44,9 @@ ELSEWHERE = {
         "test_a_teacher_of_something_else_is_refused",
         "test_a_teacher_that_is_not_finite_is_refused",
         "test_another_teacher_is_refused",
+        "test_a_teacher_that_shares_weights_with_the_student_is_refused",
     ],
+    "T21": ["test_a_run_is_not_replaced_by_one_that_reads_it"],
 }
 
 NET = """

@@ -39,8 +39,16 @@ def test_a_teacher_without_weight_does_not_count(weight: str) -> None:
     ("overrides", "words"),
     [
         (["distill.weight=1.5"], "distill.weight: expected less than or equal to 1"),
+        (["distill.weight=true"], "distill.weight: expected a number, got true"),
         (["distill.weight=-1"], "distill.weight: expected greater than or equal to 0"),
-        (["distill.temperature=0"], "distill.temperature: expected greater than 0"),
+        (
+            ["distill.temperature=0"],
+            "distill.temperature: expected greater than or equal to 0.01",
+        ),
+        (
+            ["distill.temperature=1e200"],
+            "distill.temperature: expected less than or equal to 100",
+        ),
         (["distill.temperature=inf"], "distill.temperature: expected"),
         (["distill.from=later"], "got 'later'; or 'switch'"),
         (["distill.from=1.5"], "got 1.5; or 'switch'"),

@@ -12,7 +12,14 @@ import forks
 import pytest
 
 from step_cli.config.samples import sample_directory
-from step_cli.errors import InputError, NonFiniteError, OutputError, StoppedError
+from step_cli.config.train import load_config
+from step_cli.errors import (
+    InputError,
+    NonFiniteError,
+    OutputError,
+    StoppedError,
+    UsageError,
+)
 from step_cli.training.run_directory import (
     refuse_impossible,
     resumed_directory,
@@ -77,6 +84,22 @@ def test_a_run_killed_before_its_first_checkpoint_gives_the_old_one_back(
         refuse_impossible(old, force=False)
     assert (old / "report.json").read_text() == "old"
     assert [path.name for path in old.parent.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["distill.teacher={}", "distill.teacher={}/model/model.safetensors",
+     "model.weights={}/checkpoints", "model.source={}/net.py:build"],
+)  # fmt: skip
+def test_a_run_is_not_replaced_by_one_that_reads_it(old: Path, given: str) -> None:
+    config = load_config(CONFIG, [given.format(old)])
+    link = old.with_name("link")
+    link.symlink_to(old)
+    for path in (old, link):
+        with pytest.raises(UsageError, match="would be deleted with the old run"):
+            refuse_impossible(path, force=True, config=config)
+    refuse_impossible(old.with_name("other"), force=True, config=config)
+    refuse_impossible(old, force=True, config=load_config(CONFIG))
 
 
 def test_one_killed_between_the_two_renames_too(old: Path) -> None:

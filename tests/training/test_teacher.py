@@ -412,7 +412,7 @@ def test_a_translator_is_taught_on_tokens_that_are_scored(tmp_path: Path) -> Non
 
 def loaded(config: TrainConfig) -> Teacher:
     recipe = make_recipe(config.sparsity.recipe, {})
-    found = load_teacher(config, recipe, ALONE)
+    found = load_teacher(config, recipe, nn.Identity(), ALONE)
     assert found is not None
     return found
 
@@ -463,7 +463,7 @@ def test_a_wider_teacher_with_the_options_of_its_run(tmp_path: Path) -> None:
     given = f"distill.teacher_model={wide}:build"
     config = configured(tmp_path, tmp_path / "dense", given, *SHORT)
     assert train(config, tmp_path / "run").distill is not None
-    with pytest.raises(InputError, match=r"shapes differ.*not of this model"):
+    with pytest.raises(InputError, match=r"shapes differ.*give distill.teacher_model"):
         train(configured(tmp_path, tmp_path / "dense", *SHORT), tmp_path / "other")
 
 
@@ -526,6 +526,33 @@ def test_a_teacher_of_something_else_is_refused(tmp_path: Path, kind: str) -> No
     assert not (tmp_path / "run").exists()
 
 
+# A part that is made once, when the file is read.
+SHARED = """
+from torch import nn
+
+PART = nn.Linear(64, 16)
+
+def build():
+    return nn.Sequential(nn.Flatten(), PART, nn.Tanh(), nn.Linear(16, 12))
+"""
+
+
+def test_a_teacher_that_shares_weights_with_the_student_is_refused(
+    tmp_path: Path, teacher: Path
+) -> None:
+    with pytest.raises(InputError, match="weights of the model that is trained") as e:
+        train(configured(tmp_path, teacher, code=SHARED), tmp_path / "run")
+    assert e.value.exit_code == 4
+    assert not (tmp_path / "run").exists()
+
+
+def test_codes_without_their_scale_are_refused(tmp_path: Path, teacher: Path) -> None:
+    state = load_file(teacher)
+    save_file(state | {"1.weight": (state["1.weight"] * 20).to(torch.int8)}, teacher)
+    with pytest.raises(InputError, match=r"whole numbers: 1.weight \(int8\)"):
+        train(configured(tmp_path, teacher), tmp_path / "run")
+
+
 def test_no_such_teacher(tmp_path: Path) -> None:
     with pytest.raises(StepError, match="no such file") as error:
         train(configured(tmp_path, tmp_path / "none.pt"), tmp_path / "run")
@@ -574,23 +601,32 @@ def test_a_tokenizer_of_other_numbers_is_refused(
     config = language(tmp_path, dense, f"data.tokenizer={ours}")
     loaded(config)  # nothing tells of a tokenizer
     (dense / "tokenizer.json").write_text("{}")
-    with pytest.raises(InputError, match=r"numbers 'b' 1, data.tokenizer 2") as error:
+    said = r"'b' is 2 in data.tokenizer, and its tokenizer numbers it 1"
+    alone = config.distill.model_copy(update={"teacher": f"{dense}/model.safetensors"})
+    for section in (config.distill, alone):
+        with pytest.raises(InputError, match=said) as error:
+            loaded(config.model_copy(update={"distill": section}))
+        assert error.value.file == section.teacher
+    numbers[ours] = {"b": 1, "d": 3}
+    with pytest.raises(InputError, match=r"'d' is 3 in .*tokenizer lacks it"):
         loaded(config)
-    assert error.value.file == str(dense)
-    numbers[ours]["b"] = 1
+    numbers[ours].pop("d")
     loaded(config)
 
 
 def test_a_dense_recording_of_a_run_has_its_precondition_phase(
     tmp_path: Path, teacher: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recipe = make_recipe("dense", {})
-    late = dense_twin(configured(tmp_path, teacher, "distill.from=switch"))
+    given = make_recipe("dense", {}), nn.Identity(), ALONE
+    late = configured(tmp_path, teacher, "distill.from=switch")
     with caplog.at_level(logging.WARNING):
-        assert load_teacher(late, recipe, ALONE) is None
-    assert "recipe dense learns no masks" in caplog.text
+        assert load_teacher(dense_twin(late), *given) is None
+        assert load_teacher(late, *given, quiet=True) is None
+        assert not caplog.text
+        assert load_teacher(late, *given) is None  # of a run that is to be dense
+    assert "learns no masks" in caplog.text
     early = dense_twin(configured(tmp_path, teacher, "distill.from=3"))
-    assert load_teacher(early, recipe, ALONE) is not None
+    assert load_teacher(early, *given) is not None
 
 
 def test_an_evaluation_needs_no_teacher(tmp_path: Path, teacher: Path) -> None:
@@ -620,6 +656,30 @@ def test_a_stopped_run_ends_with_the_same_bits(
         report = train(config, cut, resume=True)
         assert differing(tmp_path / "whole", cut) == []
         assert report.distill is not None
+
+
+def test_the_results_are_the_last_record_also_after_a_stop_before_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, run_dir = tmp_path / "teacher.safetensors", tmp_path / "run"
+    save_file(teacher_of(NOISY), path)
+    config = configured(tmp_path, path, *SHORT, code=NOISY)
+
+    def interrupted(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "finish", interrupted)
+        with pytest.raises(StoppedError, match="before its results were complete"):
+            train(config, run_dir)
+    whole = train(config, tmp_path / "whole")
+    report, last = train(config, run_dir, resume=True), lines_of(run_dir)[-1]
+    assert differing(run_dir, tmp_path / "whole") == []
+    assert report.model_dump(exclude={"run_dir"}) == whole.model_dump(
+        exclude={"run_dir"}
+    )
+    assert report.metrics == {k: last[k] for k in last if k.startswith("eval_")}
+    assert report.dense_metrics not in (None, report.metrics)
 
 
 def test_another_teacher_is_refused(

@@ -45,7 +45,7 @@ class Cost:
 
     def of(self, config: TrainConfig, steps: int) -> float:
         """Seconds of ``steps`` steps of a run, and of its end."""
-        evaluations = math.ceil(steps / config.train.eval_every) + 2  # two at the end
+        evaluations = math.ceil(steps / config.train.eval_every) + 1  # dense weights
         return self.start_s + steps * self.step_s + evaluations * self.evaluate_s
 
 

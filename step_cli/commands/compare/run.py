@@ -72,7 +72,7 @@ def compare(
                 states = _states(runs, path, processes)
                 return _compare(config, runs, run_dir, processes, states)
         if processes.first:
-            refuse_impossible(run_dir, force=force)
+            refuse_impossible(run_dir, force=force, config=config)
         data = load_data(config.data)
         try_all(runs, data, processes)
         with for_all(run_directory(run_dir, force=force), processes):
@@ -99,7 +99,7 @@ def dry_run(
                 raise InputError("nothing to resume: no such directory", file=run_dir)
             states = _states(runs, run_dir, processes)
         elif processes.first:
-            refuse_impossible(run_dir, force=force)
+            refuse_impossible(run_dir, force=force, config=config)
         data = load_data(config.data)
         left = [run for run in runs if states[run.name][0] != FINISHED]
         try_all(left, data, processes)
