@@ -15,7 +15,10 @@ TUNING_SEED = 50
 CHECK_SEEDS = (100, 101)
 PATTERNS = ("2:4", "1:4", "1:8")
 RECIPES = ("asp", "ste", "sr-ste", "step")
-FRACTIONS = (0.1, 0.2, 0.8)  # of the steps, where STEP switches beside its default
+FRACTIONS = (0.1, 0.2, 0.5, 0.8)  # of the steps, where STEP switches: Figure 7
+# Where its default switches: there by AutoSwitch, as soon as that may; else by t_max.
+DEFAULT_SWITCH = {"glosses": 0.1}
+T_MAX = 0.5
 SGD_RATES = (0.1, 0.03, 0.3, 1.0)
 
 
@@ -30,6 +33,7 @@ class Run:
         seed: Of weights and data order.
         sets: Configuration keys it changes, beside recipe, pattern, seed and rate.
         tuned: The label whose tuned learning rate it takes.
+        taught: It learns from a dense teacher too.
         rate: Its own learning rate: only of the runs that tune.
     """
 
@@ -39,6 +43,7 @@ class Run:
     seed: int
     sets: tuple[str, ...] = ()
     tuned: str = "sr-ste"
+    taught: bool = False
     rate: float | None = None
 
     @property
@@ -60,12 +65,14 @@ class Method:
         sets: Configuration keys that make it.
         patterns: Where it is measured.
         tuned: The label whose learning rate it takes.
+        taught: It learns from a dense teacher too.
     """
 
     label: str
     sets: tuple[str, ...]
     patterns: tuple[str, ...]
     tuned: str = "sr-ste"
+    taught: bool = False
 
 
 def recipe(name: str, *more: str) -> tuple[str, ...]:
@@ -73,32 +80,34 @@ def recipe(name: str, *more: str) -> tuple[str, ...]:
     return (f"sparsity.recipe={name}", *more)
 
 
-def switched_at(fraction: float) -> str:
+def switched_at(task: str, fraction: float) -> str:
     """The label of STEP that switches after this fraction of the steps."""
-    return f"step-at-{100 * fraction:.0f}"
+    default = DEFAULT_SWITCH.get(task, T_MAX)
+    return "step" if fraction == default else f"step-at-{100 * fraction:.0f}"
 
 
-# By the switch point: the default's is `t_max`, 50 %, if its criterion does not fire.
-BY_SWITCH = (switched_at(0.1), switched_at(0.2), "step", switched_at(0.8))
+def by_switch(task: str) -> list[str]:
+    """The labels of STEP by its switch point."""
+    return [switched_at(task, fraction) for fraction in FRACTIONS]
 
 
-DENSE = Method("dense", recipe("dense"), ("dense",))
-CORE = (DENSE, *(Method(name, recipe(name), PATTERNS) for name in RECIPES))
-SWITCH = (
-    *(
+def switch_methods(task: str) -> tuple[Method, ...]:
+    """STEP at other switch points than its default's, and by another criterion."""
+    fixed = (
         Method(
-            switched_at(fraction),
+            switched_at(task, fraction),
             recipe("step", "switch.criterion=fixed", f"switch.step={fraction}"),
             ("1:4",),
         )
         for fraction in FRACTIONS
-    ),
-    Method(
-        "step-relative",
-        recipe("step", "switch.criterion=autoswitch-relative"),
-        ("1:4",),
-    ),
-)
+        if switched_at(task, fraction) != "step"
+    )
+    relative = recipe("step", "switch.criterion=autoswitch-relative")
+    return (*fixed, Method("step-relative", relative, ("1:4",)))
+
+
+DENSE = Method("dense", recipe("dense"), ("dense",))
+CORE = (DENSE, *(Method(name, recipe(name), PATTERNS) for name in RECIPES))
 LEARNING = Method(
     "step-learning-v", recipe("step", "sparsity.options.learn_variance=true"), ("1:4",)
 )
@@ -142,7 +151,11 @@ BY_SGD = tuple(
     )
     for name in ("dense", "ste", "sr-ste", "asp")
 )
-# Beside the core and the switch point, which every task has.
+TAUGHT = tuple(
+    Method(f"{name}-taught", recipe(name), ("2:4", "1:4"), taught=True)
+    for name in ("sr-ste", "step")
+)
+# Beside the core, the switch point and the teacher, which every task has.
 MORE = {
     "glyphs": (LEARNING, PAPER_MODE, *BY_SGD, *SPARSER, *DECAYING, *LAYERWISE),
     "glosses": (LEARNING, PAPER_MODE),
@@ -174,19 +187,27 @@ def check_runs(tasks: list[Task]) -> Iterator[Run]:
 
 
 def runs_that_count(tasks: list[Task], seeds: tuple[int, ...] = SEEDS) -> Iterator[Run]:
-    """All others: the core of every task, then the switch point, then the rest."""
+    """All others: the core, then the switch point, the rest, and with a teacher."""
     stages = (
         {task.name: CORE for task in tasks},
-        {task.name: SWITCH for task in tasks},
+        {task.name: switch_methods(task.name) for task in tasks},
         {task.name: MORE[task.name] for task in tasks},
+        {task.name: TAUGHT for task in tasks},
     )
     for stage in stages:
         for seed in seeds:
             for task, methods in stage.items():
                 for method in methods:
                     for pattern in method.patterns:
-                        sets, tuned = method.sets, method.tuned
-                        yield Run(task, method.label, pattern, seed, sets, tuned)
+                        yield Run(
+                            task,
+                            method.label,
+                            pattern,
+                            seed,
+                            method.sets,
+                            method.tuned,
+                            method.taught,
+                        )
 
 
 def quick_runs(tasks: list[Task]) -> Iterator[Run]:

@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.evidence.claims import values
-from benchmarks.evidence.grid import BY_SWITCH, PATTERNS, RECIPES, SEEDS, Run
+from benchmarks.evidence.grid import PATTERNS, RECIPES, SEEDS, Run, by_switch
 from benchmarks.evidence.results import Study
 from benchmarks.evidence.tasks import Task
 from step_cli.plots.drawing import (
@@ -54,7 +54,7 @@ def draw_switch(study: Study, tasks: Sequence[Task], path: Path) -> None:
         for number, (axis, task) in enumerate(zip(axes, tasks, strict=True)):
             points = [
                 (100 * switch_share(study, task, label), found)
-                for label in BY_SWITCH
+                for label in by_switch(task.name)
                 if (found := known(study, task, label, "1:4"))
             ]
             _errors(axis, points, "STEP 1:4", BLUE, "o")

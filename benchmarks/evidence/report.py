@@ -10,7 +10,6 @@ from statistics import fmean, stdev
 
 from benchmarks.evidence.claims import (
     CLAIMS,
-    Claim,
     Comparison,
     gain,
     spread_of_switch,
@@ -18,15 +17,17 @@ from benchmarks.evidence.claims import (
     verdict,
 )
 from benchmarks.evidence.grid import (
-    BY_SWITCH,
     CORE,
+    FRACTIONS,
     MORE,
     SEEDS,
-    SWITCH,
+    TAUGHT,
     Method,
     Run,
     all_tasks,
+    by_switch,
     runs_that_count,
+    switch_methods,
 )
 from benchmarks.evidence.pictures import draw_recipes, draw_switch, known
 from benchmarks.evidence.results import ROOT, Study
@@ -83,9 +84,8 @@ def claim_rows(study: Study) -> Iterator[str]:
     yield "| claim | there | here | verdict |"
     yield "|---|---|---|---|"
     for claim in CLAIMS:
-        ours = "; ".join(
-            _said(study, claim, comparison) for comparison in claim.comparisons
-        )
+        said = [_said(study, each) for each in claim.comparisons]
+        ours = "; ".join(each for each in said if each is not None) or MISSING
         found = verdict(study, claim) or MISSING
         there = f"{claim.source}: {claim.published}"
         yield f"| {claim.text} | {there} | {ours} | {found} |"
@@ -101,12 +101,12 @@ def claim_rows(study: Study) -> Iterator[str]:
     )
 
 
-def _said(study: Study, claim: Claim, comparison: Comparison) -> str:
+def _said(study: Study, comparison: Comparison) -> str | None:
     """The gain of one comparison, in the unit of its task; clear ones are bold."""
     found = gain(study, comparison)
-    pattern = next(p for p in (comparison.first[1], comparison.second[1]) if ":" in p)
     if found is None:
-        return f"{comparison.task} {pattern}: {MISSING}"
+        return None
+    pattern = next(p for p in (comparison.first[1], comparison.second[1]) if ":" in p)
     task = TASKS[comparison.task]
     number = f"{signed(task, found.mean)} ± {size(task, half(found))}"
     return f"{comparison.task} {pattern} {f'**{number}**' if found.clear else number}"
@@ -144,7 +144,7 @@ def task_table(study: Study, task: Task) -> Iterator[str]:
         "over dense, 95 % interval | seeds | switch |"
     )
     yield "|---|---|---:|---:|---|---:|---|"
-    for method in (*CORE, *SWITCH, *MORE[task.name]):
+    for method in (*CORE, *switch_methods(task.name), *MORE[task.name], *TAUGHT):
         for pattern in method.patterns:
             yield _method_row(study, task, method, pattern)
     yield ""
@@ -179,10 +179,11 @@ def _switches(study: Study, task: Task, label: str, pattern: str) -> str:
 
 def switch_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
     """STEP at 1:4 by its switch point."""
-    labels = (*BY_SWITCH, "step-relative")
-    yield f"| task | dense | {' | '.join(labels)} |"
-    yield "|---|" + "---:|" * (len(labels) + 1)
+    names = [f"{fraction:.0%}".replace("%", " %") for fraction in FRACTIONS]
+    yield f"| task | dense | {' | '.join(names)} | autoswitch | autoswitch-relative |"
+    yield "|---|" + "---:|" * (len(names) + 3)
     for task in tasks:
+        labels = (*by_switch(task.name), "step", "step-relative")
         cells = [_mean(study, task, "dense", "dense")]
         cells += [_mean(study, task, label, "1:4") for label in labels]
         yield f"| {task.name} | {' | '.join(cells)} |"

@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,10 +32,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence.grid import (
+    CHECK_SEEDS,
     Run,
     all_tasks,
     check_runs,
     quick_runs,
+    recipe,
     runs_that_count,
     tuning_runs,
 )
@@ -44,6 +47,7 @@ from benchmarks.evidence.tasks import TASKS, Task
 DATA = ROOT / "runs" / "evidence-data"
 LIBRARIES = ("step-cli", "torch", "numpy", "transformers")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+TEACHER_IS_MADE = threading.Lock()
 QUICK = ("train.steps=12", "train.warmup_steps=2", "train.eval_every=12")
 
 
@@ -159,7 +163,10 @@ def make_one(bench: Bench, run: Run) -> None:
     run_dir = bench.scratch / run.task / run.name
     words = ["train", str(task.config.relative_to(ROOT)), "--force"]
     given = [f"train.seed={run.seed}", *sets]
-    for key in (*given, *task.paths(data), *(QUICK if bench.quick else ())):
+    paths = task.paths(data)
+    if run.taught:
+        paths.append(f'distill.teacher="{teacher(bench, task)}"')
+    for key in (*given, *paths, *(QUICK if bench.quick else ())):
         words += ["--set", key]
     began = time.perf_counter()
     report = step_cli([*words, "--run-dir", str(run_dir)])
@@ -186,6 +193,22 @@ def make_one(bench: Bench, run: Run) -> None:
     }
     bench.study.write(run, result)
     shutil.rmtree(run_dir)
+
+
+def teacher(bench: Bench, task: Task) -> Path:
+    """The dense model that teaches, with a seed that does not count; made once."""
+    above = bench.scratch if bench.quick else bench.data
+    place = above / task.name / f"teacher-{task.digest}"
+    dense = Run(task.name, "dense", "dense", CHECK_SEEDS[0], recipe("dense"))
+    words = ["train", str(task.config.relative_to(ROOT)), "--force"]
+    keys = [f"train.seed={dense.seed}", *settings(bench, dense)]
+    keys += [*task.paths(bench.data / task.name), *(QUICK if bench.quick else ())]
+    with TEACHER_IS_MADE:
+        if not (place / "report.html").exists():  # the last that a run writes
+            for key in keys:
+                words += ["--set", key]
+            step_cli([*words, "--run-dir", str(place)])
+    return place / "model"
 
 
 def settings(bench: Bench, run: Run) -> list[str]:

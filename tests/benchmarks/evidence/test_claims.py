@@ -18,10 +18,10 @@ from benchmarks.evidence.claims import (
     verdict,
 )
 from benchmarks.evidence.grid import (
-    BY_SWITCH,
     SEEDS,
     Run,
     all_tasks,
+    by_switch,
     runs_that_count,
     switched_at,
     tuning_runs,
@@ -140,12 +140,12 @@ def test_the_switch_point_matters_where_its_means_lie_far_apart(
         better = 0.8 if TASKS[task].higher_is_better else 0.2
         write(task, "dense", "dense", around(better))
         write(task, "asp", "1:4", around(1 - better))
-        for number, label in enumerate(BY_SWITCH):
+        for number, label in enumerate(by_switch(task)):
             write(task, label, "1:4", around(0.5 + 0.01 * number))
     assert spread_of_switch(study, "text") == pytest.approx(0.03 / 0.6)
     assert switch_verdict(study) == SEEN
     for task in ("text", "retext", "glyphs"):
-        write(task, switched_at(0.8), "1:4", around(0.9))
+        write(task, switched_at(task, 0.8), "1:4", around(0.9))
     assert switch_verdict(study) == NOT_SEEN
 
 
