@@ -4,9 +4,10 @@
 
 Trains the sample densely, unless ``--run`` names a finished dense run, and prunes its
 model by every method: as it is, with --permute, and with each --refit. Calibration
-samples are the training part of its data. Nothing is trained after pruning, but for
-what --refit does. Writes prune_methods.json and .md; what ``--only`` leaves out stays
-as it was there.
+samples are of the training part of its data alone; the loss is that of the held-out
+part. Nothing is trained after pruning, but for what --refit does. Writes
+prune_methods.json and .md after each row; rows that ``--only`` leaves out stay as they
+were there.
 """
 
 import argparse
@@ -35,40 +36,47 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--only", choices=("permute", "refit"))
     options = parser.parse_args()
+    path = options.out / "prune_methods.json"
+    document: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run = options.run or train(folder / "run")
+        model = (options.run or train(folder / "run")) / "model"
         samples = calibration(folder / "train.txt")
-        document: dict[str, Any] = {}
-        if options.only:
-            document = json.loads((options.out / "prune_methods.json").read_text())
-        model = run / "model"
+        document |= {
+            "command": "python benchmarks/prune_methods.py",
+            "machine": f"{platform.machine()}, {platform.system()}, 1 thread",
+            "python": platform.python_version(),
+            "versions": {name: metadata.version(name) for name in LIBRARIES},
+            "dense_loss": evaluate(model)["eval_loss"],
+        }
         if options.only != "refit":
-            document["rows"] = [
-                measure(model, folder, method, samples, permute=permute)
-                for method in METHODS
-                for permute in (False, True)
-            ]
+            for method in METHODS:
+                for permute in (False, True):
+                    row = measure(model, folder, method, samples, permute=permute)
+                    add(document, "rows", row, ("method", "permute"), options.out)
         if options.only != "permute":
-            document["refits"] = [
-                measure_refit(model, folder, method, samples, refit)
-                for method in FITTED
-                for refit in REFITS
-            ]
-        dense = evaluate(model)["eval_loss"]
-    document |= {
-        "command": "python benchmarks/prune_methods.py",
-        "machine": f"{platform.machine()}, {platform.system()}, 1 thread",
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in LIBRARIES},
-        "dense_loss": dense,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "prune_methods.json").write_text(
-        json.dumps(document, indent=2) + "\n"
-    )
-    (options.out / "prune_methods.md").write_text(table(document))
+            for method in FITTED:
+                for refit in REFITS:
+                    row = measure_refit(model, folder, method, samples, refit)
+                    add(document, "refits", row, ("method", "refit"), options.out)
     print(table(document))
+
+
+def add(
+    document: dict[str, Any],
+    part: str,
+    row: dict[str, Any],
+    keys: tuple[str, str],
+    out: Path,
+) -> None:
+    """Put a row in the place of the one with the same keys, and write everything."""
+    rows = {tuple(old[key] for key in keys): old for old in document.get(part, ())}
+    rows[tuple(row[key] for key in keys)] = row
+    document[part] = list(rows.values())
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(document, indent=2) + "\n"
+    (out / "prune_methods.json").write_text(text)
+    (out / "prune_methods.md").write_text(table(document))
 
 
 def train(run: Path) -> Path:
@@ -154,6 +162,7 @@ def step_cli(*words: str) -> dict[str, Any]:
 
 
 def table(document: dict[str, Any]) -> str:
+    """What is measured so far; of a row that is not, dashes."""
     lines = [
         "Held-out loss of stdlib-gpt at 2:4, pruned once; dense "
         f"{document['dense_loss']:.3f}",
@@ -161,28 +170,33 @@ def table(document: dict[str, Any]) -> str:
         "| method | loss | retained | loss, permuted | retained, permuted |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    found = {(row["method"], row["permute"]): row for row in document["rows"]}
+    found = {(row["method"], row["permute"]): row for row in document.get("rows", ())}
     for method in METHODS:
         cells = [
-            f"{found[method, permute][key]:.3f}"
+            cell(found.get((method, permute)), key, ".3f")
             for permute in (False, True)
             for key in ("eval_loss", "retained")
         ]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     lines += [
         "",
-        "Loss by --refit, and the seconds of one CPU core that pruning and it took",
+        "Loss by --refit, and seconds of one CPU core for pruning and refit, with "
+        "the start of the command",
         "",
         "| method | none | layer | block | s, none | s, layer | s, block |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    fits = {(row["method"], row["refit"]): row for row in document["refits"]}
+    fits = {(row["method"], row["refit"]): row for row in document.get("refits", ())}
     for method in FITTED:
-        rows = [fits[method, refit] for refit in REFITS]
-        cells = [f"{row['eval_loss']:.3f}" for row in rows]
-        cells += [f"{row['cpu_seconds']:.0f}" for row in rows]
+        rows = [fits.get((method, refit)) for refit in REFITS]
+        cells = [cell(row, "eval_loss", ".3f") for row in rows]
+        cells += [cell(row, "cpu_seconds", ".0f") for row in rows]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def cell(row: dict[str, Any] | None, key: str, form: str) -> str:
+    return "-" if row is None else format(row[key], form)
 
 
 if __name__ == "__main__":

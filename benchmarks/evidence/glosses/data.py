@@ -52,14 +52,20 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
     package = package_directory()
-    rows = glosses(WORDNET)
-    random.Random(SHUFFLE_SEED).shuffle(rows)
-    held_out, others = rows[:HELD_OUT], rows[HELD_OUT:]
-    write_table(out / "glosses" / "train.tsv", unlike(held_out, others))
+    trained_on, held_out = parts()
+    write_table(out / "glosses" / "train.tsv", trained_on)
     # Batches are as wide as their longest text: in this order measuring takes half.
     held_out.sort(key=lambda row: len(row[1]))
     write_table(out / "glosses" / "valid.tsv", held_out)
     write_model(package, out / "minilm")
+
+
+def parts() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """What is trained on and what is held out, each in a random order."""
+    rows = glosses(WORDNET)
+    random.Random(SHUFFLE_SEED).shuffle(rows)
+    held_out, others = rows[:HELD_OUT], rows[HELD_OUT:]
+    return unlike(held_out, others), held_out
 
 
 def glosses(wordnet: Path) -> list[tuple[str, str]]:
