@@ -88,9 +88,15 @@ class Teacher:
 
 
 def load_teacher(
-    config: TrainConfig, recipe: Recipe, processes: Processes
+    config: TrainConfig, recipe: Recipe, processes: Processes, *, quiet: bool = False
 ) -> Teacher | None:
     """The teacher of ``[distill]``; None where none changes the loss.
+
+    Args:
+        config: The configuration.
+        recipe: What is trained by.
+        processes: The processes that train together.
+        quiet: That none changes it was told before.
 
     Raises:
         StepError: It cannot be opened, is of another model, or not finite.
@@ -100,10 +106,11 @@ def load_teacher(
         return None
     without = section.steps_without(config.train.steps)
     if without is None and not (recipe.before.sparse or recipe.after.sparse):
-        logger.warning(
-            "distill.from is 'switch', and recipe %s learns no masks: the teacher is "
-            "never asked, and not loaded", config.sparsity.recipe,
-        )  # fmt: skip
+        if not quiet:
+            logger.warning(
+                "distill.from is 'switch', and recipe %s learns no masks: the teacher "
+                "is never asked, and not loaded", config.sparsity.recipe,
+            )  # fmt: skip
         return None
     path = Path(section.teacher)
     checkpoint = open_checkpoint(path)

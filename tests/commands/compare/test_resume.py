@@ -14,9 +14,12 @@ from typing import Any
 
 import forks
 import pytest
+import torch
 from commands.compare.comparisons import RECIPES, files, read, runs, words
+from safetensors.torch import save_file
 from small_run import CONFIG
 from stopped_run import stopping_at
+from torch import nn
 
 from step_cli.training import run as run_module
 
@@ -209,6 +212,7 @@ def test_killed_while_a_run_shows_its_results(
     page_of_run = cut / "dense-seed0" / "report.html"
     good = page_of_run.read_bytes()
     page_of_run.unlink()
+    (cut / "step-2of4-seed0" / "metrics.jsonl").unlink()  # only its curve needs it
     outcome = step_cli(*argv, "--run-dir", cut, "--resume")
     assert outcome.code == 0 and "1 of 2 runs are finished" in outcome.err
     assert page_of_run.read_bytes() == good
@@ -223,7 +227,7 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_anew(
     torn = cut / "step-2of4-seed0"
     for name in ("checkpoints", "model"):
         shutil.rmtree(torn / name)
-    for name in ("report.json", "report.html", "config.toml"):
+    for name in ("report.json", "report.html"):
         (torn / name).unlink()
     assert step_cli(*argv, "--run-dir", cut, "--resume").code == 0
     assert files(cut) == files(whole)
@@ -250,16 +254,45 @@ def test_an_old_comparison_returns_only_if_the_new_one_had_not_begun(
     assert [path.name for path in tmp_path.iterdir()] == ["cut"]
 
 
+@pytest.mark.parametrize("finished", [True, False])
 def test_other_data_are_refused(
-    small: tuple[list[str], Path], step_cli: Cli, tmp_path: Path
+    small: tuple[list[str], Path], step_cli: Cli, tmp_path: Path, finished: bool
 ) -> None:
     argv, whole = small
     cut = copy_of(whole, tmp_path / "cut")
     shutil.rmtree(cut / "step-2of4-seed0")
+    if not finished:
+        (cut / "dense-seed0" / "report.json").unlink()
     record = cut / "dense-seed0" / "data.json"
     record.write_text(record.read_text().replace('"samples": ', '"samples": 1'))
     outcome = step_cli(*argv, "--run-dir", cut, "--resume")
     assert outcome.code == 4 and "not the data the run began with" in outcome.error
+
+
+def test_another_teacher_is_refused(step_cli: Cli, tmp_path: Path) -> None:
+    """Also to runs that are begun only now, beside those of the one before."""
+    teacher = tmp_path / "teacher.safetensors"
+    argv = words(tmp_path, f"distill.teacher={teacher}", "distill.from=switch")
+    argv += ["--run-dir", str(tmp_path / "runs"), "--recipes"]
+
+    def teach(seed: int) -> None:
+        torch.manual_seed(seed)
+        layers = {"1": nn.Linear(64, 16), "3": nn.Linear(16, 12)}
+        save_file(nn.ModuleDict(layers).state_dict(), teacher)
+
+    teach(1)
+    outcome = step_cli(*argv, "dense,asp", "--seeds", "2")
+    assert outcome.code == 0 and outcome.err.count("dense learns no masks") == 1
+    taught = [(tmp_path / "runs" / f"{name}-seed1" / "teacher.json").exists()
+              for name in ("dense", "asp-2of4")]  # fmt: skip
+    assert taught == [False, True]
+    page = (tmp_path / "runs" / "comparison.md").read_text()
+    assert "- teacher: teacher.safetensors, weight 0.5" in page
+    teach(2)
+    outcome = step_cli(*argv, "dense,asp,ste", "--seeds", "2", "--resume")
+    assert outcome.code == 4 and "not the teacher the run began with" in outcome.error
+    teach(1)
+    assert step_cli(*argv, "asp,ste", "--resume").code == 0
 
 
 def test_two_processes_train_the_runs_together(
