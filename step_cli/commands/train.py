@@ -68,9 +68,7 @@ def _compare(
     from step_cli.commands.compare.run import compare, dry_run
 
     start = dry_run if command.dry_run else compare
-    return start(
-        config, runs, _run_dir(command), force=command.force, resume=command.resume
-    )
+    return start(runs, _run_dir(command), force=command.force, resume=command.resume)
 
 
 def _run_dir(command: TrainCommandConfig) -> Path:

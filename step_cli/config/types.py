@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -20,6 +20,8 @@ from pydantic import (
 from step_cli.errors import OutputError, nearest
 from step_cli.nm.pattern import NMPattern
 from step_cli.nm.selection import parse_axis
+
+T = TypeVar("T")
 
 
 def _read_pattern(value: object) -> object:
@@ -43,16 +45,20 @@ SparsePattern = Annotated[Pattern, AfterValidator(_refuse_dense)]
 
 
 def _apart(value: object) -> object:
-    """The parts of a text between its commas, each there and only once."""
+    """The parts of a text between its commas."""
     if not isinstance(value, str):
         return value
     parts = [part.strip() for part in value.split(",")]
     if not all(parts):
         raise ValueError(f"expected names with commas between, got {value!r:.80}")
-    twice = next((part for part in parts if parts.count(part) > 1), None)
+    return parts
+
+
+def _refuse_twice(values: tuple[T, ...]) -> tuple[T, ...]:
+    twice = next((each for each in values if values.count(each) > 1), None)
     if twice is not None:
         raise ValueError(f"{twice} is named twice")
-    return parts
+    return values
 
 
 # Those of `recipes.RECIPES`, which imports torch.
@@ -69,8 +75,9 @@ def _refuse_unknown(name: str) -> str:
 
 
 RecipeName = Annotated[str, AfterValidator(_refuse_unknown)]
-Recipes = Annotated[tuple[RecipeName, ...], BeforeValidator(_apart)]
-Patterns = Annotated[tuple[SparsePattern, ...], BeforeValidator(_apart)]
+_OnlyOnce = AfterValidator(_refuse_twice)
+Recipes = Annotated[tuple[RecipeName, ...], BeforeValidator(_apart), _OnlyOnce]
+Patterns = Annotated[tuple[SparsePattern, ...], BeforeValidator(_apart), _OnlyOnce]
 
 
 def refuse_directory(value: object) -> object:

@@ -29,7 +29,7 @@ LOOKS = {
 }
 LABELS = {
     "eval_accuracy": "held-out accuracy (share correct)",
-    "eval_loss": "held-out loss (mean per sample)",
+    "eval_loss": "held-out loss (mean per sample or token)",
 }
 EARLY = 0.3  # share of the steps whose values do not set the scale of the curves
 FEW = 30  # points of a line that are marked

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from step_cli.render.html_pages import filled, inline
 from step_cli.render.markdown import escaped
-from step_cli.reports import ComparedPair, ComparedRow, CompareReport
+from step_cli.reports import ComparedRow, CompareReport
 
 METRICS = {"eval_accuracy": "held-out accuracy", "eval_loss": "held-out loss"}
 COLUMNS = ("recipe", "pattern", "mean", "sd", "to dense", "seeds", "switch steps")
 PAIR_COLUMNS = ("pattern", "better", "than", "difference", "95 % interval", "clear")
 NONE = "\u2013"
+FEW = 5  # switch steps that are shown one by one
 
 
 @dataclass(frozen=True)
@@ -38,34 +39,48 @@ def direction(report: CompareReport) -> str:
     return f"{METRICS[report.metric]}, {better} is better"
 
 
-def cells(row: ComparedRow) -> list[str]:
-    """A row of the table, in the order of ``COLUMNS``."""
-    dense = row.pattern is None
-    switches = ", ".join(map(str, row.switch_steps))
+def cells(report: CompareReport) -> list[list[str]]:
+    """The rows of the table, in the order of ``COLUMNS``."""
+    digits = report.digits
     return [
-        row.recipe,
-        row.pattern or NONE,
-        number(row.mean),
-        number(row.sd),
-        NONE if dense or row.to_dense is None else f"{row.to_dense:+.4f}",
-        _seeds(row),
-        switches or NONE,
+        [
+            row.recipe,
+            row.pattern or NONE,
+            NONE if row.mean is None else f"{row.mean:.{digits}f}",
+            NONE if row.sd is None else f"{row.sd:.{digits}f}",
+            NONE
+            if row.pattern is None or row.to_dense is None
+            else f"{row.to_dense:+.{digits}f}",
+            _seeds(row),
+            _switches(row.switch_steps),
+        ]
+        for row in report.rows
     ]
 
 
-def pair_cells(pair: ComparedPair) -> list[str]:
-    """A row of the table of pairs, in the order of ``PAIR_COLUMNS``."""
-    interval = NONE
-    if pair.interval is not None:
-        interval = f"{pair.interval[0]:+.4f} to {pair.interval[1]:+.4f}"
-    clear = NONE if pair.interval is None else "yes" if pair.clear else "no"
-    difference = f"{pair.difference:+.4f}"
-    return [pair.pattern, pair.better, pair.than, difference, interval, clear]
+def pair_cells(report: CompareReport) -> list[list[str]]:
+    """The rows of the table of pairs, in the order of ``PAIR_COLUMNS``."""
+    digits = report.digits
+    return [
+        [
+            pair.pattern,
+            pair.better,
+            pair.than,
+            f"{pair.difference:+.{digits}f}",
+            NONE
+            if pair.interval is None
+            else " to ".join(f"{end:+.{digits}f}" for end in pair.interval),
+            NONE if pair.interval is None else "yes" if pair.clear else "no",
+        ]
+        for pair in report.pairs
+    ]
 
 
-def number(value: float | None) -> str:
-    """Four digits behind the point."""
-    return NONE if value is None else f"{value:.4f}"
+def _switches(steps: Sequence[int]) -> str:
+    """The steps, or of many the first and the last."""
+    if len(steps) > FEW:
+        return f"{min(steps)} to {max(steps)}"
+    return ", ".join(map(str, steps)) or NONE
 
 
 def _seeds(row: ComparedRow) -> str:
@@ -77,13 +92,13 @@ def markdown(page: ComparePage) -> str:
     """The page as Markdown, without its drawings."""
     report = page.report
     lines = ["# Recipes compared", "", f"The metric is {direction(report)}.", ""]
-    lines += _table(COLUMNS, 2, [cells(row) for row in report.rows])
+    lines += _table(COLUMNS, 2, cells(report))
     if report.failed:
         lines += ["", "Runs that do not count:", ""]
         lines += [f"- {escaped(f.run)}: {escaped(f.reason)}" for f in report.failed]
     if report.pairs:
         lines += ["", "Paired differences over the seeds that both have:", ""]
-        lines += _table(PAIR_COLUMNS, 3, [pair_cells(pair) for pair in report.pairs])
+        lines += _table(PAIR_COLUMNS, 3, pair_cells(report))
     lines.append("")
     lines += [f"- {label}: {escaped(value)}" for label, value in page.facts]
     lines += [f"- options of {name}: {escaped(value)}" for name, value in page.options]
@@ -115,8 +130,8 @@ def html(page: ComparePage, inks: dict[str, str]) -> str:
         page=page,
         report=page.report,
         direction=direction(page.report),
-        rows=[(row, cells(row)) for row in page.report.rows],
-        pairs=[(pair, pair_cells(pair)) for pair in page.report.pairs],
+        rows=list(zip(page.report.rows, cells(page.report), strict=True)),
+        pairs=list(zip(page.report.pairs, pair_cells(page.report), strict=True)),
         columns=COLUMNS,
         pair_columns=PAIR_COLUMNS,
         **{

@@ -19,14 +19,12 @@ if TYPE_CHECKING:
 def draw(report: CompareReport, console: "AnyConsole") -> None:
     """Draw the rows, then each two recipes."""
     console.line(direction(report))
-    rows = [cells(row) for row in report.rows]
-    console.table(COLUMNS, rows, right=COLUMNS[2:])
+    console.table(COLUMNS, cells(report), right=COLUMNS[2:])
     for failed in report.failed:
         console.line(f"{failed.run}: {one_line(failed.reason)}")
     if report.pairs:
         console.line("")
-        rows = [pair_cells(pair) for pair in report.pairs]
-        console.table(PAIR_COLUMNS, rows, right=PAIR_COLUMNS[3:5])
+        console.table(PAIR_COLUMNS, pair_cells(report), right=PAIR_COLUMNS[3:5])
     console.line(f"curves and intervals: {one_line(report.run_dir)}/comparison.html")
     counted = report.count - len(report.failed)
     text = f"{counted} of {report.count} runs count: {one_line(report.run_dir)}"

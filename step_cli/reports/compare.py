@@ -1,5 +1,6 @@
 """The reports of ``train --recipes``."""
 
+import math
 from typing import ClassVar
 
 from typing_extensions import override
@@ -78,6 +79,12 @@ class CompareReport(Report):
     def failed(self) -> list[FailedRun]:
         """The runs that do not count."""
         return [failed for row in self.rows for failed in row.failed]
+
+    @property
+    def digits(self) -> int:
+        """Behind the point: four of a number near 1, more where all are small."""
+        largest = max((abs(row.mean) for row in self.rows if row.mean), default=1.0)
+        return max(4, 3 - math.floor(math.log10(largest)))
 
     @property
     def count(self) -> int:

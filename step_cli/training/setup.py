@@ -91,7 +91,8 @@ def set_up(
         plan: What an earlier part of the run has settled; None: it is to be found.
         data: Those of ``[data]``, where they were read before.
         trial: Only whether it can be is to be found out: no patterns are searched.
-        quiet: What stays dense, and what does not fit, was told before.
+        quiet: What stays dense, what does not fit, and that no teacher is asked, was
+            told before.
 
     Raises:
         StepError: Something the user can mend.

@@ -14,6 +14,7 @@ from typing_extensions import override
 from step_cli.autoswitch.autoswitch import Fixed
 from step_cli.commands.compare.outcome import FINISHED, RESUMABLE
 from step_cli.commands.compare.runs import Run
+from step_cli.commands.compare.trial import naming_run
 from step_cli.config.train import TrainConfig
 from step_cli.data.batch import Dataset
 from step_cli.optim.recipe import Recipe
@@ -21,6 +22,7 @@ from step_cli.reports import CompareDryRunReport, RunToDo
 from step_cli.training.callbacks import Callback
 from step_cli.training.checkpoints import newest_step
 from step_cli.training.distributed import Processes
+from step_cli.training.memory import translate_memory_errors
 from step_cli.training.records import Unrecorded, variance_header
 from step_cli.training.setup import set_up, switch_rule
 from step_cli.training.trainer import Trainer
@@ -88,7 +90,8 @@ def estimate(
         state, steps, seconds = states[run.name], 0, 0.0
         if state != FINISHED:
             if run.recipe not in costs:
-                costs[run.recipe] = measure(run.config, data, processes)
+                with naming_run(run), translate_memory_errors(run.config.train):
+                    costs[run.recipe] = measure(run.config, data, processes)
             done = newest_step(run_dir / run.name) if state == RESUMABLE else 0
             steps = run.config.train.steps - done
             seconds = costs[run.recipe].of(run.config, steps)

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from step_cli.commands.compare.runs import Run
 from step_cli.commands.verify import run as verify_nm
 from step_cli.config.commands import VerifyConfig
-from step_cli.errors import StepError
+from step_cli.errors import InputError, StepError
 from step_cli.formats.files.json_text import read_json
+from step_cli.reports import TrainReport
 from step_cli.training.checkpoints import has_checkpoint
 from step_cli.training.run_directory import is_finished, refuse_other_config
 
@@ -36,25 +38,24 @@ class Outcome:
 def outcome_of(run: Run, path: Path) -> Outcome:
     """What the finished run in ``path`` has given; its weights are checked."""
     try:
-        report = read_json(path / "report.json", "a report", limit_bytes=REPORT_LIMIT)
+        given = read_json(path / "report.json", "a report", limit_bytes=REPORT_LIMIT)
+        report = TrainReport.model_validate(given)
         reason = _reason(report, path)
     except StepError as error:
         return Outcome(run, reason=reason_of(error))
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        return Outcome(run, reason=f"report.json: {key} is missing or wrong")
     if reason is not None:
         return Outcome(run, reason=reason)
-    switch = report.get("switch")
-    step = None if switch is None else int(switch["step"])
-    return Outcome(run, dict(report["metrics"]), step)
+    step = None if report.switch is None else report.switch.step
+    return Outcome(run, report.metrics, step)
 
 
-def _reason(report: dict[str, Any], path: Path) -> str | None:
-    if not report["ok"]:
-        advice = report.get("advice") or ["its report is not ok"]
-        return str(advice[0])
-    missing = [key for key, value in report["metrics"].items() if value is None]
-    if missing:
-        return f"{missing[0]} is not finite"
-    if report["pattern"] is None:  # it ends dense
+def _reason(report: TrainReport, path: Path) -> str | None:
+    if not report.ok:
+        return report.advice[0] if report.advice else "its report is not ok"
+    if report.pattern is None:  # it ends dense
         return None
     checkpoint = verify_nm.run(VerifyConfig(checkpoint=[path])).checkpoints[0]
     if checkpoint.error is not None:
@@ -75,13 +76,20 @@ def state_of(run: Run, path: Path) -> tuple[str, Outcome | None]:
     """How a run stands, and what it has given where it is finished and counts.
 
     Raises:
-        InputError: It was begun with another configuration.
+        InputError: It was begun with another configuration, or is no run.
     """
     if (path / "config.toml").is_file():
         refuse_other_config(run.config, path)
+    elif path.is_dir() and visible(path):  # a run begins with its configuration
+        raise InputError("is no run, so it is not replaced; move it away", file=path)
     # The page comes last; without it the process died while it showed the results.
     if is_finished(path) and (path / "report.html").is_file():
         outcome = outcome_of(run, path)
         if outcome.reason is None:
             return FINISHED, outcome
     return (RESUMABLE if has_checkpoint(path) else NEW), None
+
+
+def visible(path: Path) -> list[Path]:
+    """What lies in a directory, but for locks and what is half written."""
+    return [each for each in path.iterdir() if not each.name.startswith(".")]

@@ -4,20 +4,20 @@ They hold nothing of time, machine or place, so that a comparison that was stopp
 between ends with the same bytes.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from step_cli.commands.compare.outcome import Outcome
 from step_cli.commands.compare.report import report_on
-from step_cli.commands.compare.runs import Run
+from step_cli.commands.compare.runs import STEP, Run
 from step_cli.commands.compare.statistics import mean_interval
 from step_cli.config.train import TrainConfig
 from step_cli.plots.compare_plot import MeanPoint, SeedCurve, draw_curves, draw_means
 from step_cli.plots.drawing import INKS
 from step_cli.render.compare_page import ComparePage, html, markdown
 from step_cli.reports import CompareReport
+from step_cli.training.history import History, read_metrics
 from step_cli.training.records import save_text
 
 HERE = "."  # the directory of the files
@@ -49,6 +49,7 @@ def _page(
         _curve(run_dir / outcome.run.name, outcome, report.metric)
         for outcome in outcomes
         if outcome.reason is None
+        and (run_dir / outcome.run.name / "metrics.jsonl").is_file()
     ]
     steps = runs[0].config.train.steps
     return ComparePage(
@@ -62,15 +63,11 @@ def _page(
 
 def _curve(path: Path, outcome: Outcome, metric: str) -> SeedCurve:
     """What a run has measured of held-out samples."""
-    lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    points = [(each["step"], each[metric]) for each in records if metric in each]
+    run = outcome.run
+    history = History(run.config.train.steps, read_metrics(path), None, None)
+    curve = history.curve(metric).downsampled()
     return SeedCurve(
-        outcome.run.recipe,
-        outcome.run.pattern,
-        [step for step, _ in points],
-        [value for _, value in points],
-        outcome.switch_step,
+        run.recipe, run.pattern, curve.steps, curve.values, outcome.switch_step
     )
 
 
@@ -86,13 +83,20 @@ def _facts(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
         f"{train.steps}, of {train.batch_size * train.grad_accumulation} samples",
     )
     yield "optimizer", f"{train.optimizer}, {_rate(config)}"
+    taught = config.distill
+    if taught.counts:
+        yield (
+            "teacher",
+            f"{_short(taught.teacher)}, weight {taught.weight:g}, temperature "
+            f"{taught.temperature:g}, from {taught.start}",
+        )
     yield "seeds", ", ".join(map(str, dict.fromkeys(run.seed for run in runs)))
     yield "runs", str(len(runs))
 
 
 def _short(source: str) -> str:
     """The last part of a path, as what is before it tells of the machine."""
-    return source.rsplit("/", maxsplit=1)[-1]
+    return source.rstrip("/").rsplit("/", maxsplit=1)[-1]
 
 
 def _rate(config: TrainConfig) -> str:
@@ -106,9 +110,10 @@ def _rate(config: TrainConfig) -> str:
 
 def _options(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
     """What each recipe took, where that is not its default."""
-    for run in {run.recipe: run for run in reversed(runs)}.values():
+    for run in {run.recipe: run for run in runs}.values():
         taken: dict[str, Any] = dict(run.config.sparsity.options)
-        if run.config.switch.step is not None:
-            taken["switch.step"] = run.config.switch.step
+        switch = run.config.switch.model_dump(exclude_defaults=True)
+        keys = switch if run.recipe == STEP else switch.keys() & {"step"}
+        taken |= {f"switch.{key}": switch[key] for key in keys}
         if taken:
             yield run.recipe, ", ".join(f"{k} = {v}" for k, v in sorted(taken.items()))

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -11,33 +12,50 @@ from step_cli.data.batch import Dataset
 from step_cli.errors import StepError
 from step_cli.training.distributed import Processes
 from step_cli.training.memory import translate_memory_errors
+from step_cli.training.run_directory import refuse_other_data
 from step_cli.training.setup import set_up
+from step_cli.training.teacher import FILE as TEACHER
+from step_cli.training.teacher import refuse_other_teacher
 
 
-def try_all(runs: Sequence[Run], data: Dataset, processes: Processes) -> None:
+def try_all(
+    runs: Sequence[Run],
+    data: Dataset,
+    processes: Processes,
+    begun: Sequence[Path] = (),
+) -> None:
     """Find out before the first step whether each recipe and pattern can be trained.
 
+    Args:
+        runs: Those that are left.
+        data: Of all runs.
+        processes: The processes that train together.
+        begun: Directories of all runs that were begun, finished ones too.
+
     Raises:
-        StepError: One cannot.
+        StepError: One cannot, or what was begun had other data or another teacher.
     """
+    for path in begun:
+        refuse_other_data(path, data)
+    taught = [path for path in begun if (path / TEACHER).exists()]
     told: set[str | None] = set()
     forget()
-    for run in {run.kind: run for run in reversed(runs)}.values():
-        with _naming(run), translate_memory_errors(run.config.train):
-            set_up(
-                run.config,
-                processes,
-                record=True,
-                data=data,
-                trial=True,
-                quiet=run.pattern in told,
+    for run in {run.kind: run for run in runs}.values():
+        with naming_run(run), translate_memory_errors(run.config.train):
+            quiet = run.pattern in told
+            setup = set_up(
+                run.config, processes, record=True, data=data, trial=True, quiet=quiet
             )
+            if setup.teacher is not None:
+                for path in taught:
+                    refuse_other_teacher(path, setup.teacher)
         told.add(run.pattern)
+        del setup
         forget()
 
 
 @contextmanager
-def _naming(run: Run) -> Iterator[None]:
+def naming_run(run: Run) -> Iterator[None]:
     """Name the recipe and its pattern in errors that are raised inside."""
     try:
         yield

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 from commands.compare.comparisons import RECIPES, words
+from small_run import small_config
 
+from step_cli.commands.compare import page as page_module
+from step_cli.commands.compare.outcome import Outcome
 from step_cli.commands.compare.pace import Pace
-from step_cli.commands.compare.runs import Run
+from step_cli.commands.compare.runs import Run, runs_of
 from step_cli.config.types import RECIPE_NAMES
 from step_cli.plots.compare_plot import (
     LOOKS,
@@ -20,7 +23,7 @@ from step_cli.plots.compare_plot import (
     draw_curves,
     draw_means,
 )
-from step_cli.render.compare_page import ComparePage, html, markdown
+from step_cli.render.compare_page import ComparePage, cells, html, markdown
 from step_cli.reports import ComparedPair, ComparedRow, CompareReport, FailedRun
 from step_cli.training.trainer import Trainer
 
@@ -129,6 +132,35 @@ def test_every_recipe_has_a_look_of_its_own() -> None:
     assert len(set(colours)) == len(set(marks)) == len(LOOKS)
 
 
+def test_of_many_switch_steps_the_first_and_the_last_are_shown() -> None:
+    one = row("step", "2:4", *[0.5] * 6, switch_steps=[31, 30, 32, 31, 40, 33])
+    report = REPORT.model_copy(update={"rows": [one]})
+    assert cells(report)[0][-1] == "30 to 40"
+
+
+def test_the_summary_lists_what_was_taken_in_the_order_of_the_recipes(
+    tmp_path: Path,
+) -> None:
+    settings = ("compare.asp={v_correction='none'}", "switch.criterion=staleness",
+                "data.source=digits", "model.weights=a/start/")  # fmt: skip
+    config = small_config(tmp_path, *settings)
+    runs = runs_of(config, ("dense", "asp", "step"), None, 2)
+    assert list(page_module._options(runs)) == [
+        ("asp", "v_correction = none"),
+        ("step", "switch.criterion = staleness, switch.eps = 1e-30, "
+                 "switch.t_max = 11, switch.t_min = 3"),
+    ]  # fmt: skip
+    assert ("start weights", "start") in page_module._facts(runs)
+
+
+def test_a_long_curve_is_thinned_out(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": n, "eval_loss": 1.0}) for n in range(1, 5001)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    (run,) = runs_of(small_config(tmp_path), ("ste",), None, 1)
+    curve = page_module._curve(tmp_path, Outcome(run), "eval_loss")
+    assert len(curve.steps) <= 2000 and curve.steps[-1] == 5000
+
+
 # ------------------------------------------------------------------------- --dry-run
 
 
@@ -167,6 +199,9 @@ def test_a_dry_run_counts_what_is_finished(
     assert sorted(tmp_path.rglob("*")) == before
     none = step_cli(*argv, "dense", "--dry-run", "--resume", "--run-dir", "no-such")
     assert none.code == 4
+    high = [*words(tmp_path, "train.lr=1e30"), "--recipes", "ste", "--dry-run"]
+    bad = step_cli(*high, "--run-dir", tmp_path / "none")
+    assert bad.code == 7 and re.search(r"ste at 2:4: step \d+: ", bad.error)
     monkeypatch.setattr(Trainer, "run", None)  # nothing is left to be measured
     done = step_cli(*argv, "dense", "--dry-run", "--resume", "--json")
     assert done.json["seconds"] == 0

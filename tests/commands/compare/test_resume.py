@@ -14,9 +14,12 @@ from typing import Any
 
 import forks
 import pytest
+import torch
 from commands.compare.comparisons import RECIPES, files, read, runs, words
+from safetensors.torch import save_file
 from small_run import CONFIG
 from stopped_run import stopping_at
+from torch import nn
 
 from step_cli.training import run as run_module
 
@@ -49,17 +52,14 @@ def killed_at(argv: list[str], run_dir: Path, moments: list[int]) -> list[int]:
     for moment in moments:
         more = ["--resume"] if run_dir.exists() else []
         child = start([*argv, *more])
-        deadline = time.monotonic() + PATIENCE_S
-        while child.poll() is None and time.monotonic() < deadline:
-            if run_dir.exists() and steps_logged(run_dir) >= moment:
-                child.kill()
-                break
+        while child.poll() is None and steps_logged(run_dir) < moment:
             time.sleep(0.002)
+        child.kill()
         child.communicate()
         assert child.returncode == -signal.SIGKILL
         finished.append(len(runs(run_dir)))
     last = start([*argv, "--resume"])
-    _, said = last.communicate(timeout=PATIENCE_S)
+    _, said = last.communicate()
     assert last.returncode == 0, said
     return finished
 
@@ -81,15 +81,15 @@ def test_killed_twice_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_digits_killed_five_times_end_with_the_same_bytes(tmp_path: Path) -> None:
-    settings = ["train.steps=60", "train.warmup_steps=5", "train.eval_every=20",
-                "train.betas=[0.9, 0.8]", "train.log_every=1",
-                "train.checkpoint_every=15"]  # fmt: skip
+    settings = ["train.steps=30", "train.batch_size=16", "train.eval_every=15",
+                "train.warmup_steps=5", "train.betas=[0.9, 0.8]", "train.log_every=1",
+                "train.checkpoint_every=8"]  # fmt: skip
     argv = ["train", str(CONFIG), *RECIPES, "--patterns", "2:4,1:4", "--seeds", "3"]
     for setting in settings:
         argv += ["--set", setting]
     whole = start([*argv, "--run-dir", str(tmp_path / "whole")])
-    assert whole.communicate(timeout=1800) and whole.returncode == 0
-    moments = sorted(random.Random(5).sample(range(1, 21 * 60), 5))
+    assert whole.communicate() and whole.returncode == 0
+    moments = sorted(random.Random(5).sample(range(1, 21 * 30), 5))
     cut = [*argv, "--run-dir", str(tmp_path / "cut")]
     killed_at(cut, tmp_path / "cut", moments)
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
@@ -183,7 +183,7 @@ def copy_of(whole: Path, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("left", range(4))
+@pytest.mark.parametrize("left", range(3))
 def test_killed_while_the_files_are_written(
     small: tuple[list[str], Path], step_cli: Cli, tmp_path: Path, left: int
 ) -> None:
@@ -193,9 +193,8 @@ def test_killed_while_the_files_are_written(
     written = ["comparison.md", "comparison.html", "comparison.json"]
     for name in written[left:]:
         (cut / name).unlink()
-    if left < len(written):
-        (cut / f".{written[left]}.tmp-{DEAD}").write_text("half")
-        (cut / f".{written[left]}.lock").write_text(f"{DEAD} host")
+    (cut / f".{written[left]}.tmp-{DEAD}").write_text("half")
+    (cut / f".{written[left]}.lock").write_text(f"{DEAD} host")
     assert step_cli(*argv, "--run-dir", cut, "--resume").code == 0
     assert files(cut) == files(whole)
     assert {path.name for path in cut.iterdir()} == {p.name for p in whole.iterdir()}
@@ -209,6 +208,7 @@ def test_killed_while_a_run_shows_its_results(
     page_of_run = cut / "dense-seed0" / "report.html"
     good = page_of_run.read_bytes()
     page_of_run.unlink()
+    (cut / "step-2of4-seed0" / "metrics.jsonl").unlink()  # only its curve needs it
     outcome = step_cli(*argv, "--run-dir", cut, "--resume")
     assert outcome.code == 0 and "1 of 2 runs are finished" in outcome.err
     assert page_of_run.read_bytes() == good
@@ -223,7 +223,7 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_anew(
     torn = cut / "step-2of4-seed0"
     for name in ("checkpoints", "model"):
         shutil.rmtree(torn / name)
-    for name in ("report.json", "report.html", "config.toml"):
+    for name in ("report.json", "report.html"):
         (torn / name).unlink()
     assert step_cli(*argv, "--run-dir", cut, "--resume").code == 0
     assert files(cut) == files(whole)
@@ -250,16 +250,45 @@ def test_an_old_comparison_returns_only_if_the_new_one_had_not_begun(
     assert [path.name for path in tmp_path.iterdir()] == ["cut"]
 
 
+@pytest.mark.parametrize("finished", [True, False])
 def test_other_data_are_refused(
-    small: tuple[list[str], Path], step_cli: Cli, tmp_path: Path
+    small: tuple[list[str], Path], step_cli: Cli, tmp_path: Path, finished: bool
 ) -> None:
     argv, whole = small
     cut = copy_of(whole, tmp_path / "cut")
     shutil.rmtree(cut / "step-2of4-seed0")
+    if not finished:
+        (cut / "dense-seed0" / "report.json").unlink()
     record = cut / "dense-seed0" / "data.json"
     record.write_text(record.read_text().replace('"samples": ', '"samples": 1'))
     outcome = step_cli(*argv, "--run-dir", cut, "--resume")
     assert outcome.code == 4 and "not the data the run began with" in outcome.error
+
+
+def test_another_teacher_is_refused(step_cli: Cli, tmp_path: Path) -> None:
+    """Also to runs that are begun only now, beside those of the one before."""
+    teacher = tmp_path / "teacher.safetensors"
+    argv = words(tmp_path, f"distill.teacher={teacher}", "distill.from=switch")
+    argv += ["--run-dir", str(tmp_path / "runs"), "--recipes"]
+
+    def teach(seed: int) -> None:
+        torch.manual_seed(seed)
+        layers = {"1": nn.Linear(64, 16), "3": nn.Linear(16, 12)}
+        save_file(nn.ModuleDict(layers).state_dict(), teacher)
+
+    teach(1)
+    outcome = step_cli(*argv, "dense,asp", "--seeds", "2")
+    assert outcome.code == 0 and outcome.err.count("dense learns no masks") == 1
+    taught = [(tmp_path / "runs" / f"{name}-seed1" / "teacher.json").exists()
+              for name in ("dense", "asp-2of4")]  # fmt: skip
+    assert taught == [False, True]
+    page = (tmp_path / "runs" / "comparison.md").read_text()
+    assert "- teacher: teacher.safetensors, weight 0.5" in page
+    teach(2)
+    outcome = step_cli(*argv, "dense,asp,ste", "--seeds", "2", "--resume")
+    assert outcome.code == 4 and "not the teacher the run began with" in outcome.error
+    teach(1)
+    assert step_cli(*argv, "asp,ste", "--resume").code == 0
 
 
 def test_two_processes_train_the_runs_together(
