@@ -236,7 +236,8 @@ class SparseOptimizer(Optimizer):
                 layers=self.watch_layers,
             )
         watched = self.watch_masks and phase.sparse
-        self._mask_watch.begin(self._sparse_weights() if watched else ())
+        weights = self._sparse_weights() if watched else ()
+        self._mask_watch.begin(weights, self.param_groups)
         yield
         self._watch.end()
         self._mask_watch.end()
@@ -402,6 +403,14 @@ class SparseOptimizer(Optimizer):
     def pruned_update_share(self) -> float | None:
         """Share of the last update that fell on pruned weights, if it was watched."""
         return self._mask_watch.pruned_update_share()
+
+    def variance_ratio(self) -> float | None:
+        """Mean square of the last gradient over that of the frozen variance.
+
+        Of sparse weights; about 1 while the variance that STEP has frozen describes the
+        gradients. Where it is r, steps are about sqrt(r) times as long as Adam's.
+        """
+        return self._mask_watch.variance_ratio()
 
     # ------------------------------------------------------------------- another view
 

@@ -9,7 +9,8 @@ not finite stays so.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -172,16 +173,25 @@ class MaskWatch:
     def __init__(self) -> None:
         self._place: dict[Weight, int] = {}
         self._before: dict[Weight, tuple[Tensor, Tensor]] = {}  # mask, dense weights
-        # Flips of each parameter, then the change on pruned weights, and the change.
-        self._sums = ShardSum(2)
+        # Flips of each parameter, then squared gradients and the frozen variance, then
+        # the change on pruned weights, and the change.
+        self._sums = ShardSum(4)
+        self._groups: Sequence[Mapping[str, Any]] = ()
         self._totals: Tensor | None = None
         self._read: list[float] | None = None
 
-    def begin(self, watched: Iterable[Weight]) -> None:
-        """Forget the last step; watch these weights in the coming one."""
+    def begin(
+        self, watched: Iterable[Weight], groups: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Forget the last step; watch these weights in the coming one.
+
+        Args:
+            watched: Which.
+            groups: The optimizer's, which their ``group`` counts.
+        """
         self._place = {w: place for place, w in enumerate(watched)}
-        self._before = {}
-        self._sums = ShardSum(len(self._place) + 2)
+        self._before, self._groups = {}, groups
+        self._sums = ShardSum(len(self._place) + 4)
         self._totals = self._read = None
 
     def before_update(self, weights: Iterable[Weight]) -> None:
@@ -189,6 +199,13 @@ class MaskWatch:
         for w in weights:
             if w in self._place:
                 self._before[w] = w.shown != 0, w.dense.clone()
+                if w.frozen and w.dense.grad is not None:
+                    beta2 = self._groups[w.group]["betas"][1]
+                    whole = w.local_state["exp_avg_sq"].sum(dtype=torch.float64)
+                    squares = w.dense.grad.double().square().sum()
+                    frozen = whole / (1 - beta2**w.variance_steps)
+                    sums = self._sums.beside(w.param)
+                    sums[-4:-2].add_(torch.stack([squares, frozen]))
 
     def after_update(self, weights: Iterable[Weight]) -> None:
         """Compare with what the model and the optimizer hold now."""
@@ -215,7 +232,7 @@ class MaskWatch:
         sums = self._all()
         if sums is None:
             return None
-        found = zip(self._place, sums[:-2], strict=True)
+        found = zip(self._place, sums[:-4], strict=True)
         return {w.param: flips / max(1, w.param.numel()) for w, flips in found}
 
     def flip_rate(self) -> float | None:
@@ -223,7 +240,7 @@ class MaskWatch:
         sums = self._all()
         if sums is None:
             return None
-        return sum(sums[:-2]) / sum(w.param.numel() for w in self._place)
+        return sum(sums[:-4]) / sum(w.param.numel() for w in self._place)
 
     def pruned_update_share(self) -> float | None:
         """Share of the update, in absolute value, that fell on pruned weights.
@@ -235,6 +252,17 @@ class MaskWatch:
             return None
         pruned, whole = sums[-2:]
         return pruned / whole if 0 < whole < math.inf else None
+
+    def variance_ratio(self) -> float | None:
+        """Mean square of the gradient over the mean of the frozen variance.
+
+        None where none is frozen.
+        """
+        sums = self._all()
+        if sums is None:
+            return None
+        squares, frozen = sums[-4:-2]
+        return squares / frozen if frozen > 0 else None
 
     def _all(self) -> list[float] | None:
         """All sums, brought to the host at once, whatever was asked for."""

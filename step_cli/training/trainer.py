@@ -21,6 +21,7 @@ from step_cli.errors import InputError, NonFiniteError, OutputError
 from step_cli.training.callbacks import Callback
 from step_cli.training.distillation import Losses, losses_over
 from step_cli.training.evaluate import autocast, evaluate, scores_of
+from step_cli.training.frozen_variance import FrozenVariance
 from step_cli.training.records import Unrecorded
 from step_cli.training.setup import Setup, training_batch
 from step_cli.training.wrapping import clip_gradients, shared_buffers, without_exchange
@@ -51,6 +52,7 @@ class Trainer:
     _batches: ReadAhead = field(init=False, repr=False)
     _parts: list[Losses] = field(init=False, repr=False)  # of the last step
     # The last evaluation, and after which step.
+    _frozen: FrozenVariance = field(init=False, repr=False)
     _evaluated: tuple[int, dict[str, float]] | None = field(
         default=None, init=False, repr=False
     )
@@ -68,6 +70,7 @@ class Trainer:
         train, optimizer = self.config.train, self.setup.optimizer
         last_step = self.last_step or train.steps
         self.setup.model.train()
+        self._frozen = FrozenVariance()
         while optimizer.steps_taken < last_step and not stop():
             step = optimizer.steps_taken + 1
             logged = step % train.log_every == 0 or step in (1, last_step)
@@ -80,6 +83,7 @@ class Trainer:
                     callback.on_step(step, loss, lr)
                 if logged or evaluated:
                     values = self._values(step, lr, loss)
+                    self._frozen.look(values, optimizer.switch_step)
                     values |= self._evaluations() if evaluated else {}
                     self.records.metrics(values)
                     for callback in self.callbacks:
@@ -205,6 +209,7 @@ class Trainer:
             "variance_change": None if sample is None else sample.dv_l1 / sample.d,
             "flip_rate": self.setup.optimizer.flip_rate(),
             "pruned_update_share": self.setup.optimizer.pruned_update_share(),
+            "variance_ratio": self.setup.optimizer.variance_ratio(),
         }
 
     def _made_of(self) -> dict[str, float | None]:
