@@ -17,7 +17,6 @@ from step_cli.plots.drawing import (
     ORANGE,
     RED,
     STYLE,
-    name_lines,
     pyplot,
     save_figure,
 )
@@ -36,13 +35,14 @@ def draw_recipes(study: Study, tasks: Sequence[Task], path: Path) -> None:
     """Mean and standard deviation of each recipe at each pattern, a panel a task."""
     plt = pyplot()
     with plt.rc_context(STYLE):
-        figure, axes = _panels(plt, tasks)
-        for number, (axis, task) in enumerate(zip(axes, tasks, strict=True)):
+        figure, axes, legend = _panels(plt, tasks)
+        for axis, task in zip(axes, tasks, strict=True):
             for shift, recipe in enumerate(RECIPES):
                 _line(axis, study, task, recipe, 0.06 * (shift - 1.5))
             _dense_line(axis, study, task)
             axis.set_xticks(range(len(PATTERNS)), PATTERNS)
-            _finish(axis, task, "pattern", named=number == 0)
+            _finish(axis, task, "pattern")
+        _name_all(legend, axes)
         save_figure(figure, path)
 
 
@@ -50,8 +50,8 @@ def draw_switch(study: Study, tasks: Sequence[Task], path: Path) -> None:
     """STEP at 1:4 against its switch point, and where two criteria would switch."""
     plt = pyplot()
     with plt.rc_context(STYLE):
-        figure, axes = _panels(plt, tasks)
-        for number, (axis, task) in enumerate(zip(axes, tasks, strict=True)):
+        figure, axes, legend = _panels(plt, tasks)
+        for axis, task in zip(axes, tasks, strict=True):
             points = [
                 (100 * switch_share(study, task, label), found)
                 for label in by_switch(task.name)
@@ -62,7 +62,8 @@ def draw_switch(study: Study, tasks: Sequence[Task], path: Path) -> None:
             for name, color in CRITERIA.items():
                 _switched(axis, study, task, name, color)
             axis.set_xlim(0, 100)
-            _finish(axis, task, "switch (% of the steps)", named=number == 0)
+            _finish(axis, task, "switch (% of the steps)")
+        _name_all(legend, axes)
         save_figure(figure, path)
 
 
@@ -79,15 +80,30 @@ def switch_share(study: Study, task: Task, label: str) -> float:
     return fmean(r["switch"]["step"] / r["curve"][-1]["step"] for r in results)
 
 
-def _panels(plt: Any, tasks: Sequence[Task]) -> tuple[Any, list[Any]]:
+def _panels(plt: Any, tasks: Sequence[Task]) -> tuple[Any, list[Any], Any]:
+    """A figure, a panel for each task, and one for the names of the lines."""
     columns = 3
-    rows = -(-len(tasks) // columns)
+    rows = -(-(len(tasks) + 1) // columns)
     size = (3.4 * columns, 2.9 * rows + 0.3)
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained")
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, layout="constrained", squeeze=False
+    )
     flat = list(axes.flat)
     for unused in flat[len(tasks) :]:
         unused.set_axis_off()
-    return figure, flat[: len(tasks)]
+    return figure, flat[: len(tasks)], flat[len(tasks)]
+
+
+def _name_all(legend: Any, axes: Sequence[Any]) -> None:
+    """The names of all lines, each once, where no panel is."""
+    found = [axis.get_legend_handles_labels() for axis in axes]
+    named = {
+        label: handle
+        for handles, labels in found
+        for handle, label in zip(handles, labels, strict=True)
+    }
+    if named:
+        legend.legend(named.values(), named, loc="center left", frameon=False)
 
 
 def _line(axis: Any, study: Study, task: Task, recipe: str, shift: float) -> None:
@@ -134,11 +150,9 @@ def _switched(axis: Any, study: Study, task: Task, name: str, color: str) -> Non
         axis.axvline(place, color=color, linestyle=":", label=name)
 
 
-def _finish(axis: Any, task: Task, below: str, *, named: bool) -> None:
+def _finish(axis: Any, task: Task, below: str) -> None:
     axis.set_title(task.name, fontsize=10, loc="right")
     axis.set_xlabel(below)
     axis.set_ylabel(UNITS[task.metric])
     if not task.higher_is_better:
         axis.invert_yaxis()
-    if named:
-        name_lines(axis)
