@@ -249,9 +249,11 @@ def _recorded(
             found = record_calls(work.calibration.model, blocks, moved, alike=alike)
             inputs.add(found.main)
             calls.append(found.calls)
-    except NotSequentialError:
+    except BaseException as error:
         inputs.file.close()
-        return None
+        if isinstance(error, NotSequentialError):
+            return None
+        raise
     inputs.next_block()
     return inputs, calls
 
