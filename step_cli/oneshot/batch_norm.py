@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 from typing_extensions import override
 
-from step_cli.oneshot.probe import run_model
+from step_cli.oneshot.blocks import run_model
 
 STATISTICS = ("running_mean", "running_var")
 COUNT = "num_batches_tracked"

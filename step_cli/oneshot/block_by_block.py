@@ -18,11 +18,13 @@ from step_cli.errors import InputError
 from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.oneshot.block_inputs import BlockInputs
 from step_cli.oneshot.blocks import (
+    Batch,
     Call,
     NotSequentialError,
     StopForward,
     find_block_lists,
     record_calls,
+    run_model,
 )
 from step_cli.oneshot.calibration import Calibration, Group
 from step_cli.oneshot.inputs import (
@@ -33,7 +35,7 @@ from step_cli.oneshot.inputs import (
     input_hooks,
 )
 from step_cli.oneshot.placement import Placement
-from step_cli.oneshot.probe import Batch, Probe, probe, run_model
+from step_cli.oneshot.probe import Probe, probe
 from step_cli.oneshot.progress import PruningProgress
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,8 @@ def prune_in_order(calibration: Calibration[S], layers: Sequence[TargetLayer]) -
     placement = Placement(model, calibration.device, block_lists)
     with torch.no_grad(), placement.active():
         first = {name: value[:1] for name, value in calibration.batches[0].items()}
-        shown = probe(model, placement.batch(first), layers, block_lists)
+        samples = map(placement.batch, (first, *calibration.batches))
+        shown = probe(model, samples, layers, block_lists)
         for missing in (layer for layer in layers if layer not in shown.order):
             _not_run(calibration, missing)
         placement.refresh()
@@ -163,18 +166,24 @@ class _Work(Generic[S]):
         for layer in group.layers:
             seen = None
             if make is not None:
-                seen = found.pop(layer.name)  # a Hessian goes with its last layer
+                # A Hessian goes with its last layer.
+                seen = found.pop(layer.name, None)
                 _refuse_unused(layer, seen)
             prune(layer, seen)
             self.progress.pruned(layer)
 
 
-def _refuse_unused(layer: TargetLayer, seen: S) -> None:
-    unused = seen.unused
-    if unused == seen.inputs:
+def _refuse_unused(layer: TargetLayer, seen: S | None) -> None:
+    unused = 0 if seen is None else seen.unused
+    if seen is None or unused == seen.inputs:
+        found = (
+            "no sample reaches this layer"
+            if seen is None
+            else "all inputs of this layer are zero on every sample"
+        )
         raise InputError(
-            "all inputs of this layer are zero on every sample, which tells "
-            "nothing of its weights; give other samples, --exclude it, or use "
+            f"{found}, so nothing is known "
+            "of its weights; give other samples, --exclude it, or use "
             "--method magnitude",
             tensor=layer.name,
         )
@@ -190,14 +199,20 @@ def _prune_blocks(
     alike: bool,
 ) -> bool:
     """Prune block by block; False if the blocks do not simply feed each other."""
+    total = len(blocks)
+    members = [
+        [layer for layer in layers if layer.module in own]
+        for own in (set(block.modules()) for block in blocks)
+    ]
+    while not members[-1]:  # nothing behind needs to be run
+        members.pop()
+    blocks = blocks[: len(members)]
     recorded = _recorded(work, blocks, alike=alike)
     if recorded is None:
         return False
     inputs, calls = recorded
     with inputs:
-        for number, block in enumerate(blocks):
-            own = set(block.modules())
-            inside = [layer for layer in layers if layer.module in own]
+        for number, (block, inside) in enumerate(zip(blocks, members, strict=True)):
             last = number + 1 == len(blocks)
             if work.finished_ahead:
                 if inside and work.restored(inside) and not last:
@@ -209,7 +224,7 @@ def _prune_blocks(
             ]
             with work.placement.held(block):
                 if inside:
-                    place = f"block {number + 1} of {len(blocks)}"
+                    place = f"block {number + 1} of {total}"
                     work.prune(place, inside, passes, block)
                 if not last:
                     inputs.into(_place_of_inputs(work, lasting=bool(inside)))
@@ -234,9 +249,11 @@ def _recorded(
             found = record_calls(work.calibration.model, blocks, moved, alike=alike)
             inputs.add(found.main)
             calls.append(found.calls)
-    except NotSequentialError:
+    except BaseException as error:
         inputs.file.close()
-        return None
+        if isinstance(error, NotSequentialError):
+            return None
+        raise
     inputs.next_block()
     return inputs, calls
 

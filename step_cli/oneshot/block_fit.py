@@ -135,6 +135,9 @@ class BlockFit:
         """
         before = self._errors()
         fitted = list(_parameters(self._block, layers, weights))
+        if not fitted:
+            self.errors = Errors(before[0], before[0], before[1], before[1])
+            return False
         try:
             for one in fitted:
                 setattr(one.module, one.name, one.value)

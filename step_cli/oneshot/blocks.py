@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from step_cli.errors import InputError, StepError
+
+Batch = Mapping[str, Tensor]
 Key = int | str  # of an argument: its position, or its name
 
 
@@ -22,6 +25,25 @@ class NotSequentialError(Exception):
 
 class StopForward(Exception):
     """Raised by a hook where the rest of a forward pass is not needed."""
+
+
+def run_model(model: nn.Module, batch: Batch) -> None:
+    """Run a batch; what the model raises on it becomes one line.
+
+    Raises:
+        InputError: It raises.
+        StepError: A hook does.
+    """
+    try:
+        model(**batch)
+    except (StopForward, NotSequentialError, StepError, MemoryError):
+        raise
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [""])[0]
+        raise InputError(
+            f"the model does not take the calibration samples: "
+            f"{type(error).__name__}: {said[:200]}"
+        ) from error
 
 
 @dataclass
@@ -78,7 +100,7 @@ def find_block_lists(
 def record_calls(
     model: nn.Module,
     blocks: list[nn.Module],
-    batch: Mapping[str, Tensor],
+    batch: Batch,
     *,
     alike: bool = False,
 ) -> RecordedBatch:
@@ -93,11 +115,12 @@ def record_calls(
 
     Raises:
         NotSequentialError: A block did not run once, in order, on the last's output.
+        InputError: The model does not take the batch.
     """
     recorder = _Recorder(blocks[:1] if alike else blocks, stop_before=alike)
     handles = recorder.add_hooks()
     try:
-        model(**batch)
+        run_model(model, batch)
     except StopForward:
         pass
     finally:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from step_cli.formats.files.temporary import ArraysOnDisk
+from step_cli.oneshot.blocks import Batch
 from step_cli.oneshot.inputs import Pass, S, TargetLayer
-from step_cli.oneshot.probe import Batch
 
 CPU = torch.device("cpu")
 

@@ -59,7 +59,8 @@ def collect_statistics(
     """Run ``passes`` and collect statistics of what each layer is called with.
 
     Layers that are always called with one and the same tensor, such as the three that
-    make queries, keys and values, share theirs. Layers that are not called have none.
+    make queries, keys and values, share theirs. Layers that are not called have none;
+    of those that the first pass does not call, the rest is run once more.
 
     Args:
         layers: Whose inputs.
@@ -72,18 +73,23 @@ def collect_statistics(
         NonFiniteError: An input is NaN or infinite.
     """
     layers, passes = list(layers), list(passes)
+    rest = passes[1:]
     found = _FirstPass(layers, new_statistics, once=once)
     found.run(passes[0])
     if found.again:
         first = _first_with_same_inputs(layers, passes[0])
         statistics = {x.name: new_statistics() for x in set(first.values())}
     else:
-        first, passes = found.first, passes[1:]
+        first, passes = found.first, rest
         statistics = found.statistics
     add = {layer: adder(layer, statistics[layer.name]) for layer in set(first.values())}
-    for run in passes:
+    for run in passes if add else ():
         _run(run, add, stop=not found.again)
-    return {name: statistics[layer.name] for name, layer in first.items()}
+    by_name = {name: statistics[layer.name] for name, layer in first.items()}
+    missing = [layer for layer in layers if layer.name not in first]
+    if missing and rest:
+        by_name |= collect_statistics(missing, new_statistics, rest, once=once)
+    return by_name
 
 
 def _run(
@@ -146,17 +152,21 @@ class _FirstPass(Generic[S]):
 
 
 def layers_by_input(
-    layers: Sequence[TargetLayer], run: Pass
+    layers: Sequence[TargetLayer], passes: Iterable[Pass]
 ) -> list[list[TargetLayer]]:
-    """Put layers together that are always called with one and the same tensor.
+    """Put layers together that a pass always calls with one and the same tensor.
 
-    Layers that are not called are left out.
+    The first pass that calls a layer counts. Layers that none calls are left out.
     """
     found: dict[TargetLayer, list[TargetLayer]] = {}
-    first = _first_with_same_inputs(layers, run)
-    for layer in layers:
-        if layer.name in first:
-            found.setdefault(first[layer.name], []).append(layer)
+    for run in passes:
+        first = _first_with_same_inputs(layers, run)
+        for layer in layers:
+            if layer.name in first:
+                found.setdefault(first[layer.name], []).append(layer)
+        layers = [layer for layer in layers if layer.name not in first]
+        if not layers:
+            break
     return list(found.values())
 
 

@@ -46,7 +46,7 @@ def output_errors(
         passes: Each runs what holds the layers on one batch.
 
     Returns:
-        For each layer the error of each candidate; None without a pass.
+        For each layer the error of each candidate; None where no pass calls it.
     """
     sums = {
         layer: _Squares(layer, weight, [of[layer] for of in candidates])
@@ -55,7 +55,7 @@ def output_errors(
     with input_hooks({layer: adder(layer, found) for layer, found in sums.items()}):
         for run in passes:
             run()
-    return {layer: found.errors(bool(passes)) for layer, found in sums.items()}
+    return {layer: found.errors() for layer, found in sums.items()}
 
 
 class _Squares:
@@ -69,9 +69,11 @@ class _Squares:
         self._view = LayerMatrix(layer.module)
         self._weights = [dense, *others]
         self._sums = [0.0] * len(self._weights)
+        self._called = False
 
     def add(self, rows: Tensor) -> None:
         """Count in what the layer multiplies, ``[parts, rows, columns]``."""
+        self._called = True
         dense = self._matrix(self._weights[0], rows)
         for i, weight in enumerate(self._weights):
             matrix = dense if not i else self._matrix(weight, rows) - dense
@@ -81,10 +83,9 @@ class _Squares:
     def _matrix(self, weight: Tensor, rows: Tensor) -> Tensor:
         return self._view.of_weight(weight.to(rows.device).float())
 
-    def errors(self, known: bool) -> list[float | None]:
+    def errors(self) -> list[float | None]:
         """Relative errors of all but the first; of nothing, none."""
-        whole = self._sums[0]
-        return [
-            (square / whole) ** 0.5 if whole and known else 0.0 if known else None
-            for square in self._sums[1:]
-        ]
+        whole, *others = self._sums
+        if not self._called:
+            return [None] * len(others)
+        return [(square / whole) ** 0.5 if whole else 0.0 for square in others]

@@ -34,6 +34,7 @@ from step_cli.oneshot.sparsegpt import InputHessian
 log = logging.getLogger(__name__)
 
 HELD_OUT = 8  # one batch of so many is not fitted to
+UNREACHED = "no sample that is fitted to reaches it"
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,10 @@ class Refit:
         self, group: Group, fit: Sequence[Pass], held_out: Sequence[Pass]
     ) -> None:
         fitted = self._fitted(group.layers)
-        for layers in layers_by_input(fitted, fit[0]) if fitted else ():
+        groups = layers_by_input(fitted, fit) if fitted else []
+        reached = {layer for layers in groups for layer in layers}
+        self.reasons |= {x.name: UNREACHED for x in fitted if x not in reached}
+        for layers in groups:
             seen = collect_statistics(layers, InputHessian, fit, once=group.once)
             before, shares = {}, {}
             for layer in layers:
@@ -155,8 +159,11 @@ class Refit:
         refitted = work.run(layers, self.weights)
         after = _shares(dense, layers, work)
         for layer in layers:
-            old, new = before[layer], after[layer]
-            self.errors[layer.name] = Errors(old[0], new[0], old[1], new[1])
+            (old, old_held_out), (new, new_held_out) = before[layer], after[layer]
+            if old is None or new is None:
+                self.reasons[layer.name] = UNREACHED
+            else:
+                self.errors[layer.name] = Errors(old, new, old_held_out, new_held_out)
         self.blocks.append(FittedBlock(name, work.errors, refitted))
         what = "fitted" if refitted else "left as it was pruned"
         log.info("%s %s: %s", name, what, work.errors)
@@ -200,14 +207,9 @@ def _better_rows(
 
 def _shares(
     dense: dict[TargetLayer, Tensor], layers: Sequence[TargetLayer], work: BlockFit
-) -> dict[TargetLayer, tuple[float, float | None]]:
+) -> dict[TargetLayer, tuple[float | None, float | None]]:
     """The error of each layer as it is: on samples fitted to, and on those held out."""
     now = {layer: _weight(layer) for layer in layers}
     fitted = output_errors(dense, [now], work.fit)
     unseen = output_errors(dense, [now], work.held_out)
-    found = {}
-    for layer in layers:
-        share = fitted[layer][0]
-        assert share is not None
-        found[layer] = share, unseen[layer][0]
-    return found
+    return {layer: (fitted[layer][0], unseen[layer][0]) for layer in layers}

@@ -12,11 +12,11 @@ from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.oneshot import block_fit
 from step_cli.oneshot.block_by_block import prune_in_order
 from step_cli.oneshot.block_fit import share_of_rate
+from step_cli.oneshot.blocks import Batch
 from step_cli.oneshot.calibration import Calibration
 from step_cli.oneshot.inputs import TargetLayer
 from step_cli.oneshot.layer_matrix import LayerMatrix
 from step_cli.oneshot.least_squares import energies, refit_rows
-from step_cli.oneshot.probe import Batch
 from step_cli.oneshot.refit import Refit, fitted_and_held_out
 from step_cli.oneshot.sparsegpt import InputHessian, sparsegpt_weight
 from step_cli.optim.mask import nm_mask

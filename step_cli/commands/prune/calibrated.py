@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from step_cli.errors import (
     naming,
 )
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.files.finished import FinishedParts
 from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.huggingface.model import is_hugging_face
 from step_cli.models.runnable import open_model
@@ -39,11 +37,11 @@ from step_cli.nm.prune import Pruned
 from step_cli.nm.weight_rule import SkipReason
 from step_cli.oneshot.batch_norm import STATISTICS, batch_norms, recalibrate
 from step_cli.oneshot.block_by_block import prune_in_order
+from step_cli.oneshot.blocks import Batch
 from step_cli.oneshot.calibration import Calibration
 from step_cli.oneshot.inputs import TargetLayer
 from step_cli.oneshot.layer_matrix import LayerMatrix
 from step_cli.oneshot.placement import device_named
-from step_cli.oneshot.probe import Batch
 from step_cli.oneshot.refit import Refit
 from step_cli.oneshot.samples import divided, evened, read_batches
 from step_cli.oneshot.sparsegpt import InputHessian
@@ -100,9 +98,9 @@ def calibrated(
         plan = {layer.tensor.name: layer.spec for layer in layers}
         begun = identity(config, checkpoint, source, plan, batches)
         parts = stack.enter_context(unfinished(config, begun))
-    done = Calibrated(config, StoredModel(runnable, checkpoint, folder))
+    done = Calibrated(config, StoredModel(runnable, checkpoint, folder, parts))
     stack.callback(done.close)
-    done.run(layers, batches, device, parts)
+    done.run(layers, batches, device)
     return done
 
 
@@ -135,7 +133,6 @@ class Calibrated:
         layers: list[LayerToPrune],
         batches: Sequence[Batch],
         device: torch.device,
-        kept: FinishedParts | None,
     ) -> None:
         """Prune all layers, fit what they keep, and measure batch norms anew.
 
@@ -143,12 +140,12 @@ class Calibrated:
             layers: What is to be pruned.
             batches: The samples.
             device: Where the model computes.
-            kept: Where the results of each block are kept; None: nowhere.
 
         Raises:
             StepError: As `calibrated`.
         """
         config, model = self.config, self.stored.runnable.model
+        kept = self.stored.parts
         norms = self._batch_norms() if config.recalibrate_bn else []
         refit = None
         parts: Sequence[Batch] = batches
@@ -164,7 +161,9 @@ class Calibrated:
             self.stored.folder,
             unseen=None if self._plain is None else self._not_run,
             device=device,
-            finished=self._finished(kept, refit),
+            finished=None
+            if kept is None
+            else FinishedGroups(kept, self.stored, self.done, refit),
             **({} if refit is None else {"around": refit}),
         )
         prune_in_order(work, self.watch(layers, config.include))
@@ -192,14 +191,6 @@ class Calibrated:
                 file=self.config.calibration,
             )
         return parts
-
-    def _finished(
-        self, kept: FinishedParts | None, refit: Refit | None
-    ) -> FinishedGroups | None:
-        if kept is None:
-            return None
-        facts, take = partial(self._facts, refit), partial(self._take_up, refit)
-        return FinishedGroups(kept, self.stored, facts, take)
 
     def watch(
         self, layers: list[LayerToPrune], named: Collection[str] = ()
@@ -249,31 +240,18 @@ class Calibrated:
         """Prune one layer, and have its module compute with the result."""
         layer, view = self.stored.layers[watched.name], LayerMatrix(watched.module)
         with naming(tensor=layer.tensor.name):
-            if self.config.method == "sparsegpt":
-                new, done = by_sparsegpt(layer, view, seen)
-            elif self.config.method == "wanda":
+            if self.config.method == "wanda":
                 both = self.config.transposable
-                new, done = by_wanda(layer, view, seen, transposable=both)
+                work = by_wanda(layer, view, seen, transposable=both)
+                self.stored.put(watched, work.blocks())
+                self.done[layer.tensor.name] = work.done
+                return
+            if self._plain is None:
+                new, done = by_sparsegpt(layer, view, seen)
             else:
-                assert self._plain is not None
                 new, done = by_rule(self._plain, layer)
         self.done[layer.tensor.name] = done
-        self.stored.put(watched, new)
-
-    def _facts(
-        self, refit: Refit | None, layers: Sequence[TargetLayer]
-    ) -> dict[str, Any]:
-        """What is known of pruned layers besides their weights, as JSON has it."""
-        names = [self.stored.layers[layer.name].tensor.name for layer in layers]
-        return {
-            "done": {name: asdict(self.done[name]) for name in names},
-            "refit": {} if refit is None else refit.facts(layers),
-        }
-
-    def _take_up(self, refit: Refit | None, facts: dict[str, Any]) -> None:
-        self.done |= {name: Pruned(**counts) for name, counts in facts["done"].items()}
-        if refit is not None:
-            refit.take_up(facts["refit"])
+        self.stored.put(watched, [new])
 
     def _not_run(self, watched: TargetLayer) -> None:
         layer = self.stored.layers[watched.name]

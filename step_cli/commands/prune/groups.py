@@ -1,8 +1,7 @@
 """Finished groups of layers: from the model to the disk, and back after a kill."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
@@ -10,7 +9,9 @@ from step_cli.commands.prune.stored_model import StoredModel
 from step_cli.formats.files.finished import FinishedParts
 from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.pytorch.arrays import mapped_tensor
+from step_cli.nm.prune import Pruned
 from step_cli.oneshot.inputs import TargetLayer
+from step_cli.oneshot.refit import Refit
 
 
 @dataclass
@@ -20,14 +21,14 @@ class FinishedGroups:
     Attributes:
         parts: Where they are kept.
         stored: The model, and what is put aside of it.
-        facts: What is to be kept of some layers besides their weights, as JSON has it.
-        take: Takes such facts up again.
+        done: What was done to each tensor, by its name.
+        refit: What fits them; None: nothing does.
     """
 
     parts: FinishedParts
     stored: StoredModel
-    facts: Callable[[Sequence[TargetLayer]], dict[str, Any]]
-    take: Callable[[dict[str, Any]], None]
+    done: dict[str, Pruned]
+    refit: Refit | None
 
     @property
     def count(self) -> int:
@@ -38,7 +39,9 @@ class FinishedGroups:
         """See `Finished`."""
         arrays, facts = self.parts.load(number)
         self.stored.take(arrays)
-        self.take(facts)
+        self.done.update({k: Pruned(**x) for k, x in facts["done"].items()})
+        if self.refit is not None:
+            self.refit.take_up(facts["refit"])
 
     def inputs(self, number: int) -> list[Tensor]:
         """See `Finished`."""
@@ -52,5 +55,14 @@ class FinishedGroups:
         self, layers: Sequence[TargetLayer], inputs: ArraysOnDisk | None
     ) -> None:
         """See `Finished`."""
-        made = self.stored.of_group()
-        self.stored.take(self.parts.finish(made, self.facts(layers), inputs))
+        names = [self.stored.layers[layer.name].tensor.name for layer in layers]
+        facts = {
+            "done": {name: asdict(self.done[name]) for name in names},
+            "refit": {} if self.refit is None else self.refit.facts(layers),
+        }
+        made, arrays = self.stored.of_group()
+        if len(made.places) > len(arrays):  # a fit has replaced what was pruned
+            made = self.parts.new_arrays()
+            arrays = {name: made.add(array) for name, array in arrays.items()}
+        self.parts.finish(made, arrays, facts, inputs)
+        self.stored.take(arrays)

@@ -26,7 +26,11 @@ def by_rule(method: Method, layer: LayerToPrune) -> tuple[Array, Pruned]:
     """Pruned by a method that needs no samples; the axes in their order."""
     tensor = layer.tensor
     order = place_of(tensor).order or tuple(range(len(tensor.shape)))
-    new = _joined(method.blocks(layer), tensor.data().array)
+    old, filled = tensor.data().array, 0
+    new = np.empty(old.size, old.dtype)
+    for block in method.blocks(layer):  # each is overwritten by the next
+        new[filled : filled + block.size] = block.reshape(-1).view(new.dtype)
+        filled += block.size
     new = new.reshape([tensor.shape[axis] for axis in order])
     back = np.ascontiguousarray(new.transpose(np.argsort(order)))
     return back, method.done[tensor.name]
@@ -34,8 +38,8 @@ def by_rule(method: Method, layer: LayerToPrune) -> tuple[Array, Pruned]:
 
 def by_wanda(
     layer: LayerToPrune, view: LayerMatrix, seen: InputNorms, *, transposable: bool
-) -> tuple[Array, Pruned]:
-    """Pruned by Wanda; what is kept is kept bit for bit."""
+) -> OneShot:
+    """To be pruned by Wanda; what is kept is kept bit for bit."""
     weights = layer.tensor.data()
 
     def choose(scores: Tensor) -> Mask:
@@ -43,9 +47,7 @@ def by_wanda(
 
     stored = mapped_tensor(weights.array)
     keep = wanda_keep(stored, view, seen, layer.spec, choose if transposable else None)
-    work = OneShot(weights, layer.spec, name=layer.tensor.name, keep=keep)
-    new = _joined(work.blocks(), weights.array)
-    return new.reshape(weights.array.shape), work.done
+    return OneShot(weights, layer.spec, name=layer.tensor.name, keep=keep)
 
 
 def by_sparsegpt(
@@ -65,12 +67,3 @@ def by_sparsegpt(
     for _ in work.blocks():
         pass
     return to_array(new), replace(work.done, nonzeros=int(keep.sum()))
-
-
-def _joined(blocks: Any, like: Array) -> Array:
-    """Blocks of a tensor, each copied before the next one is made; flat."""
-    new, filled = np.empty(like.size, like.dtype), 0
-    for block in blocks:
-        new[filled : filled + block.size] = block.reshape(-1).view(new.dtype)
-        filled += block.size
-    return new

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from step_cli.commands.prune.choice import method_of
 from step_cli.commands.prune.methods import (
     Method,
     check_method,
     needs_samples,
+    one_by_one,
 )
 from step_cli.commands.prune.tensors import (
     LayerToPrune,
@@ -67,7 +67,7 @@ def run(config: PruneConfig) -> PruneReport:
             _, left = without(layers, left, moved.stay_dense)
             checkpoint, layers = moved.checkpoint, moved.layers
         own = [layer for layer in layers if layer.tensor.tied_to is None]
-        method = method_of(config, checkpoint, own, folder, stack)
+        method = _method(config, checkpoint, own, folder, stack)
         if method.left:
             layers, left = without(layers, left, method.left)
             own = [layer for layer in own if layer.tensor.name not in method.left]
@@ -131,6 +131,20 @@ def _permuted(
     from step_cli.commands.prune.permuted import permuted
 
     return permuted(config, checkpoint, layers, folder)
+
+
+def _method(
+    config: PruneConfig,
+    checkpoint: Checkpoint,
+    layers: list[LayerToPrune],
+    folder: Path | None,
+    stack: ExitStack,
+) -> Method:
+    if not needs_samples(config):
+        return one_by_one(config)
+    from step_cli.commands.prune.calibrated import calibrated
+
+    return calibrated(config, checkpoint, layers, folder, stack)
 
 
 def _parent(config: PruneConfig) -> Path:

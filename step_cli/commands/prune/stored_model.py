@@ -1,7 +1,7 @@
 """A model whose changed parameters are put aside, as the checkpoint will store them."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from step_cli.commands.prune.tensors import LayerToPrune, change_to
 from step_cli.errors import NonFiniteError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
+from step_cli.formats.files.finished import FinishedParts
 from step_cli.formats.files.patched_copy import Change
 from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.pytorch.arrays import mapped_tensor, to_array, to_tensor
@@ -37,6 +38,7 @@ class StoredModel:
         runnable: The model, and its names of the tensors.
         checkpoint: All tensors.
         folder: On which disk new data are put; None: where temporary files go.
+        parts: Where those of a group of layers are put, if they are kept.
         layers: What is pruned, by the name of the weight in the model.
         weights: The new data of each pruned tensor, by its name.
         others: New data of norms, biases and statistics, by the name of the tensor.
@@ -45,6 +47,7 @@ class StoredModel:
     runnable: RunnableModel
     checkpoint: Checkpoint
     folder: Path | None
+    parts: FinishedParts | None = None
     layers: dict[str, LayerToPrune] = field(default_factory=dict)
     weights: dict[str, Array] = field(default_factory=dict)
     others: dict[str, Array] = field(default_factory=dict)
@@ -65,21 +68,32 @@ class StoredModel:
             for name, value in module._parameters.items()
             if uses[id(value)] == 1
         }
-        self._arrays = ArraysOnDisk(self.folder)
-        self._new: dict[str, Array] = {}  # of the group at hand, by name of the tensor
+        self._alone_arrays = ArraysOnDisk(self.folder)  # of what is in no group
+        self._arrays: ArraysOnDisk | None = None  # of the group at hand
+        self._new: dict[str, Array] = {}  # the same, by name of the tensor
 
     def close(self) -> None:
         """Give back what was put aside."""
-        self._arrays.close()
+        self._alone_arrays.close()
+        if self._arrays is not None:
+            self._arrays.close()
 
-    def of_group(self) -> dict[str, Array]:
-        """What was put aside for the group at hand, by the name of the tensor."""
-        return dict(self._new)
+    def of_group(self) -> tuple[ArraysOnDisk, dict[str, Array]]:
+        """What was put aside for the group at hand: the file, and by name of tensor.
+
+        The file may hold more: what was replaced since.
+        """
+        return self._of_group(), dict(self._new)
+
+    def _of_group(self) -> ArraysOnDisk:
+        if self._arrays is None:
+            parts = self.parts
+            made = ArraysOnDisk(self.folder) if parts is None else parts.new_arrays()
+            self._arrays = made
+        return self._arrays
 
     def take(self, arrays: Mapping[str, Array]) -> None:
-        """Have the model compute with what was found for a group, and store that.
-
-        The arrays are kept elsewhere, so what was put aside for it is given back.
+        """Have the model compute with what was found for a group, and end the group.
 
         Args:
             arrays: New data, by the name of the tensor.
@@ -92,8 +106,9 @@ class StoredModel:
             new = nn.Parameter(mapped_tensor(array), requires_grad=False)
             setattr(module, parameter, new)
         self._new.clear()
-        self._arrays.close()
-        self._arrays = ArraysOnDisk(self.folder)
+        if self._arrays is not None:
+            self._arrays.close()
+            self._arrays = None
 
     def dense(self, layer: TargetLayer) -> Tensor:
         """See `Weights`."""
@@ -114,12 +129,13 @@ class StoredModel:
 
     def replace(self, layer: TargetLayer, weight: Tensor) -> None:
         """See `Weights`."""
-        self.put(layer, to_array(weight))
+        self.put(layer, [to_array(weight)])
 
-    def put(self, layer: TargetLayer, weight: Array) -> None:
-        """Have a layer compute with an array, and store that."""
-        name = self.layers[layer.name].tensor.name
-        self.weights[name] = self._new[name] = aside = self._arrays.add(weight)
+    def put(self, layer: TargetLayer, blocks: Iterable[Array]) -> None:
+        """Have a layer compute with a weight that comes in blocks, and store that."""
+        tensor = self.layers[layer.name].tensor
+        aside = self._of_group().add_blocks(blocks, tensor.data().array)
+        self.weights[tensor.name] = self._new[tensor.name] = aside
         parameter = nn.Parameter(mapped_tensor(aside), requires_grad=False)
         setattr(layer.module, layer.name.rpartition(".")[2], parameter)
 
@@ -131,7 +147,8 @@ class StoredModel:
             place: Its name in the model; empty: the model does not have it.
             weight: Its new data.
         """
-        self.weights[layer.tensor.name] = aside = self._arrays.add(weight)
+        aside = self._alone_arrays.add(weight)
+        self.weights[layer.tensor.name] = aside
         module_name, _, name = place.rpartition(".")
         if place:
             module = self.runnable.model.get_submodule(module_name)
@@ -205,6 +222,6 @@ class StoredModel:
         tensor = self._of(module, name)
         assert tensor is not None
         rounded = value.detach().to(FITTED[tensor.dtype])
-        array = self._arrays.add(to_array(rounded))
+        array = self._of_group().add(to_array(rounded))
         self.others[tensor.name] = self._new[tensor.name] = array
         return to_tensor(array)

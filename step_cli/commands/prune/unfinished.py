@@ -21,7 +21,7 @@ import torch
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, OutputError, StepError
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.files.finished import FinishedParts
+from step_cli.formats.files.finished import PART, FinishedParts
 from step_cli.formats.files.json_text import read_json
 from step_cli.formats.files.mapped_file import reason_of
 from step_cli.formats.files.target import locked
@@ -29,7 +29,7 @@ from step_cli.formats.plan import digests
 from step_cli.formats.pytorch.arrays import to_array
 from step_cli.models.source import ModelSource
 from step_cli.nm.pattern import Plan
-from step_cli.oneshot.probe import Batch
+from step_cli.oneshot.blocks import Batch
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +59,15 @@ def refuse_early(config: PruneConfig) -> None:
 
     Raises:
         InputError: There is nothing to resume.
-        OutputError: Work was begun, and neither ``resume`` nor ``force`` is given.
+        OutputError: Work was begun, and neither ``resume`` nor ``force`` is given; or
+            what has the name of its folder is something else.
     """
     folder = unfinished_path(config.out)
+    if os.path.lexists(folder) and not _is_ours(folder):
+        raise OutputError(
+            f"{folder} is in the way, which is not of a stopped prune; move it away",
+            file=config.out,
+        )
     begun = (folder / RECORD).exists()
     if config.resume and not begun:
         raise InputError(f"nothing to resume: there is no {folder}", file=config.out)
@@ -153,6 +159,13 @@ def unfinished(config: PruneConfig, of: Mapping[str, Any]) -> Iterator[FinishedP
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else config.out
         raise OutputError(reason_of(error), file=where) from error
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder may be removed: it holds nothing but what was put there here."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return all(path.name.startswith((RECORD, PART)) for path in folder.iterdir())
 
 
 def _begin(folder: Path, of: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ an index, ``part-00003.json``: the part is finished once that has its name.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from step_cli.formats.files.temporary import ArrayPlace, ArraysOnDisk
 Array = npt.NDArray[Any]
 
 LIMIT = 1 << 26  # bytes of an index
+PART = "part-"  # how all names begin
 
 
 @dataclass
@@ -44,31 +45,34 @@ class FinishedParts:
         """Where to put what the part after the one at hand needs."""
         return ArraysOnDisk(path=self._inputs(self.count))
 
+    def new_arrays(self) -> ArraysOnDisk:
+        """Where to put what the part at hand makes; what it had made is dropped."""
+        path = self._made(self.count)
+        path.unlink(missing_ok=True)  # what is mapped from it stays valid
+        return ArraysOnDisk(path=path)
+
     def finish(
         self,
-        arrays: Mapping[str, Array],
+        made: ArraysOnDisk,
+        names: Iterable[str],
         facts: Mapping[str, Any],
         inputs: ArraysOnDisk | None,
-    ) -> dict[str, Array]:
+    ) -> None:
         """Keep what was made, for good.
 
         Args:
-            arrays: What was made, by name.
+            made: From `new_arrays`, filled.
+            names: Of its arrays.
             facts: What else is known of it, as JSON has it.
             inputs: From `new_inputs`, filled; None: the next part needs nothing.
-
-        Returns:
-            The arrays as mapped from the file.
         """
         number, index = self.count, self._index(self.count)
-        made = ArraysOnDisk(path=self._made(number))
-        mapped = {name: made.add(array) for name, array in arrays.items()}
         made.flush()
         made.close()
         if inputs is not None:
             inputs.flush()
         document = {
-            "arrays": dict(zip(arrays, made.places, strict=True)),
+            "arrays": dict(zip(names, made.places, strict=True)),
             "inputs": None if inputs is None else inputs.places,
             "facts": facts,
         }
@@ -81,7 +85,6 @@ class FinishedParts:
         self.count += 1
         with suppress(FileNotFoundError):  # no part after this one needs it
             self._inputs(number - 1).unlink()
-        return mapped
 
     def load(self, number: int) -> tuple[dict[str, Array], dict[str, Any]]:
         """The arrays and facts of a finished part.
@@ -118,19 +121,18 @@ class FinishedParts:
 
     def _damaged(self, number: int) -> InputError:
         return InputError(
-            "is damaged and cannot be gone on from: delete its directory and start "
-            "anew, without --resume",
+            "is damaged and cannot be gone on from: start anew without --resume",
             file=self._index(number),
         )
 
     def _index(self, number: int) -> Path:
-        return self.folder / f"part-{number:05}.json"
+        return self.folder / f"{PART}{number:05}.json"
 
     def _made(self, number: int) -> Path:
-        return self.folder / f"part-{number:05}.arrays"
+        return self.folder / f"{PART}{number:05}.arrays"
 
     def _inputs(self, number: int) -> Path:
-        return self.folder / f"part-{number:05}.next"
+        return self.folder / f"{PART}{number:05}.next"
 
 
 def _place(entry: Any) -> ArrayPlace:

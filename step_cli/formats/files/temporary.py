@@ -4,7 +4,7 @@ import math
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -74,15 +74,20 @@ class ArraysOnDisk:
 
     def add(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Write an array, and return it as mapped from the file, read-only."""
+        return self.add_blocks([array], array)
+
+    def add_blocks(
+        self, blocks: Iterable[npt.NDArray[Any]], like: npt.NDArray[Any]
+    ) -> npt.NDArray[Any]:
+        """Write an array of the dtype and shape of ``like``, some of it at a time."""
         begin = self._file.seek(0, 2)
         begin += -begin % mmap.ALLOCATIONGRANULARITY
-        place = ArrayPlace(begin, array.dtype.name, array.shape)
+        place = ArrayPlace(begin, like.dtype.name, like.shape)
         self.places.append(place)
-        if not array.size:
-            return array
         self._file.seek(begin)
-        flat = np.ascontiguousarray(array).reshape(-1)
-        self._file.write(flat.view(np.uint8).data)
+        for block in blocks:
+            flat = np.ascontiguousarray(block).reshape(-1)
+            self._file.write(flat.view(np.uint8).data)
         self._file.flush()
         return place.mapped(self._file)
 

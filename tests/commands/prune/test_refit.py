@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from step_cli import verify
 from step_cli.commands.prune import run as prune
 from step_cli.config.commands import PruneConfig
-from step_cli.errors import InputError, NothingSelectedError, StepError, UsageError
+from step_cli.errors import (
+    InputError,
+    NonFiniteError,
+    NothingSelectedError,
+    StepError,
+    UsageError,
+)
 from step_cli.reports import PruneReport
 
 METHODS = ("magnitude", "random", "wanda", "sparsegpt")
@@ -371,3 +377,154 @@ def test_the_command(gpt2: Path, text: Path, step_cli: Callable[..., Any]) -> No
     assert step_cli("verify-nm", out).code == 0
     missing = step_cli("prune", gpt2, out, "--refit", "layer", "--force")
     assert missing.code == 2 and "needs --calibration" in missing.error
+
+
+EXPERTS = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        new = x.clone()
+        for number, expert in enumerate(self.experts):
+            here = x[:, 0].long() == number
+            if here.any():
+                new[here] = expert(x[here])
+        return torch.cat([x[:, :1], new[:, 1:]], 1)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+def build():
+    torch.manual_seed(0)
+    return Net()
+"""
+
+
+def saved(source: str, x: np.ndarray[Any, Any], path: Path) -> dict[str, Any]:
+    """Write a model and samples to a directory; options."""
+    (path / "net.py").write_text(source)
+    torch.save(built(source).state_dict(), path / "in.pt")
+    np.savez(path / "x.npz", x=x.astype(np.float32))
+    return {"calibration": path / "x.npz", "model": f"{path / 'net.py'}:build"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"method": "wanda"},
+        {"method": "sparsegpt", "refit": "layer"},
+        {"method": "magnitude", "refit": "block"},
+    ],
+    ids=lambda more: "-".join(more.values()),
+)
+def test_experts_are_pruned_by_the_samples_that_reach_them(
+    more: dict[str, Any], tmp_path: Path
+) -> None:
+    """Neither the first sample nor the first batch reaches all of them."""
+    x = np.random.default_rng(0).standard_normal((36, 8))
+    x[:, 0] = np.repeat([0, 1, 2], 12) + 0.5
+    options = saved(EXPERTS, x, tmp_path)
+    report = run(tmp_path / "in.pt", tmp_path / "out.pt", **options, **more)
+    assert len(report.layers) == 6
+    for row in report.layers:
+        assert row.density == 0.5 and row.not_refitted is None
+        assert ("refit" in more) == (row.error_after is not None)
+
+
+@pytest.mark.parametrize("kind", ["layer", "block"])
+def test_an_expert_that_no_sample_reaches_is_not_fitted(
+    kind: str, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(0).standard_normal((16, 8))
+    x[:, 0] = 0.5
+    x[7, 0] = 1.5  # held out
+    options = saved(EXPERTS, x, tmp_path)
+    report = run(tmp_path / "in.pt", tmp_path / "out.pt", **options, refit=kind)
+    reasons = [row.not_refitted for row in report.layers]
+    assert reasons[0] is None and reasons[3] is None
+    assert all(reason is not None for reason in reasons[1:3])
+    assert "no sample" in (reasons[1] or "")
+    with pytest.raises(StepError, match="does not run it as a module"):
+        run(tmp_path / "in.pt", tmp_path / "two.pt", **options, method="wanda")
+
+
+PLAIN = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(2))
+
+    def forward(self, x):
+        if x.shape[0] == 1 and x[0, 0] > 5:
+            raise ValueError("not that one")
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+def build():
+    torch.manual_seed(0)
+    net = Net()
+    CHANGE
+    return net
+"""
+
+
+def test_a_block_with_nothing_to_fit_stays(tmp_path: Path) -> None:
+    source = PLAIN.replace("CHANGE", "net.blocks[1].weight = net.blocks[0].weight")
+    x = np.random.default_rng(0).standard_normal((4, 8))
+    options = saved(source, x, tmp_path)
+    report = run(tmp_path / "in.pt", tmp_path / "out.pt", **options, refit="block")
+    assert [block.refitted for block in report.blocks] == [False]
+    assert all("tied" in (row.not_refitted or "") for row in report.layers)
+
+
+def test_a_later_sample_that_the_model_does_not_take_is_refused(
+    tmp_path: Path,
+) -> None:
+    x = np.random.default_rng(0).standard_normal((4, 8))
+    x[3, 0] = 9
+    options = saved(PLAIN.replace("    CHANGE\n", ""), x, tmp_path)
+    with pytest.raises(InputError, match=r"does not take the .*: not that one"):
+        run(tmp_path / "in.pt", tmp_path / "out.pt", **options, refit="layer")
+
+
+OVERFLOW = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.two(self.one(x) * 1e30 * 1e30)
+
+def build():
+    return Net()
+"""
+
+
+@pytest.mark.parametrize("more", [{"method": "wanda"}, {"refit": "layer"}])
+def test_an_infinite_activation_is_exit_7_outside_of_blocks_too(
+    more: dict[str, Any], tmp_path: Path
+) -> None:
+    options = saved(OVERFLOW, np.ones((4, 8)), tmp_path)
+    with pytest.raises(NonFiniteError, match="an input of this layer") as caught:
+        run(tmp_path / "in.pt", tmp_path / "out.pt", **options, **more)
+    assert caught.value.exit_code == 7 and caught.value.tensor == "two.weight"

@@ -1,5 +1,6 @@
 """`prune --resume` and `--device`: a stopped prune goes on as if it never stopped."""
 
+import mmap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,9 @@ def test_a_resumed_prune_gives_the_bytes_of_one_that_was_never_stopped(
         run(llama, out, **given)
     folder = unfinished_path(out)
     assert not out.exists()
+    # Each weight, and each norm that is fitted, is kept once.
+    kept = (OF_BLOCK + 2) * mmap.ALLOCATIONGRANULARITY
+    assert (folder / "part-00000.arrays").stat().st_size <= kept
     # What a kill in the middle of a write leaves behind harms nothing.
     for name in ("part-00002.arrays", "part-00002.next", "part-00002.tmp"):
         (folder / name).write_bytes(b"half of it")
@@ -229,6 +233,20 @@ def test_a_damaged_part_is_refused(
     (unfinished_path(out) / "part-00000.arrays").write_bytes(b"short")
     with pytest.raises(InputError, match="is damaged and cannot be gone on from"):
         run(llama, out, resume=True, **given)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_directory_of_the_users_is_never_removed(
+    force: bool, llama: Path, samples: Path, tmp_path: Path
+) -> None:
+    """The input itself may have the name of the folder of unfinished work."""
+    source = llama.rename(unfinished_path(tmp_path / "out"))
+    before = sorted(path.name for path in source.iterdir())
+    with pytest.raises(OutputError, match="not of a stopped prune"):
+        run(
+            source, tmp_path / "out", method="wanda", calibration=samples, force=force
+        )  # fmt: skip
+    assert sorted(path.name for path in source.iterdir()) == before
 
 
 def test_an_error_that_would_come_again_leaves_nothing(
