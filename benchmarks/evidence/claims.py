@@ -1,4 +1,4 @@
-"""The claims of the papers, and by what rule each is seen, not seen, or cannot be told.
+"""The claims of the papers, and by what rule each is seen, not seen, or cannot tell.
 
 The rules are those of protocol.md. A gain is positive where the first method is better,
 whatever the direction of the task's metric.
@@ -15,7 +15,7 @@ from step_cli.commands.compare.statistics import Difference, paired_difference
 
 ALL = tuple(TASKS)
 FLAT = 0.2  # of what dense gains over ASP: a smaller spread hardly matters
-SEEN, NOT_SEEN, UNTOLD = "seen", "not seen", "cannot be told"
+SEEN, NOT_SEEN, UNTOLD = "seen", "not seen", "cannot tell"
 
 
 @dataclass(frozen=True)
@@ -92,58 +92,58 @@ CLAIMS = (
         better("step", "asp", ALL, PATTERNS),
     ),
     Claim(
-        "STEP is as good as dense at 2:4",
+        "At 2:4, STEP is as good as dense training",
         "STEP, Tables 2 and 3",
         "GLUE average 80.7 against 81.1 %; WikiText-2 perplexity 23.85 against 21.15",
         as_good("step", "dense", ALL, "2:4"),
         equal=True,
     ),
     Claim(
-        "STEP is as good as dense at 1:4 from scratch",
+        "From random weights at 1:4, STEP is as good as dense training",
         "STEP, Figure 4",
-        "CIFAR-10 and CIFAR-100, in a picture",
+        "a plot without numbers, CIFAR-10 and CIFAR-100",
         as_good("step", "dense", ("glyphs",), "1:4"),
         equal=True,
     ),
     Claim(
-        "STEP loses little to 1:16 where SR-STE loses",
+        "At 1:8 and 1:16, STEP is better than SR-STE",
         "STEP, Figure 5",
-        "CIFAR-10 and CIFAR-100, in a picture",
+        "a plot without numbers, CIFAR-10 and CIFAR-100",
         better("step", "sr-ste", ("glyphs",), ("1:8", "1:16")),
     ),
     Claim(
-        "SR-STE is as good as dense with momentum SGD",
+        "With momentum SGD at 1:4, SR-STE is as good as dense training",
         "STEP, Figure 1",
-        "CIFAR-10, in a picture",
+        "a plot without numbers, CIFAR-10",
         as_good("sgd-sr-ste", "sgd-dense", ("glyphs",), "1:4"),
         equal=True,
     ),
     Claim(
-        "SR-STE is worse than dense with Adam",
+        "With Adam at 1:4, SR-STE is worse than dense training",
         "STEP, Figure 1",
-        "CIFAR-10, in a picture",
+        "a plot without numbers, CIFAR-10",
         (Comparison("glyphs", ("dense", "dense"), ("sr-ste", "1:4")),),
     ),
     Claim(
-        "Its dense phase helps Decaying Mask",
+        "Decaying Mask is better with its dense phase than without",
         "STEP, Figure 6",
-        "WMT17 De-En, in a picture",
+        "a plot without numbers, WMT17 De-En",
         better("decaying", "decaying-no-dense", DECAYING, ("1:4", "1:8")),
     ),
     Claim(
         "STEP is better than Decaying Mask without its dense phase",
         "STEP, Figure 6",
-        "WMT17 De-En, in a picture",
+        "a plot without numbers, WMT17 De-En",
         better("step", "decaying-no-dense", DECAYING, ("1:4", "1:8")),
     ),
     Claim(
         "Updating v after the switch hurts",
         "STEP, Figure 8",
-        "CIFAR-10 and CIFAR-100, in a picture",
+        "a plot without numbers, CIFAR-10 and CIFAR-100",
         better("step", "step-learning-v", ALL, ("1:4",)),
     ),
     Claim(
-        "STEP improves DominoSearch",
+        "DominoSearch is better when STEP trains the patterns it chose",
         "STEP, Table 4",
         "mixed N:8 91.42 against 89.94 %, N:16 90.93 against 87.08 % (CIFAR-10)",
         better("step-domino", "domino", ("glyphs",), ("1:8", "1:16")),
@@ -157,13 +157,13 @@ CLAIMS = (
     Claim(
         "S-STE is better than STEP in pre-training at 2:4",
         "S-STE, Table 4",
-        "the same",
+        "as in the row above",
         better("s-ste", "step", PRETRAINING, ("2:4",)),
     ),
     Claim(
         "S-STE is better than T-SR-STE",
         "S-STE",
-        "the same",
+        "as in the row above",
         better("s-ste", "t-sr-ste", PRETRAINING, ("2:4",)),
     ),
     Claim(

@@ -202,10 +202,10 @@ class MaskWatch:
                 if w.frozen and w.dense.grad is not None:
                     beta2 = self._groups[w.group]["betas"][1]
                     whole = w.local_state["exp_avg_sq"].sum(dtype=torch.float64)
-                    squares = w.dense.grad.double().square().sum()
+                    norm = torch.linalg.vector_norm(w.dense.grad, dtype=torch.float64)
                     frozen = whole / (1 - beta2**w.variance_steps)
                     sums = self._sums.beside(w.param)
-                    sums[-4:-2].add_(torch.stack([squares, frozen]))
+                    sums[-4:-2].add_(torch.stack([norm.square(), frozen]))
 
     def after_update(self, weights: Iterable[Weight]) -> None:
         """Compare with what the model and the optimizer hold now."""

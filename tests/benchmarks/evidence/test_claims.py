@@ -1,4 +1,4 @@
-"""The rules of the study's protocol: what is seen, not seen, or cannot be told."""
+"""The rules of the protocol: when a claim is seen, not seen, or neither."""
 
 from collections.abc import Callable
 from pathlib import Path
