@@ -6,9 +6,11 @@ their messages would help nobody: only the first to fail prints one. Which one t
 is decided in the store that `torchrun` keeps, which outlives every process.
 """
 
+import contextlib
 import os
+import sys
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -59,6 +61,19 @@ def failed_before(code: int) -> int | None:
         return int(store.get("exit"))
     except (ImportError, RuntimeError, ValueError):
         return None
+
+
+def leave(code: int) -> NoReturn:
+    """End the process without the steps by which Python ends.
+
+    A thread of gloo may still hold the tensors of the last exchange; where it lets them
+    go while Python ends, the process aborts and `torchrun` ends the others
+    (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _store() -> "Store":

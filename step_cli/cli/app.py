@@ -164,6 +164,8 @@ def main() -> NoReturn:
         signals.let_end()
     if code:
         signals.let_finish()
+    if torchrun.launched():
+        torchrun.leave(code)
     startup.end()
     sys.exit(code)
 
