@@ -5,10 +5,10 @@ whatever the direction of the task's metric.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
-from benchmarks.evidence.grid import SEEDS, Run, by_switch
+from benchmarks.evidence.grid import SEEDS, Run, ablated, by_switch
 from benchmarks.evidence.results import Study
 from benchmarks.evidence.tasks import TASKS
 from step_cli.commands.compare.statistics import Difference, paired_difference
@@ -64,6 +64,20 @@ def better(
     )
 
 
+def ablations(name: str, patterns: Sequence[str]) -> tuple[Comparison, ...]:
+    """STEP with something changed against STEP without, on every task."""
+    return tuple(
+        each
+        for task in ALL
+        for each in better(f"{ablated(task)}-{name}", ablated(task), (task,), patterns)
+    )
+
+
+def turned(comparison: Comparison) -> Comparison:
+    """The second against the first."""
+    return replace(comparison, first=comparison.second, second=comparison.first)
+
+
 def as_good(
     first: str, second: str, tasks: Sequence[str], pattern: str
 ) -> tuple[Comparison, ...]:
@@ -97,6 +111,31 @@ CLAIMS = (
         "GLUE average 80.7 against 81.1 %; WikiText-2 perplexity 23.85 against 21.15",
         as_good("step", "dense", ALL, "2:4"),
         equal=True,
+    ),
+    Claim(
+        "STEP by autoswitch-relative is better than SR-STE",
+        "ours",
+        "none",
+        better("step-relative", "sr-ste", ALL, PATTERNS),
+    ),
+    Claim(
+        "STEP by autoswitch-relative is better than ASP",
+        "ours",
+        "none",
+        better("step-relative", "asp", ALL, PATTERNS),
+    ),
+    Claim(
+        "At 2:4, STEP by autoswitch-relative is as good as dense training",
+        "ours",
+        "none",
+        as_good("step-relative", "dense", ALL, "2:4"),
+        equal=True,
+    ),
+    Claim(
+        "STEP is better by autoswitch-relative than by AutoSwitch",
+        "ours",
+        "none",
+        better("step-relative", "step", ALL, PATTERNS),
     ),
     Claim(
         "From random weights at 1:4, STEP is as good as dense training",
@@ -140,7 +179,7 @@ CLAIMS = (
         "Updating v after the switch hurts",
         "STEP, Figure 8",
         "a plot without numbers, CIFAR-10 and CIFAR-100",
-        better("step", "step-learning-v", ALL, ("1:4",)),
+        tuple(map(turned, ablations("learning-v", ("1:4",)))),
     ),
     Claim(
         "DominoSearch is better when STEP trains the patterns it chose",
@@ -176,7 +215,7 @@ CLAIMS = (
         "A dense teacher helps STEP",
         "ours",
         "none",
-        better("step-taught", "step", ALL, ("2:4", "1:4")),
+        ablations("taught", ("2:4", "1:4")),
     ),
 )
 

@@ -21,13 +21,13 @@ from benchmarks.evidence.grid import (
     FRACTIONS,
     MORE,
     SEEDS,
-    TAUGHT,
     Method,
     Run,
     all_tasks,
     by_switch,
     runs_that_count,
     switch_methods,
+    taught_methods,
 )
 from benchmarks.evidence.pictures import draw_recipes, draw_switch, known
 from benchmarks.evidence.results import ROOT, Study
@@ -147,7 +147,9 @@ def task_table(study: Study, task: Task) -> Iterator[str]:
         "over dense, 95 % interval | seeds | switch |"
     )
     yield "|---|---|---:|---:|---|---:|---|"
-    for method in (*CORE, *switch_methods(task.name), *MORE[task.name], *TAUGHT):
+    name = task.name
+    more = (*switch_methods(name), *MORE[name], *taught_methods(name))
+    for method in (*CORE, *more):
         for pattern in method.patterns:
             yield _method_row(study, task, method, pattern)
     yield ""

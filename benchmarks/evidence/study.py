@@ -158,6 +158,10 @@ class RunError(Exception):
 
 def make_one(bench: Bench, run: Run) -> None:
     """Train, score, and write the result."""
+    same = None if bench.quick else same_run(bench.study, run)
+    if same is not None:
+        bench.study.write(run, {**same, "label": run.label, "same_as": same["label"]})
+        return
     task, data = TASKS[run.task], bench.data / run.task
     sets = settings(bench, run)
     run_dir = bench.scratch / run.task / run.name
@@ -193,6 +197,22 @@ def make_one(bench: Bench, run: Run) -> None:
     }
     bench.study.write(run, result)
     shutil.rmtree(run_dir)
+
+
+def same_run(study: Study, run: Run) -> dict[str, Any] | None:
+    """The result of STEP by AutoSwitch, where another criterion would give the same.
+
+    Until the switch STEP is the dense run, whose variance tells where each criterion
+    switches; after it nothing depends on the criterion.
+    """
+    if run.label != "step-relative":
+        return None
+    dense = study.result(Run(run.task, "dense", "dense", run.seed))
+    found = study.result(Run(run.task, "step", run.pattern, run.seed))
+    if dense is None or found is None:
+        return None
+    relative = dense["criteria"]["autoswitch-relative"]["switch_step"]
+    return found if found["switch"]["step"] == relative else None
 
 
 def teacher(bench: Bench, task: Task) -> Path:

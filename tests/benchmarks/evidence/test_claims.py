@@ -28,6 +28,7 @@ from benchmarks.evidence.grid import (
 )
 from benchmarks.evidence.report import page
 from benchmarks.evidence.results import Study
+from benchmarks.evidence.study import same_run
 from benchmarks.evidence.tasks import TASKS
 
 Write = Callable[[str, str, str, list[float]], None]
@@ -57,7 +58,7 @@ def result(run: Run, value: float) -> dict[str, Any]:
         "switch": {"step": 50, "reason": "t_max"} if run.label == "step" else None,
         "criteria": {
             "autoswitch": {"raw_step": 40},
-            "autoswitch-relative": {"raw_step": 9},
+            "autoswitch-relative": {"raw_step": 9, "switch_step": 9},
         },
         "curve": [{"step": 100}],
         "seconds": 60.0,
@@ -167,6 +168,21 @@ def test_the_best_learning_rate_is_taken_once_all_are_there(study: Study) -> Non
         assert study.rate(task, "sr-ste") is None
         study.write(run, result(run, loss))
     assert study.rate(task, "sr-ste") == task.rates[1]
+
+
+def test_step_is_trained_once_where_both_criteria_switch_at_the_same_step(
+    study: Study,
+) -> None:
+    relative, other = (Run("text", label, "2:4", 0) for label in ("step-relative", "a"))
+    assert same_run(study, relative) is None
+    dense, step = Run("text", "dense", "dense", 0), Run("text", "step", "2:4", 0)
+    for run in (dense, step):
+        study.write(run, result(run, 0.5))
+    assert same_run(study, relative) is None  # at 9, not at 50
+    told = {"criteria": {"autoswitch-relative": {"switch_step": 50}}}
+    study.write(dense, result(dense, 0.5) | told)
+    assert same_run(study, relative) == study.result(step)
+    assert same_run(study, other) is None
 
 
 def test_every_run_has_a_file_of_its_own_and_every_claim_is_measured() -> None:
