@@ -12,6 +12,7 @@ from step_cli.formats.onnx.graph import ModelReader
 from step_cli.formats.onnx.model import Model, Tensor
 from step_cli.formats.onnx.other_uses import other_uses
 from step_cli.formats.onnx.protobuf import WireError
+from step_cli.formats.onnx.quantized_names import plan_of_codes
 from step_cli.formats.onnx.weight_uses import uses_of
 from step_cli.formats.onnx.weights.boxes import parts_of
 from step_cli.formats.onnx.weights.scales import CODES, tensor_scales
@@ -36,11 +37,15 @@ def open_onnx(file: MappedFile) -> Checkpoint:
     except WireError as error:
         raise InputError(f"not an ONNX model: {error}", file=file.path) from None
     text = model.properties.get(KEY)
+    plan = None if text is None else parse_plan(text, file=file.path)
+    if plan is not None:
+        plan, more = plan_of_codes(plan, tensors)
+        notes = (*notes, *more)
     return Checkpoint(
         file.path,
         "onnx",
         tensors,
-        None if text is None else parse_plan(text, file=file.path),
+        plan,
         notes,
         (file.path, *(part.path for part in data.external.values())),
     )
