@@ -1,4 +1,4 @@
-"""Small models as ONNX Runtime's quantizer stores them, and what they are to compute."""
+"""Small models as ONNX Runtime's quantizer stores them, and what they compute."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping

@@ -119,9 +119,7 @@ def test_codes_of_convolutions_are_pruned(how: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["dynamic-uint8", "QOperator-int8-offset", "QDQ-int8"])
-def test_a_transformer_is_pruned(
-    how: str, transformer: Path, tmp_path: Path
-) -> None:
+def test_a_transformer_is_pruned(how: str, transformer: Path, tmp_path: Path) -> None:
     feeds = {"input_ids": np.random.default_rng(0).integers(1, 4096, (1, 64))}
     source = quantize(transformer, tmp_path / "q.onnx", how, feeds)
     axes = {name: 0 for name in stored(onnx.load(str(transformer))) if is_linear(name)}
