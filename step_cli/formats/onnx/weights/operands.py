@@ -73,16 +73,18 @@ def operand_of(factor: Factor, view: View, step: NodeStep) -> Operand | None:
         return operand
     # Of recurrent layers there is one zero point for each direction.
     axis = 0 if factor.side == "turned gates" else operand.outputs or 0
-    view = dequantized(view, step.zero(factor.zero), _scale(factor, step), axis)
+    scale = _scale(factor, step, 1 if operand.outputs is None else view.shape[axis])
+    view = dequantized(view, step.zero(factor.zero), scale, axis)
     return replace(operand, view=view)
 
 
-def _scale(factor: Factor, step: NodeStep) -> Array | None:
+def _scale(factor: Factor, step: NodeStep, outputs: int) -> Array | None:
     """What a product, or what stands behind it, multiplies codes by."""
     if factor.scale is None:
         scale = scale_behind(step.scope, step.node, step.small)
-        many = scale is not None and scale.size > 1
-        return None if many and factor.side == "left" else scale
+        # On the left, a row of numbers is of the outputs of the other factor.
+        most = 1 if factor.side == "left" else outputs
+        return scale if scale is not None and scale.size in (1, most) else None
     scale = step.constant(factor.scale)
     if scale is not None and factor.side == "turned gates" and scale.ndim == 2:
         return scale[:, None]  # one for each gate of each direction
