@@ -135,7 +135,7 @@ def test_a_scale_of_zero_does_not_make_a_group_that_complies_smaller(
 
 
 @pytest.mark.parametrize("scales", [[np.nan], [np.inf], [1, np.nan, 1, 1]])
-def test_scales_that_are_not_finite_are_refused(
+def test_P14_scales_that_are_not_finite_are_refused(
     scales: list[float], tmp_path: Path
 ) -> None:
     arrays: Arrays = {"w": column(5, 1, 3, 4, dtype="int8"), "s": floats(*scales)}
@@ -224,7 +224,7 @@ def _product(x: str, name: str, y: str, *, behind: bool) -> list[onnx.NodeProto]
     ]
 
 
-def test_unsigned_codes_without_a_zero_point_are_left_alone_unless_named(
+def test_P15_unsigned_codes_without_a_zero_point_are_left_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     nodes = [
@@ -257,7 +257,7 @@ def test_signed_codes_need_no_zero_point(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("axis", "left"), [(1, False), (0, True)])
-def test_scales_that_are_computed_must_not_differ_along_the_inputs(
+def test_P15_scales_that_are_computed_must_not_differ_along_inputs(
     axis: int, left: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     nodes = [node("Abs", ["s"], ["t"]), *dequantized(axis=axis)]
@@ -320,7 +320,7 @@ def test_codes_that_a_gather_reads_too_are_left_alone(
     assert pruned(path, include=["w"]).ravel().tolist() == [5, 2, 2, 4]
 
 
-def test_what_cannot_be_pruned_is_told(
+def test_P15_what_cannot_be_pruned_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     four_bits = helper.make_tensor("packed", TensorProto.INT4, [4, 1], [1, 2, 3, 4])
@@ -361,7 +361,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("option", REFUSED)
-def test_a_model_of_pytorch_is_not_filled_with_codes(
+def test_P14_a_model_of_pytorch_is_not_filled_with_codes(
     option: str, tmp_path: Path
 ) -> None:
     arrays: Arrays = {"w": column(5, 1, 3, 4), "s": floats(1)}
