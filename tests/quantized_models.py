@@ -69,6 +69,21 @@ def conv_net(path: Path) -> Array:
     return x
 
 
+def attention(path: Path) -> Array:
+    """The operator of ONNX Runtime for attention, and MatMul; returns an input."""
+    x = np.random.default_rng(1).normal(size=(2, 5, 16)).astype(np.float32)
+    given = {"domain": "com.microsoft", "num_heads": 4}
+    nodes = [
+        node("Attention", ["x", "wa", "ba"], ["a"], "attention", **given),
+        node("MatMul", ["a", "w"], ["y"], "matmul"),
+    ]
+    arrays = {"wa": weight(16, 48), "ba": weight(48), "w": weight(16, 8)}
+    model = onnx.load(str(save(path, nodes, {"x": x, **arrays})))
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, str(path))
+    return x
+
+
 def quantize(source: Path, target: Path, how: str, feeds: Mapping[str, Array]) -> Path:
     """Quantize ``source`` as ``how`` says: way, kind of weights, and options by `-`.
 
@@ -215,6 +230,17 @@ def _operator(
     ]
 
 
+def _attention(
+    one: onnx.NodeProto, new: str, constants: dict[str, Array], model: onnx.ModelProto
+) -> list[onnx.NodeProto]:
+    y, given = one.output[0], list(one.input)
+    inputs = [f"{y}.x", new, given[2]]
+    product = node("Attention", inputs, [y], domain=one.domain)
+    product.attribute.extend(one.attribute)
+    x = [given[0], given[3], given[6]]
+    return [node("DequantizeLinear", x, [f"{y}.x"]), product]
+
+
 _AS_FLOATS: dict[str, Callable[..., list[onnx.NodeProto]]] = {
     "DequantizeLinear": _dequantized,
     "MatMulInteger": _integer,
@@ -222,6 +248,7 @@ _AS_FLOATS: dict[str, Callable[..., list[onnx.NodeProto]]] = {
     "QLinearMatMul": _operator,
     "QLinearConv": _operator,
     "QGemm": _operator,
+    "QAttention": _attention,
 }
 
 

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from step_cli.errors import NonFiniteError
 from step_cli.nm import kernels
-from step_cli.nm.dtypes import RawBits, dtype_info, numpy_dtype
+from step_cli.nm.code_sizes import CodeSizes
+from step_cli.nm.dtypes import RawBits, dtype_info
 from step_cli.nm.groups import Mask, index_of
 from step_cli.nm.mask import (
     FLOATS,
@@ -97,10 +98,7 @@ class OneShot:
         self._key = None if seed is None else _key(seed, name)
         self._limits = dtype_info(data.dtype)
         self._float = data.dtype in FLOATS
-        self._scales = tuple(scale for scale in data.scales if scale.axes)
-        self._factor = 1.0  # of all weights alike, so that it changes no order
-        for scale in data.scales:
-            self._factor *= 1.0 if scale.axes else abs(float(scale.values.flat[0]))
+        self._code_sizes = CodeSizes(data, name)
         codes = np.ascontiguousarray(data.array)
         inner = math.prod(codes.shape[spec.axis + 1 :])
         codes = codes.view(self._limits.unsigned) if self._float else codes
@@ -116,8 +114,6 @@ class OneShot:
         Raises:
             NonFiniteError: A weight is NaN or infinite.
         """
-        if not math.isfinite(self._factor):
-            raise self._bad_scale()
         count, m, inner = self._codes.shape
         step = max(1, BLOCK // (m * inner))
         buffers: list[Array] = []
@@ -137,11 +133,12 @@ class OneShot:
         codes = self._codes[first:last]
         given = None if self._keep is None else self._keep[first:last]
         out, total = _taken(buffers, codes), Pruned()
-        if self._key is None and given is None and not self._scales:
+        if self._key is None and given is None and not self._code_sizes.differ:
             n, dtype = self.spec.pattern.n, self.data.dtype
             sums = kernels.prune(codes, out, n, self._limits, dtype)
             if sums is not None:
-                sizes = sums.before * self._factor, sums.after * self._factor
+                common = self._code_sizes.common
+                sizes = sums.before * common, sums.after * common
                 done = Pruned(codes.size, sums.changed, sums.nonzeros, *sizes)
                 return out.reshape(-1), done
         rows, m, inner = codes.shape
@@ -161,7 +158,9 @@ class OneShot:
         zero = None if self._float else self._zero(codes, origin)
         magnitude = self._magnitude(codes, zero, origin)
         nonzero = magnitude != 0
-        sizes = self._sizes(codes, zero, origin) if self._scales else None
+        sizes, common = None, self._code_sizes.common
+        if self._code_sizes.differ:
+            sizes = self._code_sizes.of(codes, zero, self._positions(codes, origin))
         if given is None:
             scores = self._scores(magnitude, sizes, nonzero, origin)
             given = keep_highest(scores, self.spec.pattern, 1)
@@ -176,7 +175,7 @@ class OneShot:
             before, after = self._sum(magnitude), self._sum(magnitude * keep)
         else:
             before, after = _total(sizes), _total(sizes * keep)
-        before, after = before * self._factor, after * self._factor
+        before, after = before * common, after * common
         return Pruned(codes.size, changed, nonzeros - changed, before, after)
 
     def _magnitude(self, codes: Array, zero: Array | None, origin: int) -> RawBits:
@@ -186,27 +185,6 @@ class OneShot:
         magnitude = float_magnitude(codes)
         self._check_finite(magnitude, codes, origin)
         return magnitude
-
-    def _sizes(self, codes: Array, zero: Array | None, origin: int) -> Array:
-        """The magnitude of what codes stand for, in fp32, but for a common factor."""
-        if zero is None:
-            sizes: Array = codes.view(numpy_dtype(self.data.dtype)).astype(np.float32)
-        else:
-            sizes = (codes.astype(np.int64) - zero).astype(np.float32)
-        positions = self._positions(codes, origin)
-        with np.errstate(over="ignore", invalid="ignore"):
-            for scale in self._scales:
-                sizes = sizes * scale.at(positions, self.data.array.shape)
-        if not np.isfinite(sizes).all():
-            raise self._bad_scale()
-        return np.abs(sizes)
-
-    def _bad_scale(self) -> NonFiniteError:
-        return NonFiniteError(
-            "its scale makes weights NaN or infinite, which cannot be ordered; "
-            "quantize it again",
-            tensor=self.name,
-        )
 
     def _scores(
         self, magnitude: RawBits, sizes: Array | None, nonzero: Mask, origin: int

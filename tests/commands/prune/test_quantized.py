@@ -8,6 +8,7 @@ import onnx
 import pytest
 from quantized_models import (
     Array,
+    attention,
     conv_net,
     in_floats,
     is_exact,
@@ -63,9 +64,17 @@ class Weight:
 
 
 def check_pruned(
-    source: Path, out: Path, axes: Mapping[str, int], how: str, feeds: dict[str, Array]
+    source: Path,
+    out: Path,
+    axes: Mapping[str, int],
+    how: str,
+    feeds: dict[str, Array],
+    rounding: float = 0,
 ) -> None:
-    """Prune a file, and compare codes, verdicts and outputs with those of NumPy."""
+    """Prune a file, and compare codes, verdicts and outputs with those of NumPy.
+
+    ``rounding`` is that of floats between exact products, relative to the outputs.
+    """
     before = verified(source)
     assert before.totals.coverage == 1 and not any(one.ok for one in before.layers)
     assert {one.name: one.axis for one in before.layers} == {
@@ -92,7 +101,9 @@ def check_pruned(
     found, dense = run(new, feeds), run(old, feeds)
     factors = {one.name: one.factor(old) for one in weights}
     last, wanted = old.graph.node[-1], run(in_floats(old, factors), feeds)
-    if is_exact(how):
+    if rounding:
+        assert np.abs(found - wanted).max() <= rounding * np.abs(wanted).max()
+    elif is_exact(how):
         np.testing.assert_array_equal(found, wanted)
     else:  # floats round before they are quantized, integers only once
         assert last.op_type == "DequantizeLinear"
@@ -116,6 +127,16 @@ def test_codes_of_convolutions_are_pruned(how: str, tmp_path: Path) -> None:
     turned = how.startswith("dynamic")
     axes = {"c1": 1, "c2": 1, "w": 0 if turned else 1}
     check_pruned(source, tmp_path / "out.onnx", axes, how, {"x": x})
+
+
+@pytest.mark.parametrize("how", ["dynamic-int8-channel", "dynamic-uint8-channel"])
+def test_codes_of_fused_attention_are_pruned(how: str, tmp_path: Path) -> None:
+    x = attention(tmp_path / "m.onnx")
+    source = quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", how, {"x": x})
+    operators = {one.op_type for one in onnx.load(str(source)).graph.node}
+    assert {"QAttention", "MatMulInteger"} <= operators
+    out, axes = tmp_path / "out.onnx", {"wa": 0, "w": 0}
+    check_pruned(source, out, axes, how, {"x": x}, rounding=1e-2)
 
 
 @pytest.mark.parametrize("how", ["dynamic-uint8", "QOperator-int8-offset", "QDQ-int8"])
