@@ -120,11 +120,14 @@ def _meaning(
     meaning = piece.meaning
     if meaning.quantizer is not None:
         return meaning  # it was divided by the same before
-    known = None if scale is None else _of_piece(view, piece, scale, blocks)
-    if known is None:
-        return meaning.scaled(None, _stored_axes(piece, places))
-    enough = meaning.scales is not None and len(meaning.scales) >= MOST_FACTORS
-    return meaning.scaled(None if enough else known, known.axes)
+    known = None
+    if scale is not None:
+        places = [place for place, count in enumerate(scale.shape) if count > 1]
+        # What is not known before stays so, and is not looked at again.
+        if meaning.scales is not None and len(meaning.scales) < MOST_FACTORS:
+            known = _of_piece(view, piece, scale, blocks)
+    axes = _stored_axes(piece, places) if known is None else known.axes
+    return meaning.scaled(known, axes)
 
 
 def _stored_axes(piece: Piece, places: Sequence[int]) -> frozenset[int]:
