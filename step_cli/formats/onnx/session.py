@@ -84,21 +84,13 @@ class OrtSession:
             except StepError:
                 raise
             except Exception as error:  # its classes have no common base
-                raise InputError(f"ONNX Runtime refuses it: {_said(error)}") from None
+                first = str(error).strip().splitlines()[0]
+                raise InputError(f"ONNX Runtime refuses it: {first}") from None
         self.outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """The outputs, in the order of ``outputs``.
-
-        Raises:
-            InputError: A node cannot compute with what it is given.
-        """
-        try:
-            return list(self._session.run(None, dict(feeds)))
-        except StepError:
-            raise
-        except Exception as error:
-            raise InputError(f"ONNX Runtime cannot run it: {_said(error)}") from None
+        """The outputs, in the order of ``outputs``."""
+        return list(self._session.run(None, dict(feeds)))
 
     @classmethod
     def of_bytes(cls, model: bytes, folder: Path) -> "OrtSession":
@@ -119,10 +111,6 @@ class OrtSession:
             if turn >= 3:
                 times.append(1000 * (time.perf_counter() - start))
         return statistics.median(times)
-
-
-def _said(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def feeds_of(examples: Mapping[str, "Tensor"]) -> dict[str, Array]:
