@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import step_cli
+from step_cli.commands.evaluate import evaluate_checkpoint
 from step_cli.config.train import TrainConfig
 from step_cli.config.types import RECIPE_NAMES
 from step_cli.data.batch import Dataset, TensorSplit
@@ -30,7 +31,7 @@ from step_cli.training.dense_recording import dense_twin
 from step_cli.training.distributed import Processes
 from step_cli.training.records import Unrecorded, variance_header
 from step_cli.training.results import save_model
-from step_cli.training.run import evaluate_checkpoint, train
+from step_cli.training.run import train
 from step_cli.training.setup import set_up
 from step_cli.training.teacher import FILE, Teacher, digest_of, load_teacher
 from step_cli.training.trainer import Trainer, lr_at
