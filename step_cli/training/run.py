@@ -40,7 +40,7 @@ from step_cli.training.run_directory import (
 )
 from step_cli.training.setup import Setup, set_up
 from step_cli.training.stop import StopRequest, stop_on_request
-from step_cli.training.teacher import record_teacher, refuse_other_teacher
+from step_cli.training.teacher_record import record_teacher, refuse_other_teacher
 from step_cli.training.trainer import Trainer
 
 
@@ -114,7 +114,7 @@ def _begin(
             save_text(path / PLAN, plan_json(setup.plan))
             record_data(path, setup.data)
             if setup.teacher is not None:
-                record_teacher(path, setup.teacher)
+                record_teacher(path, setup.teacher.sha256)
         return _go_on(config, setup, path, run_dir, shared, after=0)
 
 
@@ -135,7 +135,7 @@ def _resume(
         )
         refuse_other_data(path, setup.data)
         if setup.teacher is not None:
-            refuse_other_teacher(path, setup.teacher)
+            refuse_other_teacher(path, setup.teacher.path, setup.teacher.sha256)
         step = load_checkpoint(path, setup.model, setup.optimizer, processes)
         return _go_on(config, setup, path, run_dir, shared, after=step)
 
