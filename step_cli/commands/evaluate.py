@@ -5,7 +5,6 @@ itself, which ONNX Runtime runs. Data, losses and scores are the same for both.
 """
 
 from dataclasses import dataclass
-from importlib.metadata import version
 from math import ceil
 from pathlib import Path
 
@@ -140,10 +139,7 @@ def _graph(checkpoint: Checkpoint) -> Subject:
     plan = {name: s for name, s in (checkpoint.plan or {}).items() if name in products}
     planned = [layer for layer in counted if layer.tensor.name in plan]
     kept = _density(planned or counted), _density(counted)
-    runtime = f"onnxruntime {version('onnxruntime')} on the CPU"
-    if model.precision is not None:
-        runtime += f", {model.precision}"
-    return Subject(model, plan, *kept, runtime)
+    return Subject(model, plan, *kept, model.runtime)
 
 
 def _density(counted: list[Counted]) -> float:

@@ -40,8 +40,8 @@ class OnnxGraph(nn.Module):
 
     Attributes:
         batch: How many samples it takes at a time; None: any number.
-        precision: ``"bf16 as fp32"`` where ONNX Runtime has no kernels for the graph as
-            it is, else None.
+        runtime: What computes, in words; they end with ``bf16 as fp32`` where it has no
+            kernels for the graph as it is.
 
     Args:
         path: The file.
@@ -55,7 +55,7 @@ class OnnxGraph(nn.Module):
         super().__init__()
         with naming(file=path):
             self._session, is_wide = _session(path)
-            self.precision = "bf16 as fp32" if is_wide else None
+            self.runtime = self._session.runtime + (", bf16 as fp32" * is_wide)
             self._scores = _place_of_scores(self._session.outputs, path)
             self.batch = _batch(self._session.inputs)
 

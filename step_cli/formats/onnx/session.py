@@ -98,6 +98,7 @@ class OrtSession:
             except Exception as error:  # its classes have no common base
                 first = str(error).strip().splitlines()[0]
                 raise InputError(f"ONNX Runtime refuses it: {first}") from None
+        self.runtime = f"onnxruntime {onnxruntime.__version__} on the CPU"
         self.inputs: list[NodeArg] = list(self._session.get_inputs())
         self.output_args: list[NodeArg] = list(self._session.get_outputs())
         self.outputs = [output.name for output in self.output_args]
