@@ -314,6 +314,20 @@ def test_codes(trained: Path, tmp_path: Path, dtype: Any) -> None:
     assert found != metrics(tmp_path, trained / "m.safetensors")
 
 
+def test_what_onnxruntime_quantizes(trained: Path, tmp_path: Path) -> None:
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    path, pruned = tmp_path / "m.onnx", tmp_path / "p.onnx"
+    step_cli.prune(trained / "fp32.onnx", pruned)
+    quantization.quantize_dynamic(
+        pruned, path, weight_type=quantization.QuantType.QInt8
+    )
+    report = evaluate_checkpoint(config_of(tmp_path), path)
+    wanted = metrics(tmp_path, pruned)
+    assert report.metrics == pytest.approx(wanted, rel=0.02)
+    assert report.metrics != wanted
+    assert report.overall_density is not None and 0.4 < report.overall_density <= 0.5
+
+
 def test_the_density_is_that_of_the_graphs_weights(
     trained: Path, tmp_path: Path
 ) -> None:
