@@ -28,10 +28,12 @@ def run(command: TrainCommandConfig) -> AnyReport:
             kind_of(config.data)
         if command.recipes is not None:
             return _compare(command, config, command.recipes)
-        from step_cli.training.run import evaluate_checkpoint, train
-
         if command.evaluate is not None:
+            from step_cli.commands.evaluate import evaluate_checkpoint
+
             return evaluate_checkpoint(config, command.evaluate)
+        from step_cli.training.run import train
+
         run_dir = _run_dir(command)
         return train(config, run_dir, force=command.force, resume=command.resume)
 

@@ -67,7 +67,9 @@ class TrainCommandConfig(Config):
         None, "Where the run or comparison is written (default: runs/<config name>)"
     )
     evaluate: Path | None = option(
-        None, "Print the metrics of this checkpoint; train and write nothing"
+        None,
+        "Print the metrics of this checkpoint, or of an ONNX file as ONNX Runtime "
+        "runs it; train and write nothing",
     )
     resume: bool = option(
         False, "Resume a run or a comparison that was stopped, bit for bit"

@@ -132,6 +132,7 @@ class Checkpoint:
         negative_zeros: How many -0.0 were dropped by who compressed them; None where
             that is not recorded.
         key: What the user gave as the keys to the state dict of a torch file, or None.
+        scales: The name of the scale of each tensor of codes, where the file says it.
     """
 
     path: Path
@@ -147,3 +148,4 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
     negative_zeros: int | None = None
     key: str | None = None
+    scales: Mapping[str, str] | None = None

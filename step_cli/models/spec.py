@@ -30,7 +30,11 @@ from step_cli.formats.huggingface.model import (
 from step_cli.formats.onnx.inputs import GraphInput
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.pytorch.arrays import to_tensor
-from step_cli.models.start_weights import load_by_any_prefix, refuse_non_finite
+from step_cli.models.start_weights import (
+    load_by_any_prefix,
+    refuse_non_finite,
+    turned,
+)
 from step_cli.models.user_code import beside, hint, user_module
 
 logger = logging.getLogger(__name__)
@@ -197,7 +201,9 @@ def load_weights(
     load = _load_by_name
     if is_transformers(model):
         load = partial(load_hugging_face, new_head=new_head)
-    return load_by_any_prefix(model, checkpoint, partial(load, model))
+    return load_by_any_prefix(
+        model, checkpoint, lambda given: load(model, turned(model, given))
+    )
 
 
 def _load_by_name(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:

@@ -10,11 +10,12 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from step_cli.errors import InputError, NonFiniteError
-from step_cli.formats.checkpoint import Checkpoint
+from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,41 @@ def load_by_any_prefix(model: nn.Module, checkpoint: Checkpoint, load: Load) -> 
         return load(checkpoint)
     except InputError as error:
         return _load_renamed(list(model.state_dict()), checkpoint, load, error)
+
+
+def turned(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
+    """The same weights as the model's Linear layers hold them: ``[out, in]``.
+
+    An ONNX graph may multiply by the transposed weight under the same name, and of a
+    square one no shape tells that; the axis that its product sums over does.
+
+    Args:
+        model: For its layers.
+        checkpoint: With the model's names.
+    """
+    if checkpoint.format != "onnx":
+        return checkpoint
+    linear = {
+        f"{name}.weight" if name else "weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    tensors = [
+        _transposed(tensor)
+        if tensor.name in linear and tensor.axis == 0 and len(tensor.shape) == 2
+        else tensor
+        for tensor in checkpoint.tensors
+    ]
+    return replace(checkpoint, tensors=tensors)
+
+
+def _transposed(tensor: NamedTensor) -> NamedTensor:
+    return replace(
+        tensor,
+        shape=tensor.shape[::-1],
+        read=lambda: np.ascontiguousarray(tensor.read().T),
+        axis=1,
+    )
 
 
 def _load_renamed(

@@ -60,6 +60,7 @@ class TrainReport(Report):
     run_dir: str
     parallel: str = "none"
     processes: int = 1
+    runtime: str | None = None  # what computed the metrics, if it was not PyTorch
     data: dict[str, SplitFound] = Field({})
     distill: Distilled | None = None  # None where no teacher was at work
     advice: list[str] = Field([])

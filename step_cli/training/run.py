@@ -7,18 +7,10 @@ from pathlib import Path
 
 from step_cli.config.train import TrainConfig, to_toml
 from step_cli.data.batch import Dataset
-from step_cli.data.load import load_data
-from step_cli.data.model_fit import say_misfits
-from step_cli.data.said import found_in
 from step_cli.errors import INTERRUPTED, StoppedError
-from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import FILE as PLAN
 from step_cli.formats.plan import plan_json, read_plan
-from step_cli.models.spec import build_model, load_weights
-from step_cli.models.start_weights import refuse_non_finite
 from step_cli.nm.pattern import Plan
-from step_cli.optim.layers import choose_layers, density, plan_of
-from step_cli.optim.stays_dense import coverage_of, overall_density
 from step_cli.plots.drawing import require_drawing
 from step_cli.reports import TrainReport
 from step_cli.training.callbacks import (
@@ -28,7 +20,6 @@ from step_cli.training.callbacks import (
 )
 from step_cli.training.checkpoints import load_checkpoint, save_checkpoint
 from step_cli.training.distributed import Processes, process_group
-from step_cli.training.evaluate import evaluate
 from step_cli.training.memory import translate_memory_errors
 from step_cli.training.progress import Place, progress_callbacks
 from step_cli.training.records import (
@@ -47,11 +38,10 @@ from step_cli.training.run_directory import (
     resumed_directory,
     run_directory,
 )
-from step_cli.training.setup import Setup, selection, set_up
+from step_cli.training.setup import Setup, set_up
 from step_cli.training.stop import StopRequest, stop_on_request
-from step_cli.training.teacher import record_teacher, refuse_other_teacher
+from step_cli.training.teacher_record import record_teacher, refuse_other_teacher
 from step_cli.training.trainer import Trainer
-from step_cli.training.wrapping import parallelize
 
 
 def train(
@@ -124,7 +114,7 @@ def _begin(
             save_text(path / PLAN, plan_json(setup.plan))
             record_data(path, setup.data)
             if setup.teacher is not None:
-                record_teacher(path, setup.teacher)
+                record_teacher(path, setup.teacher.sha256)
         return _go_on(config, setup, path, run_dir, shared, after=0)
 
 
@@ -145,7 +135,7 @@ def _resume(
         )
         refuse_other_data(path, setup.data)
         if setup.teacher is not None:
-            refuse_other_teacher(path, setup.teacher)
+            refuse_other_teacher(path, setup.teacher.path, setup.teacher.sha256)
         step = load_checkpoint(path, setup.model, setup.optimizer, processes)
         return _go_on(config, setup, path, run_dir, shared, after=step)
 
@@ -228,51 +218,3 @@ def _callbacks(
             stack.callback(events.close)
             written.append(events)
         yield written + stack.enter_context(progress_callbacks(optimizer, steps, place))
-
-
-def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:
-    """The metrics of any checkpoint that fits the model; nothing is written.
-
-    Raises:
-        StepError: Something the user can mend.
-    """
-    with (
-        translate_memory_errors(config.train),
-        process_group(config.train) as processes,
-    ):
-        opened = open_checkpoint(checkpoint)
-        model = build_model(config.model.source, config.model.options).model
-        places = load_weights(model, opened)
-        refuse_non_finite(model, checkpoint, places)
-        data = load_data(config.data)
-        say_misfits(data, config.data.source, getattr(model, "config", None))
-        given = opened.plan or {}
-        stored = {places[name]: given[name] for name in given if name in places}
-        chosen = choose_layers(model, selection(config))
-        plan = stored or plan_of(chosen)
-        coverage = coverage_of(chosen, plan, {})
-        found = sorted({str(layer.pattern) for layer in stored.values()})
-        state = model.state_dict()
-        kept = density(state, plan), overall_density(state, coverage)
-        parallelize(model, plan, processes, compile=config.train.compile)
-        return TrainReport(
-            ok=True,
-            recipe=None,
-            pattern=", ".join(found) or None,
-            steps=0,
-            switch=None,
-            metrics=evaluate(
-                model,
-                data.held_out,
-                processes,
-                config.train.precision,
-                batch_size=config.train.batch_size,
-            ),
-            dense_metrics=None,
-            density=kept[0],
-            overall_density=kept[1],
-            run_dir=str(checkpoint),
-            parallel=processes.kind,
-            processes=processes.size,
-            data=found_in(data),
-        )

@@ -1,18 +1,16 @@
 """The teacher of a run: a frozen model beside the one that is trained.
 
 It is in evaluation mode, computes in the precision of training, and is placed as the
-trained model is, under FSDP2 in shares. It belongs to no optimizer and no checkpoint; a
-run remembers a digest of it, so that ``--resume`` refuses another one.
+trained model is, under FSDP2 in shares. An ONNX file is a model by itself: ONNX Runtime
+runs it on the CPU, in the precision of the file. It belongs to no optimizer and no
+checkpoint; a run remembers a digest of it, so that ``--resume`` refuses another one.
 """
 
-import hashlib
-import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +20,11 @@ from step_cli.config.train import TrainConfig
 from step_cli.data.batch import IGNORED, Batch, Dataset
 from step_cli.data.model_fit import other_number
 from step_cli.data.tokens import numbers_of
-from step_cli.errors import InputError, NonFiniteError, naming
+from step_cli.errors import InputError, NonFiniteError, UsageError, naming
 from step_cli.formats.checkpoint import Checkpoint
-from step_cli.formats.files.json_text import read_json
 from step_cli.formats.huggingface.directory import TOKENIZER_FILES
 from step_cli.formats.open import open_checkpoint
+from step_cli.models.onnx_graph import OnnxGraph
 from step_cli.models.source import ModelSource, model_source
 from step_cli.models.spec import build_model, load_weights
 from step_cli.models.start_weights import refuse_non_finite
@@ -34,16 +32,10 @@ from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.recipe import Recipe
 from step_cli.training.distributed import Processes
 from step_cli.training.evaluate import Precision, autocast, scores_of
-from step_cli.training.records import save_text
+from step_cli.training.teacher_record import digest_of, digest_of_files
 from step_cli.training.wrapping import place_frozen
 
 logger = logging.getLogger(__name__)
-
-FILE = "teacher.json"  # by what the teacher of a run is known
-SCHEMA = "step-cli/teacher/1"
-LARGEST = 1 << 16  # bytes of the file
-SAMPLED = 256  # numbers of each tensor in the digest
-BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 @dataclass(frozen=True)
@@ -53,7 +45,7 @@ class Teacher:
     Attributes:
         model: Frozen, in evaluation mode, on the device of this process.
         path: The CHECKPOINT.
-        sha256: Of its weights, see :func:`digest_of`.
+        sha256: Of its weights, see :func:`digest_of`, or of the files of its graph.
         precision: That of training.
         steps_without: Before the first step with it; None: until masks are learned.
     """
@@ -120,23 +112,46 @@ def load_teacher(
         return None
     path = Path(section.teacher)
     checkpoint = open_checkpoint(path)
-    source = _source(config, checkpoint)
+    _refuse_other_tokens(checkpoint, config.data.tokenizer)
+    if checkpoint.format == "onnx":
+        model, digest = _graph(config, checkpoint)
+    else:
+        model, digest = _stored(config, checkpoint, student, processes)
+    return Teacher(model, path, digest, config.train.precision, without)
+
+
+def _graph(config: TrainConfig, checkpoint: Checkpoint) -> tuple[nn.Module, str]:
+    """The teacher in an ONNX file, and its digest; each process runs it by itself."""
+    if config.distill.teacher_model:
+        raise UsageError(
+            "distill.teacher_model: an ONNX file is a model by itself: leave it out"
+        )
+    return OnnxGraph(checkpoint.path).eval(), digest_of_files(checkpoint.files)
+
+
+def _stored(
+    config: TrainConfig,
+    checkpoint: Checkpoint,
+    student: nn.Module,
+    processes: Processes,
+) -> tuple[nn.Module, str]:
+    """The teacher whose weights a checkpoint holds, and its digest."""
+    path, source = checkpoint.path, _source(config, checkpoint)
     with naming(file=path):
         model = build_model(source.spec, source.options).model
         _refuse_shared_parts(model, student, source.spec)
         try:
             places = load_weights(model, checkpoint)
         except InputError as error:
-            if section.teacher_model:
+            if config.distill.teacher_model:
                 raise
             said = f"{error.message}; give distill.teacher_model if it is of another"
             raise InputError(said, file=error.file, tensor=error.tensor) from None
     refuse_non_finite(model, path, places, "take another teacher")
-    _refuse_other_tokens(checkpoint, config.data.tokenizer)
     model.eval().requires_grad_(False)
     digest = digest_of(model.state_dict())
     place_frozen(model, processes, compile=config.train.compile)
-    return Teacher(model, path, digest, config.train.precision, without)
+    return model, digest
 
 
 def _source(config: TrainConfig, checkpoint: Checkpoint) -> ModelSource:
@@ -239,43 +254,3 @@ def _refuse_other_classes(teacher: Teacher, model: nn.Module, data: Dataset) -> 
                 "(label2id); take a teacher of the same order",
                 file=teacher.path,
             )
-
-
-def digest_of(state: Mapping[str, Tensor]) -> str:
-    """A digest of weights that any change of one number changes.
-
-    Of each tensor: name, type, shape, numbers at even distances, and the exact sum of
-    all its numbers taken as integers, which is quicker than hashing them.
-    """
-    digest = hashlib.sha256()
-    for name, value in state.items():
-        flat = value.detach().cpu().contiguous().flatten()
-        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        bits = flat.view(BITS.get(value.dtype.itemsize, torch.int64))
-        digest.update(f"{int(bits.sum(dtype=torch.int64))}\n".encode())
-        every = max(1, len(bits) // SAMPLED)
-        digest.update(bits[::every].contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def record_teacher(run_dir: Path, teacher: Teacher) -> None:
-    """Record by what the teacher is known again: ``teacher.json``."""
-    document = {"schema": SCHEMA, "sha256": teacher.sha256}
-    save_text(run_dir / FILE, json.dumps(document, indent=2) + "\n")
-
-
-def refuse_other_teacher(run_dir: Path, teacher: Teacher) -> None:
-    """Refuse to go on with another teacher than the run began with.
-
-    Raises:
-        InputError: It is another, or there is no record.
-    """
-    begun: dict[str, Any] = read_json(
-        run_dir / FILE, "a record of the teacher", limit_bytes=LARGEST
-    )
-    if begun.get("sha256") != teacher.sha256:
-        raise InputError(
-            f"not the teacher the run began with: the weights of {teacher.path} are "
-            "others than they were; it would not go on bit for bit",
-            file=run_dir,
-        )

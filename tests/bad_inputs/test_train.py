@@ -47,6 +47,12 @@ ELSEWHERE = {
         "test_a_teacher_that_shares_weights_with_the_student_is_refused",
     ],
     "T21": ["test_a_run_is_not_replaced_by_one_that_reads_it"],
+    "T22": [
+        "test_other_inputs_are_told",
+        "test_inputs_that_the_graph_lacks_are_told",
+        "test_graphs_that_cannot_be_measured",
+        "test_memory_that_runs_out_is_no_misfit",
+    ],
 }
 
 NET = """

@@ -1,4 +1,4 @@
-"""Rows V01-V14: what `verify-nm` says of sound files and of almost sound ones."""
+"""Rows V01-V15: what `verify-nm` says of sound files and of almost sound ones."""
 
 import re
 from collections.abc import Callable
@@ -195,11 +195,49 @@ def v14(folder: Path) -> Row:
     return Row(wants)
 
 
+def v15(folder: Path) -> Row:
+    """Codes of another type than the file says; a scale that is gone, or torn."""
+
+    def other_codes(header: Header, data: dict[str, bytes]) -> None:
+        header[VALUES]["dtype"] = "F8_E5M2"
+
+    def gone(header: Header, data: dict[str, bytes]) -> None:
+        del header[f"{NAME}_scale"], data[f"{NAME}_scale"]
+
+    def torn(header: Header, data: dict[str, bytes]) -> None:
+        header[f"{NAME}_scale"]["shape"], data[f"{NAME}_scale"] = [3, 1], bytes(12)
+
+    codes, scale = (sparse() * 20).astype(np.int8), np.full((8, 1), 0.5, np.float32)
+    cases = {
+        "sound": (lambda header, data: None, 0, ""),
+        "other type": (other_codes, 4, "described as I8, the file has F8_E5M2"),
+        "gone": (gone, 4, f"its scale {NAME}_scale is missing"),
+        "torn": (
+            torn,
+            4,
+            r"is float32 of \[3, 1\], which does not fit codes of \[8, 16\]",
+        ),
+    }
+    wants = []
+    for name, (change, code, words) in cases.items():
+        path = folder / f"{name}.safetensors"
+        tensors = [
+            NamedTensor(
+                f"{NAME}{end}", array.dtype.name, array.shape, lambda a=array: a
+            )
+            for end, array in (("", codes), ("_scale", scale))
+        ]
+        save_compressed(path, tensors, {NAME: NMSpec(NMPattern(2, 4), 1)})
+        rewrite(path, change)
+        wants.append(Want(path, code, words))
+    return Row(wants, code=4)
+
+
 ROWS: dict[str, Callable[[Path], Row]] = {
     "V01": v01, "V02": v02, "V02, --strict": v02_strict, "V03": v03,
     "V03, --strict": v03_strict, "V04": v04, "V05": v05, "V06": v06,
     "V06, --exact": v06_exact, "V07": v07, "V08": v08, "V10": v10, "V11": v11,
-    "V11, unreadable": v11_unreadable, "V12": v12, "V14": v14,
+    "V11, unreadable": v11_unreadable, "V12": v12, "V14": v14, "V15": v15,
 }  # fmt: skip
 
 

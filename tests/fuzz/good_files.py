@@ -46,7 +46,7 @@ def goods() -> dict[str, list[Good]]:
     plain, packed = _safetensors()
     return {
         "safetensors": [_alone("m.safetensors", data) for data in plain],
-        "compressed": [_alone("m.safetensors", packed)],
+        "compressed": [_alone("m.safetensors", data) for data in packed],
         "torch": [_alone("m.pt", data) for data in _torch()],
         "onnx": [_alone("m.onnx", data) for data in _onnx()],
         "external": [_external()],
@@ -73,13 +73,23 @@ for _layer in PLAN["layers"].values():  # type: ignore[attr-defined]
     _layer.update(pattern="2:4", axis=1)
 
 
-def _safetensors() -> tuple[list[bytes], bytes]:
+def _safetensors() -> tuple[list[bytes], list[bytes]]:
     arrays = _arrays()
     wide = {"a.weight": sparse((4, 8)), "b.weight": sparse((8, 4), 0).astype("f4")}
     plain = [save(arrays), save(arrays, {"step_cli.plan": json.dumps(PLAN)})]
     pages = {f"{i}.weight": sparse((64, 256), 1, i).astype("f2") for i in range(3)}
     plain.append(save(pages))
     plain.append(save({**wide, "h.0.attn.c_attn.weight": sparse((8, 8), 0)}))
+    codes = {
+        "fc.weight": (sparse((8, 16)) * 20).astype(np.int8),
+        "fc.weight_scale": np.full((8, 1), 0.5, np.float32),
+        "conv.weight": sparse((4, 8, 3), 1, 1).astype(ml_dtypes.float8_e4m3fn),
+        "conv.weight_scale": np.ones(4, np.float32),
+    }
+    return plain, [_compressed(arrays), _compressed(codes)]
+
+
+def _compressed(arrays: dict[str, np.ndarray[Any, Any]]) -> bytes:
     layer = NMSpec(NMPattern(2, 4), 1)
     named = [
         NamedTensor(name, array.dtype.name, array.shape, lambda array=array: array)
@@ -88,7 +98,7 @@ def _safetensors() -> tuple[list[bytes], bytes]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.safetensors"
         save_compressed(path, named, {"fc.weight": layer, "conv.weight": layer})
-        return plain, path.read_bytes()
+        return path.read_bytes()
 
 
 def _torch() -> list[bytes]:

@@ -21,6 +21,9 @@ from torch import nn
 def build(scores=2):
     return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, scores))
 
+def square():
+    return nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+
 class Wrapped(nn.Module):
     def __init__(self):
         super().__init__()
@@ -162,3 +165,20 @@ def test_a_model_that_is_built_broken_is_told(folder: Path) -> None:
         start_model(spec + "broken")
     assert error.value.tensor == "0.weight"
     start_model(spec + "masked")  # attention is masked so
+
+
+def test_an_onnx_file_that_holds_weights_transposed(folder: Path) -> None:
+    onnx_exporter = pytest.importorskip("step_cli.formats.onnx.exporter")
+    pytest.importorskip("onnxscript")
+    from step_cli.formats.onnx.inputs import parse_input
+    from step_cli.formats.open import open_checkpoint
+
+    spec, path = f"{folder / 'net.py'}:square", folder / "m.onnx"
+    torch.manual_seed(0)
+    model = start_model(spec)
+    inputs, x = [parse_input("input:float32:2,3,4")], torch.randn(2, 3, 4)
+    onnx_exporter.export_onnx(model.eval(), inputs, {"input": x}, {}, path)
+    stored = {tensor.name: tensor for tensor in open_checkpoint(path).tensors}
+    assert stored["0.weight"].axis == 0 and stored["0.weight"].shape == (4, 4)
+    for name, value in start_model(spec, weights=str(path)).state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])

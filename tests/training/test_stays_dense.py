@@ -9,11 +9,12 @@ import pytest
 from safetensors.numpy import load_file
 from small_run import CONFIG, overrides
 
+from step_cli.commands.evaluate import evaluate_checkpoint
 from step_cli.config.train import TrainConfig, load_config
 from step_cli.errors import UsageError
 from step_cli.formats.plan import read_plan
 from step_cli.reports import TrainReport
-from step_cli.training.run import evaluate_checkpoint, train
+from step_cli.training.run import train
 
 pytestmark = pytest.mark.draws
 

@@ -17,12 +17,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import step_cli
+from step_cli.commands.evaluate import evaluate_checkpoint
 from step_cli.config.train import TrainConfig
 from step_cli.config.types import RECIPE_NAMES
 from step_cli.data.batch import Dataset, TensorSplit
 from step_cli.data.load import load_data
 from step_cli.data.order import batch_at
-from step_cli.errors import InputError, NonFiniteError, StepError, StoppedError
+from step_cli.errors import (
+    InputError,
+    NonFiniteError,
+    StepError,
+    StoppedError,
+    UsageError,
+)
 from step_cli.models.source import ModelSource
 from step_cli.recipes import make_recipe
 from step_cli.training import run as run_module
@@ -30,9 +37,10 @@ from step_cli.training.dense_recording import dense_twin
 from step_cli.training.distributed import Processes
 from step_cli.training.records import Unrecorded, variance_header
 from step_cli.training.results import save_model
-from step_cli.training.run import evaluate_checkpoint, train
+from step_cli.training.run import train
 from step_cli.training.setup import set_up
-from step_cli.training.teacher import FILE, Teacher, digest_of, load_teacher
+from step_cli.training.teacher import Teacher, load_teacher
+from step_cli.training.teacher_record import FILE, digest_of
 from step_cli.training.trainer import Trainer, lr_at
 
 ALONE = Processes(torch.device("cpu"))
@@ -465,6 +473,32 @@ def test_a_wider_teacher_with_the_options_of_its_run(tmp_path: Path) -> None:
     assert train(config, tmp_path / "run").distill is not None
     with pytest.raises(InputError, match=r"shapes differ.*give distill.teacher_model"):
         train(configured(tmp_path, tmp_path / "dense", *SHORT), tmp_path / "other")
+
+
+def test_an_onnx_teacher_is_run_as_it_is(tmp_path: Path, teacher: Path) -> None:
+    onnx_graph = pytest.importorskip("step_cli.formats.onnx.exporter")
+    pytest.importorskip("onnxruntime")
+    from step_cli.formats.onnx.inputs import parse_input
+
+    model, graph = net(), tmp_path / "teacher.onnx"
+    model.load_state_dict(load_file(teacher))
+    inputs = [parse_input("input:float32:n,1,8,8")]
+    pixels = {"input": torch.randn(3, 1, 8, 8)}
+    onnx_graph.export_onnx(model.eval(), inputs, pixels, {}, graph)
+    config = configured(tmp_path, graph, *SHORT)
+    train(config, tmp_path / "graph")
+    train(configured(tmp_path, teacher, *SHORT), tmp_path / "weights")
+    found, wanted = weights(tmp_path / "graph"), weights(tmp_path / "weights")
+    assert all(torch.allclose(found[name], wanted[name], atol=1e-5) for name in wanted)
+    train(small_config(tmp_path, *SHORT), tmp_path / "alone")
+    alone = weights(tmp_path / "alone")
+    assert not torch.allclose(found["1.weight"], alone["1.weight"], atol=1e-3)
+    given = f"distill.teacher_model={tmp_path}/net.py:build"
+    with pytest.raises(UsageError, match="an ONNX file is a model by itself"):
+        train(configured(tmp_path, graph, given), tmp_path / "other")
+    seen = loaded(config).sha256
+    graph.write_bytes(graph.read_bytes().replace(b"pytorch", b"Pytorch", 1))
+    assert loaded(config).sha256 != seen
 
 
 def test_a_change_of_one_number_is_another_digest() -> None:

@@ -14,8 +14,8 @@ from step_cli.training.distributed import Processes
 from step_cli.training.memory import translate_memory_errors
 from step_cli.training.run_directory import refuse_other_data
 from step_cli.training.setup import set_up
-from step_cli.training.teacher import FILE as TEACHER
-from step_cli.training.teacher import refuse_other_teacher
+from step_cli.training.teacher_record import FILE as TEACHER
+from step_cli.training.teacher_record import refuse_other_teacher
 
 
 def try_all(
@@ -48,7 +48,7 @@ def try_all(
             )
             if setup.teacher is not None:
                 for path in taught:
-                    refuse_other_teacher(path, setup.teacher)
+                    refuse_other_teacher(path, setup.teacher.path, setup.teacher.sha256)
         told.add(run.pattern)
         del setup
         forget()

@@ -3,7 +3,6 @@
 Checksums of header and data are checked when it is opened, positions when read.
 """
 
-import enum
 import hashlib
 import json
 import re
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from step_cli.errors import InputError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.compressed.codec import (
     Array,
@@ -20,11 +18,14 @@ from step_cli.formats.compressed.codec import (
     Layout,
     decode,
 )
+from step_cli.formats.compressed.codes import checked_scales
+from step_cli.formats.compressed.flaws import CompressedFileError, Flaw
 from step_cli.formats.compressed.writer import (
     HEADER_KEY,
     POSITIONS,
     SCHEMA,
     VALUES,
+    WITH_CODES,
     header_digest,
 )
 from step_cli.formats.files.mapped_file import MappedFile
@@ -36,42 +37,6 @@ from step_cli.formats.safetensors.reader import read_entry, tensors_of
 from step_cli.nm.pattern import Plan
 
 
-class Flaw(enum.Enum):
-    """Every way a compressed file can be wrong; each has one test."""
-
-    NOT_A_DESCRIPTION = "its description is not a JSON object of a known schema"
-    NEWER = "written by a newer step-cli ({found}), update step-cli"
-    HEADER_CHANGED = "the header differs from its checksum; the file is damaged"
-    NO_CHECKSUM = "no checksum is recorded for it; the file is damaged"
-    DATA_CHANGED = "its data differ from their checksum; the file is damaged"
-    NO_PLAN = "the plan does not hold its pattern; export it again"
-    BAD_SHAPE = "shape {shape} does not divide into groups of {pattern} on axis {axis}"
-    PART_MISSING = "its {part} are missing; the file is damaged"
-    PART_TWICE = "stored both dense and compressed; the file is damaged"
-    VALUES_DISAGREE = (
-        "{slots} kept values are needed for {pattern}, the file has {found}"
-    )
-    POSITIONS_DISAGREE = "{needed} bytes of positions are needed, the file has {found}"
-    BAD_POSITIONS = "{found}; the file is damaged"
-
-
-class CompressedFileError(InputError):
-    """A compressed file that no `export --to compressed` wrote.
-
-    Args:
-        flaw: Which way it is wrong.
-        file: The file.
-        tensor: The tensor at fault, if it is one.
-        details: What the flaw's message leaves open.
-    """
-
-    def __init__(
-        self, flaw: Flaw, *, file: object, tensor: str | None = None, **details: object
-    ) -> None:
-        super().__init__(flaw.value.format(**details), file=file, tensor=tensor)
-        self.flaw = flaw
-
-
 @dataclass(frozen=True)
 class Description:
     """What a compressed file holds on its compressed tensors."""
@@ -79,6 +44,7 @@ class Description:
     shapes: dict[str, tuple[int, ...]]
     sha256: dict[str, str]
     negative_zeros: int
+    codes: dict[str, tuple[str, str]] | None = None  # type and scale; from version 2 on
 
 
 def open_compressed(file: MappedFile, header: Header) -> Checkpoint:
@@ -98,6 +64,9 @@ def open_compressed(file: MappedFile, header: Header) -> Checkpoint:
         for part in (VALUES, POSITIONS):
             del dense[name + part]
     tensors = sorted([*dense.values(), *layers], key=lambda tensor: tensor.name)
+    scales = None
+    if description.codes is not None:
+        scales = checked_scales(description.codes, tensors, plan, file.path)
     return Checkpoint(
         file.path,
         "compressed",
@@ -108,6 +77,7 @@ def open_compressed(file: MappedFile, header: Header) -> Checkpoint:
         compressed=True,
         metadata=header.user_metadata,
         negative_zeros=description.negative_zeros,
+        scales=scales,
     )
 
 
@@ -121,13 +91,19 @@ def read_description(file: MappedFile, header: Header) -> Description:
             for name, shape in document["shapes"].items()
         }
         sha256 = {name: str(digest) for name, digest in document["sha256"].items()}
-        found = Description(shapes, sha256, int(document["negative_zeros"]))
+        codes = None
+        if schema == WITH_CODES:
+            codes = {
+                name: (str(meant["type"]), str(meant["scale"]))
+                for name, meant in document["codes"].items()
+            }
+        found = Description(shapes, sha256, int(document["negative_zeros"]), codes)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CompressedFileError(Flaw.NOT_A_DESCRIPTION, file=file.path) from None
     version = re.fullmatch(r"step-cli/compressed/([0-9]{1,9})", schema)
     if version is None:
         raise CompressedFileError(Flaw.NOT_A_DESCRIPTION, file=file.path)
-    if schema != SCHEMA:
+    if schema not in (SCHEMA, WITH_CODES):
         raise CompressedFileError(Flaw.NEWER, file=file.path, found=schema)
     if header.metadata.get(HEADER_KEY) != header_digest(_raw_header(file)):
         raise CompressedFileError(Flaw.HEADER_CHANGED, file=file.path)

@@ -21,8 +21,10 @@ from step_cli.formats.compressed.codec import (
     kept_values,
     packed_positions,
 )
+from step_cli.formats.compressed.codes import scales_of
 from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import plan_json
+from step_cli.formats.safetensors.header import CODES
 from step_cli.formats.safetensors.header import COMPRESSED_KEY as KEY
 from step_cli.formats.safetensors.writer import (
     TensorToSave,
@@ -33,6 +35,7 @@ from step_cli.nm.pattern import Plan
 
 HEADER_KEY = "step_cli.header_sha256"
 SCHEMA = "step-cli/compressed/1"
+WITH_CODES = "step-cli/compressed/2"  # some compressed tensors are codes with scales
 VALUES, POSITIONS = ".nm_values", ".nm_positions"
 UNKNOWN = "0" * 64  # a checksum before it is known
 
@@ -60,6 +63,9 @@ def save_compressed(
 ) -> Written:
     """Write ``tensors`` to ``path``, those of the plan compressed.
 
+    Where one of them holds codes with a scale beside it, the file says which tensors
+    are codes, and is of version 2; all others are of version 1.
+
     Streams: memory for one chunk, each tensor read twice at most.
 
     Args:
@@ -78,6 +84,11 @@ def save_compressed(
         for tensor in tensors
         if tensor.name in plan and not plan[tensor.name].pattern.dense
     }
+    codes = scales_of(tensors, plan)
+    if not codes.keys() & layouts.keys():
+        codes = {}
+    kinds = {tensor.name: CODES[tensor.dtype] for tensor in tensors}
+    meant = {n: {"type": kinds[n], "scale": codes[n]} for n in sorted(codes)}
     written, digests = Written(), dict[str, str]()
     stored: dict[str, TensorToSave] = {}
     for tensor in tensors:
@@ -88,10 +99,11 @@ def save_compressed(
             stored[name] = _hashed(part, name, digests)
     for layout in layouts.values():
         written.metadata += layout.position_bytes
-    described = _description(layouts, dict.fromkeys(stored, UNKNOWN), 2**63)
+    unknown = dict.fromkeys(stored, UNKNOWN)
+    described = _description(layouts, unknown, 2**63, meant)
     own = {PLAN_KEY: plan_json(plan), HEADER_KEY: UNKNOWN, KEY: described}
     save_safetensors(path, stored, {**(metadata or {}), **own})
-    _seal(path, _description(layouts, digests, written.negative_zeros))
+    _seal(path, _description(layouts, digests, written.negative_zeros, meant))
     return written
 
 
@@ -148,17 +160,20 @@ def raw_bytes(array: Array) -> Array:
 
 
 def _description(
-    layouts: Mapping[str, Layout], digests: Mapping[str, str], zeros: int
+    layouts: Mapping[str, Layout],
+    digests: Mapping[str, str],
+    zeros: int,
+    codes: Mapping[str, Mapping[str, str]],
 ) -> str:
-    return json.dumps(
-        {
-            "schema": SCHEMA,
-            "shapes": {name: list(layouts[name].shape) for name in sorted(layouts)},
-            "sha256": {name: digests[name] for name in sorted(digests)},
-            "negative_zeros": zeros,
-        },
-        separators=(",", ":"),
-    )
+    document: dict[str, Any] = {
+        "schema": WITH_CODES if codes else SCHEMA,
+        "shapes": {name: list(layouts[name].shape) for name in sorted(layouts)},
+        "sha256": {name: digests[name] for name in sorted(digests)},
+        "negative_zeros": zeros,
+    }
+    if codes:
+        document["codes"] = codes
+    return json.dumps(document, separators=(",", ":"))
 
 
 def _seal(path: Path, description: str) -> None:

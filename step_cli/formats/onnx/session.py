@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,18 @@ class Difference:
     def within(self, tolerance: float) -> bool:
         """Whether max_abs <= tolerance * max(1, max|reference|)."""
         return self.max_abs <= tolerance * self.scale  # false for NaN
+
+
+class NodeArg(Protocol):
+    """An input or output, as ONNX Runtime describes it.
+
+    ``shape`` has numbers, and names or None for sizes that vary; it is empty where the
+    graph gives none.
+    """
+
+    name: str
+    type: str
+    shape: list[int | str | None]
 
 
 class OrtSession:
@@ -86,11 +98,24 @@ class OrtSession:
             except Exception as error:  # its classes have no common base
                 first = str(error).strip().splitlines()[0]
                 raise InputError(f"ONNX Runtime refuses it: {first}") from None
-        self.outputs = [output.name for output in self._session.get_outputs()]
+        self.runtime = f"onnxruntime {onnxruntime.__version__} on the CPU"
+        self.inputs: list[NodeArg] = list(self._session.get_inputs())
+        self.output_args: list[NodeArg] = list(self._session.get_outputs())
+        self.outputs = [output.name for output in self.output_args]
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """The outputs, in the order of ``outputs``."""
         return list(self._session.run(None, dict(feeds)))
+
+    @staticmethod
+    def options(*, threads: int) -> Any:
+        """Options of ONNX Runtime that compute with so many threads."""
+        with quiet():
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        return options
 
     @classmethod
     def of_bytes(cls, model: bytes, folder: Path) -> "OrtSession":

@@ -34,8 +34,14 @@ def read_by_the_spec(path: Path) -> dict[str, Bits]:
     text = json.dumps(header, sort_keys=True, separators=(",", ":"))
     assert hashlib.sha256(text.encode()).hexdigest() == digest
     description = json.loads(metadata["step_cli.compressed"])
-    assert description["schema"] == "step-cli/compressed/1"
+    version = 2 if "codes" in description else 1
+    assert description["schema"] == f"step-cli/compressed/{version}"
     del header["__metadata__"]
+    for name, meant in description.get("codes", {}).items():
+        kept = f"{name}.nm_values" if name in description["shapes"] else name
+        assert header[kept]["dtype"] == meant["type"]
+        assert meant["type"] == "I8" or meant["type"].startswith("F8_")
+        assert header[meant["scale"]]["dtype"] in WIDTHS
     stored = {}
     for name, entry in header.items():
         begin, end = (8 + length + offset for offset in entry["data_offsets"])
@@ -75,6 +81,7 @@ DTYPES = [
         ml_dtypes.float8_e5m2,
         ml_dtypes.float8_e4m3fnuz,
         ml_dtypes.float8_e5m2fnuz,
+        np.int8,
     )
 ]
 SIZES = [*range(2, 18), 31, 32, 33, 64, 300]  # of groups
@@ -113,12 +120,16 @@ def convert(source: Path, out: Path, to: str) -> None:
 
 
 @settings(max_examples=60)
-@given(st.lists(tensors(), min_size=1, max_size=3))
+@given(st.lists(tensors(), min_size=1, max_size=3), st.booleans())
 def test_every_file_reads_by_the_spec_and_comes_back_bit_for_bit(
-    drawn: list[tuple[np.ndarray[Any, Any], NMSpec]],
+    drawn: list[tuple[np.ndarray[Any, Any], NMSpec]], scaled: bool
 ) -> None:
     plan: Plan = {f"l{i}.weight": layer for i, (_, layer) in enumerate(drawn)}
     arrays = {f"l{i}.weight": array for i, (array, _) in enumerate(drawn)}
+    for name, array in list(arrays.items()):
+        if array.dtype.itemsize == 1 and (array.dtype == np.int8 or scaled):
+            sizes = (array.shape[0], *[1] * (array.ndim - 1))
+            arrays[f"{name}_scale"] = np.full(sizes, 0.5, np.float32)
     arrays["bias"] = np.array([-0.0, np.nan, 1], np.float32)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

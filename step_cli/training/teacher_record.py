@@ -1,0 +1,74 @@
+"""By what the teacher of a run is known again, so that ``--resume`` refuses another."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from step_cli.errors import InputError
+from step_cli.formats.files.json_text import read_json
+from step_cli.training.records import save_text
+
+FILE = "teacher.json"
+SCHEMA = "step-cli/teacher/1"
+LARGEST = 1 << 16  # bytes of the file
+SAMPLED = 256  # numbers of each tensor in the digest
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """A digest of weights that any change of one number changes.
+
+    Of each tensor: name, type, shape, numbers at even distances, and the exact sum of
+    all its numbers taken as integers, which is quicker than hashing them.
+    """
+    digest = hashlib.sha256()
+    for name, value in state.items():
+        flat = value.detach().cpu().contiguous().flatten()
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        bits = flat.view(BITS.get(value.dtype.itemsize, torch.int64))
+        digest.update(f"{int(bits.sum(dtype=torch.int64))}\n".encode())
+        every = max(1, len(bits) // SAMPLED)
+        digest.update(bits[::every].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def digest_of_files(files: Sequence[Path]) -> str:
+    """A digest of all bytes of an ONNX graph and of its data."""
+    digest = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def record_teacher(run_dir: Path, sha256: str) -> None:
+    """Record by what the teacher is known again: ``teacher.json``."""
+    document = {"schema": SCHEMA, "sha256": sha256}
+    save_text(run_dir / FILE, json.dumps(document, indent=2) + "\n")
+
+
+def refuse_other_teacher(run_dir: Path, teacher: Path, sha256: str) -> None:
+    """Refuse to go on with another teacher than the run began with.
+
+    Args:
+        run_dir: Of the run.
+        teacher: Where the teacher is, for the message.
+        sha256: Of the teacher as it is now.
+
+    Raises:
+        InputError: It is another, or there is no record.
+    """
+    begun: dict[str, Any] = read_json(
+        run_dir / FILE, "a record of the teacher", limit_bytes=LARGEST
+    )
+    if begun.get("sha256") != sha256:
+        raise InputError(
+            f"not the teacher the run began with: the weights of {teacher} are others "
+            "than they were; it would not go on bit for bit",
+            file=run_dir,
+        )
