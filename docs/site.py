@@ -1,0 +1,49 @@
+"""Gather the pages of the site in build/pages, as they lie in the repository.
+
+`make docs-site` builds build/site from them by `zensical.toml`. Pages are found by their
+links, from README.md on, so every relative link works on the site as it does in the
+repository, and a page that nothing links to is not on it.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "build" / "pages"
+# A link or an image of Markdown; an address with a scheme is not a file.
+LINK = re.compile(r"\]\((?P<target>[^)#:\s]+)(?:#[^)\s]*)?\)")
+FENCE = re.compile(r"^```.*?^```$", re.M | re.S)
+
+
+def linked_files(page: Path) -> list[Path]:
+    """The files that ``page`` links to, in the order of its links."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    targets = (match["target"] for match in LINK.finditer(text))
+    return [(page.parent / target).resolve() for target in targets]
+
+
+def site_files(start: Path = ROOT / "README.md") -> list[Path]:
+    """``start`` and every file that links lead to from there, sorted."""
+    found, waiting = set[Path](), [start]
+    while waiting:
+        file = waiting.pop()
+        if file in found or not file.is_file():
+            continue  # the build reports a link that leads nowhere
+        found.add(file)
+        if file.suffix == ".md":
+            waiting += linked_files(file)
+    return sorted(found)
+
+
+def gather(pages: Path = PAGES) -> None:
+    """Make ``pages`` anew with a copy of each file, at its place in the repository."""
+    shutil.rmtree(pages, ignore_errors=True)
+    for file in site_files():
+        copy = pages / file.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+
+
+if __name__ == "__main__":
+    gather()
