@@ -1,8 +1,8 @@
 """Gather the pages of the site in build/pages, as they lie in the repository.
 
-`make docs-site` builds build/site from them by `zensical.toml`. Pages are found by their
-links, from README.md on, so every relative link works on the site as it does in the
-repository, and a page that nothing links to is not on it.
+`make docs-site` builds build/site from them by `zensical.toml`. Each page and each file
+that a page links to keeps its place, so every relative link works on the site as it does
+in the repository.
 """
 
 import re
@@ -23,9 +23,10 @@ def linked_files(page: Path) -> list[Path]:
     return [(page.parent / target).resolve() for target in targets]
 
 
-def site_files(start: Path = ROOT / "README.md") -> list[Path]:
-    """``start`` and every file that links lead to from there, sorted."""
-    found, waiting = set[Path](), [start]
+def site_files() -> list[Path]:
+    """The documents and every file that links lead to from there, sorted."""
+    found = set[Path]()
+    waiting = [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")]
     while waiting:
         file = waiting.pop()
         if file in found or not file.is_file():
