@@ -18,19 +18,19 @@ HEAD = """\
 
 ## ONNX
 
-Names of tensors are not used: a weight is what one of these operators multiplies by. The
-inputs are counted from 0; the product sums over the axis called `in`.
+Names of tensors are not used: a weight is what one of these operators multiplies by.
+The inputs are counted from 0; the product sums over the axis called `in`.
 """
 THROUGH = """
 From each operand of a product, the graph is followed back to stored tensors through the
-operators below. Stored tensors are initializers, sparse initializers and Constants of every
-form. Functions are followed with the attributes of their call, and the bodies of If, Loop
-and Scan with their inputs.
+operators below. Stored tensors are initializers, sparse initializers and Constants of
+every form. Functions are followed with the attributes of their call, and the bodies of
+If, Loop and Scan with their inputs.
 """
 UNTRACED = """
-A stored tensor that reaches a product through another operator is `untraced`: it counts as
-not covered, and `--strict` fails it. The same holds for the weights of these products, whose
-stored form is not known here:
+A stored tensor that reaches a product through another operator is `untraced`: it counts
+as not covered, and `--strict` fails it. The same holds for the weights of these
+products, whose stored form is not known here:
 """
 FAMILIES = """
 ## Kinds of models
@@ -41,11 +41,11 @@ from the code of transformers 5.23. Models that are not listed store matrices as
 `[out, in]` and experts as `[experts, out, in]`, or are unknown.
 """
 MISNAMED = """
-In these kinds of models, the names of some modules do not show what the modules are. With
-such a config, a Linear is a weight. An Embedding, or a tensor of positions, is skipped as
-`embedding`. A ConvTranspose is skipped as `consumer`, because its groups along axis 1 are
-those of its outputs. A `*` stands for a number. "Even window" tells the module from a
-convolution of the same name whose window is odd.
+In these kinds of models, the names of some modules do not show what the modules are.
+With such a config, a Linear is a weight. An Embedding, or a tensor of positions, is
+skipped as `embedding`. A ConvTranspose is skipped as `consumer`, because its groups
+along axis 1 are those of its outputs. A `*` stands for a number. "Even window" tells
+the module from a convolution of the same name whose window is odd.
 """
 LIBRARIES = """
 ## Libraries with sparse kernels

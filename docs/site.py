@@ -1,8 +1,8 @@
 """Gather the pages of the site in build/pages, as they lie in the repository.
 
-`make docs-site` builds build/site from them by `zensical.toml`. Each page and each file
-that a page links to keeps its place, so every relative link works on the site as it does
-in the repository.
+`make docs-site` builds build/site from them by `zensical.toml`. Each page keeps its
+place, and so does each file that a page links to. So relative links work on the site as
+they do in the repository.
 """
 
 import re

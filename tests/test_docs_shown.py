@@ -30,7 +30,11 @@ def blocks(page: Path, kind: str | None = None) -> list[str]:
 def commands(text: str) -> list[str]:
     """The commands of step-cli in a block, each in one line."""
     lines = re.sub(r" *\\\n *", " ", text).splitlines()
-    return [line for line in (BEFORE.sub("", x.strip()) for x in lines) if STARTS.match(line)]
+    return [
+        line
+        for line in (BEFORE.sub("", x.strip()) for x in lines)
+        if STARTS.match(line)
+    ]
 
 
 def shown() -> list[object]:
@@ -43,7 +47,7 @@ def shown() -> list[object]:
     ]
 
 
-class Read(Exception):  # noqa: N818 - no error, but the end of what is tested
+class Read(Exception):
     """A command line was accepted; the command does not run."""
 
 
