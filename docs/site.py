@@ -25,7 +25,7 @@ def linked_files(page: Path) -> list[Path]:
 
 def site_files() -> list[Path]:
     """The documents and every file that links lead to from there, sorted."""
-    found = set[Path]()
+    found = {ROOT / "docs" / "site.css"}
     waiting = [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")]
     while waiting:
         file = waiting.pop()
