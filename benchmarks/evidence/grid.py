@@ -101,11 +101,13 @@ def switch_methods(task: str) -> tuple[Method, ...]:
             switched_at(task, fraction),
             recipe("step", "switch.criterion=fixed", f"switch.step={fraction}"),
             ("1:4",),
+            "step",
         )
         for fraction in FRACTIONS
         if switched_at(task, fraction) != "step"
     )
-    return (*fixed, Method("step-relative", recipe("step", *BY_RELATIVE), PATTERNS))
+    relative = recipe("step", *BY_RELATIVE)
+    return (*fixed, Method("step-relative", relative, PATTERNS, "step"))
 
 
 def ablated(task: str) -> str:
@@ -117,11 +119,16 @@ def ablation(task: str, name: str, patterns: tuple[str, ...], *keys: str) -> Met
     """STEP with something changed, switched as :func:`ablated` says."""
     label = ablated(task)
     criterion = BY_RELATIVE if label == "step-relative" else ()
-    return Method(f"{label}-{name}", recipe("step", *criterion, *keys), patterns)
+    changed = recipe("step", *criterion, *keys)
+    return Method(f"{label}-{name}", changed, patterns, "step")
 
 
-DENSE = Method("dense", recipe("dense"), ("dense",))
-CORE = (DENSE, *(Method(name, recipe(name), PATTERNS) for name in RECIPES))
+DENSE = Method("dense", recipe("dense"), ("dense",), tuned="dense")
+TUNED = {"asp": "asp", "step": "step"}  # by recipe; the others take SR-STE's
+CORE = (
+    DENSE,
+    *(Method(r, recipe(r), PATTERNS, TUNED.get(r, "sr-ste")) for r in RECIPES),
+)
 
 
 def learning_v(task: str) -> Method:
@@ -192,11 +199,19 @@ def taught_methods(task: str) -> tuple[Method, ...]:
 
 
 def tuning_runs(tasks: list[Task]) -> Iterator[Run]:
-    """SR-STE at 1:4 by each learning rate, and by SGD where SGD is measured."""
+    """SR-STE at 1:4 by each learning rate, and by SGD where SGD is measured.
+
+    Dense training, ASP and STEP too, where they have learning rates of their own.
+    """
     for task in tasks:
         for rate in task.rates:
             sets = recipe("sr-ste")
             yield Run(task.name, "sr-ste", "1:4", TUNING_SEED, sets, rate=rate)
+        for label in task.own_rates:
+            pattern = "dense" if label == "dense" else "1:4"
+            for rate in task.tried(label):
+                sets = recipe(label)
+                yield Run(task.name, label, pattern, TUNING_SEED, sets, rate=rate)
     for task in tasks:
         if set(BY_SGD) <= set(MORE[task.name]):
             for rate in SGD_RATES:
@@ -208,8 +223,9 @@ def check_runs(tasks: list[Task]) -> Iterator[Run]:
     """Dense and ASP at 1:4, by which a task is seen to tell recipes apart."""
     for task in tasks:
         for seed in CHECK_SEEDS:
-            yield Run(task.name, "dense", "dense", seed, recipe("dense"))
-            yield Run(task.name, "asp", "1:4", seed, recipe("asp"))
+            dense, asp = recipe("dense"), recipe("asp")
+            yield Run(task.name, "dense", "dense", seed, dense, "dense")
+            yield Run(task.name, "asp", "1:4", seed, asp, "asp")
 
 
 def runs_that_count(tasks: list[Task], seeds: tuple[int, ...] = SEEDS) -> Iterator[Run]:

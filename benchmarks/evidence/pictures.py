@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.evidence.claims import values
-from benchmarks.evidence.grid import PATTERNS, RECIPES, SEEDS, Run, by_switch
+from benchmarks.evidence.grid import PATTERNS, SEEDS, Run, by_switch
 from benchmarks.evidence.results import Study
 from benchmarks.evidence.tasks import Task
 from step_cli.plots.drawing import (
@@ -22,7 +22,8 @@ from step_cli.plots.drawing import (
 )
 
 COLORS = {"asp": GRID, "ste": ORANGE, "sr-ste": RED, "step": BLUE}
-MARKERS = {"asp": "s", "ste": "^", "sr-ste": "v", "step": "o"}
+COLORS["step-relative"] = GREEN
+MARKERS = {"asp": "s", "ste": "^", "sr-ste": "v", "step": "o", "step-relative": "D"}
 CRITERIA = {"autoswitch": RED, "autoswitch-relative": GREEN}
 UNITS = {
     "eval_accuracy": "held-out accuracy",
@@ -37,8 +38,8 @@ def draw_recipes(study: Study, tasks: Sequence[Task], path: Path) -> None:
     with plt.rc_context(STYLE):
         figure, axes, legend = _panels(plt, tasks)
         for axis, task in zip(axes, tasks, strict=True):
-            for shift, recipe in enumerate(RECIPES):
-                _line(axis, study, task, recipe, 0.06 * (shift - 1.5))
+            for shift, recipe in enumerate(COLORS):
+                _line(axis, study, task, recipe, 0.06 * (shift - 2))
             _dense_line(axis, study, task)
             axis.set_xticks(range(len(PATTERNS)), PATTERNS)
             _finish(axis, task, "pattern")

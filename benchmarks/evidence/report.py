@@ -230,7 +230,7 @@ def criterion_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
 
 
 def rate_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
-    """The learning rates that were tried for SR-STE with the tuning seed."""
+    """The learning rates that were tried with the tuning seed."""
     from benchmarks.evidence.grid import tuning_runs
 
     yield "| task | tuned | learning rates tried, and the metric at each | taken |"

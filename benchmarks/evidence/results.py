@@ -57,7 +57,10 @@ class Study:
         """The tuned learning rate: the best of the runs that tuned it.
 
         None while one of them is missing. Of equal ones the first in the order tried.
+        Dense training, ASP and STEP take SR-STE's where they have none of their own.
         """
+        if label in ("dense", "asp", "step") and label not in task.own_rates:
+            label = "sr-ste"
         tried = [
             run
             for run in tuning_runs([task])

@@ -219,7 +219,7 @@ def teacher(bench: Bench, task: Task) -> Path:
     """The dense model that teaches, with a seed that does not count; made once."""
     above = bench.scratch if bench.quick else bench.data
     place = above / task.name / f"teacher-{task.digest}"
-    dense = Run(task.name, "dense", "dense", CHECK_SEEDS[0], recipe("dense"))
+    dense = Run(task.name, "dense", "dense", CHECK_SEEDS[0], recipe("dense"), "dense")
     words = ["train", str(task.config.relative_to(ROOT)), "--force"]
     keys = [f"train.seed={dense.seed}", *settings(bench, dense)]
     keys += [*task.paths(bench.data / task.name), *(QUICK if bench.quick else ())]

@@ -1,7 +1,7 @@
 """The tasks of the study: where their data come from, and what is measured on them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -17,9 +17,11 @@ class Task:
         name: Of its folder here, which holds `config.toml` and `data.py`.
         metric: What the recipes are compared by.
         higher_is_better: Its direction.
-        rates: Learning rates tried for SR-STE.
+        rates: Learning rates tried for SR-STE, which the other methods take too.
         keys: Configuration keys, and the path below the task's data that each takes.
         scored: Whether `score.py` computes metrics after a run.
+        own_rates: Learning rates tried for others, by method, where SR-STE's is too
+            high for dense training: what starts from its weights has nothing to win.
     """
 
     name: str
@@ -28,6 +30,11 @@ class Task:
     rates: tuple[float, ...]
     keys: tuple[tuple[str, str], ...]
     scored: bool = False
+    own_rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def tried(self, method: str) -> tuple[float, ...]:
+        """The learning rates tried for a method, or for SR-STE in its place."""
+        return self.own_rates.get(method, self.rates)
 
     @property
     def config(self) -> Path:
@@ -80,6 +87,11 @@ TASKS = {
             (2e-3, 1e-3, 4e-3, 8e-3),
             (("data.source", "phonemes"),),
             scored=True,
+            own_rates={
+                "dense": (2e-3, 1e-3, 4e-3),
+                "asp": (4e-3, 2e-3, 8e-3),
+                "step": (4e-3, 2e-3, 8e-3),
+            },
         ),
         Task(
             "text",
@@ -87,6 +99,11 @@ TASKS = {
             False,
             (3e-3, 1e-3, 6e-3, 1.2e-2, 2.4e-2),
             (("data.source", "stdlib"),),
+            own_rates={
+                "dense": (3e-3, 1e-3, 6e-3),
+                "asp": (1.2e-2, 6e-3, 2.4e-2),
+                "step": (6e-3, 3e-3, 1.2e-2),
+            },
         ),
         Task(
             "retext",
