@@ -8,7 +8,7 @@ SEED    ?= 0
 KERNELS := $(wildcard step_cli/nm/*.[ch])
 EXTRAS := train,export,hf,samples,track,tensorrt-rtx,dev
 
-.PHONY: demo test test-slow evidence fuzz lint docs docs-site clean
+.PHONY: demo test test-slow evidence fuzz lint docs docs-site docs-pictures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python sample_models/digits-resnet/demo.py
@@ -52,6 +52,10 @@ docs: $(VENV)/.installed
 docs-site: $(VENV)/.docs
 	$(BIN)/python docs/site.py
 	$(BIN)/zensical build --clean --strict
+
+# Pictures of the site to look at, light and dark, in build/pictures. Needs Chromium.
+docs-pictures: docs-site
+	$(BIN)/python docs/pictures.py
 
 # The core and the site builder alone: neither torch nor TensorRT.
 $(VENV)/.docs: pyproject.toml constraints.txt
