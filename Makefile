@@ -42,7 +42,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(KERNELS)
 	touch $@
 
 clean:
-	rm -rf step_cli/nm/_kernels*.so $(VENV) demo build dist *.egg-info fuzz-findings .pytest_cache .mypy_cache .ruff_cache
+	rm -rf step_cli/nm/_kernels*.so $(VENV) .cache demo build dist *.egg-info fuzz-findings .pytest_cache .mypy_cache .ruff_cache
 
 docs: $(VENV)/.installed
 	$(BIN)/python docs/commands.py > docs/commands.tmp && mv docs/commands.tmp docs/commands.md

@@ -11,7 +11,7 @@ from step_cli.nm.families import family_rows, misnamed_rows
 from step_cli.nm.target_table import TARGETS
 
 HEAD = """\
-# What a verdict rests on
+# The tables behind verdicts
 
 `make docs` writes this page from the tables in the code. How coverage is computed is in
 [ci.md](ci.md).
