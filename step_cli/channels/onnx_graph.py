@@ -18,7 +18,7 @@ from step_cli.channels.graph import (
     apply_rule,
 )
 from step_cli.channels.onnx_operators import ARGUMENTS, RULES, translate
-from step_cli.errors import MissingError, UsageError
+from step_cli.errors import InputError, MissingError, StepError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.onnx.inputs import GraphInput, inputs_of_onnx
 from step_cli.formats.onnx.session import OrtSession
@@ -195,14 +195,28 @@ class _OnnxGraph:
 def _every_value(
     model: Any, folder: Path, feeds: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """What each node makes of ``feeds``; ``model`` is left with all as outputs."""
+    """What each node makes of ``feeds``; ``model`` is left with all as outputs.
+
+    Raises:
+        InputError: A node cannot compute with them.
+    """
     results = {output.name for output in model.graph.output}
     for node in model.graph.node:
         for name in node.output:
             if name and name not in results:
                 model.graph.output.add(name=name)
     session = OrtSession.of_bytes(model.SerializeToString(), folder.resolve())
-    return dict(zip(session.outputs, session.run(feeds), strict=True))
+    try:
+        made = session.run(feeds)
+    except StepError:
+        raise
+    except Exception as error:  # those of ONNX Runtime have no common base
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"--permute: ONNX Runtime cannot run the graph: {said}; give its inputs "
+            "fixed sizes"
+        ) from None
+    return dict(zip(session.outputs, made, strict=True))
 
 
 def _read_by(node: Any) -> Iterator[str]:

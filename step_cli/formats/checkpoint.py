@@ -10,7 +10,7 @@ import numpy.typing as npt
 from step_cli.formats.files.mapped_file import MappedFile
 from step_cli.nm.families import NOTHING_KNOWN, ModelConfig
 from step_cli.nm.pattern import Plan
-from step_cli.nm.tensor_data import Part, TensorData
+from step_cli.nm.tensor_data import Part, Scale, TensorData
 from step_cli.nm.weight_rule import SkipReason
 
 
@@ -20,6 +20,22 @@ class ZeroPoint:
 
     codes: npt.NDArray[np.generic]
     axis: int | None = None
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """How the codes of a weight become numbers, as the products of a graph tell it.
+
+    Attributes:
+        scales: What they are multiplied by, one after another; None: that is not
+            known, or not the same for all products.
+        scale_axes: The axes along which scales differ, or may differ.
+        zero_given: Whether the file gives a zero point, be it 0.
+    """
+
+    scales: tuple[Scale, ...] | None
+    scale_axes: frozenset[int]
+    zero_given: bool
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,7 @@ class NamedTensor:
             words, or None.
         tied_to: The earlier name that shares this storage, or None.
         zero_point: For integer codes, which code means zero.
+        quantized: For codes of a file that has it (ONNX nodes), what they stand for.
         place: Where it lies row by row, for those who write a changed copy of the file.
         among: Where its elements lie among others, if not row by row.
     """
@@ -79,15 +96,19 @@ class NamedTensor:
     shared_with: str | None = None
     tied_to: str | None = None
     zero_point: ZeroPoint | None = None
+    quantized: Quantized | None = None
     place: Place | None = None
     among: Place | None = None
 
     def data(self) -> TensorData:
-        """The data, and the codes that mean zero."""
-        if self.zero_point is None:
-            return TensorData(self.read(), self.dtype)
+        """The data, the codes that mean zero, and the scales of the others."""
+        zero = self.zero_point
         return TensorData(
-            self.read(), self.dtype, self.zero_point.codes, self.zero_point.axis
+            self.read(),
+            self.dtype,
+            None if zero is None else zero.codes,
+            None if zero is None else zero.axis,
+            () if self.quantized is None else self.quantized.scales or (),
         )
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from step_cli.errors import NonFiniteError
 from step_cli.nm import kernels
+from step_cli.nm.code_sizes import CodeSizes
 from step_cli.nm.dtypes import RawBits, dtype_info
 from step_cli.nm.groups import Mask, index_of
 from step_cli.nm.mask import (
@@ -73,7 +74,8 @@ class Pruned:
 class OneShot:
     """Prunes one tensor to its N:M spec by magnitude.
 
-    A group with at most N non-zeros is left as it is, bit for bit.
+    A group with at most N non-zeros is left as it is, bit for bit. The magnitude of a
+    code is that of the number it stands for.
 
     Args:
         data: What to prune.
@@ -96,6 +98,7 @@ class OneShot:
         self._key = None if seed is None else _key(seed, name)
         self._limits = dtype_info(data.dtype)
         self._float = data.dtype in FLOATS
+        self._code_sizes = CodeSizes(data, name)
         codes = np.ascontiguousarray(data.array)
         inner = math.prod(codes.shape[spec.axis + 1 :])
         codes = codes.view(self._limits.unsigned) if self._float else codes
@@ -130,12 +133,14 @@ class OneShot:
         codes = self._codes[first:last]
         given = None if self._keep is None else self._keep[first:last]
         out, total = _taken(buffers, codes), Pruned()
-        if self._key is None and given is None:
+        if self._key is None and given is None and not self._code_sizes.differ:
             n, dtype = self.spec.pattern.n, self.data.dtype
             sums = kernels.prune(codes, out, n, self._limits, dtype)
             if sums is not None:
-                done = (sums.changed, sums.nonzeros, sums.before, sums.after)
-                return out.reshape(-1), Pruned(codes.size, *done)
+                common = self._code_sizes.common
+                sizes = sums.before * common, sums.after * common
+                done = Pruned(codes.size, sums.changed, sums.nonzeros, *sizes)
+                return out.reshape(-1), done
         rows, m, inner = codes.shape
         step, width = max(1, PIECE // (m * inner)), max(1, PIECE // m)
         for x in range(0, rows, step):
@@ -153,8 +158,11 @@ class OneShot:
         zero = None if self._float else self._zero(codes, origin)
         magnitude = self._magnitude(codes, zero, origin)
         nonzero = magnitude != 0
+        sizes, common = None, self._code_sizes.common
+        if self._code_sizes.differ:
+            sizes = self._code_sizes.of(codes, zero, self._positions(codes, origin))
         if given is None:
-            scores = self._scores(magnitude, nonzero, origin)
+            scores = self._scores(magnitude, sizes, nonzero, origin)
             given = keep_highest(scores, self.spec.pattern, 1)
         keep = given | ~nonzero  # what is zero stays as it is: -0.0 keeps its sign
         if zero is None:
@@ -163,7 +171,11 @@ class OneShot:
             np.copyto(out, np.where(keep, codes, zero.astype(codes.dtype)))
         nonzeros = int(np.count_nonzero(nonzero))
         changed = int(keep.size - np.count_nonzero(keep))
-        before, after = self._sum(magnitude), self._sum(magnitude * keep)
+        if sizes is None:
+            before, after = self._sum(magnitude), self._sum(magnitude * keep)
+        else:
+            before, after = _total(sizes), _total(sizes * keep)
+        before, after = before * common, after * common
         return Pruned(codes.size, changed, nonzeros - changed, before, after)
 
     def _magnitude(self, codes: Array, zero: Array | None, origin: int) -> RawBits:
@@ -174,9 +186,15 @@ class OneShot:
         self._check_finite(magnitude, codes, origin)
         return magnitude
 
-    def _scores(self, magnitude: RawBits, nonzero: Mask, origin: int) -> RawBits:
+    def _scores(
+        self, magnitude: RawBits, sizes: Array | None, nonzero: Mask, origin: int
+    ) -> RawBits:
         if self._key is None:
-            return magnitude
+            if sizes is None:
+                return magnitude
+            # A code that a scale of 0 makes zero still counts as one that is not.
+            bits: RawBits = sizes.view(np.uint32) + nonzero.astype(np.uint32)
+            return bits
         random = np.random.Generator(
             np.random.Philox(key=self._key, counter=origin << 64)
         )
@@ -211,10 +229,19 @@ class OneShot:
         """Which integer code means zero: one, or one for each weight of a piece."""
         if self.data.zero is None:
             return np.zeros(1, np.int64)
+        positions = self._positions(codes, origin)
+        return self.data.zero_codes(positions).astype(np.int64)
+
+    def _positions(self, codes: Array, origin: int) -> npt.NDArray[np.int64]:
+        """The row-major positions of a piece's weights."""
         _, m, inner = self._codes.shape
         x, member, b = np.ogrid[: codes.shape[0], : codes.shape[1], : codes.shape[2]]
-        positions = origin + (x * m + member) * inner + b
-        return self.data.zero_codes(positions).astype(np.int64)
+        found: npt.NDArray[np.int64] = origin + (x * m + member) * inner + b
+        return found
+
+
+def _total(sizes: Array) -> float:
+    return float(sizes.sum(dtype=np.float64))
 
 
 def _taken(buffers: list[Array], like: Array) -> Array:

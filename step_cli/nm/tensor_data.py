@@ -30,6 +30,52 @@ class Part:
     phase: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """What codes are multiplied by, once the code of zero is subtracted from them.
+
+    Attributes:
+        values: In fp32, with as many axes as the codes: of size 1 where they do not
+            differ.
+        lookup: For each axis which of the values belongs to each index of it; None
+            where they do not differ.
+    """
+
+    values: npt.NDArray[np.float32]
+    lookup: tuple[npt.NDArray[np.int64] | None, ...]
+
+    @property
+    def axes(self) -> frozenset[int]:
+        """The axes along which it differs."""
+        return frozenset(a for a, at in enumerate(self.lookup) if at is not None)
+
+    def transposed(self, order: Sequence[int]) -> "Scale":
+        """The same for axes in another order."""
+        lookup = tuple(self.lookup[axis] for axis in order)
+        return Scale(self.values.transpose(order), lookup)
+
+    def part(self, part: Part) -> "Scale":
+        """The same for a part of the codes."""
+        spans = zip(self.lookup, part.begin, part.end, strict=True)
+        lookup = (None if at is None else at[begin:end] for at, begin, end in spans)
+        return Scale(self.values, tuple(lookup))
+
+    def at(
+        self, positions: npt.NDArray[np.int64], shape: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        """The value for each code.
+
+        Args:
+            positions: Row-major, of the codes.
+            shape: Of all of them.
+        """
+        index: list[Any] = []
+        for axis, at in enumerate(self.lookup):
+            step = math.prod(shape[axis + 1 :])
+            index.append(0 if at is None else at[positions // step % shape[axis]])
+        return np.broadcast_to(self.values[tuple(index)], positions.shape)
+
+
 @dataclass(frozen=True)
 class TensorData:
     """The data of one tensor.
@@ -40,17 +86,21 @@ class TensorData:
         zero: Integer codes only: the codes that mean zero, one, or one per slice of
             ``zero_axis``. None: the code 0.
         zero_axis: None if ``zero`` holds a single code.
+        scales: Of codes: what they are multiplied by, one after another.
     """
 
     array: Array
     dtype: str
     zero: Array | None = None
     zero_axis: int | None = None
+    scales: tuple[Scale, ...] = ()
 
     def transposed(self, order: Sequence[int]) -> "TensorData":
         """The same with its axes in another order, as a view."""
         axis = None if self.zero_axis is None else tuple(order).index(self.zero_axis)
-        return TensorData(self.array.transpose(order), self.dtype, self.zero, axis)
+        scales = tuple(scale.transposed(order) for scale in self.scales)
+        array = self.array.transpose(order)
+        return TensorData(array, self.dtype, self.zero, axis, scales)
 
     def part(self, part: Part) -> "TensorData":
         """A part of it, as a view."""
@@ -58,7 +108,21 @@ class TensorData:
         array, zero = self.array[tuple(ranges)], self.zero
         if zero is not None and self.zero_axis is not None:
             zero = zero[part.begin[self.zero_axis] : part.end[self.zero_axis]]
-        return TensorData(array, self.dtype, zero, self.zero_axis)
+        scales = tuple(scale.part(part) for scale in self.scales)
+        return TensorData(array, self.dtype, zero, self.zero_axis, scales)
+
+    def scaled(
+        self, values: npt.NDArray[Any], positions: npt.NDArray[np.int64]
+    ) -> npt.NDArray[Any]:
+        """Codes less the code of zero as the numbers that they stand for.
+
+        Args:
+            values: In fp32 or fp64.
+            positions: Row-major, of the codes; of the shape of ``values``.
+        """
+        for scale in self.scales:
+            values = values * scale.at(positions, self.array.shape)
+        return values
 
     def zero_codes(self, positions: npt.NDArray[np.int64]) -> Array:
         """The code that means zero for each weight, or one for all of them.
@@ -75,7 +139,9 @@ class TensorData:
 
 
 def values_of(weights: TensorData, rows: slice) -> npt.NDArray[Any]:
-    """Rows of a tensor as numbers, in fp32 or fp64; of codes, the distance from zero.
+    """Rows of a tensor as numbers, in fp32 or fp64.
+
+    Of codes whose scales are not known, the distance from the code of zero.
 
     Args:
         weights: The tensor.
@@ -83,12 +149,15 @@ def values_of(weights: TensorData, rows: slice) -> npt.NDArray[Any]:
     """
     kind = numpy_dtype(weights.dtype)
     codes = weights.array[rows].view(kind)
-    if weights.zero is None:
+    if weights.zero is None and not weights.scales:
         return codes.astype(np.float64 if kind.itemsize == 8 else np.float32)
     first = rows.start * math.prod(codes.shape[1:])
     positions = np.arange(first, first + codes.size).reshape(codes.shape)
+    if weights.zero is None:
+        return weights.scaled(codes.astype(np.float32), positions)
     zero = weights.zero_codes(positions).astype(np.int64)
-    return (codes.astype(np.int64) - zero).astype(np.float64)
+    distance = (codes.astype(np.int64) - zero).astype(np.float64)
+    return weights.scaled(distance, positions)
 
 
 def row_pieces(weights: TensorData, multiple_of: int, most: int) -> Iterator[slice]:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from step_cli.commands.prune.codes import refuse_samples
 from step_cli.commands.prune.methods import (
     Method,
     check_method,
@@ -42,8 +43,8 @@ def run(config: PruneConfig) -> PruneReport:
     """Prune ``config.checkpoint`` into ``config.out``.
 
     Raises:
-        UsageError: OUT is the input or of another format, tied tensors are torn, or
-            options do not go together.
+        UsageError: OUT is the input or of another format, tied tensors are torn,
+            options do not go together, or not with quantized weights.
         NothingSelectedError: No tensor can be pruned.
         InputError: The checkpoint is refused, or cannot be written anew.
         NonFiniteError: A selected tensor holds NaN or infinity.
@@ -60,6 +61,7 @@ def run(config: PruneConfig) -> PruneReport:
     rewriter.check()
     with naming(file=config.checkpoint), ExitStack() as stack:
         layers, left = choose_layers(checkpoint, config)
+        refuse_samples(layers, needs_samples(config))
         folder = None if config.dry_run else _parent(config)
         moved = _permuted(config, checkpoint, layers, folder)
         if moved is not None:

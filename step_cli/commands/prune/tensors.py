@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from step_cli.commands.prune.codes import is_uncertain, tell_left
 from step_cli.commands.prune.other_uses import harms_others, holds_whole
 from step_cli.commands.prune.ties import refuse_torn_ties, tied_to_skipped
 from step_cli.commands.select import (
@@ -100,7 +101,8 @@ def choose_layers(
     """
     plan = plan_that_holds(config, checkpoint)
     chosen = choose(config, checkpoint, plan)
-    layers, left = [], _left_to_ties(checkpoint, chosen, config.include)
+    layers, uncertain = list[LayerToPrune](), list[LayerToPrune]()
+    left = _left_to_ties(checkpoint, chosen, config.include)
     for layer in chosen.layers:
         named = layer.tensor.name in {*config.include, *(plan or ())}
         if layer.tensor.name in left or harms_others(layer, chosen.layers, named=named):
@@ -111,8 +113,13 @@ def choose_layers(
             chosen.leave_out(layer.tensor, "dtype")
         elif config.transposable and not _divides(layer):
             chosen.leave_out(layer.tensor, "size")
+        elif is_uncertain(layer, config, named=named):
+            uncertain.append(layer)
         else:
             layers.append(layer)
+    tell_left(checkpoint, chosen)
+    for layer in uncertain:
+        chosen.leave_out(layer.tensor, "kind")
     if not layers:
         raise NothingSelectedError(why_nothing(chosen, "prune", plan))
     _refuse_unsettled([layer for layer in layers if layer.assumed])

@@ -21,6 +21,7 @@ def _pair(
     left: int = 0,
     right: int = 1,
     zeros: tuple[int | None, int | None] = (None, None),
+    scales: tuple[int | None, int | None] = (None, None),
     turned: bool = False,
     batched: bool = False,
 ) -> tuple[Factor, ...]:
@@ -30,12 +31,13 @@ def _pair(
             index,
             side,
             zero,
+            scale,
             f"trans{name}" if turned else None,
             f"transBatch{name}" if batched else None,
         )
-        for index, side, zero, name in (
-            (left, "left", zeros[0], "A"),
-            (right, "right", zeros[1], "B"),
+        for index, side, zero, scale, name in (
+            (left, "left", zeros[0], scales[0], "A"),
+            (right, "right", zeros[1], scales[1], "B"),
         )
     )
 
@@ -48,23 +50,25 @@ PRODUCTS: dict[tuple[str, str], tuple[Factor, ...]] = {
     ("", "MatMul"): _pair(),
     ("", "ConvInteger"): (Factor(1, "kernel", zero=3),),
     ("", "MatMulInteger"): _pair(zeros=(2, 3)),
-    ("", "QLinearConv"): (Factor(3, "kernel", zero=5),),
-    ("", "QLinearMatMul"): _pair(0, 3, zeros=(2, 5)),
+    ("", "QLinearConv"): (Factor(3, "kernel", zero=5, scale=4),),
+    ("", "QLinearMatMul"): _pair(0, 3, zeros=(2, 5), scales=(1, 4)),
     ("", "LSTM"): _GATES,
     ("", "GRU"): _GATES,
     ("", "RNN"): _GATES,
     (MICROSOFT, "FusedConv"): _KERNEL,
     (MICROSOFT, "FusedGemm"): _pair(turned=True),
     (MICROSOFT, "FusedMatMul"): _pair(turned=True, batched=True),
-    (MICROSOFT, "QGemm"): _pair(0, 3, zeros=(2, 5), turned=True),
-    (MICROSOFT, "DynamicQuantizeMatMul"): _pair(zeros=(None, 3)),
+    # With channels_last too, its kernel is stored as that of the standard operator.
+    (MICROSOFT, "QLinearConv"): (Factor(3, "kernel", zero=5, scale=4),),
+    (MICROSOFT, "QGemm"): _pair(0, 3, (2, 5), (1, 4), turned=True),
+    (MICROSOFT, "DynamicQuantizeMatMul"): _pair(zeros=(None, 3), scales=(None, 2)),
     (MICROSOFT, "DynamicQuantizeLSTM"): (
-        Factor(1, "turned gates", zero=9),
-        Factor(2, "turned gates", zero=11),
+        Factor(1, "turned gates", zero=9, scale=8),
+        Factor(2, "turned gates", zero=11, scale=10),
     ),
-    (MICROSOFT, "MatMulIntegerToFloat"): _pair(zeros=(4, 5)),
+    (MICROSOFT, "MatMulIntegerToFloat"): _pair(zeros=(4, 5), scales=(2, 3)),
     (MICROSOFT, "Attention"): (Factor(1, "right"),),
-    (MICROSOFT, "QAttention"): (Factor(1, "right", zero=7),),
+    (MICROSOFT, "QAttention"): (Factor(1, "right", zero=7, scale=4),),
 }
 # Further products, of which the stored form or the summed axis is not worked out: their
 # stored factors are untraced. The inputs that are factors.
@@ -83,7 +87,6 @@ OTHER_PRODUCTS: dict[tuple[str, str], tuple[int, ...]] = {
     (MICROSOFT, "NhwcConv"): (1,),
     (MICROSOFT, "NhwcFusedConv"): (1,),
     (MICROSOFT, "PackedAttention"): (1,),
-    (MICROSOFT, "QLinearConv"): (3,),
     (MICROSOFT, "QMoE"): (2, 5, 8),
     (MICROSOFT, "QOrderedMatMul"): (0, 2),
     (MICROSOFT, "SparseToDenseMatMul"): (0, 1),

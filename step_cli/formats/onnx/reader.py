@@ -5,18 +5,20 @@ from dataclasses import replace
 from functools import partial
 
 from step_cli.errors import InputError, naming
-from step_cli.formats.checkpoint import Checkpoint, NamedTensor
+from step_cli.formats.checkpoint import Checkpoint, NamedTensor, Quantized
 from step_cli.formats.files.mapped_file import MappedFile
 from step_cli.formats.onnx.data import TensorData, dtype_name
 from step_cli.formats.onnx.graph import ModelReader
 from step_cli.formats.onnx.model import Model, Tensor
 from step_cli.formats.onnx.other_uses import other_uses
 from step_cli.formats.onnx.protobuf import WireError
+from step_cli.formats.onnx.quantized_names import plan_of_codes
 from step_cli.formats.onnx.weight_uses import uses_of
 from step_cli.formats.onnx.weights.boxes import parts_of
+from step_cli.formats.onnx.weights.scales import CODES, tensor_scales
 from step_cli.formats.onnx.weights.scopes import Scope
 from step_cli.formats.onnx.weights.use import Use
-from step_cli.formats.onnx.weights.zero_points import zero_point_of
+from step_cli.formats.onnx.weights.zero_points import Meaning, zero_point_of
 from step_cli.formats.plan import KEY, parse_plan
 from step_cli.nm.weight_rule import SkipReason
 
@@ -35,11 +37,15 @@ def open_onnx(file: MappedFile) -> Checkpoint:
     except WireError as error:
         raise InputError(f"not an ONNX model: {error}", file=file.path) from None
     text = model.properties.get(KEY)
+    plan = None if text is None else parse_plan(text, file=file.path)
+    if plan is not None:
+        plan, more = plan_of_codes(plan, tensors)
+        notes = (*notes, *more)
     return Checkpoint(
         file.path,
         "onnx",
         tensors,
-        None if text is None else parse_plan(text, file=file.path),
+        plan,
         notes,
         (file.path, *(part.path for part in data.external.values())),
     )
@@ -118,9 +124,19 @@ def _layers(
                 is_weight=True,
                 shared_with=shared,
                 zero_point=zero,
+                quantized=_quantized(tensor, [use.meaning for use in some]),
             )
         )
     return layers
+
+
+def _quantized(tensor: Tensor, meanings: Sequence[Meaning]) -> Quantized | None:
+    """What the codes of a tensor stand for; None if it holds plain numbers."""
+    if tensor.data_type not in CODES:
+        return None
+    found = tensor_scales(tensor, meanings)
+    given = all(meaning.zero_given for meaning in meanings)
+    return Quantized(found.scales, found.axes, given)
 
 
 def _named(name: str, tensor: Tensor, data: TensorData) -> NamedTensor:

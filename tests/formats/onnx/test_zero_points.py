@@ -35,6 +35,17 @@ PRODUCTS = [
     (node("MatMulInteger", ["w", "x", "z"], ["y"]), (2, 8), 0),
     (node("ConvInteger", ["x", "w", "", "z"], ["y"]), (2, 8, 3, 3), 0),
     (node("QLinearConv", [*Q, "w", "s", "z", "s", "z"], ["y"]), (2, 8, 3, 3), 0),
+    (
+        node(
+            "QLinearConv",
+            [*Q, "w", "s", "z", "s", "z"],
+            ["y"],
+            domain=MICROSOFT,
+            channels_last=1,
+        ),
+        (2, 8, 3, 3),
+        0,
+    ),
     (node("QLinearMatMul", [*Q, "w", "s", "z", "s", "z"], ["y"]), (8, 2), 1),
     (node("QLinearMatMul", ["w", "s", "z", *Q, "s", "z"], ["y"]), (2, 8), 0),
     (node("QGemm", [*Q, "w", "s", "z"], ["y"], domain=MICROSOFT), (8, 2), 1),

@@ -15,7 +15,7 @@ from step_cli.formats.onnx.weights.zero_points import ZeroInput
 Array = npt.NDArray[Any]
 
 MOST_NUMBERS = 4096  # of a constant that is a shape, axes or sizes
-MOST_CODES = 1 << 24  # of a zero point
+MOST_CODES = 1 << 24  # of a zero point or a scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +67,15 @@ class NodeStep:
         """The zero point at an input; 0 where there is none."""
         name = self._input(index)
         if not name:
-            return ZeroInput("", np.zeros((), np.int8))
+            return ZeroInput("", np.zeros((), np.int8), is_given=False)
         source = self.scope.find(name)
         codes = self.small(self.scope, name, MOST_CODES)
         return ZeroInput(None if source is None else id(source), codes)
+
+    def constant(self, index: int) -> Array | None:
+        """The numbers of a stored input, such as a scale; None: it is computed."""
+        name = self._input(index)
+        return self.small(self.scope, name, MOST_CODES) if name else None
 
     def _input(self, index: int) -> str:
         inputs = self.node.inputs

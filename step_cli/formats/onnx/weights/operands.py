@@ -1,11 +1,17 @@
 """What a product makes of its inputs: the axes that it sums over, and the others."""
 
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy.typing as npt
 
 from step_cli.formats.onnx.weights import views
+from step_cli.formats.onnx.weights.behind import scale_behind
 from step_cli.formats.onnx.weights.codes import dequantized
 from step_cli.formats.onnx.weights.node_step import NodeStep
 from step_cli.formats.onnx.weights.views import View
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -18,6 +24,7 @@ class Factor:
             product, a ``kernel`` [out, in, window...], the ``gates`` [direction, out,
             in] of a recurrent layer, ``turned gates`` [direction, in, out].
         zero: The input with its zero point, one or one for each output.
+        scale: The input with its scale, likewise.
         turned: The attribute that swaps its last two axes.
         batched: The attribute that makes its first axis the last but one.
     """
@@ -25,6 +32,7 @@ class Factor:
     index: int
     side: str
     zero: int | None = None
+    scale: int | None = None
     turned: str | None = None
     batched: str | None = None
 
@@ -63,11 +71,24 @@ def operand_of(factor: Factor, view: View, step: NodeStep) -> Operand | None:
     operand = _placed(factor.side, view)
     if operand is None or factor.zero is None:
         return operand
-    axis = operand.outputs or 0
-    if factor.side == "turned gates":
-        axis = 0  # one for each direction
-    view = dequantized(view, step.zero(factor.zero), axis)
+    # Of recurrent layers there is one zero point for each direction.
+    axis = 0 if factor.side == "turned gates" else operand.outputs or 0
+    scale = _scale(factor, step, 1 if operand.outputs is None else view.shape[axis])
+    view = dequantized(view, step.zero(factor.zero), scale, axis)
     return replace(operand, view=view)
+
+
+def _scale(factor: Factor, step: NodeStep, outputs: int) -> Array | None:
+    """What a product, or what stands behind it, multiplies codes by."""
+    if factor.scale is None:
+        scale = scale_behind(step.scope, step.node, step.small)
+        # On the left, a row of numbers is of the outputs of the other factor.
+        most = 1 if factor.side == "left" else outputs
+        return scale if scale is not None and scale.size in (1, most) else None
+    scale = step.constant(factor.scale)
+    if scale is not None and factor.side == "turned gates" and scale.ndim == 2:
+        return scale[:, None]  # one for each gate of each direction
+    return scale
 
 
 def _placed(side: str, view: View) -> Operand | None:

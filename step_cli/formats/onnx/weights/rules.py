@@ -1,13 +1,20 @@
 """What an operand looks like behind each operator that is looked through."""
 
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from step_cli.formats.onnx.weights import views
 from step_cli.formats.onnx.weights.codes import dequantized
 from step_cli.formats.onnx.weights.node_step import NodeStep
 from step_cli.formats.onnx.weights.reshaping import reshaped
+from step_cli.formats.onnx.weights.scales import rescaled
 from step_cli.formats.onnx.weights.slicing import sliced
 from step_cli.formats.onnx.weights.views import View
+
+Array = npt.NDArray[Any]
 
 
 def transpose(step: NodeStep) -> View | None:
@@ -137,12 +144,18 @@ def concat(step: NodeStep) -> View | None:
 
 def multiply(step: NodeStep) -> View | None:
     """Mul by a scale."""
-    return _scaled(step, scaled_input(step, either=True))
+    index = scaled_input(step, either=True)
+    return None if index is None else _scaled(step, index, step.constant(1 - index))
 
 
 def divide(step: NodeStep) -> View | None:
     """Div by a scale."""
-    return _scaled(step, scaled_input(step, either=False))
+    index = scaled_input(step, either=False)
+    if index is None:
+        return None
+    by = step.constant(1 - index)
+    with np.errstate(divide="ignore"):
+        return _scaled(step, index, None if by is None else 1 / by.astype(np.float32))
 
 
 def scaled_input(step: NodeStep, *, either: bool) -> int | None:
@@ -170,15 +183,18 @@ def _scales(scale: View, view: View) -> bool:
     return fits and (shorter or all(size == 1 for size in view.shape))
 
 
-def _scaled(step: NodeStep, index: int | None) -> View | None:
-    if index is None:
-        return None
+def _scaled(step: NodeStep, index: int, by: Array | None) -> View | None:
+    """An input multiplied by the other one, whose numbers are ``by`` if known."""
     view, scale = step.views[index], step.views[1 - index]
     assert view is not None and scale is not None
     apart = len(view.shape) - len(scale.shape)
-    return views.scaled(
+    found = views.scaled(
         view, [axis + apart for axis, size in enumerate(scale.shape) if size != 1]
     )
+    if found is None:
+        return None
+    wide = None if by is None else by.reshape((1,) * apart + by.shape)
+    return rescaled(found, wide, None)
 
 
 def quantize(step: NodeStep) -> View | None:
@@ -192,8 +208,14 @@ def quantize(step: NodeStep) -> View | None:
 
 
 def dequantize(step: NodeStep) -> View | None:
-    """DequantizeLinear: its zero point tells which codes mean zero."""
+    """DequantizeLinear: its zero point tells what is zero, its scale the rest."""
     view, axis = step.views[0], step.number("axis")
     if view is None:
         return None
-    return dequantized(view, step.zero(2), 1 if axis is None else axis)
+    return dequantized(
+        view,
+        step.zero(2),
+        step.constant(1),
+        1 if axis is None else axis,
+        step.number("block_size") or 0,
+    )

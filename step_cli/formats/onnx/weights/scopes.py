@@ -5,6 +5,7 @@ An alias, such as the input of a function, is followed to what makes the value.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from step_cli.formats.onnx.constants import numbers_tensor
 from step_cli.formats.onnx.graph import DEEPEST
@@ -110,6 +111,15 @@ class Scope:
                     continue
             for index, name in enumerate(node.outputs):
                 self.made[name] = Made(self, node, index)
+
+    @cached_property
+    def takers(self) -> dict[str, list[Node]]:
+        """The nodes of the graph that take each value; outputs are taken by none."""
+        found: dict[str, list[Node]] = {}
+        for node in self.graph.nodes:
+            for name in node.inputs:
+                found.setdefault(name, []).append(node)
+        return found
 
     def _constant(self, node: Node) -> Tensor | None:
         """The tensor that a Constant holds, whatever its form."""

@@ -1,4 +1,4 @@
-"""Which of the stored numbers mean zero, followed through quantizers on the way."""
+"""What stored numbers mean behind quantizers: which are zero, what others stand for."""
 
 import math
 from collections.abc import Sequence
@@ -25,10 +25,12 @@ class ZeroInput:
     Attributes:
         key: The same for the same value.
         codes: None: they are not known here.
+        is_given: Whether there is one at all.
     """
 
     key: object
     codes: Array | None
+    is_given: bool = True
 
     def same(self, other: "ZeroInput") -> bool:
         """Whether both are surely the same codes."""
@@ -50,6 +52,36 @@ class Zeros:
 
 
 @dataclass(frozen=True, eq=False)
+class PieceScale:
+    """What a part of stored codes is multiplied by.
+
+    Attributes:
+        values: With as many axes as the codes; of size 1 where they do not differ.
+        along: Where they differ: the axis, some indices of it, and which of the values
+            belongs to each of these.
+    """
+
+    values: npt.NDArray[np.float32]
+    along: tuple[tuple[int, Array, Array], ...] = ()
+
+    @property
+    def axes(self) -> frozenset[int]:
+        """The axes along which it differs."""
+        return frozenset(axis for axis, *_ in self.along)
+
+    def same(self, other: "PieceScale") -> bool:
+        """Whether both are the same numbers in the same places."""
+        if self is other:
+            return True
+        pairs = zip(self.along, other.along, strict=False)
+        return (
+            [axis for axis, *_ in self.along] == [axis for axis, *_ in other.along]
+            and np.array_equal(self.values, other.values)
+            and all(all(map(np.array_equal, a[1:], b[1:])) for a, b in pairs)
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class Meaning:
     """What stored numbers mean where they stand in an operand.
 
@@ -59,6 +91,10 @@ class Meaning:
         decided: Whether a node has told what the codes mean.
         is_changed: Whether they were cast or multiplied before that.
         quantizer: The zero point of the quantizer that they have passed last.
+        zero_given: Whether a node gives a zero point, be it 0.
+        scales: What codes were multiplied by, one after another; None: that is not
+            known.
+        scale_axes: The stored axes along which these differ, or may differ.
     """
 
     known: bool = True
@@ -66,6 +102,9 @@ class Meaning:
     decided: bool = False
     is_changed: bool = False
     quantizer: ZeroInput | None = None
+    zero_given: bool = False
+    scales: tuple[PieceScale, ...] | None = ()
+    scale_axes: frozenset[int] = frozenset()
 
     @property
     def is_told(self) -> bool:
@@ -80,6 +119,12 @@ class Meaning:
     def changed(self) -> "Meaning":
         """After a cast or a scale, which leaves 0 as it is."""
         return self if self.is_changed else replace(self, is_changed=True)
+
+    def scaled(self, scale: PieceScale | None, axes: frozenset[int]) -> "Meaning":
+        """Multiplied by numbers that differ along ``axes``; None: not known ones."""
+        before = self.scales
+        scales = None if before is None or scale is None else (*before, scale)
+        return replace(self, scales=scales, scale_axes=self.scale_axes | axes)
 
     def quantized(self, zero: ZeroInput) -> "Meaning":
         """As codes, whatever it was."""
@@ -98,14 +143,16 @@ class Meaning:
         if self.quantizer is not None:
             known = self.known and self.quantizer.same(zero)
             return replace(self, known=known, quantizer=None, decided=True)
+        given = self.zero_given or zero.is_given
         if zeros is None:
             return replace(self, known=False)
         if not np.any(zeros.codes != 0):
-            return replace(self, decided=True)
+            return replace(self, decided=True, zero_given=given)
         kind = DTYPES.get(tensor.data_type)
         codes = kind is not None and (kind.kind in "iu" or "int4" in kind.name)
         fits = codes and not self.decided and not self.is_changed
-        return replace(self, known=self.known and fits, zeros=zeros, decided=True)
+        known = self.known and fits
+        return replace(self, known=known, zeros=zeros, decided=True, zero_given=given)
 
 
 def one_zero(codes: Array) -> bool:
