@@ -8,7 +8,7 @@ SEED    ?= 0
 KERNELS := $(wildcard step_cli/nm/*.[ch])
 EXTRAS := train,export,hf,samples,track,tensorrt-rtx,dev
 
-.PHONY: demo test test-slow evidence fuzz lint docs clean
+.PHONY: demo test test-slow evidence fuzz lint docs docs-site docs-pictures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python sample_models/digits-resnet/demo.py
@@ -42,8 +42,23 @@ $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(KERNELS)
 	touch $@
 
 clean:
-	rm -rf step_cli/nm/_kernels*.so $(VENV) demo build dist *.egg-info fuzz-findings .pytest_cache .mypy_cache .ruff_cache
+	rm -rf step_cli/nm/_kernels*.so $(VENV) .cache demo build dist *.egg-info fuzz-findings .pytest_cache .mypy_cache .ruff_cache
 
 docs: $(VENV)/.installed
 	$(BIN)/python docs/commands.py > docs/commands.tmp && mv docs/commands.tmp docs/commands.md
 	$(BIN)/python docs/coverage.py > docs/coverage.tmp && mv docs/coverage.tmp docs/coverage.md
+
+# The documents as a site in build/site. A link or an anchor that leads nowhere fails it.
+docs-site: $(VENV)/.docs
+	$(BIN)/python docs/site.py
+	$(BIN)/zensical build --clean --strict
+
+# Pictures of the site to look at, light and dark, in build/pictures. Needs Chromium.
+docs-pictures: docs-site
+	$(BIN)/python docs/pictures.py
+
+# The core and the site builder alone: neither torch nor TensorRT.
+$(VENV)/.docs: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@

@@ -11,25 +11,26 @@ from step_cli.nm.families import family_rows, misnamed_rows
 from step_cli.nm.target_table import TARGETS
 
 HEAD = """\
-# What a verdict rests on
+# The tables behind verdicts
 
 `make docs` writes this page from the tables in the code. How coverage is computed is in
 [ci.md](ci.md).
 
 ## ONNX
 
-Names play no part: a weight is what one of these products multiplies by. The inputs
-are counted from 0; the product sums over the axis called `in`.
+Names of tensors are not used: a weight is what one of these operators multiplies by.
+The inputs are counted from 0; the product sums over the axis called `in`.
 """
 THROUGH = """
-A product's operand is followed to stored tensors through these operators. They are
-initializers, sparse initializers and Constants of every form; functions are followed
-with the attributes of their call, bodies of If, Loop and Scan with what enters them.
+From each operand of a product, the graph is followed back to stored tensors through the
+operators below. Stored tensors are initializers, sparse initializers and Constants of
+every form. Functions are followed with the attributes of their call, and the bodies of
+If, Loop and Scan with their inputs.
 """
 UNTRACED = """
-What reaches a product another way is `untraced`: it counts as not covered, and
-`--strict` fails it. So is what these products multiply by, whose stored form is not
-known here:
+A stored tensor that reaches a product through another operator is `untraced`: it counts
+as not covered, and `--strict` fails it. The same holds for the weights of these
+products, whose stored form is not known here:
 """
 FAMILIES = """
 ## Kinds of models
@@ -40,15 +41,16 @@ from the code of transformers 5.23. Models that are not listed store matrices as
 `[out, in]` and experts as `[experts, out, in]`, or are unknown.
 """
 MISNAMED = """
-And modules whose names do not tell what they are. With the config of these kinds, a
-Linear is a weight; an Embedding or positions are skipped as `embedding`, and a
-ConvTranspose, whose groups along axis 1 are those of its outputs, as `consumer`. A `*`
-is a number. Where it says "even window", a convolution of the same name has an odd one.
+In these kinds of models, the names of some modules do not show what the modules are.
+With such a config, a Linear is a weight. An Embedding, or a tensor of positions, is
+skipped as `embedding`. A ConvTranspose is skipped as `consumer`, because its groups
+along axis 1 are those of its outputs. A `*` stands for a number. "Even window" tells
+the module from a convolution of the same name whose window is odd.
 """
 LIBRARIES = """
 ## Libraries with sparse kernels
 
-What `--target` judges by. Inputs and outputs have to be multiples of these numbers.
+`--target` judges by this table. Inputs and outputs must be multiples of these numbers.
 """
 
 

@@ -44,12 +44,3 @@ def test_the_readme_lists_every_recipe(recipe: str) -> None:
 def test_the_readme_lists_every_exit_code() -> None:
     for code in (0, 1, 2, 3, 4, 5, 6, 7, 70, 75, 130):
         assert re.search(rf"^\| {code} \|", README, re.M)
-
-
-@pytest.mark.parametrize(
-    "page", ["README.md", *[p.name for p in ROOT.glob("docs/*.md")]]
-)
-def test_links_lead_somewhere(page: str) -> None:
-    path = ROOT / page if page == "README.md" else ROOT / "docs" / page
-    for link in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
-        assert (path.parent / link).exists(), link

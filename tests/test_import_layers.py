@@ -130,7 +130,7 @@ def _named(node: ast.AST) -> list[str]:
 def test_the_page_on_the_layout_names_every_room_and_only_files_that_exist() -> None:
     page = PACKAGE.parent / "docs" / "architecture.md"
     text = page.read_text(encoding="utf-8")
-    rooms = re.search(r"^\| room \|.*?\n\n", text, re.M | re.S)
+    rooms = re.search(r"^\| folder \|.*?\n\n", text, re.M | re.S)
     assert rooms is not None
     named = re.findall(
         r"`(\w+)/?`", " ".join(re.findall(r"^\| (.*?) \|", rooms[0], re.M))

@@ -29,19 +29,23 @@ class SelectionConfig(Config):
     """The options that choose tensors, patterns and axes, of three commands."""
 
     nm: SparsePattern | None = option(
-        None, "N:M pattern (default: that of the plan; without one, 2:4)", metavar="N:M"
+        None, "Use this N:M pattern (default: the plan's, or 2:4)", metavar="N:M"
     )
-    include: list[str] = option(list, "Only tensors with these names", metavar="GLOB")
+    include: list[str] = option(
+        list, "Select only tensors whose names match; repeatable", metavar="GLOB"
+    )
     exclude: list[str] = option(
-        list, "Leave out tensors with these names", metavar="GLOB"
+        list, "Leave out tensors whose names match; repeatable", metavar="GLOB"
     )
     axis: list[AxisOfGlob] = option(
-        list, "Axis the groups run along", metavar="GLOB=AXIS"
+        list, "Set the axis that groups of M run along", metavar="GLOB=AXIS"
     )
-    plan: Path | None = option(None, "Plan file, instead of the one stored")
+    plan: Path | None = option(
+        None, "Read the plan from this file, not from the checkpoint"
+    )
     key: str | None = option(
         None,
-        "Where in a torch file the state dict lies: its keys, joined by dots",
+        "Take the state dict at these keys of a torch file, joined by dots",
         metavar="PATH",
     )
 
@@ -59,35 +63,35 @@ class SelectionConfig(Config):
 class TrainCommandConfig(Config):
     """Options of ``train``."""
 
-    config: Path = Field(description="Training configuration, a TOML file")
+    config: Path = Field(description="The training configuration, a TOML file")
     set: list[str] = option(
-        list, "Override one key of the file", metavar="SECTION.KEY=VALUE"
+        list, "Override one key of CONFIG; repeatable", metavar="SECTION.KEY=VALUE"
     )
     run_dir: Path | None = option(
-        None, "Where the run or comparison is written (default: runs/<config name>)"
+        None, "Write the run or the comparison here (default: runs/<config name>)"
     )
     evaluate: Path | None = option(
         None,
         "Print the metrics of this checkpoint, or of an ONNX file as ONNX Runtime "
-        "runs it; train and write nothing",
+        "runs it, without training or writing",
     )
-    resume: bool = option(
-        False, "Resume a run or a comparison that was stopped, bit for bit"
-    )
+    resume: bool = option(False, "Continue a stopped run or comparison, bit for bit")
     force: bool = option(False, "Replace an existing run directory")
     recipes: Recipes | None = option(
-        None, "Train with each of these recipes and compare them", metavar="NAME,..."
+        None,
+        "Train with each of these recipes and compare the results",
+        metavar="NAME,...",
     )
     patterns: Patterns | None = option(
         None,
-        "Patterns to compare them at (default: that of the configuration)",
+        "Compare the recipes at these patterns (default: the one in CONFIG)",
         metavar="N:M,...",
     )
     seeds: int = option(
-        1, "Compare over this many seeds, from train.seed on", ge=1, le=1000
+        1, "Compare over this many seeds, counted up from train.seed", ge=1, le=1000
     )
     dry_run: bool = option(
-        False, "List the runs of a comparison and how long they take; write nothing"
+        False, "List the runs of a comparison and estimate their time; write nothing"
     )
 
 
@@ -96,64 +100,72 @@ class AutoswitchProfileConfig(Config):
 
     source: Path = Field(
         description="A training configuration (.toml), which is trained densely; or a "
-        "run directory of `train`, or its variance.jsonl, which is replayed"
+        "run directory of `train`, or its variance.jsonl, which is only read"
     )
-    criterion: list[str] = option(list, "Criterion to replay (default: all)")
+    criterion: list[str] = option(
+        list, "Evaluate only this criterion; repeatable (default: all)"
+    )
     eps: float | None = option(
         None,
-        "Threshold of the two AutoSwitch rules of the paper (default: Adam's eps), or "
-        "of autoswitch-relative, if it is the only criterion (default: 1 - beta2)",
+        "Set the threshold of the paper's two AutoSwitch rules (default: Adam's eps) "
+        "or, if it is the only criterion, of autoswitch-relative (default: 1 - beta2)",
         gt=0,
         allow_inf_nan=False,
     )
     beta2: float | None = option(
         None,
-        "Adam's beta2, where the recording has none (default: 0.999); another "
-        "than the recorded one, for staleness and fixed only",
+        "Set Adam's beta2 (default: the recorded one, or 0.999); a recording with "
+        "another beta2 is evaluated by staleness and fixed only",
         gt=0,
         lt=1,
     )
     window: int | None = option(
-        None, "Steps averaged over (default: round(1 / (1 - beta2)))", ge=1, le=10**9
+        None,
+        "Average over this many steps (default: round(1 / (1 - beta2)))",
+        ge=1,
+        le=10**9,
     )
     step: StepOrFraction | None = option(
         None,
-        "Step of `fixed` (default: the run's, or 0.25)",
+        "Set the step of `fixed` (default: the run's, or 0.25)",
         metavar="STEP|FRACTION",
     )
     t_min: StepOrFraction | None = option(
         None,
-        "No switch at this step or before (default: 0.1, or the run's)",
+        "Allow no switch up to this step (default: the run's, or 0.1)",
         metavar="STEP|FRACTION",
     )
     t_max: StepOrFraction | None = option(
         None,
-        "Switch after this step at the latest (default: 0.5, or the run's)",
+        "Switch after this step at the latest (default: the run's, or 0.5)",
         metavar="STEP|FRACTION",
     )
     steps: int | None = option(
         None,
-        "Steps to record, or to look at (default: until every criterion is decided "
-        "and 1000 more; all that are recorded)",
+        "Record or read this many steps (default: until every criterion has decided, "
+        "and 1000 more; of a recording, all)",
         ge=1,
     )
     seeds: int = option(
-        1, "Train with this many seeds, for mean and spread", ge=1, le=1000
+        1,
+        "Train with this many seeds, and show mean and standard deviation",
+        ge=1,
+        le=1000,
     )
     set: list[str] = option(
-        list, "Override one key of the configuration", metavar="SECTION.KEY=VALUE"
+        list, "Override one key of SOURCE; repeatable", metavar="SECTION.KEY=VALUE"
     )
     out: Path | None = option(
-        None, "Keep the run, or the runs, in this directory", metavar="DIR"
+        None, "Keep the run or runs in this directory", metavar="DIR"
     )
     force: bool = option(False, "Replace an existing --out")
     plot: OutputFile | None = option(
-        None, "Draw the curves: FILE.svg, FILE.png or FILE.html"
+        None, "Draw the curves to FILE.svg, FILE.png or FILE.html"
     )
 
 
 MODEL_HELP = (
-    "Model of the checkpoint, if it names none: sample:NAME, a Hugging Face "
+    "Build this model if the checkpoint names none: sample:NAME, a Hugging Face "
     "directory, file.py:function or package.module:function"
 )
 Device = Literal["cpu", "cuda"]
@@ -167,53 +179,53 @@ class PruneConfig(SelectionConfig):
     checkpoint: Path = Field(
         description="A file (.safetensors, .onnx, .pt, ...) or a directory"
     )
-    out: Path = Field(description="What to write, in the format of CHECKPOINT")
-    method: Method = option("magnitude", "What decides which weights are kept")
+    out: Path = Field(description="The output, in the format of CHECKPOINT")
+    method: Method = option("magnitude", "Choose the kept weights by this method")
     calibration: Path | None = option(
         None,
-        "Samples for wanda, sparsegpt, --refit and --recalibrate-bn: text, .jsonl or "
-        ".npz",
+        "Read samples for wanda, sparsegpt, --refit and --recalibrate-bn from this "
+        "text, .jsonl or .npz file",
     )
-    calibration_samples: int = option(128, "How many samples to use at most", ge=1)
+    calibration_samples: int = option(128, "Use at most this many samples", ge=1)
     refit: Refit = option(
         "none",
-        "Fit the weights that are kept to what the dense layers, or blocks, give on "
-        "the samples",
+        "Fit the kept weights, so that each layer or block gives what the dense one "
+        "gives on the samples",
     )
     recalibrate_bn: bool = option(
         False,
-        "Measure the running statistics of batch norms on the samples anew, once all "
-        "is pruned",
+        "Measure the running statistics of batch norms again on the samples, after "
+        "pruning",
     )
     model: str | None = option(None, MODEL_HELP, metavar="SPEC")
     transposable: bool = option(
-        False, "Hold the pattern along inputs and outputs, so that w^T holds it too"
+        False, "Hold the pattern along outputs as well, so that w^T holds it too"
     )
     permute: bool = option(
         False,
-        "Put channels in an order that keeps more magnitude and changes no output, "
-        "where the graph of the model proves that it may",
+        "Reorder channels so that more magnitude is kept, where the graph of the "
+        "model proves that no output changes",
     )
     input: list[str] = option(
         list,
-        "Input that --permute traces the model with: x:float32:1x3x32x32",
+        "Trace the model for --permute with this input, as x:float32:1x3x32x32",
         metavar="NAME:DTYPE:SHAPE",
     )
     density: float | None = option(
-        None, "Share of weights to keep; N is chosen for each layer", gt=0, lt=1
+        None, "Keep this share of all weights; each layer gets its own N", gt=0, lt=1
     )
     seed: int = option(
-        0, "Seed of --method random, and of the order of samples in --refit block", ge=0
+        0, "Seed --method random, and the order of samples in --refit block", ge=0
     )
     device: Device = option(
-        "cpu", "Where samples are run and their Hessians are solved, block by block"
+        "cpu", "Run samples and solve their Hessians on this device, block by block"
     )
-    dry_run: bool = option(False, "Show what would be done, and write nothing")
+    dry_run: bool = option(False, "Show what would be done; write nothing")
     resume: bool = option(
-        False, "Go on from the finished blocks of a stopped prune with samples"
+        False, "Continue a stopped prune with samples after its last finished block"
     )
     force: bool = option(
-        False, "Replace an existing OUT, and what a stopped prune has left"
+        False, "Replace an existing OUT and the files of a stopped prune"
     )
 
     @model_validator(mode="before")
@@ -238,19 +250,23 @@ class VerifyConfig(SelectionConfig):
     strict: bool = option(False, "Fail if a matrix cannot be checked")
     min_coverage: float | None = option(
         None,
-        "Fail if a smaller share of the elements could be judged",
+        "Fail if less than this share of the elements could be judged",
         ge=0,
         le=1,
         allow_inf_nan=False,
     )
-    baseline: Path | None = option(None, "Require the masks of this checkpoint")
-    target: list[TargetName] = option(
-        list, "Show whether this library has a sparse kernel for each layer"
+    baseline: Path | None = option(
+        None, "Fail if a mask differs from that of this checkpoint"
     )
-    tensorrt: bool = option(False, "Short for --target tensorrt")
-    format: Format | None = option(None, "How to show the result (default: table)")
+    target: list[TargetName] = option(
+        list, "Show whether this library has a sparse kernel for each layer; repeatable"
+    )
+    tensorrt: bool = option(False, "Same as --target tensorrt")
+    format: Format | None = option(
+        None, "Print the result in this format (default: table)"
+    )
     output: OutputFile | None = option(
-        None, "File to write the result to; the table still shows"
+        None, "Write the result to this file, and print the table"
     )
 
     @property
@@ -269,46 +285,49 @@ class ExportConfig(SelectionConfig):
     """Options of ``export``."""
 
     checkpoint: Path = Field(description="A file or directory of weights")
-    out: OutputFile = Field(description="File to write")
-    to: Target | None = option(None, "What to write; required")
+    out: OutputFile = Field(description="The file to write")
+    to: Target | None = option(None, "Write this kind of file (required)")
     model: str | None = option(None, MODEL_HELP, metavar="SPEC")
     input: list[str] = option(
         list,
-        "Input of the model; a dimension may be a name: input_ids:int64:batch,seq",
+        "Declare an input; a named size stays dynamic, as input_ids:int64:batch,seq",
         metavar="NAME:DTYPE:SHAPE",
     )
     opset: int | None = option(
-        None, "ONNX operator set, 17 to 25 (default: 20)", ge=17, le=25
+        None, "Use this ONNX operator set, 17 to 25 (default: 20)", ge=17, le=25
     )
     precision: Precision | None = option(
-        None, "Number type in the graph (default: the checkpoint's; for tensorrt fp16)"
+        None, "Compute in this number type (default: the checkpoint's; tensorrt: fp16)"
     )
-    backend: Backend = option("auto", "Library that builds the engine")
+    backend: Backend = option("auto", "Build the engine with this library")
     compute_capability: list[str] = option(
-        list, "GPU generation to build for, such as 8.6", metavar="X.Y"
+        list, "Build for this GPU generation, such as 8.6; repeatable", metavar="X.Y"
     )
     min: list[str] = option(
-        list, "Smallest shape of an input with named sizes", metavar="NAME:SHAPE"
+        list,
+        "Set the smallest shape of an input with named sizes",
+        metavar="NAME:SHAPE",
     )
     opt: list[str] = option(
-        list, "Likeliest shape, at which kernels are timed", metavar="NAME:SHAPE"
+        list, "Set the likeliest shape; kernels are timed at it", metavar="NAME:SHAPE"
     )
-    max: list[str] = option(list, "Largest shape", metavar="NAME:SHAPE")
+    max: list[str] = option(list, "Set the largest shape", metavar="NAME:SHAPE")
     require_sparse: bool = option(False, "Fail if no sparse kernel was chosen")
     tolerance: float | None = option(
         None,
-        "Largest difference from PyTorch, relative to max(1, max|reference|) "
+        "Allow this difference from PyTorch, relative to max(1, max|reference|) "
         "(default: 1e-4, 1e-2, 5e-2 for fp32, fp16, bf16)",
         gt=0,
     )
     no_check: bool = option(False, "Do not compare with PyTorch")
     workspace: int | None = option(
-        None, "Scratch memory a layer of the engine may use, in MiB", ge=1
+        None, "Let each layer of the engine use this much scratch memory, in MiB", ge=1
     )
     timing_cache: OutputFile | None = option(
-        None, "Kernel timings to read and extend (full TensorRT)"
+        None, "Read and extend this file of kernel timings (full TensorRT)"
     )
     bench: bool = option(
-        False, "Time sparse against dense: ONNX Runtime, or engines on a GPU"
+        False,
+        "Time the sparse and the dense model in ONNX Runtime, or as engines on a GPU",
     )
     force: bool = option(False, "Replace an existing output")
