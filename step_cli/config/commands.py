@@ -261,6 +261,7 @@ class VerifyConfig(SelectionConfig):
 Target = Literal["compressed", "dense", "onnx", "tensorrt"]
 Precision = Literal["fp32", "fp16", "bf16"]
 Backend = Literal["auto", "tensorrt", "tensorrt-rtx"]
+Quantize = Literal["int8", "fp8"]
 
 
 class ExportConfig(SelectionConfig):
@@ -280,6 +281,16 @@ class ExportConfig(SelectionConfig):
     )
     precision: Precision | None = option(
         None, "Number type in the graph (default: the checkpoint's; for tensorrt fp16)"
+    )
+    quantize: Quantize | None = option(
+        None,
+        "Quantize inputs, weights and outputs of sparse layers; zeros stay zeros",
+    )
+    calibration: Path | None = option(
+        None, "Samples that --quantize measures ranges on: text, .jsonl or .npz"
+    )
+    calibration_samples: int = option(
+        128, "How many samples to use at most; every fifth is compared only", ge=1
     )
     backend: Backend = option("auto", "Library that builds the engine")
     compute_capability: list[str] = option(

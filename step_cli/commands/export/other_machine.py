@@ -11,7 +11,7 @@ from step_cli.formats.tensorrt.profiles import Profile, parse_shapes
 # Options that decide what the ONNX file holds; `--precision` goes beside them.
 _OF_THE_GRAPH = (
     *("model", "input", "opset", "nm", "include", "exclude", "axis", "plan"),
-    *("tolerance", "no_check"),
+    *("tolerance", "no_check", "quantize", "calibration", "calibration_samples"),
 )
 
 
@@ -53,7 +53,8 @@ def commands_to_build(
     words = ["step-cli", "export", str(config.checkpoint), str(made), "--to", "onnx"]
     for name in _OF_THE_GRAPH:
         words += _words("--" + name.replace("_", "-"), getattr(config, name))
-    words += ["--precision", config.precision or precision]
+    if config.quantize is None:
+        words += ["--precision", config.precision or precision]
     return f"{shlex.join(words)}, then {line}"
 
 
