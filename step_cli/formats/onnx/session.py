@@ -12,6 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from step_cli.errors import InputError, StepError
+from step_cli.formats.files.mapped_file import map_file
+from step_cli.formats.onnx.data import DTYPES
+from step_cli.formats.onnx.graph import ModelReader
+from step_cli.formats.onnx.protobuf import WireError
 from step_cli.formats.quiet import quiet
 
 if TYPE_CHECKING:
@@ -20,8 +24,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 FATAL_ONLY = 4  # of ONNX Runtime's log levels
-# Quantizers stay nodes of their own, and are not fused into integer kernels.
-_QUANTIZERS_APART = "session.disable_quant_qdq"
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -69,6 +71,11 @@ class OrtSession:
             if weights is not None:
                 level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
                 options.graph_optimization_level = level
+            elif _has_fp8(model):
+                # Beyond this level ONNX Runtime 1.31 fuses quantizers of fp8 as if they
+                # were of integers: it refuses the result, or leaves out a Relu.
+                level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+                options.graph_optimization_level = level
             options.log_severity_level = FATAL_ONLY
             self._kept = []  # the session does not keep them alive itself
             for name, array in (weights or {}).items():
@@ -77,16 +84,17 @@ class OrtSession:
                 )
                 self._kept.append(value)
                 options.add_initializer(name, value)
-            given = model if isinstance(model, bytes) else str(model)
             try:
-                self._session = _session(given, options)
-            except InputError as error:
-                if "float8" not in error.message:
-                    raise
-                # ONNX Runtime 1.31 fuses quantizers of fp8 into kernels that take
-                # integers alone, and refuses the result.
-                options.add_session_config_entry(_QUANTIZERS_APART, "1")
-                self._session = _session(given, options)
+                self._session = onnxruntime.InferenceSession(
+                    model if isinstance(model, bytes) else str(model),
+                    options,
+                    providers=["CPUExecutionProvider"],
+                )
+            except StepError:
+                raise
+            except Exception as error:  # its classes have no common base
+                first = str(error).strip().splitlines()[0]
+                raise InputError(f"ONNX Runtime refuses it: {first}") from None
         self.outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
@@ -114,17 +122,15 @@ class OrtSession:
         return statistics.median(times)
 
 
-def _session(model: str | bytes, options: Any) -> Any:
-    import onnxruntime
-
-    cpu = ["CPUExecutionProvider"]
+def _has_fp8(model: Path | bytes) -> bool:
+    """Whether any stored tensor of the main graph is of fp8."""
+    data = memoryview(model) if isinstance(model, bytes) else map_file(model).data.data
     try:
-        return onnxruntime.InferenceSession(model, options, providers=cpu)
-    except StepError:
-        raise
-    except Exception as error:  # its classes have no common base
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"ONNX Runtime refuses it: {first}") from None
+        stored = ModelReader(data).model().graph.initializers
+    except WireError:
+        return False  # ONNX Runtime says what is wrong with it
+    kinds = [DTYPES.get(tensor.data_type) for tensor in stored]
+    return any(kind is not None and "float8" in kind.name for kind in kinds)
 
 
 def feeds_of(examples: Mapping[str, "Tensor"]) -> dict[str, Array]:
