@@ -94,16 +94,14 @@ def quantize(
     return Quantized(codes, source, place.path, found)
 
 
-def _save(
-    model: "onnx.ModelProto", place: OnnxPlace, largest_file: int = LARGEST_FILE
-) -> None:
+def _save(model: "onnx.ModelProto", place: OnnxPlace) -> None:
     import onnx
 
     size = sum(tensor.ByteSize() for tensor in model.graph.initializer)
     onnx.save_model(
         model,
         str(place.path),
-        save_as_external_data=size > largest_file,
+        save_as_external_data=size > LARGEST_FILE,
         location=place.data_name,
     )
 
