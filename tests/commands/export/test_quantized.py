@@ -23,6 +23,9 @@ from step_cli.formats.onnx.quantization.layers import (  # noqa: E402
     products_to_quantize,
 )
 from step_cli.formats.open import open_checkpoint  # noqa: E402
+from step_cli.formats.tensorrt.api import find_runtime  # noqa: E402
+from step_cli.formats.tensorrt.engine import EngineOptions, build_engine  # noqa: E402
+from step_cli.formats.tensorrt.evidence import parse_log  # noqa: E402
 from step_cli.reports import ExportLayer, ExportReport  # noqa: E402
 
 WEIGHTS = ("up.weight", "head.weight")
@@ -38,10 +41,20 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def int8(net: Path, samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("int8") / "m.onnx"
-    assert run(net, out, quantize="int8", calibration=samples).ok
-    return out
+def quantized(
+    net: Path, samples: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, ExportReport]]:
+    """The small network in both codes, and the reports of that."""
+    made = {}
+    for codes in ("int8", "fp8"):
+        out = tmp_path_factory.mktemp(codes) / "m.onnx"
+        made[codes] = out, run(net, out, quantize=codes, calibration=samples)
+    return made
+
+
+@pytest.fixture
+def int8(quantized: dict[str, tuple[Path, ExportReport]]) -> Path:
+    return quantized["int8"][0]
 
 
 def weights_of(net: Path) -> dict[str, Any]:
@@ -51,10 +64,9 @@ def weights_of(net: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("codes", ["int8", "fp8"])
 def test_the_written_file_is_compared_on_both_kinds_of_samples(
-    net: Path, samples: Path, tmp_path: Path, codes: str
+    net: Path, quantized: dict[str, tuple[Path, ExportReport]], codes: str
 ) -> None:
-    out = tmp_path / "m.onnx"
-    report = run(net, out, quantize=codes, calibration=samples)
+    out, report = quantized[codes]
     found = report.quantization
     assert report.ok and report.precision == "fp32" and found is not None
     assert report.parity is not None and report.parity.ok
@@ -66,7 +78,7 @@ def test_the_written_file_is_compared_on_both_kinds_of_samples(
         assert part.cosine is not None and 0.99 < part.cosine < 1
     assert found.fp32_bytes > (report.bytes.output or 0) - 4000
     assert faults_of(out, weights_of(net), codes) == []
-    assert left_in(tmp_path) == ["m.onnx"]
+    assert left_in(out.parent) == ["m.onnx"]
 
 
 def test_the_same_model_gives_the_same_bytes(
@@ -292,24 +304,52 @@ def test_where_onnx_runtime_refuses_the_graph_nothing_is_claimed(
 
 
 @pytest.mark.tensorrt
-@pytest.mark.parametrize("codes", ["int8", "fp8"])
 def test_an_engine_is_built_of_a_quantized_graph(
-    net: Path, samples: Path, tmp_path: Path, codes: str
+    net: Path, samples: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
     report: ExportReport = run(
         net,
         tmp_path / "m.plan",
         "tensorrt",
-        quantize=codes,
+        quantize="int8",
         calibration=samples,
-        compute_capability=["12.0"],
+        compute_capability=["8.0"],
         backend="tensorrt-rtx",
     )
     assert report.ok and report.precision == "fp32"
     assert report.backend is not None and report.backend.sparse_weights == "ignored"
     assert report.quantization is not None and report.quantization.layers == 2
-    assert f"--quantize {codes} --calibration {samples}" in report.notes[-1]
+    assert f"--quantize int8 --calibration {samples}" in report.notes[-1]
     assert "--precision" not in report.notes[-1]
     advice = str(report.layers[0].advice)
     assert "sparse tends to win from 256" in advice and "quantizer" not in advice
+
+
+@pytest.mark.tensorrt
+@pytest.mark.parametrize(
+    ("codes", "target"),
+    [("int8", "8.0"), ("int8", "12.0"), ("fp8", "8.9"), ("fp8", "12.0")],
+)
+def test_tripwire_rtx_ignores_the_sparsity_flag_of_codes_too(
+    quantized: dict[str, tuple[Path, ExportReport]],
+    tmp_path: Path,
+    codes: str,
+    target: str,
+) -> None:
+    """A failure here is news: TensorRT-RTX has begun to honour sparse weights."""
+    pytest.importorskip("tensorrt_rtx")
+    runtime, source = find_runtime("tensorrt-rtx"), quantized[codes][0]
+    builds = [
+        build_engine(
+            runtime,
+            source,
+            tmp_path / "m.plan",
+            EngineOptions(sparse=on, compute_capabilities=[target]),
+        )
+        for on in (True, False)
+    ]
+    assert builds[0].sha256 == builds[1].sha256
+    assert "(Sparsity)" not in builds[0].log
+    seen = {x for layer in parse_log(builds[0].log).layers for x in layer.onnx_names}
+    assert {"up", "head"} <= seen
