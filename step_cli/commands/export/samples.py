@@ -1,4 +1,7 @@
-"""The samples of `--calibration` as inputs of an exported graph."""
+"""The samples of `--calibration` as inputs of an exported graph.
+
+torch is imported once there are some: an engine of an ONNX file needs none.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +16,6 @@ from step_cli.config.commands import ExportConfig
 from step_cli.errors import InputError
 from step_cli.formats.huggingface.model import is_hugging_face
 from step_cli.formats.onnx.inputs import GraphInput
-from step_cli.models.runnable import RunnableModel
-from step_cli.oneshot.samples import read_batches
 
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
@@ -51,6 +52,9 @@ def read_samples(config: ExportConfig, loaded: LoadedModel) -> Samples:
         NonFiniteError: A sample holds NaN or infinity.
         UsageError: It is text, and the model's tokenizer is not known.
     """
+    from step_cli.models.runnable import RunnableModel
+    from step_cli.oneshot.samples import read_batches
+
     assert config.calibration is not None
     directory = Path(loaded.spec)
     batches = read_batches(
