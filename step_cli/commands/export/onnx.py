@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from step_cli.commands.export.bench import time_against_dense, times_engine
 from step_cli.commands.export.model import LoadedModel, examples_for, load_model
@@ -29,6 +30,9 @@ from step_cli.formats.onnx.weight_uses import operators_of
 from step_cli.nm.pattern import NMSpec
 from step_cli.nm.selection import Layer
 from step_cli.reports import BenchReport, ExportLayer, Parity, QuantizationReport
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class CheckFailedError(Exception):
@@ -113,16 +117,7 @@ def write_onnx(
     expected = None if config.no_check else reference(loaded, examples)
     parity, compared_in = None, None
     with _traced_place(place, samples) as traced:
-        export = export_onnx(
-            loaded.model,
-            loaded.inputs,
-            examples,
-            loaded.plan,
-            traced.path,
-            opset=config.opset or DEFAULT_OPSET,
-            data_name=traced.data_name,
-        )
-        _check_model(traced.path)
+        export = _trace(config, loaded, examples, traced)
         if expected is not None:
             path = traced.path
             parity, compared_in = compare(config, loaded, examples, path, expected)
@@ -138,6 +133,25 @@ def write_onnx(
         place.size_bytes(),
         quantization,
     )
+
+
+def _trace(
+    config: ExportConfig,
+    loaded: LoadedModel,
+    examples: "Mapping[str, Tensor]",
+    place: OnnxPlace,
+) -> OnnxExport:
+    export = export_onnx(
+        loaded.model,
+        loaded.inputs,
+        examples,
+        loaded.plan,
+        place.path,
+        opset=config.opset or DEFAULT_OPSET,
+        data_name=place.data_name,
+    )
+    _check_model(place.path)
+    return export
 
 
 def _finish(

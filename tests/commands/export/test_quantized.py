@@ -1,5 +1,6 @@
 """`export --quantize`: what is written, what is refused, and faults that are found."""
 
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from step_cli.formats.onnx.quantization.layers import (  # noqa: E402
 from step_cli.formats.open import open_checkpoint  # noqa: E402
 from step_cli.formats.tensorrt.api import find_runtime  # noqa: E402
 from step_cli.formats.tensorrt.engine import EngineOptions, build_engine  # noqa: E402
+from step_cli.render import show  # noqa: E402
 from step_cli.reports import ExportLayer, ExportReport  # noqa: E402
 
 WEIGHTS = ("up.weight", "head.weight")
@@ -79,6 +81,18 @@ def test_the_written_file_is_compared_on_both_kinds_of_samples(
     assert found.fp32_bytes > (report.bytes.output or 0) - 4000
     assert faults_of(out, weights_of(net), codes) == []
     assert left_in(out.parent) == ["m.onnx"]
+
+
+def test_the_table_says_what_is_codes_and_how_far_it_is(
+    quantized: dict[str, tuple[Path, ExportReport]],
+) -> None:
+    out = io.StringIO()
+    show(quantized["fp8"][1], out)
+    text = out.getvalue()
+    assert text.count("input, weight, output") == 2
+    assert "fp8: 2 layers quantized" in text
+    assert "fp8 against fp32 (ONNX Runtime, CPU) on 8 calibration samples: max" in text
+    assert "on 2 held-out samples: max abs" in text and "cosine 0.99" in text
 
 
 def test_the_same_model_gives_the_same_bytes(

@@ -50,14 +50,14 @@ def measure_ranges(
     Raises:
         NonFiniteError: One of the values is NaN or infinite.
     """
+    nodes = [node for name in tensors for node in graph.takers.get(name, ())]
+    nodes += [graph.makers[name] for name in tensors if name in graph.makers]
     with quiet():
         from onnxruntime.quantization.calibrate import (
             CalibrationMethod,
             create_calibrator,
         )
 
-        nodes = [node for name in tensors for node in graph.takers.get(name, ())]
-        nodes += [graph.makers[name] for name in tensors if name in graph.makers]
         calibrator = create_calibrator(
             path,
             sorted({node.op_type for node in nodes}),
@@ -67,14 +67,14 @@ def measure_ranges(
         )
         calibrator.collect_data(_Reader(feeds))
         found = calibrator.compute_data()
-    ranges = {}
-    for name in tensors:
-        low, high = found[name].range_value  # one number each, in a list
-        ranges[name] = (np.asarray(low).reshape(()), np.asarray(high).reshape(()))
-    for name, (low, high) in ranges.items():
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise NonFiniteError(
-                f"{name} is NaN or infinite on the calibration samples, so it has no "
-                "range; mend the samples or the weights"
-            )
-    return ranges
+    return {name: _finite(name, *found[name].range_value) for name in tensors}
+
+
+def _finite(name: str, low: Array, high: Array) -> tuple[Array, Array]:
+    """A range as two single numbers; the calibrator gives lists of one."""
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise NonFiniteError(
+            f"{name} is NaN or infinite on the calibration samples, so it has no "
+            "range; mend the samples or the weights"
+        )
+    return np.asarray(low).reshape(()), np.asarray(high).reshape(())

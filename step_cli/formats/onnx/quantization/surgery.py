@@ -51,13 +51,7 @@ def add_quantizers(
         _keep_for_others(graph, products)
         quantizer = _quantizer(model, products, ranges, codes)
         for product in products:
-            quantizer.quantize_activation_tensor(product.enters)
-            quantizer.quantize_activation_tensor(product.leaves)
-            if codes == "int8":
-                name, axis = product.weight, product.outputs
-                quantizer.quantize_weight_tensor_per_channel(name, axis)
-            else:
-                quantizer.quantize_weight_tensor(product.weight)
+            _mark(quantizer, product, codes)
         readers = _readers(products)
         outputs = list(graph.output)
         # The library puts a pair before an output of the graph.
@@ -71,6 +65,17 @@ def add_quantizers(
     _set(model.metadata_props, noted)
     made: onnx.ModelProto = model
     return made
+
+
+def _mark(quantizer: "QDQQuantizer", product: Product, codes: Codes) -> None:
+    """Tell the library which tensors of a layer it is to quantize."""
+    quantizer.quantize_activation_tensor(product.enters)
+    quantizer.quantize_activation_tensor(product.leaves)
+    if codes == "int8":
+        name, axis = product.weight, product.outputs
+        quantizer.quantize_weight_tensor_per_channel(name, axis)
+    else:
+        quantizer.quantize_weight_tensor(product.weight)
 
 
 def _set(field: Any, values: list[Any]) -> None:
