@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from step_cli.errors import NonFiniteError
+from step_cli.errors import InputError, NonFiniteError
 from step_cli.formats.onnx.surroundings import NamedGraph
 from step_cli.formats.quiet import quiet
 
@@ -48,6 +48,7 @@ def measure_ranges(
         external: Whether its weights are too large for one file.
 
     Raises:
+        InputError: The type of one of them is not known.
         NonFiniteError: One of the values is NaN or infinite.
     """
     nodes = [node for name in tensors for node in graph.takers.get(name, ())]
@@ -67,6 +68,12 @@ def measure_ranges(
         )
         calibrator.collect_data(_Reader(feeds))
         found = calibrator.compute_data()
+    for name in tensors:
+        if name not in found:
+            raise InputError(
+                f"{name}: ONNX's inference finds no type for it, so it has no range; "
+                "exclude the layer that it enters or leaves"
+            )
     return {name: _finite(name, *found[name].range_value) for name in tensors}
 
 
