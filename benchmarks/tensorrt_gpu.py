@@ -4,7 +4,8 @@
 
 Needs an NVIDIA GPU of compute capability 8.0 or later, TensorRT 10 or 11, and a torch
 that sees the GPU. Models of a few Linear and feed-forward shapes, and a sample model,
-get 2:4 weights by magnitude and go through `step-cli export --to tensorrt --bench`,
+get 2:4 weights by magnitude and go through `step-cli export --to tensorrt --bench`, in
+fp16 and bf16 and quantized to int8 and fp8,
 which builds an engine that may use sparse tactics and one that may not, runs both and
 times them. Writes tensorrt_gpu.json after each row: versions, per layer what was
 eligible and chosen, both medians, and what the builder said of sparsity, word by word.
@@ -27,7 +28,9 @@ from step_cli.config.commands import ExportConfig
 from step_cli.errors import MissingError, StepError
 from step_cli.formats.tensorrt.api import compute_capabilities, find_runtime
 
-PRECISIONS = ("fp16", "bf16")
+PRECISIONS = ("fp16", "bf16", "int8", "fp8")
+CODES = ("int8", "fp8")  # of them; the graph around the codes is fp32
+SAMPLES = 64  # random ones, that the ranges of int8 and fp8 are measured on
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,12 @@ def linear_checkpoint(folder: Path, case: Case) -> dict[str, Any]:
     spec = f"{code}:build"
     path = save_pruned(folder, build_model(spec).model)
     shape = f"{case.tokens}x{case.widths[0]}"
-    return {"checkpoint": path, "model": spec, "input": [f"input:float32:{shape}"]}
+    return {
+        "checkpoint": path,
+        "model": spec,
+        "input": [f"input:float32:{shape}"],
+        "calibration": save_samples(folder, {"input": (case.widths[0],)}),
+    }
 
 
 def sample_checkpoint(folder: Path, sample: str) -> dict[str, Any]:
@@ -178,8 +186,39 @@ def sample_checkpoint(folder: Path, sample: str) -> dict[str, Any]:
     from step_cli.models.spec import build_model
 
     spec = f"sample:{sample}"
-    path = save_pruned(folder, build_model(spec).model)
-    return {"checkpoint": path, "model": spec}
+    built = build_model(spec)
+    path = save_pruned(folder, built.model)
+    examples = built.example_inputs or {}
+    floats = {k: v for k, v in examples.items() if v.is_floating_point()}
+    shapes = {name: tuple(value.shape[1:]) for name, value in floats.items()}
+    tokens = {k: tuple(v.shape[1:]) for k, v in examples.items() if k not in floats}
+    calibration = save_samples(folder, shapes, tokens)
+    return {"checkpoint": path, "model": spec, "calibration": calibration}
+
+
+def save_samples(
+    folder: Path,
+    shapes: dict[str, tuple[int, ...]],
+    tokens: dict[str, tuple[int, ...]] | None = None,
+) -> Path:
+    """Random samples, for codes that are to be timed and not to be right.
+
+    Args:
+        folder: Where they go.
+        shapes: Of inputs of normal numbers, without the samples.
+        tokens: Of inputs of small integers.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Any] = {
+        name: rng.normal(size=(SAMPLES, *shape)).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    for name, shape in (tokens or {}).items():
+        arrays[name] = rng.integers(1, 100, (SAMPLES, *shape))
+    np.savez(folder / "samples.npz", **arrays)
+    return folder / "samples.npz"
 
 
 def save_pruned(folder: Path, model: Any) -> Path:
@@ -215,12 +254,25 @@ def export_engine(
     *,
     bench: bool = True,
 ) -> Any:
-    """Build, run and time both engines, as the command line would."""
+    """Build, run and time both engines, as the command line would.
+
+    Args:
+        folder: For what is written.
+        given: How to export the model, its calibration samples among it.
+        precision: fp16 or bf16, or the codes to quantize to.
+        backend: The library.
+        bench: Whether to time them.
+    """
+    given = dict(given)
+    samples = given.pop("calibration")
+    if precision in CODES:
+        given |= {"quantize": precision, "calibration": samples}
+    else:
+        given["precision"] = precision
     config = ExportConfig(
         out=folder / "m.plan",
         to="tensorrt",
         backend=backend,
-        precision=precision,
         bench=bench,
         no_check=True,  # half precision is slow in torch on a CPU
         force=True,
@@ -232,6 +284,7 @@ def export_engine(
 def row_of(report: Any) -> dict[str, Any]:
     """What the result file keeps of a report; evidence that is missing stays null."""
     kept = {"ok", "backend", "layers", "bench", "bytes", "sparsity", "notes"}
+    kept |= {"quantization"}
     found: dict[str, Any] = json.loads(report.document())
     row = {key: found[key] for key in sorted(kept)}
     log = Path(report.build_log).read_text(encoding="utf-8").splitlines()

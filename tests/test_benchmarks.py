@@ -212,9 +212,12 @@ def test_without_a_gpu_the_tensorrt_benchmark_exits_with_6(words: list[str]) -> 
 
 
 @pytest.mark.tensorrt
-@pytest.mark.parametrize("sample", [True, False])
+@pytest.mark.parametrize(
+    ("sample", "precision"),
+    [(True, "fp16"), (False, "fp16"), (False, "int8"), (False, "fp8")],
+)
 def test_the_tensorrt_benchmark_exports_what_it_would_time(
-    tmp_path: Path, sample: bool
+    tmp_path: Path, sample: bool, precision: str
 ) -> None:
     """With TensorRT-RTX, which builds without a GPU; it proves nothing on sparsity."""
     pytest.importorskip("tensorrt_rtx")
@@ -226,7 +229,7 @@ def test_the_tensorrt_benchmark_exports_what_it_would_time(
         if sample
         else module["linear_checkpoint"](tmp_path, case)
     )
-    row = module["measured"](tmp_path, lambda: given, "fp16", "tensorrt-rtx")
+    row = module["measured"](tmp_path, lambda: given, precision, "tensorrt-rtx")
     assert row["ok"]
     assert all(layer["pattern_ok"] for layer in row["layers"])
     assert len(row["layers"]) == (9 if sample else 2)
@@ -234,8 +237,11 @@ def test_the_tensorrt_benchmark_exports_what_it_would_time(
     assert row["sparse_speedup"] == bench["dense_ms"] / bench["sparse_ms"]
     assert row["backend"]["sparse_weights"] == "ignored"
     assert row["said of sparsity"] == []  # RTX has no word on it
-    line = module["summary"]({"model": "tiny", "precision": "fp16", **row})
-    assert line.startswith(f"tiny, fp16: 0 of {len(row['layers'])} layers run sparse")
+    assert (row["quantization"] is None) == (precision == "fp16")
+    line = module["summary"]({"model": "tiny", "precision": precision, **row})
+    assert line.startswith(
+        f"tiny, {precision}: 0 of {len(row['layers'])} layers run sparse"
+    )
 
 
 def test_a_part_of_the_tensorrt_benchmark_that_fails_costs_no_other(
@@ -255,9 +261,10 @@ def test_a_part_of_the_tensorrt_benchmark_that_fails_costs_no_other(
     monkeypatch.setitem(names, "row_of", lambda report: {"layers": [], "ok": True})
     monkeypatch.setitem(names, "CASES", names["CASES"][:1])
     monkeypatch.setitem(names, "linear_checkpoint", lambda *given: {})
-    first, second = module["rows"](tmp_path, "")
+    first, second, *others = module["rows"](tmp_path, "")
+    assert len(others) == 2  # int8 and fp8
     assert first["ok"] and first["not timed"] == "ValueError: the driver is too old"
     assert second["error"] == "ValueError: the driver is too old"
-    assert tried == [True, False, True, False]
+    assert tried == [True, False] * 4
     assert "not timed" in module["summary"](first)
     assert "FAILED" in module["summary"](second)

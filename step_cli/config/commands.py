@@ -279,6 +279,7 @@ class VerifyConfig(SelectionConfig):
 Target = Literal["compressed", "dense", "onnx", "tensorrt"]
 Precision = Literal["fp32", "fp16", "bf16"]
 Backend = Literal["auto", "tensorrt", "tensorrt-rtx"]
+Quantize = Literal["int8", "fp8"]
 
 
 class ExportConfig(SelectionConfig):
@@ -298,6 +299,16 @@ class ExportConfig(SelectionConfig):
     )
     precision: Precision | None = option(
         None, "Compute in this number type (default: the checkpoint's; tensorrt: fp16)"
+    )
+    quantize: Quantize | None = option(
+        None,
+        "Quantize inputs, weights and outputs of sparse layers; zeros stay zeros",
+    )
+    calibration: Path | None = option(
+        None, "Measure the ranges of --quantize on these samples: text, .jsonl or .npz"
+    )
+    calibration_samples: int = option(
+        128, "Use at most this many samples; every fifth is only compared", ge=1
     )
     backend: Backend = option("auto", "Build the engine with this library")
     compute_capability: list[str] = option(

@@ -19,6 +19,7 @@ from step_cli.reports import (
     ExportReport,
     PrunedLayer,
     PruneReport,
+    QuantizationReport,
     RefittedBlock,
     Report,
     SkippedTensor,
@@ -223,17 +224,29 @@ def _export_layers(
     layers: list[ExportLayer], console: "AnyConsole", *, engine: bool
 ) -> None:
     evidence = ("eligible", "chosen") if engine else ()
+    coded = any(layer.quantizers for layer in layers)
     rows = [
         [
             one_line(layer.name),
             layer.pattern,
             _mark(layer.pattern_ok),
+            *([_coded(layer)] if coded else []),
             *([_mark(layer.eligible), _mark(layer.chosen)] if engine else []),
             one_line(layer.advice or layer.tactic or ""),
         ]
         for layer in layers
     ]
-    console.table(("layer", "pattern", "holds", *evidence, "advice"), rows)
+    codes = ("codes",) if coded else ()
+    console.table(("layer", "pattern", "holds", *codes, *evidence, "advice"), rows)
+
+
+def _coded(layer: ExportLayer) -> str:
+    """Which of a layer's input, weight and output are codes."""
+    found = layer.quantizers
+    if found is None:
+        return "none"
+    sides = {"input": found.input, "weight": found.weight, "output": found.output}
+    return ", ".join(side for side, dtype in sides.items() if dtype) or "none"
 
 
 def _mark(claim: bool | None) -> str:
@@ -260,6 +273,8 @@ def _export_facts(report: ExportReport) -> list[str]:
             f"{parity.max_abs:.3g}, max rel {parity.max_rel:.3g}, "
             f"{compared} {parity.tolerance:g}"
         )
+    if report.quantization is not None:
+        lines += _quantization_facts(report.quantization)
     backend = report.backend
     if backend is not None:
         targets = ", ".join(backend.compute_capabilities) or "its default targets"
@@ -275,6 +290,24 @@ def _export_facts(report: ExportReport) -> list[str]:
             f"with dense weights {report.bench.dense_ms:.3f} ms (medians)"
         )
     return lines + report.notes
+
+
+def _quantization_facts(found: QuantizationReport) -> list[str]:
+    lines = [f"{found.codes}: {found.layers} layers quantized"]
+    for name, one in (("calibration", found.calibration), ("held-out", found.held_out)):
+        if one is None:
+            lines.append(f"{found.codes} against fp32 on {name} samples: not compared")
+            continue
+        lines.append(
+            f"{found.codes} against fp32 ({found.runtime}) on {one.samples} {name} "
+            f"samples: max abs {_number(one.max_abs)}, mean abs "
+            f"{_number(one.mean_abs)}, cosine {_number(one.cosine, 6)}"
+        )
+    return lines + found.faults
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "?" if value is None else f"{value:.{digits}g}"
 
 
 def _count(number: int | None) -> str:

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from step_cli.reports.export import ExportBytes as ExportBytes
     from step_cli.reports.export import ExportLayer as ExportLayer
     from step_cli.reports.export import ExportReport as ExportReport
+    from step_cli.reports.export import LayerQuantizers as LayerQuantizers
+    from step_cli.reports.export import OutputDifference as OutputDifference
     from step_cli.reports.export import Parity as Parity
+    from step_cli.reports.export import QuantizationReport as QuantizationReport
     from step_cli.reports.export import SparsityCounts as SparsityCounts
     from step_cli.reports.prune import PrunedLayer as PrunedLayer
     from step_cli.reports.prune import PruneReport as PruneReport
@@ -69,7 +72,10 @@ _NAMES = {
     ),
     "export": (
         "ExportBytes",
+        "LayerQuantizers",
+        "OutputDifference",
         "Parity",
+        "QuantizationReport",
         "ExportLayer",
         "SparsityCounts",
         "BackendReport",

@@ -6,6 +6,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from step_cli.reports.report import Part, Report, SkippedTensor
+from step_cli.reports.verify_nm import TargetView
 
 
 class ExportBytes(Part):
@@ -27,6 +28,47 @@ class Parity(Part):
     output: str = Field(description="The output that differs most")
 
 
+class LayerQuantizers(Part):
+    """The codes around one layer; null where it reads, stores or gives numbers."""
+
+    input: str | None
+    weight: str | None
+    output: str | None = Field(description="Behind its bias and its Relu")
+    scales: int | None = Field(description="Of the weight: one, or one per output")
+
+
+class OutputDifference(Part):
+    """How far the quantized graph is from the fp32 one, over all outputs."""
+
+    samples: int
+    max_abs: float | None = Field(description="Null if a number is not finite")
+    max_rel: float | None = Field(description="max_abs over the largest magnitude")
+    mean_abs: float | None
+    cosine: float | None
+
+
+class QuantizationReport(Part):
+    """What ``--quantize`` made; null where nothing was compared."""
+
+    codes: Literal["int8", "fp8"]
+    layers: int = Field(description="How many were quantized")
+    calibration: OutputDifference | None = Field(
+        description="On the samples that ranges were measured on"
+    )
+    held_out: OutputDifference | None = Field(
+        description="On samples that they were not; null if there are too few"
+    )
+    runtime: str | None = Field(description="What ran both graphs")
+    fp32_bytes: int = Field(description="Size of the fp32 graph")
+    faults: list[str] = Field(description="What is wrong with codes and quantizers")
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong, and every number that was seen is finite."""
+        seen = [one for one in (self.calibration, self.held_out) if one is not None]
+        return not self.faults and all(one.max_abs is not None for one in seen)
+
+
 class ExportLayer(Part):
     """The evidence on one layer: true, false, or null where nothing was observed."""
 
@@ -39,6 +81,13 @@ class ExportLayer(Part):
     chosen: bool | None = None
     tactic: str | None = None
     advice: str | None = None
+    quantizers: LayerQuantizers | None = None
+    zeros_kept: bool | None = Field(
+        None, description="Whether every zero of the weight has the code 0"
+    )
+    targets: dict[str, TargetView] | None = Field(
+        None, description="Whether a library has a sparse kernel for it, by its name"
+    )
 
 
 class SparsityCounts(Part):
@@ -76,6 +125,7 @@ class ExportReport(Report):
     ratio: float | None = Field(None, description="Dense bytes over output bytes")
     parity: Parity | None = None
     parity_precision: str | None = None
+    quantization: QuantizationReport | None = None
     layers: list[ExportLayer]
     skipped: list[SkippedTensor] = Field([])
     backend: BackendReport | None = None

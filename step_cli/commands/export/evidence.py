@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from step_cli.formats.files.mapped_file import map_file
-from step_cli.formats.onnx.reader import open_onnx
+from step_cli.commands.export.views import tensorrt_views
 from step_cli.formats.onnx.weight_uses import nodes_of_weights
 from step_cli.formats.tensorrt.api import TrtRuntime, compute_capabilities
 from step_cli.formats.tensorrt.engine import EngineBuild, EngineOptions
@@ -16,12 +15,6 @@ from step_cli.formats.tensorrt.evidence import (
     evidence_of,
     sparse_weights,
 )
-from step_cli.nm.count import TensorToCheck
-from step_cli.nm.diagnosis import holds_pattern
-from step_cli.nm.pattern import NMPattern, NMSpec
-from step_cli.nm.selection import Layer
-from step_cli.nm.target_table import TWO_FOUR
-from step_cli.nm.targets import implies_two_four, operand_of, view_of
 from step_cli.reports import BackendReport, ExportLayer
 
 if TYPE_CHECKING:
@@ -71,29 +64,14 @@ def before_build(
         The layers with TensorRT's advice on each, and whether any layer holds 2:4 in
         the graph: reason to permit sparse weights.
     """
-    tensors = {tensor.name: tensor for tensor in open_onnx(map_file(onnx_path)).tensors}
-    advised, any_two_four = [], False
-    for layer in layers:
-        tensor = tensors.get(layer.onnx_name or "")
-        if tensor is not None and tensor.axis is not None:
-            spec = NMSpec(NMPattern.parse(layer.pattern), tensor.axis)
-            to_check = TensorToCheck(tensor.data(), spec)
-            holds = layer.pattern_ok is True
-            operand = operand_of(Layer.alone(tensor, spec))
-            view = view_of("tensorrt", operand, to_check, holds=holds)
-            advice = layer.advice or view.advice
-            layer = layer.model_copy(update={"advice": advice})
-            any_two_four = any_two_four or _is_two_four(to_check, holds=holds)
-        advised.append(layer)
+    views, any_two_four = tensorrt_views(layers, onnx_path)
+    advised = [
+        layer.model_copy(update={"advice": layer.advice or view.advice})
+        if view is not None
+        else layer
+        for layer, view in zip(layers, views, strict=True)
+    ]
     return advised, any_two_four
-
-
-def _is_two_four(to_check: TensorToCheck, *, holds: bool) -> bool:
-    if holds and implies_two_four(to_check.spec.pattern):
-        return True
-    axis = to_check.spec.axis
-    divisible = to_check.data.array.shape[axis] % TWO_FOUR.m == 0
-    return divisible and holds_pattern(to_check, TWO_FOUR, axis)
 
 
 def after_build(

@@ -40,6 +40,7 @@ class LoadedModel:
         vocabulary: Integer inputs stay below it.
         examples: Tensors from the model's source, or None.
         precision: fp32, fp16 or bf16.
+        spec: What built it.
     """
 
     model: "nn.Module"
@@ -49,6 +50,7 @@ class LoadedModel:
     vocabulary: int
     examples: "dict[str, Tensor] | None"
     precision: Precision
+    spec: str
 
 
 def load_model(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> LoadedModel:
@@ -79,7 +81,13 @@ def load_model(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> Load
 
 
 def precision_of(config: ExportConfig, checkpoint: Checkpoint, plan: Plan) -> Precision:
-    """That of the options, else the checkpoint's; engines default to 16 bits."""
+    """That of the options, else the checkpoint's; engines default to 16 bits.
+
+    Quantized graphs are fp32 around their codes: half precision has no room for the
+    scales of small weights.
+    """
+    if config.quantize is not None:
+        return "fp32"
     if config.precision is not None:
         return config.precision
     dtypes = [tensor.dtype for tensor in checkpoint.tensors if tensor.name in plan]
@@ -134,7 +142,14 @@ def _built(source: ModelSource, checkpoint: Checkpoint, plan: Plan) -> LoadedMod
     inputs = inputs_of_examples(examples) if examples else list(built.inputs)
     renamed = {name: plan[stored] for name, stored in names.items()}
     return LoadedModel(
-        built.model, renamed, names, inputs, built.vocabulary, examples, "fp32"
+        built.model,
+        renamed,
+        names,
+        inputs,
+        built.vocabulary,
+        examples,
+        "fp32",
+        source.spec,
     )
 
 

@@ -1,18 +1,22 @@
 """`export --to onnx`: written, checked, compared with PyTorch, its pattern verified."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from step_cli.commands.export.bench import time_against_dense, times_engine
 from step_cli.commands.export.model import LoadedModel, examples_for, load_model
 from step_cli.commands.export.parity import compare, reference
+from step_cli.commands.export.quantized import compared, quantize, with_quantizers
+from step_cli.commands.export.samples import Samples, read_samples
 from step_cli.commands.export.source import Source, refuse_nonfinite
 from step_cli.commands.verify.counted import Counted, count_layers
 from step_cli.config.commands import ExportConfig, Precision
 from step_cli.errors import InputError
 from step_cli.formats.files.mapped_file import map_file
+from step_cli.formats.files.temporary import temporary_directory
 from step_cli.formats.onnx.exporter import (
     DEFAULT_OPSET,
     OnnxExport,
@@ -25,7 +29,10 @@ from step_cli.formats.onnx.reader import open_onnx
 from step_cli.formats.onnx.weight_uses import operators_of
 from step_cli.nm.pattern import NMSpec
 from step_cli.nm.selection import Layer
-from step_cli.reports import BenchReport, ExportLayer, Parity
+from step_cli.reports import BenchReport, ExportLayer, Parity, QuantizationReport
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class CheckFailedError(Exception):
@@ -44,6 +51,7 @@ class WrittenOnnx:
         parity_precision: The precision it was made in, or None.
         bench: Its time in ONNX Runtime, with ``--bench``.
         size_bytes: Of the model file, and of its data file if there is one.
+        quantization: What became of it with ``--quantize``.
     """
 
     precision: Precision
@@ -53,12 +61,15 @@ class WrittenOnnx:
     parity_precision: str | None
     bench: BenchReport | None
     size_bytes: int
+    quantization: QuantizationReport | None = None
 
     @property
     def ok(self) -> bool:
         """Whether all checks passed."""
         broken = any(layer.pattern_ok is False for layer in self.layers)
         verified = self.verified and not broken
+        if self.quantization is not None and not self.quantization.ok:
+            return False
         return verified and (self.parity is None or self.parity.ok)
 
     @property
@@ -100,30 +111,74 @@ def write_onnx(
         StepError: It cannot be written, or onnx.checker refuses it.
     """
     check_inputs(loaded.model, loaded.inputs)
+    samples = read_samples(config, loaded) if config.quantize else None
     examples = examples_for(loaded, shapes)
     # Before the tracer, whose messages on a faulty model are hard to read.
     expected = None if config.no_check else reference(loaded, examples)
-    opset, path = config.opset or DEFAULT_OPSET, place.path
+    parity, compared_in = None, None
+    with _traced_place(place, samples) as traced:
+        export = _trace(config, loaded, examples, traced)
+        if expected is not None:
+            path = traced.path
+            parity, compared_in = compare(config, loaded, examples, path, expected)
+        layers, quantization = _finish(config, loaded, export, traced, place, samples)
+    timed = config.bench and not times_engine(config)
+    return WrittenOnnx(
+        loaded.precision,
+        config.opset or DEFAULT_OPSET,
+        layers,
+        parity,
+        compared_in,
+        time_against_dense(place.path, examples) if timed else None,
+        place.size_bytes(),
+        quantization,
+    )
+
+
+def _trace(
+    config: ExportConfig,
+    loaded: LoadedModel,
+    examples: "Mapping[str, Tensor]",
+    place: OnnxPlace,
+) -> OnnxExport:
     export = export_onnx(
         loaded.model,
         loaded.inputs,
         examples,
         loaded.plan,
-        path,
-        opset=opset,
+        place.path,
+        opset=config.opset or DEFAULT_OPSET,
         data_name=place.data_name,
     )
-    _check_model(path)
-    layers = _layers(loaded, export, path)
-    parity, compared_in = None, None
-    if expected is not None:
-        parity, compared_in = compare(config, loaded, examples, path, expected)
-    timed = config.bench and not times_engine(config)
-    bench = time_against_dense(path, examples) if timed else None
-    size = place.size_bytes()
-    return WrittenOnnx(
-        loaded.precision, opset, layers, parity, compared_in, bench, size
-    )
+    _check_model(place.path)
+    return export
+
+
+def _finish(
+    config: ExportConfig,
+    loaded: LoadedModel,
+    export: OnnxExport,
+    traced: OnnxPlace,
+    place: OnnxPlace,
+    samples: Samples | None,
+) -> tuple[list[ExportLayer], QuantizationReport | None]:
+    """Quantize the traced graph, if asked to, and look at what was written."""
+    if samples is None or config.quantize is None:
+        return _layers(loaded, export, place.path), None
+    done = quantize(config.quantize, samples, traced.path, export.plan, place)
+    _check_model(place.path)
+    layers, faults = with_quantizers(_layers(loaded, export, place.path), done)
+    return layers, compared(done, samples, faults)
+
+
+@contextmanager
+def _traced_place(place: OnnxPlace, samples: Samples | None) -> Iterator[OnnxPlace]:
+    """Where the traced graph is written: a folder of its own if it is quantized."""
+    if samples is None:
+        yield place
+        return
+    with temporary_directory("fp32") as folder:
+        yield OnnxPlace(folder / "model.onnx")
 
 
 def _check_model(path: Path) -> None:

@@ -13,6 +13,7 @@ _OF_THE_GRAPH = (
     *("model", "input", "opset", "nm", "include", "exclude", "axis", "plan"),
     *("tolerance", "no_check"),
 )
+_OF_QUANTIZED = ("quantize", "calibration", "calibration_samples")
 
 
 def trtexec(config: ExportConfig, profiles: Sequence[Profile] = ()) -> str:
@@ -51,9 +52,11 @@ def commands_to_build(
     if made == config.checkpoint:
         return line
     words = ["step-cli", "export", str(config.checkpoint), str(made), "--to", "onnx"]
-    for name in _OF_THE_GRAPH:
+    quantized = () if config.quantize is None else _OF_QUANTIZED
+    for name in (*_OF_THE_GRAPH, *quantized):
         words += _words("--" + name.replace("_", "-"), getattr(config, name))
-    words += ["--precision", config.precision or precision]
+    if config.quantize is None:
+        words += ["--precision", config.precision or precision]
     return f"{shlex.join(words)}, then {line}"
 
 

@@ -118,6 +118,7 @@ def _checks(written: "WrittenOnnx") -> dict[str, Any]:
         "parity_precision": written.parity_precision,
         "precision": written.precision,
         "opset": written.opset,
+        "quantization": written.quantization,
     }
 
 

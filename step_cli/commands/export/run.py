@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 # Options that mean something for some targets only; others would be ignored silently.
 _SELECTION = {"nm", "include", "exclude", "axis", "plan", "key"}
 _GRAPH = {"model", "input", "opset", "precision", "tolerance", "no_check", "bench"}
+_GRAPH |= {"quantize", "calibration", "calibration_samples"}
 _ENGINE = {"backend", "compute_capability", "min", "opt", "max", "require_sparse"}
 _ENGINE |= {"workspace", "timing_cache"}
 _COMMON = {"checkpoint", "out", "to", "force"}
@@ -31,6 +32,7 @@ OPTIONS = {
     "onnx": _COMMON | _SELECTION | _GRAPH,
     "tensorrt": _COMMON | _SELECTION | _GRAPH | _ENGINE,
 }
+FP8_SINCE = 19  # opset of ONNX
 SPARSE_SINCE = 8.0  # compute capability of the first sparse tensor cores
 
 
@@ -93,7 +95,9 @@ def _inputs(config: ExportConfig) -> list[Path]:
     """What is read, so that no output replaces it."""
     code = Path((config.model or "").rpartition(":")[0])
     plan = [] if config.plan is None else [config.plan]
-    return [config.checkpoint, *plan, *([code] if code.is_file() else [])]
+    samples = [] if config.calibration is None else [config.calibration]
+    code_file = [code] if code.is_file() else []
+    return [config.checkpoint, *plan, *samples, *code_file]
 
 
 def _tensorrt(config: ExportConfig) -> ExportReport:
@@ -126,10 +130,30 @@ def _check_options(config: ExportConfig) -> None:
     names = [parse_input(text).name for text in config.input]
     if len(set(names)) < len(names):
         raise UsageError("--input: an input is given twice")
+    _check_quantize(config)
     suffix = {"compressed": ".safetensors", "dense": ".safetensors", "onnx": ".onnx"}
     ending = suffix.get(config.to)
     if ending is not None and config.out.suffix.lower() != ending:
         raise UsageError(f"OUT: expected a name that ends in {ending}", file=config.out)
+
+
+def _check_quantize(config: ExportConfig) -> None:
+    if config.quantize is None:
+        for option in _given(config, {"calibration", "calibration_samples"}):
+            raise UsageError(f"{option} has no meaning without --quantize")
+        return
+    if config.calibration is None:
+        raise UsageError(
+            "--quantize: give --calibration FILE, the samples that ranges of inputs "
+            "and outputs are measured on: text, .jsonl or .npz"
+        )
+    if config.precision not in (None, "fp32"):
+        raise UsageError(
+            f"--precision {config.precision}: a quantized graph is fp32 around its "
+            "codes; leave it out"
+        )
+    if config.quantize == "fp8" and (config.opset or FP8_SINCE) < FP8_SINCE:
+        raise UsageError(f"--opset: fp8 needs {FP8_SINCE} or later")
 
 
 def _given(config: ExportConfig, names: set[str]) -> list[str]:

@@ -26,7 +26,7 @@ def judge_for(targets: Sequence[TargetName], checkpoint: Checkpoint) -> Judge | 
     def judge(layer: Counted) -> dict[str, TargetView]:
         operand = operand_of(layer.layer)
         if layer.tensor.name in around:
-            operand = _in_graph(operand, around[layer.tensor.name])
+            operand = in_graph(operand, around[layer.tensor.name])
         given = TensorToCheck(layer.tensor.data(), layer.spec)
         holds = layer.counts.violations == 0
         views = {
@@ -64,7 +64,13 @@ def _around(checkpoint: Checkpoint) -> "dict[str, Surroundings]":
     return surroundings(checkpoint.path)
 
 
-def _in_graph(operand: Operand, around: "Surroundings") -> Operand:
+def in_graph(operand: Operand, around: "Surroundings") -> Operand:
+    """A weight as its product in a graph uses it.
+
+    Args:
+        operand: The weight as it is stored.
+        around: What stands around it.
+    """
     return replace(
         operand,
         dtype=around.quantized or operand.dtype,

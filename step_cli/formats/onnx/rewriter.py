@@ -112,7 +112,8 @@ def save_dense_twin(source: Path, target: Path) -> None:
     for tensor in model.graph.initializer:
         if tensor.name in weights:
             values = numpy_helper.to_array(tensor)
-            dense = np.where(values == 0, np.asarray(1e-3, values.dtype), values)
+            small = 1 if values.dtype.kind in "iu" else 1e-3
+            dense = np.where(values == 0, np.asarray(small, values.dtype), values)
             tensor.CopyFrom(numpy_helper.from_array(dense, tensor.name))
     data = f"{target.name}.data"
     onnx.save(model, str(target), save_as_external_data=True, location=data)

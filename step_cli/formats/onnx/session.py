@@ -12,6 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from step_cli.errors import InputError, StepError
+from step_cli.formats.files.mapped_file import map_file
+from step_cli.formats.onnx.data import DTYPES
+from step_cli.formats.onnx.graph import ModelReader
+from step_cli.formats.onnx.protobuf import WireError
 from step_cli.formats.quiet import quiet
 
 if TYPE_CHECKING:
@@ -79,6 +83,11 @@ class OrtSession:
             if weights is not None:
                 level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
                 options.graph_optimization_level = level
+            elif _has_fp8(model):
+                # Beyond this level ONNX Runtime 1.31 fuses quantizers of fp8 as if they
+                # were of integers: it refuses the result, or leaves out a Relu.
+                level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+                options.graph_optimization_level = level
             options.log_severity_level = FATAL_ONLY
             self._kept = []  # the session does not keep them alive itself
             for name, array in (weights or {}).items():
@@ -136,6 +145,17 @@ class OrtSession:
             if turn >= 3:
                 times.append(1000 * (time.perf_counter() - start))
         return statistics.median(times)
+
+
+def _has_fp8(model: Path | bytes) -> bool:
+    """Whether any stored tensor of the main graph is of fp8."""
+    data = memoryview(model) if isinstance(model, bytes) else map_file(model).data.data
+    try:
+        stored = ModelReader(data).model().graph.initializers
+    except WireError:
+        return False  # ONNX Runtime says what is wrong with it
+    kinds = [DTYPES.get(tensor.data_type) for tensor in stored]
+    return any(kind is not None and "float8" in kind.name for kind in kinds)
 
 
 def feeds_of(examples: Mapping[str, "Tensor"]) -> dict[str, Array]:

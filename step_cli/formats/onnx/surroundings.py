@@ -41,8 +41,15 @@ class Surroundings:
 
 
 @dataclass
-class _Graph:
-    """A graph with the names that can be seen in it."""
+class NamedGraph:
+    """A graph with the names that can be seen in it.
+
+    Attributes:
+        graph: The graph.
+        stored: Stored tensors, by name; those of the graphs around it too.
+        makers: The node that gives each value, by the value's name.
+        takers: The nodes that take each value.
+    """
 
     graph: Graph
     stored: Mapping[str, Tensor]
@@ -60,13 +67,13 @@ class _Graph:
                 own |= dict.fromkeys(node.outputs, value.tensor)
         self.stored = {**self.stored, **own}
 
-    def inside(self) -> Iterator["_Graph"]:
+    def inside(self) -> Iterator["NamedGraph"]:
         """This one, and those of its control flow."""
         yield self
         for node in self.graph.nodes:
             for attribute in node.attributes.values():
                 for graph in attribute.graphs:
-                    yield from _Graph(graph, self.stored).inside()
+                    yield from NamedGraph(graph, self.stored).inside()
 
 
 def surroundings(path: Path) -> dict[str, Surroundings]:
@@ -76,7 +83,7 @@ def surroundings(path: Path) -> dict[str, Surroundings]:
     """
     found: dict[str, Surroundings] = {}
     graph = ModelReader(map_file(path).data.data).model().graph
-    for at in _Graph(graph, {}).inside():
+    for at in NamedGraph(graph, {}).inside():
         for node in at.graph.nodes:
             if node.op_type in PRODUCTS:
                 for name, quantized in _weights(at, node):
@@ -85,7 +92,7 @@ def surroundings(path: Path) -> dict[str, Surroundings]:
     return found
 
 
-def _weights(at: _Graph, node: Node) -> Iterator[tuple[str, str | None]]:
+def _weights(at: NamedGraph, node: Node) -> Iterator[tuple[str, str | None]]:
     """The stored matrices that a product uses, and what they are quantized to."""
     for name in node.inputs:
         quantized = None
@@ -103,13 +110,13 @@ def _weights(at: _Graph, node: Node) -> Iterator[tuple[str, str | None]]:
             name = maker.inputs[0]
 
 
-def _around(at: _Graph, node: Node, quantized: str | None) -> Surroundings:
+def _around(at: NamedGraph, node: Node, quantized: str | None) -> Surroundings:
     group = node.attributes.get("group")
     groups = group.integer if group and node.op_type in CONVOLUTIONS else None
     return Surroundings(groups or 1, _gives_codes(at, node), quantized)
 
 
-def _gives_codes(at: _Graph, node: Node) -> bool:
+def _gives_codes(at: NamedGraph, node: Node) -> bool:
     """Whether a quantizer follows, with nothing between that would not be fused."""
     if node.op_type in CODES_OUT:
         return True
