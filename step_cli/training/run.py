@@ -21,11 +21,7 @@ from step_cli.optim.layers import choose_layers, density, plan_of
 from step_cli.optim.stays_dense import coverage_of, overall_density
 from step_cli.plots.drawing import require_drawing
 from step_cli.reports import TrainReport
-from step_cli.training.callbacks import (
-    Callback,
-    TensorBoard,
-    tensorboard_is_installed,
-)
+from step_cli.training.callbacks import Callback
 from step_cli.training.checkpoints import load_checkpoint, save_checkpoint
 from step_cli.training.distributed import Processes, process_group
 from step_cli.training.evaluate import evaluate
@@ -50,6 +46,8 @@ from step_cli.training.run_directory import (
 from step_cli.training.setup import Setup, selection, set_up
 from step_cli.training.stop import StopRequest, stop_on_request
 from step_cli.training.teacher import record_teacher, refuse_other_teacher
+from step_cli.training.trackers.tracker import Tracker
+from step_cli.training.trackers.tracking import require_trackers, tracking
 from step_cli.training.trainer import Trainer
 from step_cli.training.wrapping import parallelize
 
@@ -65,6 +63,7 @@ def train(
         StoppedError: A signal to stop came, and a checkpoint was saved.
     """
     require_drawing(page=True)
+    require_trackers(config.train.trackers)
     with (
         translate_memory_errors(config.train),
         process_group(config.train) as processes,
@@ -182,27 +181,35 @@ def _go_on(
     def save() -> None:
         save_checkpoint(path, setup.model, optimizer, processes, keep=train.keep)
 
-    header = variance_header(config, setup.model, setup.optimizer)
-    with ExitStack() as stack:
-        stop = shared.stop or stack.enter_context(stop_on_request(processes))
-        records, callbacks = Unrecorded(header), list[Callback]()
+    with ExitStack() as told:
+        trackers: list[Tracker] = []
         if processes.first:
-            records = stack.enter_context(Records(path, header, after))
-            followed = _callbacks(setup, path, train.steps, after, shared.place)
-            callbacks = stack.enter_context(followed)
-        trainer = Trainer(config, setup, records, save, callbacks)
-        trainer.run(stop)
-        if optimizer.steps_taken < train.steps and stop():
-            save()
-            show_stopped(trainer, path)
-            raise stop.stopped_at(optimizer.steps_taken)
-    try:
-        return finish(trainer, path, run_dir)
-    except (StoppedError, KeyboardInterrupt) as stopped:
-        if processes.size == 1:  # others would not come to save with it
-            save()
-        said = "stopped before its results were complete, go on with --resume"
-        raise StoppedError(said, getattr(stopped, "exit_code", INTERRUPTED)) from None
+            trackers = told.enter_context(tracking(config, optimizer, path, after))
+        with ExitStack() as stack:
+            stop = shared.stop or stack.enter_context(stop_on_request(processes))
+            header = variance_header(config, setup.model, optimizer)
+            records, callbacks = Unrecorded(header), list[Callback]()
+            if processes.first:
+                records = stack.enter_context(Records(path, header, after))
+                followed = _callbacks(setup, path, train.steps, after, shared.place)
+                callbacks = [*stack.enter_context(followed), *trackers]
+            trainer = Trainer(config, setup, records, save, callbacks)
+            trainer.run(stop)
+            if optimizer.steps_taken < train.steps and stop():
+                save()
+                show_stopped(trainer, path)
+                raise stop.stopped_at(optimizer.steps_taken)
+        try:
+            report = finish(trainer, path, run_dir)
+        except (StoppedError, KeyboardInterrupt) as stopped:
+            if processes.size == 1:  # others would not come to save with it
+                save()
+            said = "stopped before its results were complete, go on with --resume"
+            code = getattr(stopped, "exit_code", INTERRUPTED)
+            raise StoppedError(said, code) from None
+        for tracker in trackers:
+            tracker.on_report(report)
+    return report
 
 
 @contextmanager
@@ -221,13 +228,9 @@ def _callbacks(
     optimizer = setup.optimizer
     with ExitStack() as stack:
         layers = LayerRecords(run_dir, setup.model, optimizer, setup.plan, after)
-        written: list[Callback] = [layers]
         stack.callback(layers.close)
-        if tensorboard_is_installed():
-            events = TensorBoard(run_dir, optimizer, after)
-            stack.callback(events.close)
-            written.append(events)
-        yield written + stack.enter_context(progress_callbacks(optimizer, steps, place))
+        shown = stack.enter_context(progress_callbacks(optimizer, steps, place))
+        yield [layers, *shown]
 
 
 def evaluate_checkpoint(config: TrainConfig, checkpoint: Path) -> TrainReport:
