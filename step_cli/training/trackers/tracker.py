@@ -121,12 +121,14 @@ class Tracker(Callback):
             MissingError: A part of the library is not installed.
             OutputError: The tracker did not begin the run.
         """
-        assert self._backend is not None
+        backend = self._backend
+        assert backend is not None
         try:
-            self.run_id = self._backend.begin(self._run, known_as)
+            self.run_id = backend.begin(self._run, known_as)
         except Exception as error:
             if required:
-                raise _refusal(self._backend, error) from error
+                self._backend = None
+                raise _refusal(backend, error) from error
             self._give_up(error)
 
     @override

@@ -36,7 +36,9 @@ class Trackio(Backend):
                 project=PROJECT,
                 name=name,
                 resume="must" if known_as else "never",
-                config={section: dict(values) for section, values in run.config.items()},
+                config={
+                    section: dict(values) for section, values in run.config.items()
+                },
                 embed=False,
             )
         return name
