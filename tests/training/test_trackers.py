@@ -161,9 +161,9 @@ def test_another_process_than_the_first_needs_no_library(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    for key, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2",
-                       "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():  # fmt: skip
-        monkeypatch.setenv(key, value)
+    started = {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "MASTER_PORT": 1}
+    for key, value in {**started, "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(key, str(value))
     require_trackers(["wandb"])
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(MissingError):

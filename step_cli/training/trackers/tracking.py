@@ -68,16 +68,15 @@ def tracking(
         MissingError: A part of a tracker's library is not installed.
         OutputError: A tracker did not begin the run, or `FILE` cannot be written.
     """
-    names = config.train.trackers
-    if names is None:
-        names = (TensorBoard.name,) if tensorboard_is_installed() else ()
+    asked = config.train.trackers
+    names = _by_default() if asked is None else list[str](asked)
     document = config.model_dump(mode="json", by_alias=True, exclude_none=True)
     run = TrackedRun(run_dir, document, after)
     known = _known(run_dir) if after else {}
     trackers = [Tracker(BACKENDS[name](), optimizer, run) for name in names]
     try:
         for name, tracker in zip(names, trackers, strict=True):
-            required = not after and config.train.trackers is not None
+            required = not after and asked is not None
             tracker.begin(known.get(name), required=required)
         ids = {n: t.run_id for n, t in zip(names, trackers, strict=True) if t.run_id}
         if not known.items() >= ids.items():
@@ -90,6 +89,10 @@ def tracking(
         raise
     for tracker in trackers:
         tracker.end(finished=True)
+
+
+def _by_default() -> list[str]:
+    return [TensorBoard.name] if tensorboard_is_installed() else []
 
 
 def _known(run_dir: Path) -> dict[str, str]:
