@@ -181,7 +181,7 @@ def test_the_callback_writes_a_plan_beside_each_file_of_a_pruned_model(
 
 
 def test_a_checkpoint_before_the_switch_has_no_plan(tmp_path: Path) -> None:
-    _, _, trainer = watched(tmp_path, save_top_k=-1)
+    watched(tmp_path, save_top_k=-1)
     assert (tmp_path / "step=2.ckpt").exists()
     assert not (tmp_path / "step=2.ckpt.nm_plan.json").exists()
     plan = (tmp_path / "step=4.ckpt.nm_plan.json").read_text()

@@ -39,7 +39,7 @@ class MLflow(Backend):
     @override
     def begin(self, run: TrackedRun, known_as: str | None) -> str:
         mlflow = importlib.import_module("mlflow")
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or _own_store(run.directory)
+        uri = _given_store() or _own_store(run.directory)
         with quiet():  # it tells each change to the tables of a new store
             self._client = mlflow.MlflowClient(tracking_uri=uri)
             if known_as is not None:
@@ -61,7 +61,7 @@ class MLflow(Backend):
         if found is not None:
             return str(found.experiment_id)
         place = None
-        if "MLFLOW_TRACKING_URI" not in os.environ:
+        if _given_store() is None:
             place = (run.directory / ARTIFACTS).absolute().as_uri()
         return str(self._client.create_experiment(name, artifact_location=place))
 
@@ -94,6 +94,10 @@ class MLflow(Backend):
     def end(self, *, finished: bool) -> None:
         status = "FINISHED" if finished else "KILLED"
         self._client.set_terminated(self._id, status=status)
+
+
+def _given_store() -> str | None:
+    return os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
 def _own_store(directory: Path) -> str:

@@ -23,7 +23,7 @@ class Wandb(Backend):
 
     @override
     def load(self) -> None:
-        if _is_offline():  # else its import may later report errors to its makers
+        if _is_offline():  # it reports errors to its makers unless this is set
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         importlib.import_module("wandb")
 
@@ -36,7 +36,7 @@ class Wandb(Backend):
             dir=os.environ.get("WANDB_DIR", str(run.directory)),
             id=known_as,
             resume="allow" if known_as and not _is_offline() else None,
-            mode="offline" if "WANDB_MODE" not in os.environ else None,
+            mode=None if os.environ.get("WANDB_MODE") else "offline",
             config={section: dict(values) for section, values in run.config.items()},
             reinit="create_new",  # runs of a comparison come one after the other
             # It would take over stdout, where the report goes, and stderr.
@@ -58,4 +58,4 @@ class Wandb(Backend):
 
 
 def _is_offline() -> bool:
-    return os.environ.get("WANDB_MODE", "offline") != "online"
+    return (os.environ.get("WANDB_MODE") or "offline") not in ("online", "shared")
