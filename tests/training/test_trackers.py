@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands.compare.comparisons import runs as finished_runs
+from commands.compare.comparisons import words
 from conftest import Outcome
 from integration.ranks import Ranks
-from small_run import CONFIG, NET, overrides, set_words, small_config
+from small_run import CONFIG, NET, overrides, small_config
 from stopped_run import stopping_at
 from training import parallel_work as work
 from training.told_trackers import FAKES, REAL, Runs, Told, fail
@@ -149,9 +151,8 @@ def test_a_missing_library_is_exit_6_and_says_what_to_install(
     step_cli: Callable[..., Outcome],
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    words = set_words(tmp_path / "net.py", f"train.trackers={name}", *TINY)
-    small_config(tmp_path)  # writes net.py
-    done = step_cli("train", CONFIG, *words, "--run-dir", tmp_path / "run")
+    argv = words(tmp_path, f"train.trackers={name}", *TINY)
+    done = step_cli(*argv, "--run-dir", tmp_path / "run")
     assert done.code == 6
     assert f"{name} is not installed: pip install" in done.error
     assert not (tmp_path / "run").exists()
@@ -189,14 +190,18 @@ def test_a_wrong_list_is_told(names: str, tmp_path: Path) -> None:
 
 
 def test_a_tracker_that_cannot_begin_refuses_a_new_run(
-    monkeypatch: pytest.MonkeyPatch, runs: dict[str, Runs], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
+    runs: dict[str, Runs],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(sys.modules["wandb"], "init", fail)
     with pytest.raises(OutputError, match="Biases cannot begin a run: the server went"):
-        train(tracked(tmp_path, "trackio", "wandb"), tmp_path / "run")
+        train(tracked(tmp_path, "trackio", "wandb", "mlflow"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     (told,) = runs["trackio"].values()
-    assert told.states == ["ended"]
+    assert told.states == ["ended"] and not runs["mlflow"]
+    assert said(caplog) == []
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -254,10 +259,28 @@ def test_a_damaged_file_of_ids_begins_a_new_run_of_the_tracker(
     assert "new runs of trackers are begun" in said(caplog)[0]
 
 
+def test_each_run_of_a_comparison_is_a_run_of_the_tracker(
+    runs: dict[str, Runs],
+    step_cli: Callable[..., Outcome],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = (*TINY, "train.trackers=wandb")
+    argv = [*words(tmp_path, *asked), "--recipes", "asp,sr-ste", "--run-dir"]
+    assert step_cli(*argv, tmp_path / "runs").code == 0
+    names = [told.facts["name"] for told in runs["wandb"].values()]
+    assert sorted(names) == finished_runs(tmp_path / "runs")
+    assert all(told.states == ["finished"] for told in runs["wandb"].values())
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    refused = step_cli(*argv, tmp_path / "others")
+    assert refused.code == 6 and "wandb is not installed" in refused.error
+    assert not (tmp_path / "others").exists()
+
+
 def test_only_the_first_of_two_processes_tells_a_tracker(
     ranks: Ranks, tmp_path: Path
 ) -> None:
     (tmp_path / "net.py").write_text(NET)
-    words = [*overrides(tmp_path / "net.py"), "train.trackers=wandb", *TINY]
-    heard = ranks.run(work.train_tracked, CONFIG, words, tmp_path / "run")
+    given = [*overrides(tmp_path / "net.py"), "train.trackers=wandb", *TINY]
+    heard = ranks.run(work.train_tracked, CONFIG, given, tmp_path / "run")
     assert heard == [[6], []]

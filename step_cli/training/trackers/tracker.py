@@ -105,7 +105,8 @@ class Tracker(Callback):
     def __init__(
         self, backend: Backend, optimizer: SparseOptimizer, run: TrackedRun
     ) -> None:
-        self._backend: Backend | None = backend
+        self._given = backend
+        self._backend: Backend | None = None  # before the run begins, and after an end
         self._title, self._optimizer, self._run = backend.title, optimizer, run
         self._marked = run.after > 0 and optimizer.switch_step is not None
         self.run_id: str | None = None  # None where it is not told anything
@@ -121,15 +122,14 @@ class Tracker(Callback):
             MissingError: A part of the library is not installed.
             OutputError: The tracker did not begin the run.
         """
-        backend = self._backend
-        assert backend is not None
         try:
-            self.run_id = backend.begin(self._run, known_as)
+            self.run_id = self._given.begin(self._run, known_as)
         except Exception as error:
             if required:
-                self._backend = None
-                raise _refusal(backend, error) from error
+                raise _refusal(self._given, error) from error
             self._give_up(error)
+        else:
+            self._backend = self._given
 
     @override
     def on_log(self, values: Mapping[str, Any]) -> None:
