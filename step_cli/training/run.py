@@ -1,6 +1,6 @@
 """A whole training run: its directory, the loop, its results."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,29 +176,16 @@ def _go_on(
     *,
     after: int,
 ) -> TrainReport:
-    train, optimizer, processes = config.train, setup.optimizer, setup.processes
+    optimizer, processes = setup.optimizer, setup.processes
 
     def save() -> None:
-        save_checkpoint(path, setup.model, optimizer, processes, keep=train.keep)
+        save_checkpoint(path, setup.model, optimizer, processes, keep=config.train.keep)
 
     with ExitStack() as told:
         trackers: list[Tracker] = []
         if processes.first:
             trackers = told.enter_context(tracking(config, optimizer, path, after))
-        with ExitStack() as stack:
-            stop = shared.stop or stack.enter_context(stop_on_request(processes))
-            header = variance_header(config, setup.model, optimizer)
-            records, callbacks = Unrecorded(header), list[Callback]()
-            if processes.first:
-                records = stack.enter_context(Records(path, header, after))
-                followed = _callbacks(setup, path, train.steps, after, shared.place)
-                callbacks = [*stack.enter_context(followed), *trackers]
-            trainer = Trainer(config, setup, records, save, callbacks)
-            trainer.run(stop)
-            if optimizer.steps_taken < train.steps and stop():
-                save()
-                show_stopped(trainer, path)
-                raise stop.stopped_at(optimizer.steps_taken)
+        trainer = _take_steps(config, setup, path, shared, trackers, save, after)
         try:
             report = finish(trainer, path, run_dir)
         except (StoppedError, KeyboardInterrupt) as stopped:
@@ -210,6 +197,34 @@ def _go_on(
         for tracker in trackers:
             tracker.on_report(report)
     return report
+
+
+def _take_steps(
+    config: TrainConfig,
+    setup: Setup,
+    path: Path,
+    shared: Shared,
+    trackers: Sequence[Callback],
+    save: Callable[[], None],
+    after: int,
+) -> Trainer:
+    """The loop, from the step after ``after`` to the last, or to a request to stop."""
+    steps, optimizer, processes = config.train.steps, setup.optimizer, setup.processes
+    header = variance_header(config, setup.model, optimizer)
+    with ExitStack() as stack:
+        stop = shared.stop or stack.enter_context(stop_on_request(processes))
+        records, callbacks = Unrecorded(header), list[Callback]()
+        if processes.first:
+            records = stack.enter_context(Records(path, header, after))
+            followed = _callbacks(setup, path, steps, after, shared.place)
+            callbacks = [*stack.enter_context(followed), *trackers]
+        trainer = Trainer(config, setup, records, save, callbacks)
+        trainer.run(stop)
+        if optimizer.steps_taken < steps and stop():
+            save()
+            show_stopped(trainer, path)
+            raise stop.stopped_at(optimizer.steps_taken)
+    return trainer
 
 
 @contextmanager
