@@ -14,12 +14,18 @@ if TYPE_CHECKING:
     from step_cli.formats.compressed.semi_structured import (
         load_compressed as load_compressed,
     )
+    from step_cli.integrations.huggingface import (
+        HuggingFaceCallback as HuggingFaceCallback,
+    )
+    from step_cli.integrations.lightning import LightningCallback as LightningCallback
     from step_cli.optim.mask import nm_mask as nm_mask
     from step_cli.optim.require_sparse import require_sparse as require_sparse
     from step_cli.recipes.sparse_adamw import sparse as sparse
     from step_cli.recipes.sparse_adamw import sparse_adamw as sparse_adamw
 
 _HOME = {
+    "HuggingFaceCallback": "step_cli.integrations.huggingface",
+    "LightningCallback": "step_cli.integrations.lightning",
     "export": "step_cli.commands.export.run",
     "load_compressed": "step_cli.formats.compressed.semi_structured",
     "nm_mask": "step_cli.optim.mask",

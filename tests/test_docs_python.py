@@ -48,6 +48,13 @@ def test_a_snippet_runs(
     names = NAMES[kind](tmp_path)
     if kind == "lightning":
         monkeypatch.setitem(sys.modules, "lightning", names["lightning"])
+        monkeypatch.setitem(
+            sys.modules, "lightning.pytorch", names["lightning"].pytorch
+        )
+        # It is imported with the stand-in, and forgotten afterwards.
+        callback = "step_cli.integrations.lightning"
+        monkeypatch.setitem(sys.modules, callback, sys.modules.get(callback))
+        del sys.modules[callback]
     snippets.run(code, names)
     if kind == "classes":  # what is shown is what `train` does
         scores = names["scores"].detach()
@@ -58,3 +65,4 @@ def test_a_snippet_runs(
         assert names["teacher"].weight.grad is None
     if kind == "lightning":
         assert names["Module"]().configure_optimizers().phase == "precondition"
+        assert len(names["callbacks"]) == 1

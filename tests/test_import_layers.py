@@ -19,6 +19,7 @@ ROOMS = (
     "__init__",  # when a name is used
     "cli",
     "commands",
+    "integrations",
     "training",
     "oneshot",
     "channels",

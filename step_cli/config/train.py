@@ -27,6 +27,7 @@ from step_cli.config.types import (
     RecipeName,
     Section,
     StepOrFraction,
+    Trackers,
     to_step,
 )
 from step_cli.errors import UsageError, nearest
@@ -111,6 +112,11 @@ class TrainSection(Section):
         "auto", description="auto: ddp under torchrun"
     )
     compile: bool = Field(False, description="torch.compile the model")
+    trackers: Trackers | None = Field(
+        None,
+        description="Any of tensorboard, wandb, mlflow, trackio; default: tensorboard "
+        "where it is installed",
+    )
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -78,6 +78,8 @@ RecipeName = Annotated[str, AfterValidator(_refuse_unknown)]
 _OnlyOnce = AfterValidator(_refuse_twice)
 Recipes = Annotated[tuple[RecipeName, ...], BeforeValidator(_apart), _OnlyOnce]
 Patterns = Annotated[tuple[SparsePattern, ...], BeforeValidator(_apart), _OnlyOnce]
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+Trackers = Annotated[tuple[TrackerName, ...], BeforeValidator(_apart), _OnlyOnce]
 
 
 def refuse_directory(value: object) -> object:

@@ -31,7 +31,7 @@ def require_sparse(model: nn.Module, optimizer: Optimizer) -> None:
         NonFiniteError: A chosen weight is NaN or infinite.
         UsageError: The optimizer is another one, or of another model.
     """
-    own = _unwrapped(optimizer)
+    own = sparse_optimizer(optimizer)
     broken: list[tuple[Weight, Tensor, int]] = []
     for w, spec, held in _chosen(model, own):
         groups, unfit = _count(held, spec)
@@ -47,7 +47,12 @@ def require_sparse(model: nn.Module, optimizer: Optimizer) -> None:
         )
 
 
-def _unwrapped(optimizer: Any) -> SparseOptimizer:
+def sparse_optimizer(optimizer: Any) -> SparseOptimizer:
+    """The optimizer of `sparse_adamw` or `sparse` inside of what wraps it.
+
+    Raises:
+        UsageError: There is none.
+    """
     inner = optimizer
     while inner is not None and not isinstance(inner, SparseOptimizer):
         inner = getattr(inner, "optimizer", None)

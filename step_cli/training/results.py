@@ -18,12 +18,10 @@ from step_cli.data.said import found_in
 from step_cli.errors import OutputError, StepError
 from step_cli.formats.files.staged import staged
 from step_cli.formats.huggingface.directory import copy_tokenizer
-from step_cli.formats.huggingface.load import places_of
 from step_cli.formats.huggingface.model import is_transformers
-from step_cli.formats.open import open_checkpoint
-from step_cli.formats.plan import FILE as PLAN_FILE
+from step_cli.formats.huggingface.saved_plan import stored_plan, write_plan
 from step_cli.formats.plan import KEY as PLAN_KEY
-from step_cli.formats.plan import digests, plan_json
+from step_cli.formats.plan import plan_json
 from step_cli.formats.pytorch.arrays import to_array
 from step_cli.formats.quiet import quiet
 from step_cli.formats.safetensors.writer import save_safetensors
@@ -211,18 +209,14 @@ def _save_transformers(
     files = _save_pretrained(directory, model, state)
     if not plan:
         return
-    # It saves some models under the names, and in the pieces, of their first release.
-    opened = open_checkpoint(directory)
-    saved = {ours: theirs for theirs, ours in places_of(model, opened).items()}
-    if not saved.keys() >= plan.keys():
+    stored = stored_plan(directory, model, plan)
+    if stored is None:
         # The plan names tensors in one piece; transformers reads both forms.
         for file in files:
             file.unlink()
-        files = _save_pretrained(directory, model, state, save_original_format=False)
-        saved = {name: name for name in plan}
-    renamed = {saved[name]: layer for name, layer in plan.items()}
-    text = plan_json(renamed, indent=2, files=digests(files))
-    (directory / PLAN_FILE).write_text(text + "\n", encoding="utf-8")
+        _save_pretrained(directory, model, state, save_original_format=False)
+        stored = plan
+    write_plan(directory, stored)
 
 
 def _save_pretrained(

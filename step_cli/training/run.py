@@ -1,6 +1,6 @@
 """A whole training run: its directory, the loop, its results."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,7 @@ from step_cli.formats.plan import plan_json, read_plan
 from step_cli.nm.pattern import Plan
 from step_cli.plots.drawing import require_drawing
 from step_cli.reports import TrainReport
-from step_cli.training.callbacks import (
-    Callback,
-    TensorBoard,
-    tensorboard_is_installed,
-)
+from step_cli.training.callbacks import Callback
 from step_cli.training.checkpoints import load_checkpoint, save_checkpoint
 from step_cli.training.distributed import Processes, process_group
 from step_cli.training.memory import translate_memory_errors
@@ -41,6 +37,8 @@ from step_cli.training.run_directory import (
 from step_cli.training.setup import Setup, set_up
 from step_cli.training.stop import StopRequest, stop_on_request
 from step_cli.training.teacher_record import record_teacher, refuse_other_teacher
+from step_cli.training.trackers.tracker import Tracker
+from step_cli.training.trackers.tracking import require_trackers, tracking
 from step_cli.training.trainer import Trainer
 
 
@@ -55,6 +53,7 @@ def train(
         StoppedError: A signal to stop came, and a checkpoint was saved.
     """
     require_drawing(page=True)
+    require_trackers(config.train.trackers)
     with (
         translate_memory_errors(config.train),
         process_group(config.train) as processes,
@@ -167,32 +166,55 @@ def _go_on(
     *,
     after: int,
 ) -> TrainReport:
-    train, optimizer, processes = config.train, setup.optimizer, setup.processes
+    optimizer, processes = setup.optimizer, setup.processes
 
     def save() -> None:
-        save_checkpoint(path, setup.model, optimizer, processes, keep=train.keep)
+        save_checkpoint(path, setup.model, optimizer, processes, keep=config.train.keep)
 
-    header = variance_header(config, setup.model, setup.optimizer)
+    with ExitStack() as told:
+        trackers: list[Tracker] = []
+        if processes.first:
+            trackers = told.enter_context(tracking(config, optimizer, path, after))
+        trainer = _take_steps(config, setup, path, shared, trackers, save, after)
+        try:
+            report = finish(trainer, path, run_dir)
+        except (StoppedError, KeyboardInterrupt) as stopped:
+            if processes.size == 1:  # others would not come to save with it
+                save()
+            said = "stopped before its results were complete, go on with --resume"
+            code = getattr(stopped, "exit_code", INTERRUPTED)
+            raise StoppedError(said, code) from None
+        for tracker in trackers:
+            tracker.on_report(report)
+    return report
+
+
+def _take_steps(
+    config: TrainConfig,
+    setup: Setup,
+    path: Path,
+    shared: Shared,
+    trackers: Sequence[Callback],
+    save: Callable[[], None],
+    after: int,
+) -> Trainer:
+    """The loop, from the step after ``after`` to the last, or to a request to stop."""
+    steps, optimizer, processes = config.train.steps, setup.optimizer, setup.processes
+    header = variance_header(config, setup.model, optimizer)
     with ExitStack() as stack:
         stop = shared.stop or stack.enter_context(stop_on_request(processes))
         records, callbacks = Unrecorded(header), list[Callback]()
         if processes.first:
             records = stack.enter_context(Records(path, header, after))
-            followed = _callbacks(setup, path, train.steps, after, shared.place)
-            callbacks = stack.enter_context(followed)
+            followed = _callbacks(setup, path, steps, after, shared.place)
+            callbacks = [*stack.enter_context(followed), *trackers]
         trainer = Trainer(config, setup, records, save, callbacks)
         trainer.run(stop)
-        if optimizer.steps_taken < train.steps and stop():
+        if optimizer.steps_taken < steps and stop():
             save()
             show_stopped(trainer, path)
             raise stop.stopped_at(optimizer.steps_taken)
-    try:
-        return finish(trainer, path, run_dir)
-    except (StoppedError, KeyboardInterrupt) as stopped:
-        if processes.size == 1:  # others would not come to save with it
-            save()
-        said = "stopped before its results were complete, go on with --resume"
-        raise StoppedError(said, getattr(stopped, "exit_code", INTERRUPTED)) from None
+    return trainer
 
 
 @contextmanager
@@ -211,10 +233,6 @@ def _callbacks(
     optimizer = setup.optimizer
     with ExitStack() as stack:
         layers = LayerRecords(run_dir, setup.model, optimizer, setup.plan, after)
-        written: list[Callback] = [layers]
         stack.callback(layers.close)
-        if tensorboard_is_installed():
-            events = TensorBoard(run_dir, optimizer, after)
-            stack.callback(events.close)
-            written.append(events)
-        yield written + stack.enter_context(progress_callbacks(optimizer, steps, place))
+        shown = stack.enter_context(progress_callbacks(optimizer, steps, place))
+        yield [layers, *shown]

@@ -77,4 +77,6 @@ def lightning(folder: Path) -> dict[str, Any]:
 
     stand_in: Any = types.ModuleType("lightning")
     stand_in.LightningModule = LightningModule
+    stand_in.pytorch = types.ModuleType("lightning.pytorch")
+    stand_in.pytorch.Callback = type("Callback", (), {})
     return {"lightning": stand_in}

@@ -1,5 +1,6 @@
 """What each of two processes does that train together; the tests judge the outcome."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch.distributed as dist
 import undrawn
 from stopped_run import stopping_at
 from torch import nn
+from training.told_trackers import FAKES, Runs
 
 from step_cli.config.train import load_config
 from step_cli.data.batch import IGNORED, Dataset, TensorSplit
@@ -101,3 +103,13 @@ def train_one_as(*arguments: Any) -> Any:
     """`train_one`, its options as one dictionary."""
     *plain, options = arguments
     return train_one(*plain, **options)
+
+
+def train_tracked(config: Path, overrides: list[str], run_dir: Path) -> list[int]:
+    """Train with a stand-in for wandb; the last step that each of its runs heard of."""
+    runs: Runs = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("WANDB_MODE", raising=False)
+        patch.setitem(sys.modules, "wandb", FAKES["wandb"](runs)["wandb"])
+        train_one("ddp", config, overrides, run_dir)
+    return [max(told.numbers["train/loss"]) for told in runs.values()]

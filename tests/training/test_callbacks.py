@@ -13,6 +13,7 @@ from step_cli.errors import StoppedError
 from step_cli.training import run as run_module
 from step_cli.training.callbacks import tag_of
 from step_cli.training.run import train
+from step_cli.training.trackers import tracking
 
 pytest.importorskip("tensorboard")
 
@@ -79,7 +80,7 @@ def test_a_resumed_run_goes_on_with_the_same_events(
 def test_without_tensorboard_a_run_leaves_no_events(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_module, "tensorboard_is_installed", lambda: False)
+    monkeypatch.setattr(tracking, "tensorboard_is_installed", lambda: False)
     assert train(small_config(tmp_path), tmp_path / "run").ok
     assert not (tmp_path / "run" / "tensorboard").exists()
 

@@ -44,6 +44,7 @@ from step_cli.training.run_directory import (
     run_directory,
 )
 from step_cli.training.stop import StopRequest, stop_on_request
+from step_cli.training.trackers.tracking import require_trackers
 
 logger = logging.getLogger(__name__)
 States = dict[str, tuple[str, Outcome | None]]
@@ -61,6 +62,7 @@ def compare(
         StoppedError: A signal to stop came.
     """
     require_drawing(page=True)
+    require_trackers(runs[0].config.train.trackers)
     t_quantile(CONFIDENCE, 1)  # scipy is there, or this is the time to say so
     with process_group(runs[0].config.train) as processes, all_looked_at_later():
         if resume:
