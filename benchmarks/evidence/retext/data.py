@@ -3,8 +3,8 @@
     python benchmarks/evidence/retext/data.py OUT
 
 Writes OUT/wordnet/train.bin and OUT/wordnet/valid.bin, OUT/about.json with the SHA-256
-of both, and OUT/start/model: the weights of a dense run of the task `text`, which is
-trained if it is not there, in a minute or two.
+of both, and OUT/start/model: the weights of a dense run on the text of the task `text`,
+by `start.toml`, which is trained if it is not there, in a minute or two.
 """
 
 import argparse
@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 WORDNET = Path("/usr/share/wordnet")  # where Debian's wordnet-base puts it
-TEXT = Path(__file__).parents[1] / "text"  # the task whose weights training starts from
+HERE = Path(__file__).parent
+TEXT = HERE.parent / "text"  # the task on whose text the weights were trained
 SHUFFLE_SEED = 19
 WEIGHTS = "model/model.safetensors"  # of a run directory
 START_SEED = 100  # none of the seeds that count
@@ -92,9 +93,9 @@ def train_start(out: Path) -> None:
         return
     subprocess.run([sys.executable, TEXT / "data.py", out / "text"], check=True)
     command = [sys.executable, "-m", "step_cli", "--quiet", "train"]
-    command += [TEXT / "config.toml", "--run-dir", out / "start", "--force"]
+    command += [HERE / "start.toml", "--run-dir", out / "start", "--force"]
     command += ["--set", f"data.source={out / 'text' / 'stdlib'}"]
-    command += ["--set", f"train.seed={START_SEED}", "--set", "sparsity.recipe=dense"]
+    command += ["--set", f"train.seed={START_SEED}"]
     # As the runs that follow, which are compared with one another.
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env=alone)

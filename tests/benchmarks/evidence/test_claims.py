@@ -164,7 +164,7 @@ def test_results_of_another_configuration_do_not_count(
 def test_the_best_learning_rate_is_taken_once_all_are_there(study: Study) -> None:
     task = TASKS["text"]
     runs = [run for run in tuning_runs([task]) if run.label == "sr-ste"]
-    for run, loss in zip(runs, (2.0, 1.5, 1.9, 1.8, 2.1), strict=True):
+    for run, loss in zip(runs, (2.0, 1.5, 1.9, 1.8), strict=True):
         assert study.rate(task, "sr-ste") is None
         study.write(run, result(run, loss))
     assert study.rate(task, "sr-ste") == task.rates[1]
