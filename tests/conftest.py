@@ -69,13 +69,20 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def logs_as_before() -> Iterator[None]:
-    """A command that runs in this process sets where its log goes."""
-    logger = logging.getLogger("step_cli")
-    handlers, propagate, level = logger.handlers[:], logger.propagate, logger.level
+def logs_as_of_a_library() -> Iterator[None]:
+    """A command that runs in this process sets where its log goes; nothing has here.
+
+    Also before the test, as fixtures of a module or of the session run commands.
+    """
+    forget_where_logs_go()
     yield
-    logger.handlers, logger.propagate = handlers, propagate
-    logger.setLevel(level)
+    forget_where_logs_go()
+
+
+def forget_where_logs_go() -> None:
+    logger = logging.getLogger("step_cli")
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Which parameters of a model become N:M, and along which axis."""
 
-import logging
 from collections.abc import Callable
 
 import pytest
@@ -206,7 +205,6 @@ def test_what_does_not_divide_into_groups_is_said(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level("WARNING", "step_cli"):
-        logging.getLogger("step_cli").propagate = True
         plan_for(Zoo(), Selection(exclude=["depthwise.*"]))
     assert "odd.weight stays dense: shape [4, 6] has no whole groups" in caplog.text
     assert "depthwise.weight stays" not in caplog.text
@@ -218,7 +216,6 @@ def test_what_is_computed_from_a_parameter_is_said_to_stay_dense(
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     nn.utils.parametrizations.weight_norm(model[0])
     with caplog.at_level("WARNING", "step_cli"):
-        logging.getLogger("step_cli").propagate = True
         assert list(plan_for(model, Selection())) == ["1.weight"]
     name = "0.parametrizations.weight.original1"
     assert f"{name} stays dense: its module computes the weight" in caplog.text
@@ -226,7 +223,6 @@ def test_what_is_computed_from_a_parameter_is_said_to_stay_dense(
 
 def test_a_glob_that_matches_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("WARNING", "step_cli"):
-        logging.getLogger("step_cli").propagate = True
         plan_for(Zoo(), Selection(exclude=["nothing.*"]))
     assert "'nothing.*' matches no tensor" in caplog.text
 

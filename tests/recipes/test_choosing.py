@@ -1,6 +1,5 @@
 """The types of modules choose, however parameters are given; what is left is told."""
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -176,11 +175,6 @@ def test_a_scheduler_of_groups_that_are_split_is_refused() -> None:
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records]
-
-
-@pytest.fixture(autouse=True)
-def _heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("step_cli"), "propagate", True)
 
 
 def test_what_stays_dense_is_told_once_with_reason_and_share(

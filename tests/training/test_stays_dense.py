@@ -1,7 +1,6 @@
 """What a run leaves dense is told in a line, in report.json and on the page."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +127,7 @@ def test_a_checkpoint_that_is_evaluated_has_both_densities(
 def test_the_line_comes_once_and_not_where_nothing_is_pruned(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("step_cli"), "propagate", True)
     train(config_of(tmp_path), tmp_path / "run")
     said = "2.weight stays dense: shape [16, 6] has no whole groups"
     told = [record.getMessage() for record in caplog.records]
@@ -172,9 +169,7 @@ def test_an_axis_beyond_the_rank_is_refused(tmp_path: Path, number: int) -> None
 def test_a_section_that_matches_nothing_is_told(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("step_cli"), "propagate", True)
     train(config_of(tmp_path, layers(axis("*expertz*", 1))), tmp_path / "run")
     assert "sparsity.layer '*expertz*' matches no tensor" in caplog.text
 
