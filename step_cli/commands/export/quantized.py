@@ -25,7 +25,10 @@ from step_cli.formats.onnx.quantization.quantizers import (
     Quantizers,
     zeros_with_codes,
 )
-from step_cli.formats.onnx.quantization.ranges import measure_ranges
+from step_cli.formats.onnx.quantization.ranges import (
+    fails_on_samples,
+    measure_ranges,
+)
 from step_cli.formats.onnx.quantization.surgery import add_quantizers
 from step_cli.formats.onnx.reader import open_onnx
 from step_cli.formats.onnx.session import OrtSession
@@ -198,6 +201,13 @@ def compared(
     )
 
 
+def _run(session: OrtSession, inputs: Feeds) -> list[Array]:
+    try:
+        return session.run(inputs)
+    except Exception as error:  # those of ONNX Runtime have no common base
+        raise fails_on_samples(error) from None
+
+
 def _difference(
     source: OrtSession, other: OrtSession, feeds: Sequence[Feeds], samples: int
 ) -> OutputDifference:
@@ -205,7 +215,7 @@ def _difference(
     worst = largest = total = 0.0
     count, product, squares = 0, 0.0, [0.0, 0.0]
     for inputs in feeds:
-        for one, two in zip(source.run(inputs), other.run(inputs), strict=True):
+        for one, two in zip(_run(source, inputs), _run(other, inputs), strict=True):
             if one.dtype.kind != "f" or not one.size:
                 continue
             a, b = one.astype(np.float64), two.astype(np.float64)

@@ -68,16 +68,16 @@ def read_samples(config: ExportConfig, loaded: LoadedModel) -> Samples:
         for batch in batches
         for i in range(len(next(iter(batch.values()))))
     ]
-    fitted = [_fitted(sample, loaded.inputs, config.calibration) for sample in samples]
-    aside = [one for i, one in enumerate(fitted) if i % HELD_OUT == HELD_OUT - 1]
-    used = [one for i, one in enumerate(fitted) if i % HELD_OUT != HELD_OUT - 1]
+    given = [fitted(sample, loaded.inputs, config.calibration) for sample in samples]
+    aside = [one for i, one in enumerate(given) if i % HELD_OUT == HELD_OUT - 1]
+    used = [one for i, one in enumerate(given) if i % HELD_OUT != HELD_OUT - 1]
     size = _batch_size(loaded.inputs)
     return Samples(
         list(_runs(used, size)), list(_runs(aside, size)), len(used), len(aside)
     )
 
 
-def _fitted(sample: Feeds, inputs: Sequence[GraphInput], file: Path) -> Feeds:
+def fitted(sample: Feeds, inputs: Sequence[GraphInput], file: Path) -> Feeds:
     """One sample with all inputs of the graph and no others, in its types."""
     known = {given.name: given for given in inputs}
     for name in sample:
@@ -107,7 +107,14 @@ def _array(sample: Feeds, given: GraphInput, file: Path) -> Array:
             f"takes {','.join(map(str, given.shape[1:]))}: see --input",
             file=file,
         )
-    return found.astype(given.dtype)
+    cast = found.astype(given.dtype)
+    if cast.dtype.kind in "iu" and not np.array_equal(cast, found):
+        raise InputError(
+            f"a sample of {given.name} holds numbers that are not whole, or too large; "
+            f"the graph takes {given.dtype}",
+            file=file,
+        )
+    return cast
 
 
 def _batch_size(inputs: Sequence[GraphInput]) -> int | None:

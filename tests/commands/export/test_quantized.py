@@ -20,7 +20,9 @@ pytest.importorskip("onnxruntime")
 
 from step_cli.commands.export import quantized as export_quantized  # noqa: E402
 from step_cli.commands.export.quantized import Quantized, with_quantizers  # noqa: E402
+from step_cli.commands.export.samples import fitted  # noqa: E402
 from step_cli.errors import InputError, NonFiniteError, UsageError  # noqa: E402
+from step_cli.formats.onnx.inputs import GraphInput  # noqa: E402
 from step_cli.formats.onnx.quantization.layers import (  # noqa: E402
     products_to_quantize,
 )
@@ -173,6 +175,15 @@ def test_samples_that_do_not_fit_are_refused(
             no_check=True,
         )
     assert left_in(tmp_path) == ["x.npz"]
+
+
+def test_tokens_are_whole_numbers() -> None:
+    ids = GraphInput("ids", "int64", ("batch", 3))
+    whole = {"ids": np.array([[1.0, 2.0, 3.0]])}
+    found = fitted(whole, [ids], Path("x.npz"))["ids"]
+    assert found.dtype == np.int64 and found.tolist() == [[1, 2, 3]]
+    with pytest.raises(InputError, match="ids holds numbers that are not whole"):
+        fitted({"ids": np.array([[1.0, 2.5, 3.0]])}, [ids], Path("x.npz"))
 
 
 def asymmetric(walk: Walk) -> None:

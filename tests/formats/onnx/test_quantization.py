@@ -119,6 +119,62 @@ def test_what_only_layers_read_is_quantized_for_them_alone(
         assert 0 < np.abs(expected - given).max() < 0.2 * np.abs(expected).max()
 
 
+NAMES = (
+    "ids_scale",  # of a tensor that gets no quantizer: nothing happens to it
+    "e_scale",
+    "up_scale",
+    "up_zero_point",
+    "up_quantized",
+    "h_QuantizeLinear_Output",
+    "up_DequantizeLinear_Output",
+)
+
+
+@pytest.mark.parametrize("codes", ["int8", "fp8"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_the_quantizer_makes_is_left_to_what_has_it(
+    tmp_path: Path, name: str, codes: Quantize
+) -> None:
+    """A parameter of the model must not become the scale of something else."""
+    by_name = {}
+    for given in (name, "other"):
+        folder = tmp_path / given
+        folder.mkdir()
+        source = save(folder / "m.onnx")
+        model = onnx.load(str(source))
+        scaled = onnx.helper.make_node("Mul", ["d", given], ["f"], name="scaled")
+        (residual,) = [node for node in model.graph.node if node.name == "residual"]
+        residual.input[0] = "f"
+        model.graph.node.insert(5, scaled)
+        factor = np.linspace(1, 3, WIDTH, dtype=np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(factor, given))
+        onnx.save(model, source)
+        place = OnnxPlace(folder / "q.onnx")
+        quantize(codes, SAMPLES, source, PLAN, place)
+        onnx.checker.check_model(str(place.path), full_check=True)
+        by_name[given] = OrtSession(place.path).run(FEEDS[0])
+    for one, other in zip(*by_name.values(), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_an_input_with_such_a_name_is_refused(tmp_path: Path) -> None:
+    source = save(tmp_path / "m.onnx")
+    model = onnx.load(str(source))
+    model.graph.input[0].name = "up_scale"
+    model.graph.node[0].input[1] = "up_scale"
+    onnx.save(model, source)
+    samples = Samples([{"up_scale": feeds["ids"]} for feeds in FEEDS], [], 8, 0)
+    with pytest.raises(InputError, match="up_scale has a name that the quantizer"):
+        quantize("int8", samples, source, PLAN, OnnxPlace(tmp_path / "q.onnx"))
+
+
+def test_a_token_without_an_embedding_is_told(tmp_path: Path) -> None:
+    source = save(tmp_path / "m.onnx")
+    samples = Samples([{"ids": np.arange(6, 10)}], [], 4, 0)
+    with pytest.raises(InputError, match="does not run on the calibration samples"):
+        quantize("int8", samples, source, PLAN, OnnxPlace(tmp_path / "q.onnx"))
+
+
 def test_weights_too_large_for_the_file_lie_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,7 +48,8 @@ def measure_ranges(
         external: Whether its weights are too large for one file.
 
     Raises:
-        InputError: The type of one of them is not known.
+        InputError: The type of one of them is not known, or the graph fails on a
+            sample, as on a token that it has no embedding for.
         NonFiniteError: One of the values is NaN or infinite.
     """
     nodes = [node for name in tensors for node in graph.takers.get(name, ())]
@@ -66,7 +67,10 @@ def measure_ranges(
             calibrate_method=CalibrationMethod.MinMax,
             use_external_data_format=external,
         )
-        calibrator.collect_data(_Reader(feeds))
+        try:
+            calibrator.collect_data(_Reader(feeds))
+        except Exception as error:  # those of ONNX Runtime have no common base
+            raise fails_on_samples(error) from None
         found = calibrator.compute_data()
     for name in tensors:
         if name not in found:
@@ -75,6 +79,12 @@ def measure_ranges(
                 "exclude the layer that it enters or leaves"
             )
     return {name: _finite(name, *found[name].range_value) for name in tensors}
+
+
+def fails_on_samples(error: Exception) -> InputError:
+    """What is told where ONNX Runtime does not take the calibration samples."""
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return InputError(f"the graph does not run on the calibration samples: {said}")
 
 
 def _finite(name: str, low: Array, high: Array) -> tuple[Array, Array]:

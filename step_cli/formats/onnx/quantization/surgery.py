@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from step_cli.formats.onnx.quantization.layers import Product
+from step_cli.formats.onnx.quantization.names import free, make_room
 from step_cli.formats.quiet import quiet
 
 if TYPE_CHECKING:
@@ -42,12 +43,19 @@ def add_quantizers(
 
     Returns:
         The model, to be saved.
+
+    Raises:
+        InputError: An input or output of the graph has a name that a quantizer needs.
     """
     with quiet():
         from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
         model = load_model_with_shape_infer(path)
         graph = model.graph
+        tensors = {
+            name for one in products for name in (one.weight, one.enters, one.leaves)
+        }
+        make_room(graph, tensors)
         _keep_for_others(graph, products)
         quantizer = _quantizer(model, products, ranges, codes)
         for product in products:
@@ -163,19 +171,12 @@ def _keep_for_others(graph: "onnx.GraphProto", products: Sequence[Product]) -> N
         if others:
             copy = graph.initializer.add()
             copy.CopyFrom(tensor)
-            copy.name = _free(f"{tensor.name}.float", taken)
+            copy.name = free(f"{tensor.name}.float", taken)
             for node in others:
                 _reroute(node, tensor.name, copy.name)
         tensor.CopyFrom(
             numpy_helper.from_array(values + values.dtype.type(0), tensor.name)
         )
-
-
-def _free(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name
 
 
 def _reroute(node: "onnx.NodeProto", old: str, new: str) -> None:
