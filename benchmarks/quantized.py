@@ -11,10 +11,7 @@ quantized.md.
 
 import argparse
 import json
-import os
 import platform
-import subprocess
-import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from processor import processor
+from prune_methods import step_cli
 
 SAMPLES = ("digits-resnet", "stdlib-bert", "stdlib-gpt")
 TYPES = {
@@ -103,20 +101,6 @@ def measure(
         "metrics": found["metrics"],
         "runtime": found["runtime"],
     }
-
-
-def step_cli(*words: str) -> dict[str, Any]:
-    """Run the command with one thread, and return its report."""
-    done = subprocess.run(
-        [sys.executable, "-m", "step_cli", "-q", *words, "--json"],
-        capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(done.stderr.decode())
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
 
 
 def table(rows: list[dict[str, Any]]) -> str:
