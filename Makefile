@@ -8,7 +8,7 @@ SEED    ?= 0
 KERNELS := $(wildcard step_cli/nm/*.[ch])
 EXTRAS := train,export,hf,samples,track,tensorrt-rtx,dev
 
-.PHONY: demo test test-slow evidence fuzz lint docs docs-site docs-pictures clean
+.PHONY: demo test test-slow evidence fuzz lint docs docs-site docs-pictures readme-pictures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python sample_models/digits-resnet/demo.py
@@ -56,6 +56,12 @@ docs-site: $(VENV)/.docs
 # Pictures of the site to look at, light and dark, in build/pictures. Needs Chromium.
 docs-pictures: docs-site
 	$(BIN)/python docs/pictures.py
+
+# The pictures of README.md, from a run of the demo. The second needs Chromium.
+readme-pictures: $(VENV)/.installed
+	mkdir -p build
+	COLUMNS=104 $(BIN)/python sample_models/digits-resnet/demo.py | tee build/demo.txt
+	$(BIN)/python -m docs.readme_pictures
 
 # The core and the site builder alone: neither torch nor TensorRT.
 $(VENV)/.docs: pyproject.toml constraints.txt
