@@ -204,7 +204,7 @@ def compared(
 def _run(session: OrtSession, inputs: Feeds) -> list[Array]:
     try:
         return session.run(inputs)
-    except Exception as error:  # those of ONNX Runtime have no common base
+    except InputError as error:
         raise fails_on_samples(error) from None
 
 
