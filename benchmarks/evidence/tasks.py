@@ -84,13 +84,13 @@ TASKS = {
             "phonemes",
             "per",
             False,
-            (4e-3, 2e-3, 8e-3, 1.6e-2),
+            (4e-3, 2e-3, 8e-3, 1.6e-2, 3.2e-2),
             (("data.source", "phonemes"),),
             scored=True,
             own_rates={
-                "dense": (4e-3, 2e-3, 8e-3),
-                "asp": (8e-3, 4e-3, 1.6e-2),
-                "step": (4e-3, 2e-3, 8e-3),
+                "dense": (4e-3, 2e-3, 8e-3, 1.6e-2),
+                "asp": (8e-3, 4e-3, 1.6e-2, 3.2e-2),
+                "step": (4e-3, 2e-3, 8e-3, 1.6e-2),
             },
         ),
         Task(
