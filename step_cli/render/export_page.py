@@ -10,6 +10,7 @@ from step_cli.render.page_frame import (
     Cell,
     Table,
     bullets,
+    code,
     facts,
     framed,
     header,
@@ -27,13 +28,14 @@ MOST_ROWS = 5000
 UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "bytes"))
 CLAIMS = {
     "pattern_ok": "holds its pattern",
-    "zeros_kept": "zeros have the code 0",
+    "zeros_kept": "zeros kept",
     "eligible": "eligible",
     "chosen": "chosen",
 }
 MEANINGS = {
-    "pattern_ok": "Holds its pattern: counted in the file that was written.",
-    "zeros_kept": "Zeros have the code 0: all zeros of the weight stay zeros as codes.",
+    "pattern_ok": "Holds its pattern: every group of the weight was counted, in the "
+    "ONNX graph where one was made.",
+    "zeros_kept": "Zeros kept: every zero of the weight has the code 0.",
     "eligible": "Eligible: the builder counts the layer among those that may use a "
     "sparse kernel.",
     "chosen": "Chosen: the engine uses a sparse kernel for the layer.",
@@ -61,6 +63,7 @@ def html(report: ExportReport, checkpoint: str) -> str:
             section("evidence", "Evidence", _evidence_chart(report.layers, claims)),
             section("layers", "Layers", *_layers(report, claims)),
             section("skipped", "Left out", _skipped(report)),
+            section("trtexec", "The same build by trtexec", code(report.trtexec or "")),
         )
     )
     page = f"{top}<main>\n{body}</main>\n"
@@ -86,7 +89,6 @@ def _summary(report: ExportReport, checkpoint: str) -> list[tuple[str, str]]:
         ("backend", "" if backend is None else f"{backend.name} {backend.version}"),
         ("build log", report.build_log or ""),
         *made,
-        ("the same build", report.trtexec or ""),
     ]
 
 
@@ -96,8 +98,8 @@ def _size_chart(report: ExportReport) -> str:
         "dense weights": size.dense,
         "fp32 graph": None if found is None else found.fp32_bytes,
         "what was written": size.output,
-        "of it kept values": size.values,
-        "of it sparse metadata": size.metadata,
+        "its kept values": size.values,
+        "its sparse metadata": size.metadata,
     }
     known = {name: count for name, count in rows.items() if count is not None}
     if len(known) < 2:
@@ -106,7 +108,7 @@ def _size_chart(report: ExportReport) -> str:
     factor, unit = next(pair for pair in UNITS if largest >= pair[0] or pair[0] == 1)
     return BarChart(
         label="Sizes of the dense weights and of what was written",
-        rows_title="",
+        rows_title="part",
         axis_title=f"size ({unit})",
         series=[("size", "main")],
         bars=[
@@ -123,7 +125,7 @@ def _time_chart(report: ExportReport) -> str:
     times = {"sparse weights": bench.sparse_ms, "dense weights": bench.dense_ms}
     return BarChart(
         label="Median time of one run with sparse and with dense weights",
-        rows_title="",
+        rows_title="model",
         axis_title=f"median time of one run (ms, {bench.runtime})",
         series=[("time", "main")],
         bars=[Bar(name, [ms], f"{ms:.3f} ms") for name, ms in times.items()],
@@ -170,24 +172,24 @@ def _evidence_chart(layers: Sequence[ExportLayer], claims: Sequence[str]) -> str
 
 
 def _layers(report: ExportReport, claims: Sequence[str]) -> tuple[str, str]:
+    """The table of layers; columns without any content are left out."""
     layers = report.layers
-    quantized = any(layer.quantizers for layer in layers)
+    quantized = ["codes"] if any(layer.quantizers for layer in layers) else []
+    words = [one for one in ("tactic", "advice") if _known(layers, one)]
     shown = layers[:MOST_ROWS]
-    rows = [
+    rows: list[list[str | Cell]] = [
         [
             Cell(layer.name, "name"),
             layer.pattern,
             str(layer.axis),
-            *([coded(layer)] if quantized else []),
+            *(coded(layer) for _ in quantized),
             *(_answer(layer, claim) for claim in claims),
-            Cell(layer.tactic or NONE, "long"),
-            Cell(layer.advice or NONE, "long"),
+            *(Cell(getattr(layer, word) or NONE, "long") for word in words),
         ]
         for layer in shown
     ]
-    codes = ["codes"] if quantized else []
-    titles = [CLAIMS[claim] for claim in claims]
-    columns = ("layer", "pattern", "axis", *codes, *titles, "kernel", "advice")
+    titles = [CLAIMS[claim].removesuffix(" its pattern") for claim in claims]
+    columns = ("layer", "pattern", "axis", *quantized, *titles, *words)
     hidden = len(layers) - len(shown)
     more = f"And {hidden} more; --json lists all." if hidden else ""
     return Table(columns, rows, ("axis",)).html("layers"), small_print(more)

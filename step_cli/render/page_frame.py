@@ -84,7 +84,7 @@ class Table:
         )
 
     def _row(self, row: Sequence[str | Cell]) -> str:
-        cells = []
+        cells: list[str] = []
         for column, cell in zip(self.columns, row, strict=True):
             marked = cell if isinstance(cell, Cell) else Cell(cell, "")
             classes = _classes(self._kind(column), marked.mark)
@@ -101,12 +101,9 @@ def _classes(*names: str) -> str:
     return f' class="{given}"' if given else ""
 
 
-def header(
-    title: str, state: str, *, ok: bool | None, lines: Iterable[str] = ()
-) -> str:
-    """The heading of a page, the verdict in one sentence, and what else comes first."""
-    mark = {True: "good", False: "bad", None: ""}[ok]
-    more = "".join(f"<p>{safe(line)}</p>\n" for line in lines)
+def header(title: str, state: str, *, ok: bool) -> str:
+    """The heading of a page, and the verdict in one sentence."""
+    mark = "good" if ok else "bad"
     return (
         f"<header>\n<h1>{safe(title)}</h1>\n"
         f'<p class="state {mark}">{safe(state)}</p>\n</header>\n'
@@ -141,6 +138,11 @@ def bullets(lines: Iterable[str], longest: int = LONGEST) -> str:
     """A list of sentences."""
     items = [f"<li>{safe(line, longest)}</li>\n" for line in lines]
     return f"<ul>\n{''.join(items)}</ul>\n" if items else ""
+
+
+def code(line: str) -> str:
+    """A command to copy."""
+    return f'<pre tabindex="0">{safe(line, 4000)}</pre>\n' if line else ""
 
 
 def small_print(text: str) -> str:

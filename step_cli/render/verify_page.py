@@ -236,7 +236,7 @@ def _skipped(checkpoint: CheckpointVerdict, number: int, *, verbose: bool) -> st
     """How many tensors for which reason; ``verbose`` names them."""
     label = f"skipped-{number}"
     if verbose:
-        rows = [
+        rows: list[list[str | Cell]] = [
             [Cell(one.name, "name"), sizes(one.shape), one.dtype, one.reason]
             for one in checkpoint.skipped
         ]
