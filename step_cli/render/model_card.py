@@ -1,5 +1,6 @@
 """The section on a training run in the ``README.md`` of its model, and its metadata."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,11 +77,17 @@ def section(card: ModelCard) -> str:
     if card.other_metadata:
         lines += [OTHER_METADATA, ""]
     lines += ["| | |", "|---|---|"]
-    lines += [f"| {label} | {escaped(value)} |" for label, value in _facts(card)]
+    lines += [f"| {label} | {_words(value)} |" for label, value in _facts(card)]
     lines += ["", *_metrics(card.report)]
     if card.counted:
         lines += ["", *_verified(card.counted)]
     return "\n".join(lines) + "\n"
+
+
+def _words(text: str) -> str:
+    """Escaped but for what is plain text in the middle of words."""
+    shown = escaped(text).replace("&#37;", "%")
+    return re.sub(r"(?<=[a-zA-Z0-9])&#95;(?=[a-zA-Z0-9])", "_", shown)
 
 
 def _facts(card: ModelCard) -> list[tuple[str, str]]:

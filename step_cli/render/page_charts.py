@@ -14,7 +14,7 @@ WIDTH = 760  # of a drawing; it is scaled to the page
 ROW, BAR = 22, 14  # heights of a row and of the bar in it
 LETTER = 7.4  # how wide a letter of the labels is, at most
 LONGEST_NAME = 40  # letters of a row's name
-TICKS = 6  # at most about so many
+TICKS = 6  # steps of an axis, at most about so many
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class BarChart:
         series: Name and ink of each: "main", "good", "bad" or "rest". The names are
             shown where there are several.
         bars: From top to bottom.
-        top: Where the axis ends; None: behind the longest bar.
+        top: Where the axis ends; None: at a round number behind the longest bar.
         mark_title: What the marks of the rows are; empty without marks.
         whole: Whether the axis counts whole things.
     """
@@ -66,13 +66,13 @@ class BarChart:
         return f"<figure>\n{_Drawing(self).svg()}</figure>\n"
 
 
-def ticks(top: float, *, whole: bool = False) -> list[float]:
-    """Round numbers from 0 to ``top``, at most about `TICKS` of them."""
-    rough = top / TICKS
+def ticks(longest: float, *, whole: bool = False) -> list[float]:
+    """Round numbers from 0 to the first that is not below ``longest``."""
+    rough = longest / TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(step * power for step in (1, 2, 5, 10) if step * power >= rough)
     step = max(1.0, step) if whole else step
-    return [number * step for number in range(math.floor(top / step * 1.0001) + 1)]
+    return [number * step for number in range(math.ceil(longest / step - 1e-6) + 1)]
 
 
 class _Drawing:
@@ -90,7 +90,10 @@ class _Drawing:
         self.height = self.last + 44
         most = max(sum(bar.values) for bar in chart.bars)
         marks = [bar.mark for bar in chart.bars if bar.mark is not None]
-        self.top = chart.top or max(most, *marks, 0.0) or 1.0
+        self.ticks = ticks(
+            chart.top or max(most, *marks, 0.0) or 1.0, whole=chart.whole
+        )
+        self.top = self.ticks[-1]
 
     def svg(self) -> str:
         parts = [*self._legend(), *self._axis()]
@@ -127,7 +130,7 @@ class _Drawing:
     def _axis(self) -> list[str]:
         chart, middle = self.chart, (self.left + self.right) / 2
         parts = [_text(self.left - 8, self.first - 8, chart.rows_title, "tick end")]
-        for value in ticks(self.top, whole=chart.whole):
+        for value in self.ticks:
             x = self._across(value)
             parts.append(_line(x, self.first - 3, x, self.last + 3, "grid"))
             parts.append(_text(x, self.last + 18, f"{value:,.10g}", "tick middle"))

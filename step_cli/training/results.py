@@ -141,7 +141,7 @@ def _task(data: Dataset) -> str | None:
     batch = data.held_out[torch.tensor([0])]
     inputs, labels = batch.inputs, batch.labels
     if labels.ndim > 1:
-        return "translation" if len(inputs) > 2 else "text-generation"
+        return "translation" if "decoder_input_ids" in inputs else "text-generation"
     measured = labels.is_floating_point()
     if "input_ids" in inputs:
         return None if measured else "text-classification"

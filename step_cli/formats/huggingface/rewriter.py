@@ -85,7 +85,6 @@ def _drop_section(target: Path) -> None:
     rest = without_section(card)
     if rest == card:
         return
-    log.info("%s: the section on the training is left out", target / NAME)
     if rest.strip():
         (target / NAME).write_text(rest, encoding="utf-8", newline="")
     else:
