@@ -97,9 +97,9 @@ def _size_chart(report: ExportReport) -> str:
     rows = {
         "dense weights": size.dense,
         "fp32 graph": None if found is None else found.fp32_bytes,
-        "what was written": size.output,
-        "its kept values": size.values,
-        "its sparse metadata": size.metadata,
+        "output": size.output,
+        "kept values in it": size.values,
+        "sparse metadata in it": size.metadata,
     }
     known = {name: count for name, count in rows.items() if count is not None}
     if len(known) < 2:

@@ -80,8 +80,9 @@ def _parts(card: str) -> tuple[str, str]:
 
 def _apart(body: str) -> tuple[str, bool, str]:
     """What stands before and after our section, and whether there is one."""
-    start = body.find(BEGIN)
-    end = body.find(END, start) if start >= 0 else -1
-    if end < 0:
+    end = body.rfind(END)
+    # The nearest mark: one that is never closed is not ours, nor what follows it.
+    start = body.rfind(BEGIN, 0, max(end, 0))
+    if start < 0:
         return body, False, ""
     return body[:start], True, body[end + len(END) :]

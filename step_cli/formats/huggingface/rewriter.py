@@ -52,8 +52,7 @@ def rewrite_directory(
             rewrite_safetensors(file, target / shard.name, changes, None)
         else:
             rewrite_torch(file, target / shard.name, changes)
-    if changes:
-        _drop_section(target)
+    _drop_section(target)
     written = [target / shard.name for shard in shards]
     text = plan_json(plan, indent=2, files=digests(written))
     (target / FILE).write_text(text + "\n")
@@ -80,7 +79,7 @@ def _copy_tree(root: Path, source: Path, target: Path, without: set[str]) -> Non
 
 
 def _drop_section(target: Path) -> None:
-    """Leave out of a copied model card what is true of the old weights only."""
+    """Leave out of a copied model card what may be true of the old weights only."""
     card = read_card(target)
     rest = without_section(card)
     if rest == card:
