@@ -236,7 +236,9 @@ class PruneConfig(SelectionConfig):
         return given
 
 
-Format = Literal["table", "json", "jsonl", "markdown", "junit", "sarif", "github"]
+Format = Literal[
+    "table", "json", "jsonl", "markdown", "junit", "sarif", "github", "html"
+]  # fmt: skip
 
 
 class VerifyConfig(SelectionConfig):
@@ -340,5 +342,10 @@ class ExportConfig(SelectionConfig):
     bench: bool = option(
         False,
         "Time the sparse and the dense model in ONNX Runtime, or as engines on a GPU",
+    )
+    report: OutputFile | None = option(
+        None,
+        "Write what is known of the output and of each layer to this page",
+        metavar="FILE.html",
     )
     force: bool = option(False, "Replace an existing output")

@@ -110,8 +110,9 @@ def draw_means(report: CompareReport, points: Sequence[MeanPoint]) -> str:
         if dense is not None:
             name_lines(axes.flat[0])
         axes.flat[-1].set_xlabel(LABELS[report.metric])
-        if report.higher_is_better:  # no interval of shares lies beyond 1
-            axes.flat[-1].set_xlim(right=min(1.0, axes.flat[-1].get_xlim()[1]))
+        if report.higher_is_better:  # no share lies beyond 0 and 1
+            left, right = axes.flat[-1].get_xlim()
+            axes.flat[-1].set_xlim(max(0.0, left), min(1.0, right))
         return _svg(figure)
 
 

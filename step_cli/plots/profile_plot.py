@@ -39,7 +39,8 @@ def draw_profile(path: Path, drawing: Drawing) -> None:
         figure.savefig(drawn, format="svg", metadata={"Date": None})
         plt.close(figure)
     curves = inline(drawn.getvalue(), INKS, "Curves of the recorded variance")
-    page = filled("profile_page.html", report=drawing.report, curves=curves)
+    title = "Switch point \u00b7 step-cli autoswitch-profile"
+    page = filled("profile_page.html", title, report=drawing.report, curves=curves)
     with staged(path, force=True) as staging:
         staging.write_text(page, encoding="utf-8")
 

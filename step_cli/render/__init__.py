@@ -80,6 +80,10 @@ def text(report: Report, format: str, *, verbose: bool) -> str:
         from step_cli.render import markdown
 
         return markdown.text(report, verbose=verbose)
+    if format == "html":
+        from step_cli.render import verify_page
+
+        return verify_page.text(report, verbose=verbose)
     if format == "junit":
         from step_cli.render import junit
 

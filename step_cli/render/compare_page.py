@@ -127,6 +127,7 @@ def html(page: ComparePage, inks: dict[str, str]) -> str:
     }
     return filled(
         "compare_page.html",
+        "Recipes compared \u00b7 step-cli train",
         page=page,
         report=page.report,
         direction=direction(page.report),

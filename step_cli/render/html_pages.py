@@ -1,7 +1,7 @@
-"""Pages that need nothing else: their frame, and ``report.html`` of a training run.
+"""Pages around drawings of matplotlib, and ``report.html`` of a training run.
 
-No script and no address of another place is in them, so they can be mailed or archived.
-Names come from models and configurations, so all text is escaped.
+They are templates of jinja2 in the frame that all pages share. Names come from models
+and configurations, so all text is escaped.
 """
 
 import re
@@ -10,14 +10,21 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from step_cli.render.page_frame import framed, sizes
 from step_cli.render.text import one_line
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
 
-def filled(template: str, **values: Any) -> str:
-    """A template of this package, filled in; all values are escaped but drawings."""
+def filled(template: str, title: str, **values: Any) -> str:
+    """The page of a template of this package; all values are escaped but drawings.
+
+    Args:
+        template: The file that holds the body of the page.
+        title: Of the window.
+        values: What the template names.
+    """
     from jinja2 import Environment, FunctionLoader
 
     environment = Environment(
@@ -28,7 +35,7 @@ def filled(template: str, **values: Any) -> str:
         loader=FunctionLoader(_source),
     )
     environment.filters["one_line"] = one_line
-    return environment.get_template(template).render(**values)
+    return framed(title, environment.get_template(template).render(**values))
 
 
 def _source(name: str) -> str:
@@ -77,7 +84,7 @@ class LayerRow:
     @property
     def sizes(self) -> str:
         """The shape, a multiplication sign between its sizes."""
-        return _sizes(self.shape)
+        return sizes(self.shape)
 
     @property
     def spark(self) -> str:
@@ -111,7 +118,7 @@ class LeftRow:
     @property
     def sizes(self) -> str:
         """The shape, a multiplication sign between its sizes."""
-        return _sizes(self.shape)
+        return sizes(self.shape)
 
 
 @dataclass(frozen=True)
@@ -172,6 +179,7 @@ def html(page: RunPage, inks: dict[str, str]) -> str:
     """
     return filled(
         "run_page.html",
+        f"{page.name} \u00b7 step-cli train",
         page=page,
         curves=inline(page.curves, inks, "Curves of the run"),
         spark=(SPARK_WIDTH, SPARK_HEIGHT),
@@ -183,7 +191,3 @@ def _means(values: Sequence[float], most: int) -> list[float]:
     size = -(-len(values) // most) if values else 1
     pieces = [values[first : first + size] for first in range(0, len(values), size)]
     return [sum(piece) / len(piece) for piece in pieces]
-
-
-def _sizes(shape: Sequence[int]) -> str:
-    return " \u00d7 ".join(str(size) for size in shape)

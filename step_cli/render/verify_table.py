@@ -2,7 +2,6 @@
 
 import io
 import os
-from collections import Counter
 from typing import TYPE_CHECKING, TextIO
 
 from step_cli.render.console import PlainConsole, console_for
@@ -10,9 +9,13 @@ from step_cli.render.text import one_line
 from step_cli.render.verify_words import (
     COLUMNS,
     NUMBERS,
+    advice,
     cells,
     messages,
     summary,
+    targets_of,
+    title_of,
+    view_word,
     worst_first,
 )
 from step_cli.reports import (
@@ -52,7 +55,8 @@ def _draw(report: VerifyReport, console: "AnyConsole", *, verbose: bool) -> None
     for checkpoint in report.shown:
         if checkpoint.layers:
             _layers(checkpoint, console, verbose=verbose)
-            _advice(checkpoint, console)
+            for line in advice(checkpoint):
+                console.line(one_line(line, longest=2000))
         _messages(checkpoint, console, verbose=verbose)
         if verbose and checkpoint.skipped:
             _skipped(checkpoint, console)
@@ -67,15 +71,15 @@ def _layers(
 ) -> None:
     layers = worst_first(checkpoint.layers)
     hidden = [] if verbose else layers[MOST_ROWS:]
-    targets = _targets(checkpoint)
+    targets = targets_of(checkpoint)
     rows = [
-        [*_row(layer), *(_view_word(layer, target) for target in targets)]
+        [*_row(layer), *(view_word(layer, target) for target in targets)]
         for layer in layers[: len(layers) - len(hidden)]
     ]
     if hidden:
         bad = sum(not layer.ok for layer in hidden)
         rows.append([f"and {len(hidden)} more, {bad} failed; -v shows all"])
-    console.table([*COLUMNS, *map(_title, targets)], rows, NUMBERS)
+    console.table([*COLUMNS, *map(title_of, targets)], rows, NUMBERS)
 
 
 def _row(layer: LayerVerdict) -> list[str]:
@@ -83,41 +87,6 @@ def _row(layer: LayerVerdict) -> list[str]:
     if layer.tied_to:
         others[-1] += f", tied to {one_line(layer.tied_to, 60)}"
     return [one_line(name), *others]
-
-
-def _targets(checkpoint: CheckpointVerdict) -> list[str]:
-    """The libraries that layers were judged for."""
-    found = (target for layer in checkpoint.layers for target in layer.targets or ())
-    return list(dict.fromkeys(found))
-
-
-def _title(target: str) -> str:
-    from step_cli.nm.target_table import TARGETS
-
-    titles: dict[str, str] = {name: known.title for name, known in TARGETS.items()}
-    return titles[target]
-
-
-def _view_word(layer: LayerVerdict, target: str) -> str:
-    view = (layer.targets or {}).get(target)
-    if view is None:
-        return "-"
-    return "likely" if view.likely else "possible" if view.possible else "no"
-
-
-def _advice(checkpoint: CheckpointVerdict, console: "AnyConsole") -> None:
-    """Why layers may not run sparse: a line for each reason, not for each layer."""
-    for target in _targets(checkpoint):
-        reasons = Counter(
-            (_view_word(layer, target), view.advice)
-            for layer in checkpoint.layers
-            if (view := (layer.targets or {}).get(target)) and view.advice
-        )
-        for (word, advice), count in reasons.most_common():
-            said = f"{word} for {count} layer{'' if count == 1 else 's'}"
-            console.line(f"{_title(target)}: {said}: {one_line(advice)}")
-    for note in checkpoint.notes:
-        console.line(f"note: {one_line(note)}")
 
 
 def _messages(

@@ -55,6 +55,43 @@ def why_unchecked(tensor: SkippedTensor) -> str:
     return f"cannot be checked, {cause}: {shape}{note}"
 
 
+def targets_of(checkpoint: CheckpointVerdict) -> list[str]:
+    """The libraries that layers were judged for."""
+    found = (target for layer in checkpoint.layers for target in layer.targets or ())
+    return list(dict.fromkeys(found))
+
+
+def title_of(target: str) -> str:
+    """The name of a library, as its makers write it."""
+    from step_cli.nm.target_table import TARGETS
+
+    titles: dict[str, str] = {name: known.title for name, known in TARGETS.items()}
+    return titles[target]
+
+
+def view_word(layer: LayerVerdict, target: str) -> str:
+    """Whether a library may run a layer sparse: likely, possible, no."""
+    view = (layer.targets or {}).get(target)
+    if view is None:
+        return "-"
+    return "likely" if view.likely else "possible" if view.possible else "no"
+
+
+def advice(checkpoint: CheckpointVerdict) -> list[str]:
+    """Why layers may not run sparse: a line for each reason, not for each layer."""
+    lines = []
+    for target in targets_of(checkpoint):
+        reasons = Counter(
+            (view_word(layer, target), view.advice)
+            for layer in checkpoint.layers
+            if (view := (layer.targets or {}).get(target)) and view.advice
+        )
+        for (word, why), count in reasons.most_common():
+            said = f"{word} for {count} layer{'' if count == 1 else 's'}"
+            lines.append(f"{title_of(target)}: {said}: {why}")
+    return lines + [f"note: {note}" for note in checkpoint.notes]
+
+
 def messages(checkpoint: CheckpointVerdict) -> list[tuple[str, str]]:
     """Each tensor that that fails or could not be checked, and why."""
     found = [(layer.name, layer.message or "") for layer in failing(checkpoint)]

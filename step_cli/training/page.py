@@ -12,7 +12,7 @@ from step_cli.config.train import TrainConfig, to_toml
 from step_cli.data.said import summary
 from step_cli.formats.open import open_checkpoint
 from step_cli.formats.pytorch.arrays import to_array
-from step_cli.nm.count import TensorToCheck, count_tensors
+from step_cli.nm.count import TensorCounts, TensorToCheck, count_tensors
 from step_cli.nm.pattern import Plan
 from step_cli.nm.tensor_data import TensorData
 from step_cli.optim.optimizer import SparseOptimizer
@@ -29,7 +29,11 @@ LIBRARIES = ("step-cli", "torch", "numpy")
 
 
 def show_run(
-    run_dir: Path, config: TrainConfig, setup: Setup, report: TrainReport | None
+    run_dir: Path,
+    config: TrainConfig,
+    setup: Setup,
+    report: TrainReport | None,
+    counts: Mapping[str, TensorCounts],
 ) -> None:
     """Draw the curves and write the page.
 
@@ -38,6 +42,7 @@ def show_run(
         config: The configuration.
         setup: The parts of the run, as they are now.
         report: The results; None if the run was stopped.
+        counts: Of the weights, as `counted_weights` finds them.
 
     Raises:
         MissingError: matplotlib, jinja2 or tomli-w is not installed.
@@ -55,7 +60,7 @@ def show_run(
         metrics=_metrics(history, report),
         measured=history.last_evaluation.get("step", 0),
         curves=(run_dir / "curves.svg").read_text(encoding="utf-8"),
-        layers=list(_layers(run_dir, setup)),
+        layers=list(_layers(run_dir, setup, counts)),
         left=list(_left(setup)),
         config=to_toml(config),
         versions=list(_versions(setup)),
@@ -142,21 +147,30 @@ def _metrics(history: History, report: TrainReport | None) -> list[MetricRow]:
     ]
 
 
-def _layers(run_dir: Path, setup: Setup) -> Iterator[LayerRow]:
-    """Each planned weight: counted in what was written, else in what there is."""
-    recorded = read_layers(run_dir)
-    sparse = setup.is_sparse
+def counted_weights(run_dir: Path, setup: Setup) -> dict[str, TensorCounts]:
+    """Count each planned weight, in ``model/`` of the run if it is written yet."""
     weights = _weights(run_dir, setup)
-    counted = dict(zip(weights, count_tensors(_jobs(weights, setup.plan)), strict=True))
+    return dict(zip(weights, count_tensors(_jobs(weights, setup.plan)), strict=True))
+
+
+def last_part(source: str) -> str:
+    """The last part of a path, as what is before it tells of the machine."""
+    return source.rstrip("/").rsplit("/", maxsplit=1)[-1]
+
+
+def _layers(
+    run_dir: Path, setup: Setup, counts: Mapping[str, TensorCounts]
+) -> Iterator[LayerRow]:
+    recorded = read_layers(run_dir)
     for number, layer in enumerate(recorded.layers):
-        count = counted.get(layer.name)
+        count = counts.get(layer.name)
         yield LayerRow(
             layer.name,
             layer.shape,
             layer.pattern if setup.optimizer.recipe.ends_sparse else "dense",
             layer.axis,
             None if count is None else count.nonzeros / max(1, count.elements),
-            count.violations if count is not None and sparse else None,
+            count.violations if count is not None and setup.is_sparse else None,
             recorded.of(number),
         )
 

@@ -1,37 +1,35 @@
-"""What a run ends with: its report, the ``model/`` directory, the curves.
-
-A model of transformers is saved as its library saves it, so that ``from_pretrained``
-loads it without step-cli; of any other, ``model.json`` names where it came from.
-"""
+"""What a run ends with: its report, the ``model/`` directory, the curves."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from step_cli.config.data import BYTES
 from step_cli.config.train import TrainConfig
-from step_cli.data.said import found_in
-from step_cli.errors import OutputError, StepError
-from step_cli.formats.files.staged import staged
-from step_cli.formats.huggingface.directory import copy_tokenizer
+from step_cli.data.batch import Dataset
+from step_cli.data.said import found_in, summary
+from step_cli.errors import StepError
 from step_cli.formats.huggingface.model import is_transformers
-from step_cli.formats.huggingface.saved_plan import stored_plan, write_plan
-from step_cli.formats.plan import KEY as PLAN_KEY
-from step_cli.formats.plan import plan_json
-from step_cli.formats.pytorch.arrays import to_array
-from step_cli.formats.quiet import quiet
-from step_cli.formats.safetensors.writer import save_safetensors
-from step_cli.models.source import ModelSource, write_source
-from step_cli.nm.pattern import Plan
+from step_cli.formats.huggingface.model_card import (
+    NAME,
+    has_other_metadata,
+    read_card,
+    with_section,
+)
+from step_cli.models.save import save_model
+from step_cli.models.source import ModelSource
+from step_cli.nm.count import TensorCounts
 from step_cli.optim.layers import density
 from step_cli.optim.stays_dense import overall_density
+from step_cli.render.markdown import escaped
+from step_cli.render.model_card import CountedLayers, ModelCard, metadata, section
 from step_cli.reports import Distilled, StaysDense, TrainReport
 from step_cli.training.history import read_metrics, switch_point
-from step_cli.training.page import show_run
+from step_cli.training.page import counted_weights, last_part, show_run
 from step_cli.training.records import save_text
 from step_cli.training.setup import Setup
 from step_cli.training.trainer import Trainer
@@ -77,10 +75,80 @@ def _write(
         source = ModelSource(config.model.source, config.model.options)
         tokenizers = _tokenizers(config)
         save_model(path / "model", setup.model, plan, source, tokenizers, state)
+    counts = counted_weights(path, setup)
+    if report.ok:
+        _write_card(path, config, setup, report, counts)
     # With report.json a page means that the run is complete, so none is older.
     (path / "report.html").unlink(missing_ok=True)
     save_text(path / "report.json", report.document() + "\n")
-    show_run(path, config, setup, report)
+    show_run(path, config, setup, report, counts)
+
+
+def _write_card(
+    path: Path,
+    config: TrainConfig,
+    setup: Setup,
+    report: TrainReport,
+    counts: Mapping[str, TensorCounts],
+) -> None:
+    """Write ``model/README.md``: that of the model at the start, and what was done."""
+    places = [Path(config.model.weights or config.model.source)]
+    places.append(places[0] / "model")  # of a run directory
+    started = next(filter(None, map(read_card, places)), "")
+    patterns = Counter(str(setup.plan[name].pattern) for name in counts)
+    counted = CountedLayers(
+        patterns.most_common(),
+        sum(count.groups for count in counts.values()),
+        sum(count.violations for count in counts.values()),
+    )
+    card = ModelCard(
+        name=path.name,
+        report=report,
+        counted=counted if setup.is_sparse else None,
+        facts=_how_trained(config, setup),
+        dataset=last_part(config.data.source),
+        task=_task(setup.data),
+        library="transformers" if is_transformers(setup.model) else "",
+        other_metadata=has_other_metadata(started),
+    )
+    text = with_section(started, metadata(card), escaped(path.name), section(card))
+    save_text(path / "model" / NAME, text)
+
+
+def _how_trained(config: TrainConfig, setup: Setup) -> list[tuple[str, str]]:
+    train, given = config.train, config.sparsity.options
+    options = ", ".join(f"{key} = {value}" for key, value in sorted(given.items()))
+    left = left_dense(setup)
+    share = 100 * sum(one.share for one in left)
+    facts = [
+        ("options of the recipe", options),
+        (
+            "steps",
+            f"{train.steps} of {train.batch_size * train.grad_accumulation} samples, "
+            f"{train.optimizer}, lr {train.lr:g} {train.schedule}",
+        ),
+        ("model", last_part(config.model.source)),
+        ("start weights", last_part(config.model.weights)),
+        ("teacher", last_part(config.distill.teacher) if setup.teacher else ""),
+        ("data", f"{last_part(config.data.source)}: {summary(setup.data)}"),
+        ("stays dense", f"{share:.1f} % of all layer weights" if left else ""),
+    ]
+    return [(label, value) for label, value in facts if value]
+
+
+def _task(data: Dataset) -> str | None:
+    """What the Hugging Face Hub calls the task; None where the data leave it open."""
+    batch = data.held_out[torch.tensor([0])]
+    inputs, labels = batch.inputs, batch.labels
+    if labels.ndim > 1:
+        return "translation" if "decoder_input_ids" in inputs else "text-generation"
+    measured = labels.is_floating_point()
+    if "input_ids" in inputs:
+        return None if measured else "text-classification"
+    widest = max(value.ndim for value in inputs.values())
+    if widest == 4:
+        return None if measured else "image-classification"
+    return "tabular-regression" if measured else "tabular-classification"
 
 
 def left_dense(setup: Setup) -> list[StaysDense]:
@@ -97,7 +165,8 @@ def show_stopped(trainer: Trainer, path: Path) -> None:
     processes = trainer.setup.processes
     if processes.first:
         try:
-            show_run(path, trainer.config, trainer.setup, None)
+            counts = counted_weights(path, trainer.setup)
+            show_run(path, trainer.config, trainer.setup, None, counts)
         except StepError as error:
             logger.warning("no curves and no report: %s", error.message)
     processes.wait()
@@ -168,64 +237,3 @@ def _never_switched(trainer: Trainer) -> str:
         f"{rule.criterion.threshold}{seen}), and no model was written; lower "
         f"switch.t_max, now {t_max}, or raise switch.eps"
     )
-
-
-def save_model(
-    directory: Path,
-    model: nn.Module,
-    plan: Plan | None,
-    source: ModelSource,
-    tokenizers: Iterable[Path] = (),
-    state: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write the model, complete or not at all.
-
-    Args:
-        directory: Becomes ``model/`` of the run.
-        model: With its final weights.
-        plan: Of its sparse weights, or None for a dense model.
-        source: What built it.
-        tokenizers: Hugging Face directories whose tokenizer goes with it.
-        state: Its ``state_dict``, where ``model`` holds but a share of it.
-    """
-    state = model.state_dict() if state is None else state
-    with staged(directory, force=True, directory=True) as staging:
-        for path in tokenizers:
-            copy_tokenizer(path, staging)
-        if is_transformers(model):
-            _save_transformers(staging, model, state, plan)
-            return
-        arrays = {name: to_array(value) for name, value in state.items()}
-        metadata = {"format": "pt"}
-        if plan:
-            metadata[PLAN_KEY] = plan_json(plan)
-        save_safetensors(staging / "model.safetensors", arrays, metadata)
-        write_source(staging, source)
-
-
-def _save_transformers(
-    directory: Path, model: Any, state: Mapping[str, Tensor], plan: Plan | None
-) -> None:
-    files = _save_pretrained(directory, model, state)
-    if not plan:
-        return
-    stored = stored_plan(directory, model, plan)
-    if stored is None:
-        # The plan names tensors in one piece; transformers reads both forms.
-        for file in files:
-            file.unlink()
-        _save_pretrained(directory, model, state, save_original_format=False)
-        stored = plan
-    write_plan(directory, stored)
-
-
-def _save_pretrained(
-    directory: Path, model: Any, state: Mapping[str, Tensor], **options: bool
-) -> list[Path]:
-    """Have transformers save a model; returns the files of its weights."""
-    try:
-        with quiet():
-            model.save_pretrained(directory, state_dict=dict(state), **options)
-    except SafetensorError as error:
-        raise OutputError(str(error).splitlines()[0], file=directory) from None
-    return sorted(directory.glob("*.safetensors"))

@@ -45,7 +45,7 @@ HOSTILE = [
     "é\u2028中",
     "",
 ]
-FORMATS = ["table", "json", "jsonl", "markdown", "junit", "sarif", "github"]
+FORMATS = ["table", "json", "jsonl", "markdown", "junit", "sarif", "github", "html"]
 
 
 def layer(name: str, ok: bool = False, **more: Any) -> LayerVerdict:

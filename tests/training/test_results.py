@@ -16,11 +16,11 @@ from step_cli import verify  # noqa: E402
 from step_cli.errors import InputError  # noqa: E402
 from step_cli.formats.huggingface.load import load_hugging_face  # noqa: E402
 from step_cli.formats.open import open_checkpoint  # noqa: E402
+from step_cli.models.save import save_model  # noqa: E402
 from step_cli.models.source import ModelSource, read_source  # noqa: E402
 from step_cli.nm.pattern import NMPattern, Plan  # noqa: E402
 from step_cli.nm.selection import Selection  # noqa: E402
 from step_cli.optim.mask import nm_mask  # noqa: E402
-from step_cli.training.results import save_model  # noqa: E402
 
 SOURCE = ModelSource("net.py:build", {"width": 3})
 

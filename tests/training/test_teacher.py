@@ -30,13 +30,13 @@ from step_cli.errors import (
     StoppedError,
     UsageError,
 )
+from step_cli.models.save import save_model
 from step_cli.models.source import ModelSource
 from step_cli.recipes import make_recipe
 from step_cli.training import run as run_module
 from step_cli.training.dense_recording import dense_twin
 from step_cli.training.distributed import Processes
 from step_cli.training.records import Unrecorded, variance_header
-from step_cli.training.results import save_model
 from step_cli.training.run import train
 from step_cli.training.setup import set_up
 from step_cli.training.teacher import Teacher, load_teacher

@@ -18,6 +18,7 @@ from step_cli.plots.drawing import INKS
 from step_cli.render.compare_page import ComparePage, html, markdown
 from step_cli.reports import CompareReport
 from step_cli.training.history import History, read_metrics
+from step_cli.training.page import last_part
 from step_cli.training.records import save_text
 
 HERE = "."  # the directory of the files
@@ -74,10 +75,10 @@ def _curve(path: Path, outcome: Outcome, metric: str) -> SeedCurve:
 def _facts(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
     config = runs[0].config
     train = config.train
-    yield "model", _short(config.model.source)
+    yield "model", last_part(config.model.source)
     if config.model.weights:
-        yield "start weights", _short(config.model.weights)
-    yield "data", _short(config.data.source)
+        yield "start weights", last_part(config.model.weights)
+    yield "data", last_part(config.data.source)
     yield (
         "steps",
         f"{train.steps}, of {train.batch_size * train.grad_accumulation} samples",
@@ -87,16 +88,11 @@ def _facts(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
     if taught.counts:
         yield (
             "teacher",
-            f"{_short(taught.teacher)}, weight {taught.weight:g}, temperature "
+            f"{last_part(taught.teacher)}, weight {taught.weight:g}, temperature "
             f"{taught.temperature:g}, from {taught.start}",
         )
     yield "seeds", ", ".join(map(str, dict.fromkeys(run.seed for run in runs)))
     yield "runs", str(len(runs))
-
-
-def _short(source: str) -> str:
-    """The last part of a path, as what is before it tells of the machine."""
-    return source.rstrip("/").rsplit("/", maxsplit=1)[-1]
 
 
 def _rate(config: TrainConfig) -> str:

@@ -12,7 +12,8 @@ from step_cli.commands.export.report import (
 )
 from step_cli.commands.export.source import Source, open_source
 from step_cli.config.commands import ExportConfig
-from step_cli.errors import MissingError, UsageError
+from step_cli.errors import MissingError, OutputError, UsageError
+from step_cli.formats.files.staged import staged
 from step_cli.formats.files.target import checked_target
 from step_cli.formats.onnx.inputs import parse_input
 from step_cli.reports import ExportReport
@@ -25,7 +26,7 @@ _GRAPH = {"model", "input", "opset", "precision", "tolerance", "no_check", "benc
 _GRAPH |= {"quantize", "calibration", "calibration_samples"}
 _ENGINE = {"backend", "compute_capability", "min", "opt", "max", "require_sparse"}
 _ENGINE |= {"workspace", "timing_cache"}
-_COMMON = {"checkpoint", "out", "to", "force"}
+_COMMON = {"checkpoint", "out", "to", "report", "force"}
 OPTIONS = {
     "compressed": _COMMON | _SELECTION,
     "dense": _COMMON,
@@ -37,7 +38,7 @@ SPARSE_SINCE = 8.0  # compute capability of the first sparse tensor cores
 
 
 def run(config: ExportConfig) -> ExportReport:
-    """Export a checkpoint.
+    """Export a checkpoint, and write the page of ``--report``.
 
     Raises:
         UsageError: An option is missing, or does not go with ``--to``.
@@ -52,6 +53,15 @@ def run(config: ExportConfig) -> ExportReport:
     checked_target(config.out, force=config.force, inputs=inputs)
     if config.timing_cache is not None:
         checked_target(config.timing_cache, force=True, inputs=[*inputs, config.out])
+    if config.report is not None:
+        _check_page(config.report, inputs, config)
+    report = _exported(config)
+    if config.report is not None:
+        _write_page(config.report, config, report)
+    return report
+
+
+def _exported(config: ExportConfig) -> ExportReport:
     if config.to == "dense":
         from step_cli.commands.export.compressed import to_dense
 
@@ -89,6 +99,26 @@ def export(path: str | Path, out: str | Path, to: str, **options: Any) -> Export
     """
     given = {"checkpoint": path, "out": out, "to": to, **options}
     return run(ExportConfig.model_validate(given))
+
+
+def _check_page(page: Path, inputs: list[Path], config: ExportConfig) -> None:
+    if page.suffix.lower() != ".html":
+        raise UsageError("--report: expected a name that ends in .html", file=page)
+    cache = [] if config.timing_cache is None else [config.timing_cache]
+    checked_target(page, force=True, inputs=[*inputs, config.out, *cache])
+
+
+def _write_page(page: Path, config: ExportConfig, report: ExportReport) -> None:
+    from step_cli.render import export_page
+
+    text = export_page.html(report, str(config.checkpoint))
+    try:
+        with staged(page, force=True) as staging:
+            staging.write_text(text, encoding="utf-8")
+    except OutputError as error:
+        if report.written is not None:
+            error.message += f"; {report.written} is complete"
+        raise
 
 
 def _inputs(config: ExportConfig) -> list[Path]:

@@ -10,6 +10,7 @@ from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.files.mapped_file import MappedFile
 from step_cli.formats.files.patched_copy import Change, copy_file
 from step_cli.formats.huggingface.directory import find_weights, inside
+from step_cli.formats.huggingface.model_card import NAME, read_card, without_section
 from step_cli.formats.huggingface.other_weights import others_with_weights
 from step_cli.formats.plan import FILE, digests, plan_json
 from step_cli.formats.pytorch.rewriter import rewrite_torch
@@ -51,6 +52,7 @@ def rewrite_directory(
             rewrite_safetensors(file, target / shard.name, changes, None)
         else:
             rewrite_torch(file, target / shard.name, changes)
+    _drop_section(target)
     written = [target / shard.name for shard in shards]
     text = plan_json(plan, indent=2, files=digests(written))
     (target / FILE).write_text(text + "\n")
@@ -74,6 +76,18 @@ def _copy_tree(root: Path, source: Path, target: Path, without: set[str]) -> Non
             copy_file(entry, target / entry.name)
         else:
             log.warning("%s: not copied: not a regular file", entry)
+
+
+def _drop_section(target: Path) -> None:
+    """Leave out of a copied model card what may be true of the old weights only."""
+    card = read_card(target)
+    rest = without_section(card)
+    if rest == card:
+        return
+    if rest.strip():
+        (target / NAME).write_text(rest, encoding="utf-8", newline="")
+    else:
+        (target / NAME).unlink()
 
 
 def warn_of_other_weights(checkpoint: Checkpoint) -> None:
