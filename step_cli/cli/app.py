@@ -22,7 +22,7 @@ from step_cli.config.commands import (
     TrainCommandConfig,
     VerifyConfig,
 )
-from step_cli.config.options import DEBUG, QUIET, VERBOSE, options_from
+from step_cli.config.options import DEBUG, JSON, QUIET, VERBOSE, options_from
 from step_cli.errors import INTERRUPTED, OutputError
 from step_cli.reports import ErrorDetail, Report
 
@@ -59,8 +59,10 @@ class Result:
 
 def _print_version(given: bool) -> None:
     if given:
-        verbose = GlobalOptions.of(sys.argv[1:]).verbose
-        typer.echo(render.version(verbose=verbose))
+        from step_cli.render.version import version
+
+        options = GlobalOptions.of(sys.argv[1:])
+        typer.echo(version(verbose=options.verbose, as_json=options.json))
         raise typer.Exit
 
 
@@ -69,9 +71,13 @@ def _everywhere(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Show the version"
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Show the version; with -v or --json, the kernels and packages too",
         ),
     ] = False,
+    json_: Annotated[bool, JSON] = False,
     verbose: Annotated[bool, VERBOSE] = False,
     quiet: Annotated[bool, QUIET] = False,
     debug: Annotated[bool, DEBUG] = False,

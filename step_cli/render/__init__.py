@@ -13,19 +13,6 @@ from step_cli.render.console import console_for
 from step_cli.render.text import one_line
 from step_cli.reports import ErrorDetail, Report, VerifyReport
 
-INSTALLED = (
-    "torch",
-    "numpy",
-    "safetensors",
-    "onnx",
-    "onnxruntime",
-    "onnxscript",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
-    "transformers",
-)
-
-
 def show(
     report: Report,
     out: TextIO,
@@ -145,19 +132,3 @@ def error_line(detail: ErrorDetail) -> str:
     """``error: FILE: TENSOR: message`` on one line, names escaped."""
     parts = [detail.file, detail.tensor, detail.message]
     return "error: " + ": ".join(one_line(part) for part in parts if part)
-
-
-def version(*, verbose: bool) -> str:
-    """The version; when verbose, those of what is installed, importing nothing."""
-    from importlib import metadata
-    from platform import platform, python_version
-
-    lines = [f"step-cli {metadata.version('step-cli')}"]
-    if verbose:
-        lines += [f"Python {python_version()}", platform()]
-        for name in INSTALLED:
-            try:
-                lines.append(f"{name} {metadata.version(name)}")
-            except metadata.PackageNotFoundError:
-                lines.append(f"{name} not installed")
-    return "\n".join(lines)
