@@ -13,6 +13,7 @@ from step_cli.render.console import console_for
 from step_cli.render.text import one_line
 from step_cli.reports import ErrorDetail, Report, VerifyReport
 
+
 def show(
     report: Report,
     out: TextIO,
