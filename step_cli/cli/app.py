@@ -165,7 +165,7 @@ def main() -> NoReturn:
     """Run the command line of this process and exit with its code."""
     signals.note()
     startup.prepare(command_of(sys.argv[1:]))
-    with results_only_on_stdout() as out:
+    with results_only_on_stdout(GlobalOptions.of(sys.argv[1:]).quiet) as out:
         code = run(sys.argv[1:], out)
         signals.let_end()
     if code:
@@ -226,6 +226,7 @@ def _show(result: Result, out: TextIO, options: GlobalOptions) -> None:
             file=result.file,
             as_json=options.json,
             verbose=options.verbose,
+            quiet=options.quiet,
         )
         out.flush()
     except BrokenPipeError:

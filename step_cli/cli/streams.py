@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import TextIO
 
@@ -18,10 +19,13 @@ class ClosedStdout(io.StringIO):
 
 
 @contextlib.contextmanager
-def results_only_on_stdout() -> Iterator[TextIO]:
+def results_only_on_stdout(quiet: bool = False) -> Iterator[TextIO]:
     """Yield the real stdout, and send to stderr whatever libraries print.
 
     Native libraries write to descriptor 1 directly, so the descriptor itself moves.
+
+    Args:
+        quiet: Drop what libraries print, and their warnings.
     """
     was_closed = _open_what_is_closed()
     if sys.stderr is None:
@@ -31,16 +35,24 @@ def results_only_on_stdout() -> Iterator[TextIO]:
     out: TextIO = ClosedStdout()
     if not was_closed:
         out = open(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-    os.dup2(2, 1)
+    prints = _dropped() if quiet else sys.stderr
+    os.dup2(prints.fileno() if quiet else 2, 1)
     # Typer prints help and version itself; whatever else is printed is no result.
     shows = {"--help", "-h", "--version"}.intersection(sys.argv[1:])
-    python_stdout, sys.stdout = sys.stdout, out if shows else sys.stderr
+    python_stdout, sys.stdout = sys.stdout, out if shows else prints
     try:
         yield out
     finally:
         sys.stdout = python_stdout
         with contextlib.suppress(OSError):  # met and judged when the result was written
             out.close()
+
+
+def _dropped() -> TextIO:
+    """Silence the warnings of libraries; return what drops all that is written."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _open_what_is_closed() -> bool:

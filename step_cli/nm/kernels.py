@@ -1,4 +1,4 @@
-"""The loops of `kernels.c`, as a wheel has them or a C compiler made them on installing.
+"""The loops of `kernels.c`, which a wheel holds compiled.
 
 Where they are absent, or not made for a case or the processor, the result is None, and
 NumPy finds the same in more time. They run without the interpreter's lock.
@@ -64,7 +64,7 @@ class PrunedSums(ctypes.Structure):
 
 
 def instructions() -> str | None:
-    """What the loops in use are compiled for, such as ``avx512``; None: NumPy's do it."""
+    """What the loops are compiled for, such as ``avx512``; None: NumPy does it."""
     library = _library()
     if library is None:
         return None

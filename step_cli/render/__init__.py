@@ -22,6 +22,7 @@ def show(
     file: Path | None = None,
     as_json: bool = False,
     verbose: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Write ``report`` to ``out``, and to a file where one is named.
 
@@ -32,11 +33,13 @@ def show(
         file: Replaced as a whole, or left as it was.
         as_json: Whether both are to be JSON.
         verbose: Whether to list everything.
+        quiet: Whether to write no table unless a check failed.
 
     Raises:
         OutputError: The file cannot be written.
     """
     shown = "json" if as_json else format
+    unasked = not as_json and (format is None or file is not None)
     if file is not None:
         from step_cli.formats.files.staged import staged
 
@@ -44,6 +47,8 @@ def show(
         with staged(file, force=True) as path:
             path.write_text(body, encoding="utf-8", errors="backslashreplace")
         shown = "json" if as_json else "table"
+    if quiet and unasked and report.exit_code == 0:
+        return
     if shown in (None, "table"):
         draw(report, out, verbose=verbose, annotate=shown is None)
     else:

@@ -64,7 +64,7 @@ def make_profiles(
     given: Mapping[str, Sequence[str]],
     longest: int | None = None,
 ) -> list[Profile]:
-    """Pair the dynamic inputs with ``--min``, ``--opt`` and ``--max``, or with defaults.
+    """Pair dynamic inputs with ``--min``, ``--opt`` and ``--max``, or with defaults.
 
     A missing bound takes the likeliest shape, a missing likeliest shape the largest. An
     input of which nothing is given takes `ITEMS` where its first dimension has a name,

@@ -56,7 +56,7 @@ def test_an_input_takes_the_sizes_that_another_was_given_for_the_same_name() -> 
 
 
 def test_a_length_that_no_config_says_is_asked_for() -> None:
-    with pytest.raises(UsageError, match="no config.json says how large seq may be"):
+    with pytest.raises(UsageError, match=r"no config\.json says how large seq"):
         make_profiles([IDS], NO_SHAPES)
 
 
