@@ -24,6 +24,7 @@ from step_cli.config.commands import (
 )
 from step_cli.config.options import DEBUG, JSON, QUIET, VERBOSE, options_from
 from step_cli.errors import INTERRUPTED, OutputError
+from step_cli.render.status_line import working_on
 from step_cli.reports import ErrorDetail, Report
 
 EXIT_CODES = (
@@ -113,7 +114,8 @@ def verify_nm(config: VerifyConfig) -> Result:
 @options_from(PruneConfig)
 def prune(config: PruneConfig) -> Result:
     """Prune a checkpoint to an N:M pattern in one shot."""
-    from step_cli.commands.prune import run as prune
+    with working_on("loading libraries"):
+        from step_cli.commands.prune import run as prune
 
     return Result(prune.run(config))
 
@@ -128,7 +130,8 @@ def prune(config: PruneConfig) -> Result:
 @options_from(TrainCommandConfig)
 def train(config: TrainCommandConfig) -> Result:
     """Train to an N:M pattern, by STEP or a baseline."""
-    from step_cli.commands import train
+    with working_on("loading libraries"):
+        from step_cli.commands import train
 
     return Result(train.run(config))
 
@@ -142,7 +145,8 @@ def train(config: TrainCommandConfig) -> Result:
 @options_from(AutoswitchProfileConfig)
 def autoswitch_profile(config: AutoswitchProfileConfig) -> Result:
     """Find and explain the switch point of a run."""
-    from step_cli.commands.profile import run as autoswitch_profile
+    with working_on("loading libraries"):
+        from step_cli.commands.profile import run as autoswitch_profile
 
     return Result(autoswitch_profile.run(config))
 
@@ -156,7 +160,8 @@ def autoswitch_profile(config: AutoswitchProfileConfig) -> Result:
 @options_from(ExportConfig)
 def export(config: ExportConfig) -> Result:
     """Write a compressed file, ONNX or an engine."""
-    from step_cli.commands.export import run as export
+    with working_on("loading libraries"):
+        from step_cli.commands.export import run as export
 
     return Result(export.run(config))
 

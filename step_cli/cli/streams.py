@@ -11,6 +11,7 @@ from typing import TextIO
 
 from typing_extensions import override
 
+from step_cli.render import status_line
 from step_cli.render.text import one_line
 
 
@@ -52,7 +53,7 @@ def _dropped() -> TextIO:
     """Silence the warnings of libraries; return what drops all that is written."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 def _open_what_is_closed() -> bool:
@@ -79,6 +80,15 @@ class OneLine(logging.Formatter):
         return f"{record.levelname}: {one_line(record.message)}"
 
 
+class Handler(logging.StreamHandler[TextIO]):
+    """Writes lines where the status line stood."""
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        with status_line.hidden():
+            super().emit(record)
+
+
 def log_to_stderr(*, quiet: bool, verbose: bool) -> None:
     """Show what step-cli logs: errors only, notes too, or everything."""
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
@@ -86,7 +96,7 @@ def log_to_stderr(*, quiet: bool, verbose: bool) -> None:
     logging.addLevelName(logging.INFO, "note")
     logging.addLevelName(logging.DEBUG, "note")
     logging.addLevelName(logging.ERROR, "error")
-    handler = logging.StreamHandler(sys.stderr)
+    handler = Handler(sys.stderr)
     handler.setFormatter(OneLine())
     logger = logging.getLogger("step_cli")
     logger.handlers = [handler]

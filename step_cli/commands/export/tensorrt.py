@@ -38,6 +38,7 @@ from step_cli.formats.tensorrt.api import TrtRuntime, check_targets, find_runtim
 from step_cli.formats.tensorrt.engine import EngineBuild, EngineOptions, build_engine
 from step_cli.formats.tensorrt.evidence import parse_log
 from step_cli.formats.tensorrt.profiles import BOUNDS, Profile, make_profiles
+from step_cli.render.status_line import working_on
 from step_cli.reports import BenchReport, ExportLayer, ExportReport
 
 log = logging.getLogger(__name__)
@@ -180,7 +181,8 @@ def _build(
         timing_cache=config.timing_cache,
     )
     try:
-        build = build_engine(runtime, graph.path, plan_path, options)
+        with working_on(f"building {config.out} with {runtime.kind}"):
+            build = build_engine(runtime, graph.path, plan_path, options)
     except StepError as error:
         if error.file == str(graph.path):  # ours; the user gave the checkpoint
             error.file = str(config.checkpoint)
@@ -245,6 +247,7 @@ def _fixed(
     }
 
 
+@working_on("hashing the graph")
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -66,7 +66,7 @@ def longest_input(model: object) -> int | None:
         model: One of transformers has its config as ``config``.
     """
     config = getattr(model, "config", None)
-    if hasattr(config, "to_dict"):
+    if config is not None and hasattr(config, "to_dict"):
         return _longest(config.to_dict())
     return _longest({name: getattr(config, name, None) for name in LENGTHS})
 
