@@ -20,10 +20,10 @@
 #endif
 #define LANE(d) ((V){NUMBERS(d)})
 
-/* From each lane the one d lanes away. clang has no __builtin_shuffle, gcc before 12 no
-   __builtin_shufflevector. */
+/* From each lane the one d lanes away. clang has no __builtin_shuffle, and refuses lanes
+   that there are not even where they are never used; gcc before 12 has only that. */
 #ifdef __clang__
-#define FROM(v, d) __builtin_shufflevector(v, v, NUMBERS(d))
+#define FROM(v, d) __builtin_shufflevector(v, v, NUMBERS(((d) % LANES)))
 #else
 #define FROM(v, d) __builtin_shuffle(v, LANE(d))
 #endif
