@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from step_cli.commands.export.run import export as export
     from step_cli.commands.prune.run import prune as prune
     from step_cli.commands.verify.run import verify as verify
+    from step_cli.errors import StepError as StepError
     from step_cli.formats.compressed.semi_structured import (
         load_compressed as load_compressed,
     )
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _HOME = {
     "HuggingFaceCallback": "step_cli.integrations.huggingface",
     "LightningCallback": "step_cli.integrations.lightning",
+    "StepError": "step_cli.errors",
     "export": "step_cli.commands.export.run",
     "load_compressed": "step_cli.formats.compressed.semi_structured",
     "nm_mask": "step_cli.optim.mask",

@@ -22,8 +22,9 @@ from step_cli.config.commands import (
     TrainCommandConfig,
     VerifyConfig,
 )
-from step_cli.config.options import DEBUG, QUIET, VERBOSE, options_from
+from step_cli.config.options import DEBUG, JSON, QUIET, VERBOSE, options_from
 from step_cli.errors import INTERRUPTED, OutputError
+from step_cli.render.status_line import working_on
 from step_cli.reports import ErrorDetail, Report
 
 EXIT_CODES = (
@@ -59,8 +60,10 @@ class Result:
 
 def _print_version(given: bool) -> None:
     if given:
-        verbose = GlobalOptions.of(sys.argv[1:]).verbose
-        typer.echo(render.version(verbose=verbose))
+        from step_cli.render.version import version
+
+        options = GlobalOptions.of(sys.argv[1:])
+        typer.echo(version(verbose=options.verbose, as_json=options.json))
         raise typer.Exit
 
 
@@ -69,9 +72,13 @@ def _everywhere(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Show the version"
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Show the version; with -v or --json, the kernels and packages too",
         ),
     ] = False,
+    json_: Annotated[bool, JSON] = False,
     verbose: Annotated[bool, VERBOSE] = False,
     quiet: Annotated[bool, QUIET] = False,
     debug: Annotated[bool, DEBUG] = False,
@@ -107,7 +114,8 @@ def verify_nm(config: VerifyConfig) -> Result:
 @options_from(PruneConfig)
 def prune(config: PruneConfig) -> Result:
     """Prune a checkpoint to an N:M pattern in one shot."""
-    from step_cli.commands.prune import run as prune
+    with working_on("loading libraries"):
+        from step_cli.commands.prune import run as prune
 
     return Result(prune.run(config))
 
@@ -122,7 +130,8 @@ def prune(config: PruneConfig) -> Result:
 @options_from(TrainCommandConfig)
 def train(config: TrainCommandConfig) -> Result:
     """Train to an N:M pattern, by STEP or a baseline."""
-    from step_cli.commands import train
+    with working_on("loading libraries"):
+        from step_cli.commands import train
 
     return Result(train.run(config))
 
@@ -136,7 +145,8 @@ def train(config: TrainCommandConfig) -> Result:
 @options_from(AutoswitchProfileConfig)
 def autoswitch_profile(config: AutoswitchProfileConfig) -> Result:
     """Find and explain the switch point of a run."""
-    from step_cli.commands.profile import run as autoswitch_profile
+    with working_on("loading libraries"):
+        from step_cli.commands.profile import run as autoswitch_profile
 
     return Result(autoswitch_profile.run(config))
 
@@ -150,7 +160,8 @@ def autoswitch_profile(config: AutoswitchProfileConfig) -> Result:
 @options_from(ExportConfig)
 def export(config: ExportConfig) -> Result:
     """Write a compressed file, ONNX or an engine."""
-    from step_cli.commands.export import run as export
+    with working_on("loading libraries"):
+        from step_cli.commands.export import run as export
 
     return Result(export.run(config))
 
@@ -159,7 +170,7 @@ def main() -> NoReturn:
     """Run the command line of this process and exit with its code."""
     signals.note()
     startup.prepare(command_of(sys.argv[1:]))
-    with results_only_on_stdout() as out:
+    with results_only_on_stdout(GlobalOptions.of(sys.argv[1:]).quiet) as out:
         code = run(sys.argv[1:], out)
         signals.let_end()
     if code:
@@ -220,6 +231,7 @@ def _show(result: Result, out: TextIO, options: GlobalOptions) -> None:
             file=result.file,
             as_json=options.json,
             verbose=options.verbose,
+            quiet=options.quiet,
         )
         out.flush()
     except BrokenPipeError:

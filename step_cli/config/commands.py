@@ -318,13 +318,21 @@ class ExportConfig(SelectionConfig):
     )
     min: list[str] = option(
         list,
-        "Set the smallest shape of an input with named sizes",
+        "Set the smallest shape of an input with named sizes (default: 1 item)",
         metavar="NAME:SHAPE",
     )
     opt: list[str] = option(
-        list, "Set the likeliest shape; kernels are timed at it", metavar="NAME:SHAPE"
+        list,
+        "Set the likeliest shape; kernels are timed at it (default: 8 items of a "
+        "quarter of the longest length)",
+        metavar="NAME:SHAPE",
     )
-    max: list[str] = option(list, "Set the largest shape", metavar="NAME:SHAPE")
+    max: list[str] = option(
+        list,
+        "Set the largest shape (default: 32 items of the longest length that the "
+        "model's config.json has)",
+        metavar="NAME:SHAPE",
+    )
     require_sparse: bool = option(False, "Fail if no sparse kernel was chosen")
     tolerance: float | None = option(
         None,

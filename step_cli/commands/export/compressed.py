@@ -19,6 +19,7 @@ from step_cli.formats.plan import KEY as PLAN_KEY
 from step_cli.formats.plan import plan_json
 from step_cli.formats.safetensors.header import CODES
 from step_cli.formats.safetensors.writer import TensorToSave, save_safetensors
+from step_cli.render.status_line import working_on
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,10 @@ def to_compressed(config: ExportConfig, source: Source) -> Compressed:
         inputs=source.inputs,
         size_bytes=source.dense_bytes,
     ) as path:
-        written = save_compressed(
-            path, tensors, source.plan, source.checkpoint.metadata
-        )
+        with working_on(f"writing {config.out}"):
+            written = save_compressed(
+                path, tensors, source.plan, source.checkpoint.metadata
+            )
         zeros = _read_back(path, tensors)
         output = path.stat().st_size
     return Compressed(output, written.values, written.metadata, zeros)
@@ -74,7 +76,8 @@ def to_dense(config: ExportConfig) -> Decompressed:
     Raises:
         InputError: The checkpoint is not a compressed one.
     """
-    checkpoint = open_checkpoint(config.checkpoint)
+    with working_on(f"reading {config.checkpoint}"):
+        checkpoint = open_checkpoint(config.checkpoint)
     if not checkpoint.compressed:
         raise InputError(
             f"not written by export --to compressed, but {checkpoint.format}",
@@ -88,7 +91,8 @@ def to_dense(config: ExportConfig) -> Decompressed:
         metadata = {"format": "pt", **checkpoint.metadata}
         if checkpoint.plan:
             metadata[PLAN_KEY] = plan_json(checkpoint.plan)
-        save_safetensors(path, tensors, metadata)
+        with working_on(f"writing {config.out}"):
+            save_safetensors(path, tensors, metadata)
         _read_back(path, checkpoint.tensors)
         output = path.stat().st_size
     return Decompressed(output, size, checkpoint.negative_zeros)
@@ -98,6 +102,7 @@ def _to_save(tensor: NamedTensor) -> TensorToSave:
     return TensorToSave(np.dtype(tensor.dtype), tensor.shape, lambda: [tensor.read()])
 
 
+@working_on("reading back what was written")
 def _read_back(path: Path, tensors: list[NamedTensor]) -> int:
     """Compare what was written with what was meant; return the -0.0 that were lost.
 

@@ -16,6 +16,7 @@ from step_cli.errors import MissingError, OutputError, UsageError
 from step_cli.formats.files.staged import staged
 from step_cli.formats.files.target import checked_target
 from step_cli.formats.onnx.inputs import parse_input
+from step_cli.render.status_line import working_on
 from step_cli.reports import ExportReport
 
 log = logging.getLogger(__name__)
@@ -69,9 +70,10 @@ def _exported(config: ExportConfig) -> ExportReport:
     if config.to == "tensorrt":
         return _tensorrt(config)
     if config.to == "onnx":
-        from step_cli.formats.onnx.exporter import need_export_libraries
+        with working_on("loading libraries"):
+            from step_cli.formats.onnx.exporter import need_export_libraries
 
-        need_export_libraries()
+            need_export_libraries()
     source = _source(config)
     if not source.holds:
         return broken_report(config, source)
@@ -133,7 +135,8 @@ def _inputs(config: ExportConfig) -> list[Path]:
 def _tensorrt(config: ExportConfig) -> ExportReport:
     from step_cli.commands.export.tensorrt import find_backend, to_tensorrt
 
-    runtime = find_backend(config)
+    with working_on("looking for a backend"):
+        runtime = find_backend(config)
     if config.require_sparse:
         _need_sparse_cores()
     source = _source(config)
