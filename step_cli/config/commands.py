@@ -288,7 +288,9 @@ class ExportConfig(SelectionConfig):
     """Options of ``export``."""
 
     checkpoint: Path = Field(description="A file or directory of weights")
-    out: OutputFile = Field(description="The file to write")
+    out: Path = Field(
+        description="The file to write; with --to dense of a directory, also one"
+    )
     to: Target | None = option(None, "Write this kind of file (required)")
     model: str | None = option(None, MODEL_HELP, metavar="SPEC")
     input: list[str] = option(
@@ -357,3 +359,19 @@ class ExportConfig(SelectionConfig):
         metavar="FILE.html",
     )
     force: bool = option(False, "Replace an existing output")
+
+    @property
+    def to_directory(self) -> bool:
+        """Whether OUT is a directory: dense weights of one, under no file's name."""
+        directory = self.to == "dense" and os.path.isdir(self.checkpoint)
+        return directory and self.out.suffix.lower() != ".safetensors"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _out_is_a_file(cls, given: Any) -> Any:
+        """Except with --to dense, which may write a directory."""
+        if isinstance(given, dict) and not (
+            given.get("to") == "dense" and os.path.isdir(given.get("checkpoint") or "")
+        ):
+            refuse_directory(given.get("out"))
+        return given

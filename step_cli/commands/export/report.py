@@ -15,7 +15,8 @@ from step_cli.reports import (
 )
 
 if TYPE_CHECKING:
-    from step_cli.commands.export.compressed import Compressed, Decompressed
+    from step_cli.commands.export.compressed import Compressed
+    from step_cli.commands.export.dense import Dense
     from step_cli.commands.export.evidence import Engine
     from step_cli.commands.export.onnx import WrittenOnnx
 
@@ -57,8 +58,8 @@ def compressed_report(
     )
 
 
-def dense_report(config: ExportConfig, written: "Decompressed") -> ExportReport:
-    """Of a compressed file that was written back as a plain one."""
+def dense_report(config: ExportConfig, written: "Dense") -> ExportReport:
+    """Of a checkpoint that was written as plain weights."""
     return ExportReport(
         ok=True,
         to="dense",
@@ -67,6 +68,7 @@ def dense_report(config: ExportConfig, written: "Decompressed") -> ExportReport:
         ratio=written.dense_bytes / written.size_bytes,
         layers=[],
         negative_zeros=written.negative_zeros,
+        notes=written.notes,
     )
 
 

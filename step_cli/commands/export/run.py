@@ -51,7 +51,9 @@ def run(config: ExportConfig) -> ExportReport:
     """
     _check_options(config)
     inputs = _inputs(config)
-    checked_target(config.out, force=config.force, inputs=inputs)
+    checked_target(
+        config.out, force=config.force, inputs=inputs, directory=config.to_directory
+    )
     if config.timing_cache is not None:
         checked_target(config.timing_cache, force=True, inputs=[*inputs, config.out])
     if config.report is not None:
@@ -64,7 +66,7 @@ def run(config: ExportConfig) -> ExportReport:
 
 def _exported(config: ExportConfig) -> ExportReport:
     if config.to == "dense":
-        from step_cli.commands.export.compressed import to_dense
+        from step_cli.commands.export.dense import to_dense
 
         return dense_report(config, to_dense(config))
     if config.to == "tensorrt":
@@ -165,7 +167,7 @@ def _check_options(config: ExportConfig) -> None:
         raise UsageError("--input: an input is given twice")
     _check_quantize(config)
     suffix = {"compressed": ".safetensors", "dense": ".safetensors", "onnx": ".onnx"}
-    ending = suffix.get(config.to)
+    ending = None if config.to_directory else suffix.get(config.to)
     if ending is not None and config.out.suffix.lower() != ending:
         raise UsageError(f"OUT: expected a name that ends in {ending}", file=config.out)
 

@@ -34,7 +34,7 @@ def with_config(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
     Raises:
         InputError: Reading what it left dense takes too long.
     """
-    config = _read(directory)
+    config = read_config(directory)
     if not config:
         return checkpoint
     from step_cli.formats.huggingface.sparsity_config import left_dense
@@ -51,7 +51,7 @@ def gemm_plugin_in(directory: Path) -> str | None:
 
     Its ``config.json`` has ``build_config.plugin_config.gemm_plugin``.
     """
-    for part in _parts(_read(directory)):
+    for part in _parts(read_config(directory)):
         plugins = part.get("plugin_config")
         plugin = plugins.get("gemm_plugin") if isinstance(plugins, dict) else None
         if isinstance(plugin, str) and plugin.lower() not in ("", "none", "disable"):
@@ -73,7 +73,7 @@ def longest_input(model: object) -> int | None:
 
 def longest_input_beside(file: Path) -> int | None:
     """The same of an ONNX file, by the ``config.json`` in its folder."""
-    return _longest(_read(file.parent))
+    return _longest(read_config(file.parent))
 
 
 def _longest(config: object) -> int | None:
@@ -88,7 +88,7 @@ def _longest(config: object) -> int | None:
     return None
 
 
-def _read(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path) -> dict[str, Any]:
     """The config; nothing, if it is missing or broken."""
     try:
         file = map_file(inside(directory, "config.json"))
