@@ -1,68 +1,92 @@
-"""The short tables of README.md and docs/choosing.md, from the results that are there."""
+"""The short tables of README.md and docs/choosing.md, and how numbers are written."""
 
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from benchmarks.evidence.grid import FRACTIONS, PATTERNS, by_switch
 from benchmarks.evidence.pictures import known
 from benchmarks.evidence.results import Study
 from benchmarks.evidence.tasks import Task
 
-# The criterion of `train`'s default: what is called STEP in the short tables.
+# The label that the short tables call STEP: the default criterion of `train`.
 STEP = "step"
+LABELS = {"ASP": "asp", "STE": "ste", "SR-STE": "sr-ste", "STEP": STEP}
 TITLES = {
-    "glosses": "fine-tuning MiniLM on dictionary glosses, accuracy in %",
-    "glyphs": "ResNet on images of characters, from scratch, accuracy in %",
-    "phonemes": "encoder-decoder, spelling to phonemes, from scratch, error rate in %",
-    "text": "GPT on Python source text, from scratch, held-out loss",
-    "retext": "the same GPT, trained further on dictionary text, held-out loss",
+    "glosses": "fine-tuning MiniLM to classify glosses: accuracy, %",
+    "glyphs": "ResNet on images of characters: accuracy, %",
+    "phonemes": "encoder-decoder, spelling to phonemes: error rate, %, lower is better",
+    "text": "GPT on source text: loss, lower is better",
+    "retext": "that GPT trained further on other text: loss, lower is better",
 }
-NAMES = {"asp": "ASP", "ste": "STE", "sr-ste": "SR-STE"}
 BLOCK = re.compile(r"<!-- evidence -->\n.*?<!-- /evidence -->", re.S)
 
 
 def headline_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
-    """One row a task: dense, and ASP, SR-STE and STEP at 2:4 and at 1:4."""
-    labels = ("asp", "sr-ste", STEP)
-    heads = [
-        f"{NAMES.get(label, 'STEP')} {p}" for p in ("2:4", "1:4") for label in labels
-    ]
-    yield f"| task | better is | dense | {' | '.join(heads)} |"
-    yield "|---|---|---:|" + "---:|" * len(heads)
+    """One row a task: dense, and three recipes at 2:4 and at 1:4."""
+    columns = [(name, p) for p in ("2:4", "1:4") for name in ("ASP", "SR-STE", "STEP")]
+    heads = [f"{name} {pattern}" for name, pattern in columns]
+    yield f"| task | dense | {' | '.join(heads)} |"
+    yield "|---|---:|" + "---:|" * len(heads)
     for task in tasks:
-        cells = [
-            mean(study, task, label, p) for p in ("2:4", "1:4") for label in labels
-        ]
-        better = "higher" if task.higher_is_better else "lower"
-        yield (
-            f"| {TITLES[task.name]} | {better} | {mean(study, task, 'dense', 'dense')} | "
-            f"{' | '.join(cells)} |"
-        )
+        cells = [mean(study, task, "dense", "dense")]
+        cells += [mean(study, task, LABELS[name], p) for name, p in columns]
+        yield f"| {TITLES[task.name]} | {' | '.join(cells)} |"
 
 
-def pattern_rows(study: Study, tasks: Sequence[Task], label: str) -> Iterator[str]:
-    """One row a task: what each pattern keeps of dense, by one recipe."""
-    patterns = ("2:4", "1:4", "1:8")
-    yield f"| task | dense | {' | '.join(patterns)} |"
-    yield "|---|---:|" + "---:|" * len(patterns)
+def recipe_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
+    """One row a task and pattern: dense and the recipes of the core."""
+    yield f"| task | pattern | dense | {' | '.join(LABELS)} |"
+    yield "|---|---|---:|" + "---:|" * len(LABELS)
     for task in tasks:
-        cells = [mean(study, task, label, pattern) for pattern in patterns]
-        dense = mean(study, task, "dense", "dense")
-        yield f"| {task.name} | {dense} | {' | '.join(cells)} |"
+        for pattern in PATTERNS:
+            cells = [mean(study, task, "dense", "dense")]
+            cells += [mean(study, task, x, pattern) for x in LABELS.values()]
+            yield f"| {task.name} | {pattern} | {' | '.join(cells)} |"
+
+
+def pattern_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
+    """One row a task: STEP at each pattern."""
+    yield f"| task | dense | {' | '.join(PATTERNS)} |"
+    yield "|---|---:|" + "---:|" * len(PATTERNS)
+    for task in tasks:
+        cells = [mean(study, task, "dense", "dense")]
+        cells += [mean(study, task, STEP, pattern) for pattern in PATTERNS]
+        yield f"| {TITLES[task.name]} | {' | '.join(cells)} |"
+
+
+def switch_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
+    """One row a task: STEP at 1:4 by its switch point, and by two criteria."""
+    names = [f"{fraction:.0%}".replace("%", " %") for fraction in FRACTIONS]
+    yield f"| task | dense | {' | '.join(names)} | autoswitch | autoswitch-relative |"
+    yield "|---|" + "---:|" * (len(names) + 3)
+    for task in tasks:
+        labels = (*by_switch(task.name), "step", "step-relative")
+        cells = [mean(study, task, "dense", "dense")]
+        cells += [mean(study, task, label, "1:4") for label in labels]
+        yield f"| {task.name} | {' | '.join(cells)} |"
 
 
 def mean(study: Study, task: Task, label: str, pattern: str) -> str:
-    """The mean over the seeds, in percent where the metric is a share."""
+    """The mean over the seeds; empty where nothing was measured."""
     found = known(study, task, label, pattern)
-    if not found:
-        return ""
-    value = fmean(found)
-    return f"{value:.3f}" if task.metric == "eval_loss" else f"{100 * value:.1f}"
+    return size(task, fmean(found)) if found else ""
+
+
+def signed(task: Task, gained: float) -> str:
+    """A gain with its sign: points of a share, or nats."""
+    return ("+" if gained > 0 else "-" if gained < 0 else "") + size(task, gained)
+
+
+def size(task: Task, value: float) -> str:
+    """An amount without its sign, in percent where the metric is a share."""
+    share = task.metric != "eval_loss"
+    return f"{100 * abs(value):.2f}" if share else f"{abs(value):.4f}"
 
 
 def write_headline(study: Study, tasks: Sequence[Task], readme: Path) -> None:
-    """Put the table into README.md, between its marks."""
+    """Put the first table into README.md, between its marks."""
     rows = "\n".join(headline_rows(study, tasks))
     block = f"<!-- evidence -->\n{rows}\n<!-- /evidence -->"
     text = BLOCK.sub(lambda _: block, readme.read_text(encoding="utf-8"))
