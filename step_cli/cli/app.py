@@ -28,13 +28,13 @@ from step_cli.reports import ErrorDetail, Report
 
 EXIT_CODES = (
     "Exit codes: 0 done, every check passed; 1 a check failed; 2 wrong usage; "
-    "3 nothing selected; 4 input refused; 5 output not written; 6 something missing "
-    "on this machine; 7 non-finite numbers; 70 a bug; 75 stopped; 130 Ctrl-C."
+    "3 nothing selected; 4 input refused; 5 output not written; 6 a library, device or "
+    "memory is missing; 7 non-finite numbers; 70 a bug; 75 stopped; 130 Ctrl-C."
 )
 
 app = typer.Typer(
     name="step-cli",
-    help="Take a model to N:M structured sparsity with STEP, and prove it.",
+    help="Make a model N:M sparse with STEP or other methods, and check that it is.",
     epilog=EXIT_CODES,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -76,7 +76,7 @@ def _everywhere(
     quiet: Annotated[bool, QUIET] = False,
     debug: Annotated[bool, DEBUG] = False,
 ) -> None:
-    """Take a model to N:M structured sparsity with STEP, and prove it."""
+    """Make a model N:M sparse with STEP or other methods, and check that it is."""
 
 
 def _examples(*lines: str) -> str:
@@ -121,7 +121,7 @@ def prune(config: PruneConfig) -> Result:
 )
 @options_from(TrainCommandConfig)
 def train(config: TrainCommandConfig) -> Result:
-    """Train to an N:M pattern, by STEP or a baseline."""
+    """Train an N:M model with STEP or another recipe."""
     from step_cli.commands import train
 
     return Result(train.run(config))
@@ -135,7 +135,7 @@ def train(config: TrainCommandConfig) -> Result:
 )
 @options_from(AutoswitchProfileConfig)
 def autoswitch_profile(config: AutoswitchProfileConfig) -> Result:
-    """Find and explain the switch point of a run."""
+    """Show where each criterion would switch."""
     from step_cli.commands.profile import run as autoswitch_profile
 
     return Result(autoswitch_profile.run(config))
@@ -149,7 +149,7 @@ def autoswitch_profile(config: AutoswitchProfileConfig) -> Result:
 )
 @options_from(ExportConfig)
 def export(config: ExportConfig) -> Result:
-    """Write a compressed file, ONNX or an engine."""
+    """Write a compressed, ONNX or TensorRT file."""
     from step_cli.commands.export import run as export
 
     return Result(export.run(config))
