@@ -1,4 +1,4 @@
-"""step-cli: take a model to N:M structured sparsity with STEP, and prove it.
+"""step-cli: make a model N:M sparse, with STEP or other methods, and check that it is.
 
 Each name is imported when it is first used, so that ``import step_cli`` stays fast and
 loads neither torch nor onnx.

@@ -96,7 +96,8 @@ def state(study: Study, tasks: Sequence[Task]) -> str:
         }
     )
     return (
-        f"{len(made)} of {len(runs)} runs are there, {hours:.1f} hours of one thread; "
+        f"{len(made)} of {len(runs)} runs are finished, {hours:.1f} hours of one "
+        f"thread; "
         f"{'; '.join(machines)}; {'; '.join(versions)}."
     )
 

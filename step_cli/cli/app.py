@@ -29,13 +29,13 @@ from step_cli.reports import ErrorDetail, Report
 
 EXIT_CODES = (
     "Exit codes: 0 done, every check passed; 1 a check failed; 2 wrong usage; "
-    "3 nothing selected; 4 input refused; 5 output not written; 6 something missing "
-    "on this machine; 7 non-finite numbers; 70 a bug; 75 stopped; 130 Ctrl-C."
+    "3 nothing selected; 4 input refused; 5 output not written; 6 a library, device or "
+    "memory is missing; 7 non-finite numbers; 70 a bug; 75 stopped; 130 Ctrl-C."
 )
 
 app = typer.Typer(
     name="step-cli",
-    help="Take a model to N:M structured sparsity with STEP, and prove it.",
+    help="Make a model N:M sparse with STEP or other methods, and check that it is.",
     epilog=EXIT_CODES,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -83,7 +83,7 @@ def _everywhere(
     quiet: Annotated[bool, QUIET] = False,
     debug: Annotated[bool, DEBUG] = False,
 ) -> None:
-    """Take a model to N:M structured sparsity with STEP, and prove it."""
+    """Make a model N:M sparse with STEP or other methods, and check that it is."""
 
 
 def _examples(*lines: str) -> str:
@@ -129,7 +129,7 @@ def prune(config: PruneConfig) -> Result:
 )
 @options_from(TrainCommandConfig)
 def train(config: TrainCommandConfig) -> Result:
-    """Train to an N:M pattern, by STEP or a baseline."""
+    """Train an N:M model with STEP or another recipe."""
     with working_on("loading libraries"):
         from step_cli.commands import train
 
@@ -144,7 +144,7 @@ def train(config: TrainCommandConfig) -> Result:
 )
 @options_from(AutoswitchProfileConfig)
 def autoswitch_profile(config: AutoswitchProfileConfig) -> Result:
-    """Find and explain the switch point of a run."""
+    """Show where each criterion would switch."""
     with working_on("loading libraries"):
         from step_cli.commands.profile import run as autoswitch_profile
 
@@ -159,7 +159,7 @@ def autoswitch_profile(config: AutoswitchProfileConfig) -> Result:
 )
 @options_from(ExportConfig)
 def export(config: ExportConfig) -> Result:
-    """Write a compressed file, ONNX or an engine."""
+    """Write a compressed, ONNX or TensorRT file."""
     with working_on("loading libraries"):
         from step_cli.commands.export import run as export
 
