@@ -101,7 +101,7 @@ TASKS = {
             (("data.source", "stdlib"),),
             own_rates={
                 "dense": (6e-3, 3e-3, 1.2e-2),
-                "asp": (1.2e-2, 6e-3, 2.4e-2),
+                "asp": (1.2e-2, 6e-3, 2.4e-2, 4.8e-2),
                 "step": (6e-3, 3e-3, 1.2e-2),
             },
         ),
