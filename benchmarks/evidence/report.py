@@ -96,8 +96,7 @@ def state(study: Study, tasks: Sequence[Task]) -> str:
         }
     )
     return (
-        f"{len(made)} of {len(runs)} runs are finished, {hours:.1f} hours of one "
-        f"thread; "
+        f"{len(made)} of {len(runs)} runs are finished, {hours:.1f} h of one thread; "
         f"{'; '.join(machines)}; {'; '.join(versions)}."
     )
 
