@@ -60,8 +60,15 @@ def run(one: Shown, folder: Path) -> list[str]:
     module = {"step-cli": "step_cli", "lm-eval": LM_EVAL}.get(words[0])
     words[:1] = [sys.executable, *(["-m", module] if module else [])]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    own = {**os.environ, "PYTHONPATH": path, "NO_COLOR": "1", "COLUMNS": "200",
-           "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache")}  # fmt: skip
+    own = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "NO_COLOR": "1",
+        "COLUMNS": "200",
+        "CUDA_VISIBLE_DEVICES": "",  # the page shows what the CPU prints
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "cache"),
+    }
     done = subprocess.run(
         words, cwd=folder, env=own, capture_output=True, text=True, check=False
     )
