@@ -16,6 +16,11 @@ from step_cli.errors import (
     UsageError,
     nearest,
 )
+from step_cli.formats.huggingface.sparsity_config import (
+    HOLDERS,
+    KEY,
+    remove_sparsity_config,
+)
 from step_cli.formats.onnx.inputs import Dimension, GraphInput
 from step_cli.formats.quiet import quiet
 
@@ -84,6 +89,7 @@ def build_hugging_face(
             )
             if options:
                 config = _with_options(config, options)
+            _forget_sparsity_config(config)
             model = _class_of(config, directory)(config)
     except StepError:
         raise
@@ -116,6 +122,15 @@ def _with_options(config: Any, options: Mapping[str, Any]) -> Any:
         values.pop("id2label", None)
         values.pop("label2id", None)
     return type(config).from_dict(values | dict(options))
+
+
+def _forget_sparsity_config(config: Any) -> None:
+    """Take it out: saved with new weights, it would keep others from loading them."""
+    names = (*HOLDERS, KEY)
+    held = {name: vars(config)[name] for name in names if name in vars(config)}
+    if remove_sparsity_config(held):
+        for name in set(names) - held.keys():
+            vars(config).pop(name, None)
 
 
 def _class_of(config: Any, directory: Path) -> Any:

@@ -31,8 +31,6 @@ SECONDS = 5.0  # of processor time
 _END = re.compile(r"(?<!\\)\.\*\$?$")  # matches whatever follows
 _CHOICE = re.compile(r"(?<!\()[*+?]|\(")
 _UNSAFE = re.compile(r"\(\?(?!:)|[{}]|\)[*+?]|\\[1-9]|[*+?]\+")
-
-
 KEY = "sparsity_config"
 HOLDERS = ("quantization_config", "compression_config")
 

@@ -151,3 +151,29 @@ def test_all_of_them_together_have_limited_time(
     folder = directory(tmp_path, of(["re:.*gate"]))
     with pytest.raises(sparsity_config.InputError, match="take too long"):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("noted", "kept"),
+    [
+        ({"quantization_config": {"sparsity_config": of([HEAD])}}, {}),
+        ({"compression_config": {"sparsity_config": of([HEAD])}}, {}),
+        ({"sparsity_config": of([HEAD])}, {}),
+        ({"quantization_config": {"quant_method": "gptq"}}, {"quant_method": "gptq"}),
+    ],
+)
+def test_a_model_that_is_built_and_saved_again_has_none(
+    tmp_path: Path, noted: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    """Else nothing could load what was trained from an old directory."""
+    pytest.importorskip("transformers")
+    from step_cli.formats.huggingface.model import build_hugging_face
+
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
+              "n_embd": 8, "n_layer": 1, "n_head": 1, "vocab_size": 4}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config | noted))
+    built: Any = build_hugging_face(tmp_path).model
+    saved = built.config.to_dict()
+    assert saved["n_embd"] == 8
+    assert (saved.get("quantization_config") or {}) == kept
+    assert not {"compression_config", "sparsity_config"} & saved.keys()
