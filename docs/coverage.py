@@ -1,4 +1,4 @@
-"""Print coverage.md: the tables behind verdicts, as they are. `make docs` writes it."""
+"""Print coverage.md: the tables that verdicts are based on. `make docs` writes it."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,46 +11,50 @@ from step_cli.nm.families import family_rows, misnamed_rows
 from step_cli.nm.target_table import TARGETS
 
 HEAD = """\
-# The tables behind verdicts
+# The tables that verdicts are based on
 
-`make docs` writes this page from the tables in the code. How coverage is computed is in
-[ci.md](ci.md).
+`make docs` generates this page from the tables in the code. [ci.md](ci.md) describes
+how coverage is computed.
 
 ## ONNX
 
-Names of tensors are not used: a weight is what one of these operators multiplies by.
-The inputs are counted from 0; the product sums over the axis called `in`.
+Names of tensors are not used: a weight is a stored tensor that one of these operators
+multiplies by. Inputs are counted from 0. The product sums over the axis `in`.
 """
 THROUGH = """
-From each operand of a product, the graph is followed back to stored tensors through the
-operators below. Stored tensors are initializers, sparse initializers and Constants of
-every form. Functions are followed with the attributes of their call, and the bodies of
-If, Loop and Scan with their inputs.
+From each operand of a product, the graph is followed back to stored tensors, but only
+through the operators below. Stored tensors are initializers, sparse initializers and
+Constants of every form. Functions (with the attributes of their call) and the bodies of
+If, Loop and Scan are followed too.
 """
 UNTRACED = """
-A stored tensor that reaches a product through another operator is `untraced`: it counts
-as not covered, and `--strict` fails it. The same holds for the weights of these
-products, whose stored form is not known here:
+If there is another operator between a stored tensor and a product, the tensor is
+`untraced`: it counts as not covered, and `--strict` fails. The same holds for the
+weights of these products, for which step-cli does not know how weights are stored:
 """
 FAMILIES = """
 ## Kinds of models
 
-If `config.json` has one of these values as its `model_type`, or as that of a part, the
-tensors below are weights, stored with these axes; `in` is the group axis. The rows come
-from the code of transformers 5.23. Models that are not listed store matrices as
-`[out, in]` and experts as `[experts, out, in]`, or are unknown.
+The table applies if `config.json`, or one of its sub-configurations, has one of these
+values as its `model_type`. Then the tensors below are weights, stored with these axes;
+`in` is the group axis. "As stored" marks names in files that transformers changes on
+loading; "transposed on loading" marks tensors that it transposes then. The rows come
+from the code of transformers 5.23. Models that are not listed are assumed to store
+matrices as `[out, in]` and experts as `[experts, out, in]`.
 """
 MISNAMED = """
-In these kinds of models, the names of some modules do not show what the modules are.
-With such a config, a Linear is a weight. An Embedding, or a tensor of positions, is
-skipped as `embedding`. A ConvTranspose is skipped as `consumer`, because its groups
-along axis 1 are those of its outputs. A `*` stands for a number. "Even window" tells
-the module from a convolution of the same name whose window is odd.
+In these kinds of models, the names of some modules do not show their types. With such a
+`model_type`, a Linear is a weight. An Embedding, or a tensor of positions, is skipped
+as `embedding`. A ConvTranspose is skipped as `consumer`, because groups along its axis
+1 would be groups of outputs. A `*` stands for a number. "Even window" means that the
+row applies only if the size of the window is even; a convolution of the same name has
+an odd one.
 """
 LIBRARIES = """
 ## Libraries with sparse kernels
 
-`--target` judges by this table. Inputs and outputs must be multiples of these numbers.
+`--target` uses this table. The numbers of inputs and outputs of a layer must be
+multiples of the numbers in the table.
 """
 
 
@@ -88,7 +92,9 @@ def page() -> str:
                 misnamed_rows(),
             ),
             LIBRARIES,
-            *_table(("target", "types", "pattern", "inputs", "outputs", ""), kernels),
+            *_table(
+                ("target", "types", "pattern", "inputs", "outputs", "note"), kernels
+            ),
             "",
         ]
     )

@@ -33,14 +33,21 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         """Log nothing."""
 
 
-def take(browser: str, address: str, scheme: str, file: Path, profile: str) -> None:
-    """Write one picture, 1500 pixels wide."""
+def take(
+    browser: str,
+    address: str,
+    scheme: str,
+    file: Path,
+    profile: str,
+    size: tuple[int, int] = (1500, 1800),
+) -> None:
+    """Write one picture, of this many pixels across and down."""
     options = [
         "--headless=new",
         "--no-sandbox",
         "--disable-gpu",
         "--hide-scrollbars",
-        "--window-size=1500,1800",
+        f"--window-size={size[0]},{size[1]}",
         "--virtual-time-budget=4000",  # milliseconds for scripts to settle
         f"--user-data-dir={profile}",
         f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}",

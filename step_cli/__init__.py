@@ -1,4 +1,4 @@
-"""step-cli: take a model to N:M structured sparsity with STEP, and prove it.
+"""step-cli: make a model N:M sparse, with STEP or other methods, and check that it is.
 
 Each name is imported when it is first used, so that ``import step_cli`` stays fast and
 loads neither torch nor onnx.
@@ -11,13 +11,15 @@ if TYPE_CHECKING:
     from step_cli.commands.export.run import export as export
     from step_cli.commands.prune.run import prune as prune
     from step_cli.commands.verify.run import verify as verify
-    from step_cli.formats.compressed.semi_structured import (
-        load_compressed as load_compressed,
-    )
+    from step_cli.errors import StepError as StepError
+    from step_cli.formats.compressed.load import load_compressed as load_compressed
     from step_cli.integrations.huggingface import (
         HuggingFaceCallback as HuggingFaceCallback,
     )
     from step_cli.integrations.lightning import LightningCallback as LightningCallback
+    from step_cli.integrations.semi_structured import (
+        to_semi_structured as to_semi_structured,
+    )
     from step_cli.optim.mask import nm_mask as nm_mask
     from step_cli.optim.require_sparse import require_sparse as require_sparse
     from step_cli.recipes.sparse_adamw import sparse as sparse
@@ -26,13 +28,15 @@ if TYPE_CHECKING:
 _HOME = {
     "HuggingFaceCallback": "step_cli.integrations.huggingface",
     "LightningCallback": "step_cli.integrations.lightning",
+    "StepError": "step_cli.errors",
     "export": "step_cli.commands.export.run",
-    "load_compressed": "step_cli.formats.compressed.semi_structured",
+    "load_compressed": "step_cli.formats.compressed.load",
     "nm_mask": "step_cli.optim.mask",
     "prune": "step_cli.commands.prune.run",
     "require_sparse": "step_cli.optim.require_sparse",
     "sparse": "step_cli.recipes.sparse_adamw",
     "sparse_adamw": "step_cli.recipes.sparse_adamw",
+    "to_semi_structured": "step_cli.integrations.semi_structured",
     "verify": "step_cli.commands.verify.run",
 }
 

@@ -38,7 +38,7 @@ def test_every_kind_has_its_keys_and_no_others(kind: str) -> None:
 
 
 def test_names_and_numbers_are_those_of_the_code() -> None:
-    (told,) = re.findall(r"sample model \((.*?)\)", TEXT)
+    (told,) = re.findall(r"sample\s+model\s+\((.*?)\)", TEXT, re.S)
     assert set(re.findall(r"`(.*?)`", told)) <= set(BUILT_IN)
     for word in HELD_OUT:
         assert f"`{word}`" in TEXT

@@ -17,7 +17,7 @@ PATTERNS = ("2:4", "1:4", "1:8")
 RECIPES = ("asp", "ste", "sr-ste", "step")
 FRACTIONS = (0.1, 0.2, 0.5, 0.8)  # of the steps, where STEP switches: Figure 7
 # Where AutoSwitch switches: there as soon as that may, or soon after; else by t_max.
-DEFAULT_SWITCH = {"glosses": 0.1, "text": 0.1}
+DEFAULT_SWITCH = {"glosses": 0.1}
 T_MAX = 0.5
 # AutoSwitch loses glosses whole, so that nothing is left for an ablation to show.
 ABLATED = {"glosses": "step-relative"}

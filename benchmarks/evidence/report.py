@@ -18,19 +18,25 @@ from benchmarks.evidence.claims import (
 )
 from benchmarks.evidence.grid import (
     CORE,
-    FRACTIONS,
     MORE,
     SEEDS,
     Method,
     Run,
     all_tasks,
-    by_switch,
     runs_that_count,
     switch_methods,
     taught_methods,
 )
 from benchmarks.evidence.pictures import draw_recipes, draw_switch, known
 from benchmarks.evidence.results import ROOT, Study
+from benchmarks.evidence.summary import (
+    pattern_rows,
+    recipe_rows,
+    signed,
+    size,
+    switch_rows,
+    write_headline,
+)
 from benchmarks.evidence.tasks import TASKS, Task
 from step_cli.commands.compare.statistics import Difference
 
@@ -46,14 +52,13 @@ def main() -> None:
     draw_recipes(study, begun, DOCS / "evidence-recipes.svg")
     draw_switch(study, begun, DOCS / "evidence-switch.svg")
     (DOCS / "evidence.md").write_text(page(study, tasks), encoding="utf-8")
+    (DOCS / "choosing.md").write_text(choosing(study, tasks), encoding="utf-8")
+    write_headline(study, tasks, ROOT / "README.md")
 
 
 def page(study: Study, tasks: Sequence[Task]) -> str:
     """The page; what is written by hand is in evidence.template.md."""
-    template = string.Template(
-        (Path(__file__).parent / "evidence.template.md").read_text(encoding="utf-8")
-    )
-    return template.substitute(
+    return template("evidence").substitute(
         state=state(study, tasks),
         claims="\n".join(claim_rows(study)),
         tasks="\n".join(line for task in tasks for line in task_table(study, task)),
@@ -61,6 +66,21 @@ def page(study: Study, tasks: Sequence[Task]) -> str:
         criteria="\n".join(criterion_rows(study, tasks)),
         tuning="\n".join(rate_rows(study, tasks)),
     )
+
+
+def choosing(study: Study, tasks: Sequence[Task]) -> str:
+    """What follows for a user; what is written by hand is in choosing.template.md."""
+    return template("choosing").substitute(
+        recipes="\n".join(recipe_rows(study, tasks)),
+        patterns="\n".join(pattern_rows(study, tasks)),
+        switch="\n".join(switch_rows(study, tasks)),
+    )
+
+
+def template(name: str) -> string.Template:
+    """The words of a page, with $names where its tables go."""
+    path = Path(__file__).parent / f"{name}.template.md"
+    return string.Template(path.read_text(encoding="utf-8"))
 
 
 def state(study: Study, tasks: Sequence[Task]) -> str:
@@ -76,7 +96,7 @@ def state(study: Study, tasks: Sequence[Task]) -> str:
         }
     )
     return (
-        f"{len(made)} of {len(runs)} runs are there, {hours:.1f} hours of one thread; "
+        f"{len(made)} of {len(runs)} runs are finished, {hours:.1f} h of one thread; "
         f"{'; '.join(machines)}; {'; '.join(versions)}."
     )
 
@@ -121,22 +141,6 @@ def half(found: Difference) -> float:
     return (found.interval[1] - found.interval[0]) / 2
 
 
-def signed(task: Task, gained: float) -> str:
-    """A gain with its sign: points of a share, or nats."""
-    return ("+" if gained > 0 else "-" if gained < 0 else "") + size(task, gained)
-
-
-def size(task: Task, value: float) -> str:
-    """An amount without its sign."""
-    share = task.metric != "eval_loss"
-    return f"{100 * abs(value):.2f}" if share else f"{abs(value):.4f}"
-
-
-def shown(task: Task, value: float) -> str:
-    """A metric, in percent where it is a share."""
-    return size(task, value)
-
-
 def task_table(study: Study, task: Task) -> Iterator[str]:
     """Mean, spread and difference to dense of every method of a task."""
     unit = {"eval_accuracy": "accuracy, %", "per": "phoneme error rate, %"}
@@ -168,7 +172,7 @@ def _method_row(study: Study, task: Task, method: Method, pattern: str) -> str:
         gained = f"{signed(task, to_dense.mean)} ± {size(task, half(to_dense))}"
     switches = _switches(study, task, method.label, pattern)
     return (
-        f"{head} {shown(task, fmean(found))} | {spread} | {gained} | {len(found)} | "
+        f"{head} {size(task, fmean(found))} | {spread} | {gained} | {len(found)} | "
         f"{switches} |"
     )
 
@@ -180,23 +184,6 @@ def _switches(study: Study, task: Task, label: str, pattern: str) -> str:
     steps = sorted({point["step"] for point in points})
     reasons = sorted({point["reason"] for point in points})
     return f"{', '.join(map(str, steps))} ({', '.join(reasons)})" if points else ""
-
-
-def switch_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
-    """STEP at 1:4 by its switch point."""
-    names = [f"{fraction:.0%}".replace("%", " %") for fraction in FRACTIONS]
-    yield f"| task | dense | {' | '.join(names)} | autoswitch | autoswitch-relative |"
-    yield "|---|" + "---:|" * (len(names) + 3)
-    for task in tasks:
-        labels = (*by_switch(task.name), "step", "step-relative")
-        cells = [_mean(study, task, "dense", "dense")]
-        cells += [_mean(study, task, label, "1:4") for label in labels]
-        yield f"| {task.name} | {' | '.join(cells)} |"
-
-
-def _mean(study: Study, task: Task, label: str, pattern: str) -> str:
-    found = known(study, task, label, pattern)
-    return shown(task, fmean(found)) if found else ""
 
 
 def criterion_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
@@ -240,7 +227,7 @@ def rate_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
         task = TASKS[name]
         tried = [run for run in runs if (run.task, run.label) == (name, label)]
         cells = [
-            f"{run.rate:g}: {shown(task, value)}"
+            f"{run.rate:g}: {size(task, value)}"
             for run in tried
             if (value := study.value(run)) is not None
         ]

@@ -84,13 +84,13 @@ TASKS = {
             "phonemes",
             "per",
             False,
-            (4e-3, 2e-3, 8e-3, 1.6e-2),
+            (4e-3, 2e-3, 8e-3, 1.6e-2, 3.2e-2),
             (("data.source", "phonemes"),),
             scored=True,
             own_rates={
-                "dense": (4e-3, 2e-3, 8e-3),
-                "asp": (8e-3, 4e-3, 1.6e-2),
-                "step": (4e-3, 2e-3, 8e-3),
+                "dense": (4e-3, 2e-3, 8e-3, 1.6e-2),
+                "asp": (8e-3, 4e-3, 1.6e-2, 3.2e-2, 6.4e-2),
+                "step": (4e-3, 2e-3, 8e-3, 1.6e-2),
             },
         ),
         Task(
@@ -101,7 +101,7 @@ TASKS = {
             (("data.source", "stdlib"),),
             own_rates={
                 "dense": (6e-3, 3e-3, 1.2e-2),
-                "asp": (1.2e-2, 6e-3, 2.4e-2),
+                "asp": (1.2e-2, 6e-3, 2.4e-2, 4.8e-2),
                 "step": (6e-3, 3e-3, 1.2e-2),
             },
         ),

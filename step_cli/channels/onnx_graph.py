@@ -18,7 +18,7 @@ from step_cli.channels.graph import (
     apply_rule,
 )
 from step_cli.channels.onnx_operators import ARGUMENTS, RULES, translate
-from step_cli.errors import InputError, MissingError, StepError, UsageError
+from step_cli.errors import InputError, MissingError, UsageError
 from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.onnx.inputs import GraphInput, inputs_of_onnx
 from step_cli.formats.onnx.session import OrtSession
@@ -208,13 +208,9 @@ def _every_value(
     session = OrtSession.of_bytes(model.SerializeToString(), folder.resolve())
     try:
         made = session.run(feeds)
-    except StepError:
-        raise
-    except Exception as error:  # those of ONNX Runtime have no common base
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except InputError as error:
         raise InputError(
-            f"--permute: ONNX Runtime cannot run the graph: {said}; give its inputs "
-            "fixed sizes"
+            f"--permute: {error.message}; give its inputs fixed sizes"
         ) from None
     return dict(zip(session.outputs, made, strict=True))
 

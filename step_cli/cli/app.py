@@ -22,19 +22,20 @@ from step_cli.config.commands import (
     TrainCommandConfig,
     VerifyConfig,
 )
-from step_cli.config.options import DEBUG, QUIET, VERBOSE, options_from
+from step_cli.config.options import DEBUG, JSON, QUIET, VERBOSE, options_from
 from step_cli.errors import INTERRUPTED, OutputError
+from step_cli.render.status_line import working_on
 from step_cli.reports import ErrorDetail, Report
 
 EXIT_CODES = (
     "Exit codes: 0 done, every check passed; 1 a check failed; 2 wrong usage; "
-    "3 nothing selected; 4 input refused; 5 output not written; 6 something missing "
-    "on this machine; 7 non-finite numbers; 70 a bug; 75 stopped; 130 Ctrl-C."
+    "3 nothing selected; 4 input refused; 5 output not written; 6 a library, device or "
+    "memory is missing; 7 non-finite numbers; 70 a bug; 75 stopped; 130 Ctrl-C."
 )
 
 app = typer.Typer(
     name="step-cli",
-    help="Take a model to N:M structured sparsity with STEP, and prove it.",
+    help="Make a model N:M sparse with STEP or other methods, and check that it is.",
     epilog=EXIT_CODES,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -59,8 +60,10 @@ class Result:
 
 def _print_version(given: bool) -> None:
     if given:
-        verbose = GlobalOptions.of(sys.argv[1:]).verbose
-        typer.echo(render.version(verbose=verbose))
+        from step_cli.render.version import version
+
+        options = GlobalOptions.of(sys.argv[1:])
+        typer.echo(version(verbose=options.verbose, as_json=options.json))
         raise typer.Exit
 
 
@@ -69,14 +72,18 @@ def _everywhere(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Show the version"
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Show the version; with -v or --json, the kernels and packages too",
         ),
     ] = False,
+    json_: Annotated[bool, JSON] = False,
     verbose: Annotated[bool, VERBOSE] = False,
     quiet: Annotated[bool, QUIET] = False,
     debug: Annotated[bool, DEBUG] = False,
 ) -> None:
-    """Take a model to N:M structured sparsity with STEP, and prove it."""
+    """Make a model N:M sparse with STEP or other methods, and check that it is."""
 
 
 def _examples(*lines: str) -> str:
@@ -107,7 +114,8 @@ def verify_nm(config: VerifyConfig) -> Result:
 @options_from(PruneConfig)
 def prune(config: PruneConfig) -> Result:
     """Prune a checkpoint to an N:M pattern in one shot."""
-    from step_cli.commands.prune import run as prune
+    with working_on("loading libraries"):
+        from step_cli.commands.prune import run as prune
 
     return Result(prune.run(config))
 
@@ -121,8 +129,9 @@ def prune(config: PruneConfig) -> Result:
 )
 @options_from(TrainCommandConfig)
 def train(config: TrainCommandConfig) -> Result:
-    """Train to an N:M pattern, by STEP or a baseline."""
-    from step_cli.commands import train
+    """Train an N:M model with STEP or another recipe."""
+    with working_on("loading libraries"):
+        from step_cli.commands import train
 
     return Result(train.run(config))
 
@@ -135,8 +144,9 @@ def train(config: TrainCommandConfig) -> Result:
 )
 @options_from(AutoswitchProfileConfig)
 def autoswitch_profile(config: AutoswitchProfileConfig) -> Result:
-    """Find and explain the switch point of a run."""
-    from step_cli.commands.profile import run as autoswitch_profile
+    """Show where each criterion would switch."""
+    with working_on("loading libraries"):
+        from step_cli.commands.profile import run as autoswitch_profile
 
     return Result(autoswitch_profile.run(config))
 
@@ -149,8 +159,9 @@ def autoswitch_profile(config: AutoswitchProfileConfig) -> Result:
 )
 @options_from(ExportConfig)
 def export(config: ExportConfig) -> Result:
-    """Write a compressed file, ONNX or an engine."""
-    from step_cli.commands.export import run as export
+    """Write a compressed, ONNX or TensorRT file."""
+    with working_on("loading libraries"):
+        from step_cli.commands.export import run as export
 
     return Result(export.run(config))
 
@@ -159,7 +170,7 @@ def main() -> NoReturn:
     """Run the command line of this process and exit with its code."""
     signals.note()
     startup.prepare(command_of(sys.argv[1:]))
-    with results_only_on_stdout() as out:
+    with results_only_on_stdout(GlobalOptions.of(sys.argv[1:]).quiet) as out:
         code = run(sys.argv[1:], out)
         signals.let_end()
     if code:
@@ -220,6 +231,7 @@ def _show(result: Result, out: TextIO, options: GlobalOptions) -> None:
             file=result.file,
             as_json=options.json,
             verbose=options.verbose,
+            quiet=options.quiet,
         )
         out.flush()
     except BrokenPipeError:

@@ -5,11 +5,13 @@ import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import TextIO
 
 from typing_extensions import override
 
+from step_cli.render import status_line
 from step_cli.render.text import one_line
 
 
@@ -18,10 +20,13 @@ class ClosedStdout(io.StringIO):
 
 
 @contextlib.contextmanager
-def results_only_on_stdout() -> Iterator[TextIO]:
+def results_only_on_stdout(quiet: bool = False) -> Iterator[TextIO]:
     """Yield the real stdout, and send to stderr whatever libraries print.
 
     Native libraries write to descriptor 1 directly, so the descriptor itself moves.
+
+    Args:
+        quiet: Drop what libraries print, and their warnings.
     """
     was_closed = _open_what_is_closed()
     if sys.stderr is None:
@@ -31,16 +36,24 @@ def results_only_on_stdout() -> Iterator[TextIO]:
     out: TextIO = ClosedStdout()
     if not was_closed:
         out = open(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-    os.dup2(2, 1)
+    prints = _dropped() if quiet else sys.stderr
+    os.dup2(prints.fileno() if quiet else 2, 1)
     # Typer prints help and version itself; whatever else is printed is no result.
     shows = {"--help", "-h", "--version"}.intersection(sys.argv[1:])
-    python_stdout, sys.stdout = sys.stdout, out if shows else sys.stderr
+    python_stdout, sys.stdout = sys.stdout, out if shows else prints
     try:
         yield out
     finally:
         sys.stdout = python_stdout
         with contextlib.suppress(OSError):  # met and judged when the result was written
             out.close()
+
+
+def _dropped() -> TextIO:
+    """Silence the warnings of libraries; return what drops all that is written."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 def _open_what_is_closed() -> bool:
@@ -67,6 +80,15 @@ class OneLine(logging.Formatter):
         return f"{record.levelname}: {one_line(record.message)}"
 
 
+class Handler(logging.StreamHandler[TextIO]):
+    """Writes lines where the status line stood."""
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        with status_line.hidden():
+            super().emit(record)
+
+
 def log_to_stderr(*, quiet: bool, verbose: bool) -> None:
     """Show what step-cli logs: errors only, notes too, or everything."""
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
@@ -74,7 +96,7 @@ def log_to_stderr(*, quiet: bool, verbose: bool) -> None:
     logging.addLevelName(logging.INFO, "note")
     logging.addLevelName(logging.DEBUG, "note")
     logging.addLevelName(logging.ERROR, "error")
-    handler = logging.StreamHandler(sys.stderr)
+    handler = Handler(sys.stderr)
     handler.setFormatter(OneLine())
     logger = logging.getLogger("step_cli")
     logger.handlers = [handler]

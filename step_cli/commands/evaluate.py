@@ -27,6 +27,7 @@ from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.nm.selection import Layer
 from step_cli.optim.layers import choose_layers, density, plan_of
 from step_cli.optim.stays_dense import coverage_of, overall_density
+from step_cli.render.status_line import working_on
 from step_cli.reports import TrainReport
 from step_cli.training.distributed import Processes, process_group
 from step_cli.training.evaluate import evaluate
@@ -68,11 +69,14 @@ def evaluate_checkpoint(config: TrainConfig, path: Path) -> TrainReport:
         translate_memory_errors(config.train),
         process_group(config.train) as processes,
     ):
-        checkpoint = open_checkpoint(path)
-        is_graph = checkpoint.format == "onnx"
-        subject = (
-            _graph(checkpoint) if is_graph else _trained(config, checkpoint, processes)
-        )
+        with working_on(f"reading {path}"):
+            checkpoint = open_checkpoint(path)
+            is_graph = checkpoint.format == "onnx"
+            subject = (
+                _graph(checkpoint)
+                if is_graph
+                else _trained(config, checkpoint, processes)
+            )
         data = load_data(config.data)
         say_misfits(data, config.data.source, getattr(subject.model, "config", None))
         with naming(file=path if is_graph else None):

@@ -10,6 +10,7 @@ from step_cli.config.data import BUILT_IN
 from step_cli.config.train import TrainConfig, load_config
 from step_cli.data.files import kind_of
 from step_cli.errors import UsageError, naming
+from step_cli.render.status_line import working_on
 from step_cli.reports import CompareDryRunReport, CompareReport, TrainReport
 
 AnyReport = TrainReport | CompareReport | CompareDryRunReport
@@ -29,10 +30,12 @@ def run(command: TrainCommandConfig) -> AnyReport:
         if command.recipes is not None:
             return _compare(command, config, command.recipes)
         if command.evaluate is not None:
-            from step_cli.commands.evaluate import evaluate_checkpoint
+            with working_on("loading libraries"):
+                from step_cli.commands.evaluate import evaluate_checkpoint
 
             return evaluate_checkpoint(config, command.evaluate)
-        from step_cli.training.run import train
+        with working_on("loading libraries"):
+            from step_cli.training.run import train
 
         run_dir = _run_dir(command)
         return train(config, run_dir, force=command.force, resume=command.resume)
@@ -67,7 +70,8 @@ def _compare(
     from step_cli.commands.compare.runs import runs_of
 
     runs = runs_of(config, recipes, command.patterns, command.seeds)
-    from step_cli.commands.compare.run import compare, dry_run
+    with working_on("loading libraries"):
+        from step_cli.commands.compare.run import compare, dry_run
 
     start = dry_run if command.dry_run else compare
     return start(runs, _run_dir(command), force=command.force, resume=command.resume)

@@ -29,23 +29,26 @@ class SelectionConfig(Config):
     """The options that choose tensors, patterns and axes, of three commands."""
 
     nm: SparsePattern | None = option(
-        None, "Use this N:M pattern (default: the plan's, or 2:4)", metavar="N:M"
+        None, "Use this N:M pattern (default: that of the plan, or 2:4)", metavar="N:M"
     )
     include: list[str] = option(
-        list, "Select only tensors whose names match; repeatable", metavar="GLOB"
+        list, "Select only tensors whose names match GLOB; repeatable", metavar="GLOB"
     )
     exclude: list[str] = option(
-        list, "Leave out tensors whose names match; repeatable", metavar="GLOB"
+        list, "Exclude tensors whose names match GLOB; repeatable", metavar="GLOB"
     )
     axis: list[AxisOfGlob] = option(
-        list, "Set the axis that groups of M run along", metavar="GLOB=AXIS"
+        list,
+        "Set the axis that groups of M run along, for tensors whose names match GLOB; "
+        "repeatable",
+        metavar="GLOB=AXIS",
     )
     plan: Path | None = option(
-        None, "Read the plan from this file, not from the checkpoint"
+        None, "Read the N:M plan from this file, not from the checkpoint"
     )
     key: str | None = option(
         None,
-        "Take the state dict at these keys of a torch file, joined by dots",
+        "Find the state dict of a torch file under this key; join nested keys by dots",
         metavar="PATH",
     )
 
@@ -72,10 +75,13 @@ class TrainCommandConfig(Config):
     )
     evaluate: Path | None = option(
         None,
-        "Print the metrics of this checkpoint, or of an ONNX file as ONNX Runtime "
-        "runs it, without training or writing",
+        "Print the metrics of this checkpoint, or of this ONNX file in ONNX Runtime; "
+        "train nothing and write nothing",
     )
-    resume: bool = option(False, "Continue a stopped run or comparison, bit for bit")
+    resume: bool = option(
+        False,
+        "Continue a stopped run or comparison; the result is the same, bit for bit",
+    )
     force: bool = option(False, "Replace an existing run directory")
     recipes: Recipes | None = option(
         None,
@@ -88,7 +94,10 @@ class TrainCommandConfig(Config):
         metavar="N:M,...",
     )
     seeds: int = option(
-        1, "Compare over this many seeds, counted up from train.seed", ge=1, le=1000
+        1,
+        "Train with this many seeds: train.seed, train.seed + 1, ...",
+        ge=1,
+        le=1000,
     )
     dry_run: bool = option(
         False, "List the runs of a comparison and estimate their time; write nothing"
@@ -99,23 +108,24 @@ class AutoswitchProfileConfig(Config):
     """Options of ``autoswitch-profile``."""
 
     source: Path = Field(
-        description="A training configuration (.toml), which is trained densely; or a "
-        "run directory of `train`, or its variance.jsonl, which is only read"
+        description="A training configuration (.toml) to train densely; or a run "
+        "directory of `train`, or its variance.jsonl, to read without training"
     )
     criterion: list[str] = option(
         list, "Evaluate only this criterion; repeatable (default: all)"
     )
     eps: float | None = option(
         None,
-        "Set the threshold of the paper's two AutoSwitch rules (default: Adam's eps) "
-        "or, if it is the only criterion, of autoswitch-relative (default: 1 - beta2)",
+        "Set the threshold of autoswitch and autoswitch-geometric (default: Adam's "
+        "eps); with --criterion autoswitch-relative alone, that of this criterion "
+        "(default: 1 - beta2)",
         gt=0,
         allow_inf_nan=False,
     )
     beta2: float | None = option(
         None,
-        "Set Adam's beta2 (default: the recorded one, or 0.999); a recording with "
-        "another beta2 is evaluated by staleness and fixed only",
+        "Set Adam's beta2 (default: the recorded one, or 0.999); if a recording has "
+        "another beta2, only staleness and fixed are evaluated",
         gt=0,
         lt=1,
     )
@@ -127,23 +137,23 @@ class AutoswitchProfileConfig(Config):
     )
     step: StepOrFraction | None = option(
         None,
-        "Set the step of `fixed` (default: the run's, or 0.25)",
+        "Set the step of `fixed` (default: that of the run, or 0.25)",
         metavar="STEP|FRACTION",
     )
     t_min: StepOrFraction | None = option(
         None,
-        "Allow no switch up to this step (default: the run's, or 0.1)",
+        "Allow no switch up to this step (default: that of the run, or 0.1)",
         metavar="STEP|FRACTION",
     )
     t_max: StepOrFraction | None = option(
         None,
-        "Switch after this step at the latest (default: the run's, or 0.5)",
+        "Switch right after this step at the latest (default: that of the run, or 0.5)",
         metavar="STEP|FRACTION",
     )
     steps: int | None = option(
         None,
-        "Record or read this many steps (default: until every criterion has decided, "
-        "and 1000 more; of a recording, all)",
+        "Record or read this many steps (default: of a recording, all; else until "
+        "every criterion has decided, and 1001 more)",
         ge=1,
     )
     seeds: int = option(
@@ -179,18 +189,20 @@ class PruneConfig(SelectionConfig):
     checkpoint: Path = Field(
         description="A file (.safetensors, .onnx, .pt, ...) or a directory"
     )
-    out: Path = Field(description="The output, in the format of CHECKPOINT")
-    method: Method = option("magnitude", "Choose the kept weights by this method")
+    out: Path = Field(
+        description="The file or directory to write, in the format of CHECKPOINT"
+    )
+    method: Method = option("magnitude", "Choose which weights to keep by this method")
     calibration: Path | None = option(
         None,
-        "Read samples for wanda, sparsegpt, --refit and --recalibrate-bn from this "
-        "text, .jsonl or .npz file",
+        "Read the samples for wanda, sparsegpt, --refit and --recalibrate-bn from "
+        "this text, .jsonl or .npz file",
     )
     calibration_samples: int = option(128, "Use at most this many samples", ge=1)
     refit: Refit = option(
         "none",
-        "Fit the kept weights, so that each layer or block gives what the dense one "
-        "gives on the samples",
+        "Fit the kept weights so that, on the samples, the output of each layer or "
+        "block is close to that of the dense one",
     )
     recalibrate_bn: bool = option(
         False,
@@ -199,33 +211,40 @@ class PruneConfig(SelectionConfig):
     )
     model: str | None = option(None, MODEL_HELP, metavar="SPEC")
     transposable: bool = option(
-        False, "Hold the pattern along outputs as well, so that w^T holds it too"
+        False, "Hold the pattern along the outputs too, so that w^T also holds it"
     )
     permute: bool = option(
         False,
-        "Reorder channels so that more magnitude is kept, where the graph of the "
-        "model proves that no output changes",
+        "Reorder channels before pruning so that more magnitude is kept; only where "
+        "the graph of the model shows that no output changes",
     )
     input: list[str] = option(
         list,
-        "Trace the model for --permute with this input, as x:float32:1x3x32x32",
+        "Trace the model for --permute with this input, such as x:float32:1x3x32x32",
         metavar="NAME:DTYPE:SHAPE",
     )
     density: float | None = option(
-        None, "Keep this share of all weights; each layer gets its own N", gt=0, lt=1
+        None,
+        "Keep at most this share of all weights; each layer gets its own N",
+        gt=0,
+        lt=1,
     )
     seed: int = option(
-        0, "Seed --method random, and the order of samples in --refit block", ge=0
+        0,
+        "Seed of --method random, and of the order of batches in --refit block",
+        ge=0,
     )
     device: Device = option(
-        "cpu", "Run samples and solve their Hessians on this device, block by block"
+        "cpu", "Run the samples and compute the weights on this device, block by block"
     )
     dry_run: bool = option(False, "Show what would be done; write nothing")
     resume: bool = option(
-        False, "Continue a stopped prune with samples after its last finished block"
+        False,
+        "Continue a stopped pruning run that uses samples, after its last finished "
+        "block",
     )
     force: bool = option(
-        False, "Replace an existing OUT and the files of a stopped prune"
+        False, "Replace an existing OUT and the files of a stopped pruning run"
     )
 
     @model_validator(mode="before")
@@ -252,7 +271,7 @@ class VerifyConfig(SelectionConfig):
     strict: bool = option(False, "Fail if a matrix cannot be checked")
     min_coverage: float | None = option(
         None,
-        "Fail if less than this share of the elements could be judged",
+        "Fail if less than this share of the matrix elements could be checked",
         ge=0,
         le=1,
         allow_inf_nan=False,
@@ -268,7 +287,7 @@ class VerifyConfig(SelectionConfig):
         None, "Print the result in this format (default: table)"
     )
     output: OutputFile | None = option(
-        None, "Write the result to this file, and print the table"
+        None, "Write the result to this file, and print the table to stdout"
     )
 
     @property
@@ -288,29 +307,34 @@ class ExportConfig(SelectionConfig):
     """Options of ``export``."""
 
     checkpoint: Path = Field(description="A file or directory of weights")
-    out: OutputFile = Field(description="The file to write")
+    out: Path = Field(
+        description="The file to write; with --to dense of a directory, also one"
+    )
     to: Target | None = option(None, "Write this kind of file (required)")
     model: str | None = option(None, MODEL_HELP, metavar="SPEC")
     input: list[str] = option(
         list,
-        "Declare an input; a named size stays dynamic, as input_ids:int64:batch,seq",
+        "Declare an input; a size with a name is dynamic: input_ids:int64:batch,seq",
         metavar="NAME:DTYPE:SHAPE",
     )
     opset: int | None = option(
         None, "Use this ONNX operator set, 17 to 25 (default: 20)", ge=17, le=25
     )
     precision: Precision | None = option(
-        None, "Compute in this number type (default: the checkpoint's; tensorrt: fp16)"
+        None,
+        "Compute in this number type (default: that of CHECKPOINT; for tensorrt, fp16)",
     )
     quantize: Quantize | None = option(
         None,
-        "Quantize inputs, weights and outputs of sparse layers; zeros stay zeros",
+        "Quantize inputs, weights and outputs of sparse layers; zero weights stay zero",
     )
     calibration: Path | None = option(
         None, "Measure the ranges of --quantize on these samples: text, .jsonl or .npz"
     )
     calibration_samples: int = option(
-        128, "Use at most this many samples; every fifth is only compared", ge=1
+        128,
+        "Use at most this many samples; every fifth is used only to compare outputs",
+        ge=1,
     )
     backend: Backend = option("auto", "Build the engine with this library")
     compute_capability: list[str] = option(
@@ -318,14 +342,22 @@ class ExportConfig(SelectionConfig):
     )
     min: list[str] = option(
         list,
-        "Set the smallest shape of an input with named sizes",
+        "Set the smallest shape of an input with named sizes (default: 1 item)",
         metavar="NAME:SHAPE",
     )
     opt: list[str] = option(
-        list, "Set the likeliest shape; kernels are timed at it", metavar="NAME:SHAPE"
+        list,
+        "Set the most common shape, at which kernels are timed (default: 8 items of a "
+        "quarter of the longest length)",
+        metavar="NAME:SHAPE",
     )
-    max: list[str] = option(list, "Set the largest shape", metavar="NAME:SHAPE")
-    require_sparse: bool = option(False, "Fail if no sparse kernel was chosen")
+    max: list[str] = option(
+        list,
+        "Set the largest shape (default: 32 items of the longest length that the "
+        "model's config.json has)",
+        metavar="NAME:SHAPE",
+    )
+    require_sparse: bool = option(False, "Fail if TensorRT chose no sparse kernel")
     tolerance: float | None = option(
         None,
         "Allow this difference from PyTorch, relative to max(1, max|reference|) "
@@ -334,10 +366,10 @@ class ExportConfig(SelectionConfig):
     )
     no_check: bool = option(False, "Do not compare with PyTorch")
     workspace: int | None = option(
-        None, "Let each layer of the engine use this much scratch memory, in MiB", ge=1
+        None, "Allow each layer of the engine this much temporary memory, in MiB", ge=1
     )
     timing_cache: OutputFile | None = option(
-        None, "Read and extend this file of kernel timings (full TensorRT)"
+        None, "Read kernel timings from this file and add new ones (full TensorRT only)"
     )
     bench: bool = option(
         False,
@@ -349,3 +381,19 @@ class ExportConfig(SelectionConfig):
         metavar="FILE.html",
     )
     force: bool = option(False, "Replace an existing output")
+
+    @property
+    def to_directory(self) -> bool:
+        """Whether OUT is a directory: dense weights of one, under no file's name."""
+        directory = self.to == "dense" and os.path.isdir(self.checkpoint)
+        return directory and self.out.suffix.lower() != ".safetensors"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _out_is_a_file(cls, given: Any) -> Any:
+        """Except with --to dense, which may write a directory."""
+        if isinstance(given, dict) and not (
+            given.get("to") == "dense" and os.path.isdir(given.get("checkpoint") or "")
+        ):
+            refuse_directory(given.get("out"))
+        return given

@@ -23,8 +23,8 @@ R = TypeVar("R")
 # Shown in every --help; `cli.global_options` reads them from the arguments themselves,
 # so that a usage error too is shown as they require.
 JSON = typer.Option("--json", help="Print one JSON document")
-VERBOSE = typer.Option("--verbose", "-v", help="Show more")
-QUIET = typer.Option("--quiet", "-q", help="Print errors only")
+VERBOSE = typer.Option("--verbose", "-v", help="Print more details")
+QUIET = typer.Option("--quiet", "-q", help="Print only errors and failed checks")
 DEBUG = typer.Option("--debug", help="Show tracebacks")
 GLOBAL_OPTIONS = {"json_": JSON, "verbose": VERBOSE, "quiet": QUIET, "debug": DEBUG}
 

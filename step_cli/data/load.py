@@ -13,6 +13,7 @@ from step_cli.data.parallel import load_parallel
 from step_cli.data.said import say_what_is_found
 from step_cli.data.table import load_table
 from step_cli.data.text import load_text
+from step_cli.render.status_line import working_on
 
 LOADERS: Mapping[Kind, Callable[[DataSection], Dataset]] = {
     "cifar10": load_cifar10,
@@ -32,6 +33,11 @@ def load_data(section: DataSection) -> Dataset:
         UsageError: A key does not apply to it.
         MissingError: A library it needs is not installed.
     """
+    with working_on(f"reading data of {section.source}"):
+        return _loaded(section)
+
+
+def _loaded(section: DataSection) -> Dataset:
     if section.source not in BUILT_IN:
         with os_error_as_input_error(Path(section.source)):
             found = LOADERS[kind_of(section)](section)

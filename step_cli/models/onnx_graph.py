@@ -91,10 +91,8 @@ class OnnxGraph(nn.Module):
         feeds = {name: values.numpy() for name, values in inputs.items()}
         try:
             return torch.from_numpy(self._session.run(feeds)[self._scores])
-        except Exception as error:  # its classes have no common base
-            if "allocate memory" in str(error):
-                raise MemoryError(str(error)) from error
-            raise
+        except InputError as error:
+            raise _misfit(error.message) from None
 
     def _fitting(
         self, given: tuple[Tensor, ...], named: Mapping[str, Tensor]

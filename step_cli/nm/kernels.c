@@ -1,7 +1,8 @@
 /* The loops that a file of gigabytes waits for: counting the non-zeros of groups,
    pruning them by magnitude, and summing up what is written. `kernels.py` decides when
    they run, and what runs elsewhere. `hatch_build.py` compiles this for each set of
-   instructions, with -DVECTOR: the bytes of a vector, 64 for AVX-512 and 32 for AVX2.
+   instructions, with -DVECTOR: the bytes of a vector, 64 for AVX-512, 32 for AVX2 and 16
+   for NEON.
 
    Weights are raw bits. A piece has X rows of groups of M, B groups side by side:
    member k of group (x, b) lies at (x * M + k) * stride + b. A vector holds one member
@@ -34,6 +35,12 @@ typedef struct {
 } Pruned;
 
 /* Of the arguments; 0 if the processor lacks the instructions. */
+#if VECTOR == 16
+int step_kernels_version(void) /* every processor of the kind has them */
+{
+    return 1;
+}
+#else
 __attribute__((target("arch=x86-64"))) int step_kernels_version(void)
 {
     __builtin_cpu_init();
@@ -47,6 +54,7 @@ __attribute__((target("arch=x86-64"))) int step_kernels_version(void)
 #endif
     return 1;
 }
+#endif
 
 /* Fletcher's checksum of words of 32 bits, with 64 for a sum, as ZFS has it; each place
    in a vector has its own. Up to 2 MiB no sum wraps around. */

@@ -1,4 +1,4 @@
-"""The loops of `kernels.c`, if gcc was there when step-cli was installed on x86-64.
+"""The loops of `kernels.c`, which a wheel holds compiled.
 
 Where they are absent, or not made for a case or the processor, the result is None, and
 NumPy finds the same in more time. They run without the interpreter's lock.
@@ -8,13 +8,14 @@ import ctypes
 import math
 from functools import cache
 from pathlib import Path
+from platform import machine
 from typing import Any
 
 from step_cli.nm.dtypes import DTypeInfo, RawBits
 
 LIBRARIES = {
     level: Path(__file__).with_name(f"_kernels_{level}.so")
-    for level in ("avx512", "avx2")  # the first that the processor has
+    for level in ("avx512", "avx2", "neon")  # the first that the processor has
 }
 VERSION = 1  # of the functions' arguments, as in kernels.c
 LARGEST_M = 64  # MOST of kernels.c
@@ -63,11 +64,24 @@ class PrunedSums(ctypes.Structure):
 
 
 def instructions() -> str | None:
-    """What the loops are compiled for, ``avx512`` or ``avx2``; None: NumPy does it."""
+    """What the loops are compiled for, such as ``avx512``; None: NumPy does it."""
     library = _library()
     if library is None:
         return None
     return Path(library._name).stem.removeprefix("_kernels_")
+
+
+def why() -> str:
+    """Why the loops in use are those of `instructions`, in a few words."""
+    installed = [level for level, path in LIBRARIES.items() if path.exists()]
+    if (used := instructions()) is None:
+        if not installed:
+            return f"none were compiled for {machine()} when step-cli was installed"
+        return f"this processor runs none of those installed: {', '.join(installed)}"
+    faster = installed[: installed.index(used)]
+    if faster:
+        return f"this processor does not run {', '.join(faster)}"
+    return "the fastest that are installed"
 
 
 def count(codes: RawBits, n: int, bits: DTypeInfo) -> Counted | None:

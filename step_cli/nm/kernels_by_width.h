@@ -8,13 +8,24 @@
 #define LEAST(a, b) ((a) < (b) ? (a) : (b))
 
 #if VECTOR * 8 / BITS == 64
-#define LANE(d) ((V){LANES64(0, d)})
+#define NUMBERS(d) LANES64(0, d)
 #elif VECTOR * 8 / BITS == 32
-#define LANE(d) ((V){LANES32(0, d)})
+#define NUMBERS(d) LANES32(0, d)
 #elif VECTOR * 8 / BITS == 16
-#define LANE(d) ((V){LANES16(0, d)})
+#define NUMBERS(d) LANES16(0, d)
+#elif VECTOR * 8 / BITS == 8
+#define NUMBERS(d) LANES8(0, d)
 #else
-#define LANE(d) ((V){LANES8(0, d)})
+#define NUMBERS(d) LANES4(0, d)
+#endif
+#define LANE(d) ((V){NUMBERS(d)})
+
+/* From each lane the one d lanes away. clang has no __builtin_shuffle, and refuses lanes
+   that there are not even where they are never used; gcc before 12 has only that. */
+#ifdef __clang__
+#define FROM(v, d) __builtin_shufflevector(v, v, NUMBERS(((d) % LANES)))
+#else
+#define FROM(v, d) __builtin_shuffle(v, LANE(d))
 #endif
 
 #if BITS == 8
@@ -119,13 +130,13 @@ INLINE void NAME(count_whole)(NAME(Counts) *all, const W *p, ptrdiff_t weights,
         V magnitude = NAME(load)(p + at, 1, lanes) & mask;
         V found = (V)(magnitude != 0) & 1, counts = found;
         all->nonfinite |= magnitude + (T)(HIGH - limit);
-        counts += __builtin_shuffle(counts, LANE(1));
+        counts += FROM(counts, 1);
         if (m > 2)
-            counts += __builtin_shuffle(counts, LANE(2));
+            counts += FROM(counts, 2);
         if (m > 4)
-            counts += __builtin_shuffle(counts, LANE(4));
+            counts += FROM(counts, 4);
         if (m > 8)
-            counts += __builtin_shuffle(counts, LANE(8));
+            counts += FROM(counts, 8);
         NAME(take_counts)(all, found, 1, counts, n, lanes);
     }
 }
@@ -139,7 +150,7 @@ void NAME(step_count_)(const W *p, ptrdiff_t x, ptrdiff_t m, ptrdiff_t b,
         NAME(count_whole)(&all, p, x * m, 2, n, mask, limit);
     else if (stride == 1 && m == 4)
         NAME(count_whole)(&all, p, x * m, 4, n, mask, limit);
-    else if (stride == 1 && m == 8)
+    else if (stride == 1 && m == 8 && m <= LANES)
         NAME(count_whole)(&all, p, x * m, 8, n, mask, limit);
     else if (stride == 1 && m == 16 && m <= LANES)
         NAME(count_whole)(&all, p, x * m, 16, n, mask, limit);
@@ -246,7 +257,7 @@ INLINE V NAME(beaten_by)(V magnitude, V rival, V lower)
     return (V)((I)(rival + (lower & 1)) > (I)magnitude);
 }
 #define BEATEN_BY(d) \
-    NAME(beaten_by)(magnitude, __builtin_shuffle(magnitude, LANE(d)), \
+    NAME(beaten_by)(magnitude, FROM(magnitude, d), \
                     (V)(LANE(d) < LANE(0)))
 
 /* Groups in one piece, M of them 2, 4 or 8. */
@@ -279,7 +290,7 @@ void NAME(step_prune_)(const W *p, W *out, ptrdiff_t x, ptrdiff_t m, ptrdiff_t b
         NAME(prune_whole)(&all, p, out, x * m, 2, n, limit, shift);
     else if (stride == 1 && m == 4)
         NAME(prune_whole)(&all, p, out, x * m, 4, n, limit, shift);
-    else if (stride == 1 && m == 8)
+    else if (stride == 1 && m == 8 && m <= LANES)
         NAME(prune_whole)(&all, p, out, x * m, 8, n, limit, shift);
     else if (b < LANES)
         for (ptrdiff_t j = 0; j < b; j++)
@@ -307,6 +318,8 @@ void NAME(step_prune_)(const W *p, W *out, ptrdiff_t x, ptrdiff_t m, ptrdiff_t b
 #undef NAME
 #undef LANES
 #undef LANE
+#undef NUMBERS
+#undef FROM
 #undef HIGH
 #undef LEAST
 #undef T

@@ -70,8 +70,8 @@ HALF = frozenset({"float16", "bfloat16"})
 _INT8, _FP8 = frozenset({"int8"}), frozenset({"float8_e4m3fn"})
 _BOTH_FP8 = _FP8 | {"float8_e5m2"}
 _FP32, _FP4 = frozenset({"float32"}), frozenset({"float4_e2m1fn"})
-_NEWER = "fp8 needs compute capability 8.9, and gained from 9.0 only"
-_TF32 = "in TF32, which rounds the operands to 10 bits"
+_NEWER = "fp8 needs compute capability 8.9; a gain is known only from 9.0 on"
+_TF32 = "in TF32, which rounds the operands to 10 mantissa bits"
 
 TARGETS: Mapping[TargetName, Target] = {
     # 2:4 along the input channels, whose number is a multiple of 4: NVIDIA TensorRT

@@ -37,6 +37,7 @@ from step_cli.oneshot.inputs import (
 from step_cli.oneshot.placement import Placement
 from step_cli.oneshot.probe import Probe, probe
 from step_cli.oneshot.progress import PruningProgress
+from step_cli.render.status_line import working_on
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +53,18 @@ def prune_in_order(calibration: Calibration[S], layers: Sequence[TargetLayer]) -
     modules = [layer.name.rpartition(".")[0] for layer in layers]
     block_lists = find_block_lists(model, modules)
     placement = Placement(model, calibration.device, block_lists)
-    with torch.no_grad(), placement.active():
+    with (
+        torch.no_grad(),
+        placement.active(),
+        working_on("running samples through the model") as now,
+    ):
         first = {name: value[:1] for name, value in calibration.batches[0].items()}
         samples = map(placement.batch, (first, *calibration.batches))
         shown = probe(model, samples, layers, block_lists)
         for missing in (layer for layer in layers if layer not in shown.order):
             _not_run(calibration, missing)
         placement.refresh()
-        work = _Work(calibration, placement, shown, PruningProgress(shown.order))
+        work = _Work(calibration, placement, shown, PruningProgress(shown.order, now))
         inside = {
             module: number
             for number, blocks in enumerate(block_lists)

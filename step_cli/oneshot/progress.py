@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -18,9 +18,13 @@ class PruningProgress:
 
     Args:
         layers: All that is to be pruned.
+        now: Names what is worked on, on a terminal.
     """
 
-    def __init__(self, layers: Sequence[TargetLayer]) -> None:
+    def __init__(
+        self, layers: Sequence[TargetLayer], now: Callable[[str], None]
+    ) -> None:
+        self._now = now
         self._left = sum(map(_size, layers))
         self._done = 0
         self._place = ""
@@ -34,6 +38,7 @@ class PruningProgress:
     def begin(self, place: str, layers: Sequence[TargetLayer]) -> None:
         """Say what comes next, such as ``block 2 of 32``."""
         self._place = place
+        self._now(f"pruning {place}")
         self._said = time.monotonic()
         count = f"{len(layers)} layer{'s' if len(layers) > 1 else ''}"
         log.info("%s: %s%s", place, count, self._rest())
@@ -42,6 +47,7 @@ class PruningProgress:
         """A layer is done; said if nothing was said for a while."""
         self._done += _size(layer)
         self._left -= _size(layer)
+        self._now(f"pruning {self._place}: {layer.name} is done")
         now = time.monotonic()
         if now - self._said >= EVERY_S:
             self._said = now

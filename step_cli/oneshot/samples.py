@@ -18,6 +18,7 @@ from step_cli.data.rows import lines_of, rows_of
 from step_cli.data.tokens import Tokenizer, make_tokenizer
 from step_cli.errors import InputError, NonFiniteError, UsageError
 from step_cli.formats.files.mapped_file import in_units, map_file, reason_of
+from step_cli.formats.huggingface.model_config import longest_input
 from step_cli.models.runnable import RunnableModel
 
 Sample = dict[str, npt.NDArray[Any]]  # one input of the model, without a batch
@@ -155,11 +156,8 @@ def _tokenizer(runnable: RunnableModel, directory: Path | None) -> Tokenizer:
 
 def _context(runnable: RunnableModel) -> int:
     """How many tokens the model takes."""
-    config = getattr(runnable.model, "config", None)
-    for name in ("n_positions", "max_position_embeddings"):
-        found = getattr(config, name, None)
-        if isinstance(found, int) and found > 0:
-            return min(found, LONGEST)
+    if (found := longest_input(runnable.model)) is not None:
+        return min(found, LONGEST)
     example = (runnable.examples or {}).get("input_ids")
     return LONGEST if example is None else example.shape[-1]
 

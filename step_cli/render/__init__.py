@@ -13,18 +13,6 @@ from step_cli.render.console import console_for
 from step_cli.render.text import one_line
 from step_cli.reports import ErrorDetail, Report, VerifyReport
 
-INSTALLED = (
-    "torch",
-    "numpy",
-    "safetensors",
-    "onnx",
-    "onnxruntime",
-    "onnxscript",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
-    "transformers",
-)
-
 
 def show(
     report: Report,
@@ -34,6 +22,7 @@ def show(
     file: Path | None = None,
     as_json: bool = False,
     verbose: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Write ``report`` to ``out``, and to a file where one is named.
 
@@ -44,11 +33,13 @@ def show(
         file: Replaced as a whole, or left as it was.
         as_json: Whether both are to be JSON.
         verbose: Whether to list everything.
+        quiet: Whether to write no table unless a check failed.
 
     Raises:
         OutputError: The file cannot be written.
     """
     shown = "json" if as_json else format
+    unasked = not as_json and (format is None or file is not None)
     if file is not None:
         from step_cli.formats.files.staged import staged
 
@@ -56,6 +47,8 @@ def show(
         with staged(file, force=True) as path:
             path.write_text(body, encoding="utf-8", errors="backslashreplace")
         shown = "json" if as_json else "table"
+    if quiet and unasked and report.exit_code == 0:
+        return
     if shown in (None, "table"):
         draw(report, out, verbose=verbose, annotate=shown is None)
     else:
@@ -149,19 +142,3 @@ def error_line(detail: ErrorDetail) -> str:
     """``error: FILE: TENSOR: message`` on one line, names escaped."""
     parts = [detail.file, detail.tensor, detail.message]
     return "error: " + ": ".join(one_line(part) for part in parts if part)
-
-
-def version(*, verbose: bool) -> str:
-    """The version; when verbose, those of what is installed, importing nothing."""
-    from importlib import metadata
-    from platform import platform, python_version
-
-    lines = [f"step-cli {metadata.version('step-cli')}"]
-    if verbose:
-        lines += [f"Python {python_version()}", platform()]
-        for name in INSTALLED:
-            try:
-                lines.append(f"{name} {metadata.version(name)}")
-            except metadata.PackageNotFoundError:
-                lines.append(f"{name} not installed")
-    return "\n".join(lines)

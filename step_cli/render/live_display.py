@@ -12,16 +12,10 @@ from collections.abc import Callable, Iterator
 from rich.console import RenderableType
 from rich.live import Live
 
-from step_cli.render.console import is_plain
+from step_cli.render import status_line
 from step_cli.render.rich_console import TerminalConsole
 
 REFRESH_PER_S = 4
-
-
-def is_possible() -> bool:
-    """Whether stderr can show it, and notes are not silenced by --quiet."""
-    notes = logging.getLogger("step_cli").isEnabledFor(logging.INFO)
-    return notes and not is_plain(sys.stderr)
 
 
 @contextlib.contextmanager
@@ -48,7 +42,8 @@ def showing(draw: Callable[[], RenderableType]) -> Iterator[None]:
     ]
     streams = [handler.setStream(sys.stderr) for handler in handlers]
     try:
-        yield
+        with status_line.hidden():
+            yield
     finally:
         with contextlib.suppress(OSError):
             shown.stop()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from step_cli.reports.export import ExportBytes as ExportBytes
     from step_cli.reports.export import ExportLayer as ExportLayer
     from step_cli.reports.export import ExportReport as ExportReport
+    from step_cli.reports.export import InputShapes as InputShapes
     from step_cli.reports.export import LayerQuantizers as LayerQuantizers
     from step_cli.reports.export import OutputDifference as OutputDifference
     from step_cli.reports.export import Parity as Parity
@@ -72,6 +73,7 @@ _NAMES = {
     ),
     "export": (
         "ExportBytes",
+        "InputShapes",
         "LayerQuantizers",
         "OutputDifference",
         "Parity",

@@ -106,6 +106,16 @@ class BackendReport(Part):
     sparse_weights: Literal["used", "permitted", "ignored"] | None
 
 
+class InputShapes(Part):
+    """The shapes of one input with named sizes that an engine is built for."""
+
+    input: str
+    min: list[int]
+    opt: list[int] = Field(description="Kernels are timed at it")
+    max: list[int]
+    by_default: bool = Field(description="Whether no option named the input")
+
+
 class BenchReport(Part):
     """Median times of one run in milliseconds, the same file with dense weights too."""
 
@@ -132,6 +142,7 @@ class ExportReport(Report):
     negative_zeros: int | None = Field(None, description="-0.0 that return as +0.0")
     precision: str | None = None
     opset: int | None = None
+    shapes: list[InputShapes] = Field([], description="Of an engine's dynamic inputs")
     sha256: dict[str, str] = Field({}, description="Of the files made, by kind")
     sparsity: list[SparsityCounts] = Field([], description="One for each pass")
     build_log: str | None = None

@@ -24,6 +24,7 @@ from step_cli.formats.files.mapped_file import reason_of, sha256
 from step_cli.formats.files.staged import repair, staged
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.shards import local
+from step_cli.render.status_line import working_on
 from step_cli.training.distributed import Processes
 from step_cli.training.process_state import (
     files_read_by,
@@ -36,6 +37,7 @@ STATE_LIMIT = 64 << 20  # bytes of state.json
 logger = logging.getLogger(__name__)
 
 
+@working_on("saving a checkpoint")
 def save_checkpoint(
     run_dir: Path,
     model: nn.Module,
@@ -81,6 +83,7 @@ def save_checkpoint(
                 shutil.rmtree(old)
 
 
+@working_on("reading the last checkpoint")
 def load_checkpoint(
     run_dir: Path, model: nn.Module, optimizer: SparseOptimizer, processes: Processes
 ) -> int:

@@ -12,6 +12,7 @@ from torch.nn import functional
 from step_cli.data.batch import IGNORED, Batch, Split
 from step_cli.data.order import batches_of
 from step_cli.errors import InputError, NonFiniteError, StepError
+from step_cli.render.status_line import working_on
 from step_cli.training.distributed import Processes
 from step_cli.training.memory import is_out_of_memory
 from step_cli.training.metrics import metrics_of, sums_of
@@ -19,6 +20,7 @@ from step_cli.training.metrics import metrics_of, sums_of
 Precision = Literal["fp32", "bf16"]
 
 
+@working_on("evaluating held-out samples")
 def evaluate(
     model: nn.Module,
     split: Split,

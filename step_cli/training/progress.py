@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from step_cli.autoswitch.autoswitch import Fixed, SwitchRule
 from step_cli.optim.optimizer import SparseOptimizer
-from step_cli.render import live_display
+from step_cli.render import live_display, status_line
 from step_cli.render.text import duration
 from step_cli.training.callbacks import Callback
 
@@ -106,6 +106,8 @@ class Progress(Callback):
         return Group(top, lines)
 
     def _lines(self) -> Iterator[tuple[str, str]]:
+        if (work := status_line.current()) is not None:
+            yield "now", work
         if self._place is not None:
             yield "comparison", ", ".join(self._place_words())
         if self._loss is not None:
@@ -192,7 +194,7 @@ def progress_callbacks(
 ) -> Iterator[list[Callback]]:
     """Show how far the run is while the block runs, as stderr allows."""
     progress = Progress(optimizer, steps, place)
-    on_display = live_display.is_possible()
+    on_display = status_line.is_possible()
     display = (
         live_display.showing(progress.draw) if on_display else contextlib.nullcontext()
     )

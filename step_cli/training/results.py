@@ -27,6 +27,7 @@ from step_cli.optim.layers import density
 from step_cli.optim.stays_dense import overall_density
 from step_cli.render.markdown import escaped
 from step_cli.render.model_card import CountedLayers, ModelCard, metadata, section
+from step_cli.render.status_line import working_on
 from step_cli.reports import Distilled, StaysDense, TrainReport
 from step_cli.training.history import read_metrics, switch_point
 from step_cli.training.page import counted_weights, last_part, show_run
@@ -66,6 +67,7 @@ def finish(trainer: Trainer, path: Path, run_dir: Path) -> TrainReport:
     return report
 
 
+@working_on("writing the results")
 def _write(
     trainer: Trainer, state: Mapping[str, Tensor], report: TrainReport, path: Path
 ) -> None:
@@ -160,6 +162,7 @@ def left_dense(setup: Setup) -> list[StaysDense]:
     ]
 
 
+@working_on("writing the report of the part that was trained")
 def show_stopped(trainer: Trainer, path: Path) -> None:
     """Show how far a run came; the checkpoint is what a stop is about."""
     processes = trainer.setup.processes

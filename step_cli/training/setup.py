@@ -33,6 +33,7 @@ from step_cli.optim.stays_dense import FROZEN, Coverage, coverage_of, tell
 from step_cli.recipes import make_recipe
 from step_cli.recipes.domino_search import DominoSearch
 from step_cli.recipes.domino_training import search
+from step_cli.render.status_line import working_on
 from step_cli.training.distributed import Processes
 from step_cli.training.evaluate import loss_of, scores_of
 from step_cli.training.process_state import seed_all
@@ -102,7 +103,8 @@ def set_up(
     for_optimizer = {k: options.pop(k) for k in OPTIMIZER_OPTIONS if k in options}
     recipe = make_recipe(config.sparsity.recipe, options)
     switch = switch_rule(config, recipe)
-    model = load_model(config)
+    with working_on("building the model"):
+        model = load_model(config)
     if not any(p.requires_grad for p in model.parameters()):
         raise NothingSelectedError("no parameter of the model requires gradients")
     wanted, coverage = _choose(config, model, plan)
@@ -247,6 +249,7 @@ def _base(config: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:
     )
 
 
+@working_on("searching patterns of layers")
 def find_patterns(
     config: TrainConfig, recipe: Recipe, model: nn.Module, plan: Plan, data: Dataset
 ) -> Plan:

@@ -30,6 +30,7 @@ from step_cli.models.spec import build_model, load_weights
 from step_cli.models.start_weights import refuse_non_finite
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.optim.recipe import Recipe
+from step_cli.render.status_line import working_on
 from step_cli.training.distributed import Processes
 from step_cli.training.evaluate import Precision, autocast, scores_of
 from step_cli.training.teacher_record import digest_of, digest_of_files
@@ -79,6 +80,7 @@ class Teacher:
             return scores_of(self.model, batch, device)[0]
 
 
+@working_on("loading the teacher")
 def load_teacher(
     config: TrainConfig,
     recipe: Recipe,

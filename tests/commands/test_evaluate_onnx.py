@@ -493,9 +493,16 @@ def test_memory_that_runs_out_is_no_misfit(
 ) -> None:
     path = graph_of(tmp_path / "m.onnx", [FLAT], ["f"], x=DIGITS)
 
-    def run(*given: object) -> None:
-        raise ValueError("Failed to allocate memory for requested buffer of size 9")
+    class Full:
+        def run(self, *given: object) -> None:
+            raise ValueError("Failed to allocate memory for requested buffer of size 9")
 
-    monkeypatch.setattr(OrtSession, "run", run)
+    made = OrtSession.__init__
+
+    def init(self: OrtSession, *given: Any, **named: Any) -> None:
+        made(self, *given, **named)
+        self._session = Full()
+
+    monkeypatch.setattr(OrtSession, "__init__", init)
     with pytest.raises(MissingError, match="not enough memory"):
         evaluate_checkpoint(config_of(tmp_path), path)

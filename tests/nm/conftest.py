@@ -2,7 +2,6 @@
 
 import platform
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,22 +12,22 @@ from step_cli.nm import kernels
 NEEDED = {
     "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
     "avx2": {"avx2"},
+    "neon": {"asimd"},  # of aarch64
 }
 
 
 def should_be_there(level: str) -> bool:
-    """Whether gcc is here, and a processor that has the instructions."""
-    if platform.machine() != "x86_64" or shutil.which("cc") is None:
+    """Whether a compiler is here, and a processor that has the instructions."""
+    if platform.system() != "Linux" or shutil.which("cc") is None:
         return False
-    said = subprocess.run(["cc", "--version"], capture_output=True, text=True).stdout
     flags = set(Path("/proc/cpuinfo").read_text().split())
-    return "Free Software Foundation" in said and NEEDED[level] <= flags
+    return NEEDED[level] <= flags
 
 
 def skip_or_fail(*levels: str) -> None:
     """Skip where nothing can be compiled; where it could be, the install failed."""
     assert not any(map(should_be_there, levels)), "not compiled: run make again"
-    pytest.skip("no gcc was there at install, or another processor")
+    pytest.skip("no compiler was there at install, or another processor")
 
 
 @pytest.fixture(params=["compiled", "numpy"], scope="module")

@@ -16,7 +16,6 @@ from step_cli.nm.dtypes import dtype_info
 
 ROOT = Path(step_cli.__file__).parent.parent
 HOOK = ROOT / "hatch_build.py"
-NAMES = {path.name for path in kernels.LIBRARIES.values()}
 
 
 def load_hook() -> Any:
@@ -25,6 +24,11 @@ def load_hook() -> Any:
     hook = importlib.util.module_from_spec(found)
     found.loader.exec_module(hook)
     return hook
+
+
+NAMES = {
+    f"_kernels_{level}.so" for level in load_hook().LEVELS.get(platform.machine(), ())
+}
 
 
 class Builder:
@@ -57,15 +61,24 @@ def tree(tmp_path: Path) -> Path:
 
 
 needs_compiler = pytest.mark.skipif(
-    shutil.which("cc") is None or platform.machine() != "x86_64",
-    reason="needs a C compiler on x86-64",
+    shutil.which("cc") is None or not NAMES,
+    reason="needs a C compiler on x86-64 or aarch64",
 )
 
 
+def test_all_that_is_compiled_anywhere_is_looked_for() -> None:
+    levels = {level for each in load_hook().LEVELS.values() for level in each}
+    assert levels == set(kernels.LIBRARIES)
+
+
 @needs_compiler
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_compiling_warns_of_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: str
 ) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    monkeypatch.setenv("CC", compiler)
     hook = load_hook()
     monkeypatch.setattr(hook, "FLAGS", (*hook.FLAGS, "-Wall", "-Wextra", "-Werror"))
     made = hook.compile_kernels(Path(kernels.__file__).with_name("kernels.c"), tmp_path)
@@ -131,3 +144,27 @@ def test_a_library_of_another_version_is_not_used(
     monkeypatch.setattr(kernels, "VERSION", kernels.VERSION + 1)
     assert kernels._library() is None
     kernels._library.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("installed", "runs", "said"),
+    [
+        ([], None, "none were compiled for "),
+        (["avx2"], "avx2", "the fastest that are installed"),
+        (["avx512", "avx2"], "avx2", "this processor does not run avx512"),
+        (["avx512"], None, "this processor runs none of those installed: avx512"),
+    ],
+)
+def test_why_the_kernels_in_use_are_used(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    installed: list[str],
+    runs: str | None,
+    said: str,
+) -> None:
+    places = {level: tmp_path / f"_kernels_{level}.so" for level in ("avx512", "avx2")}
+    for level in installed:
+        places[level].touch()
+    monkeypatch.setattr(kernels, "LIBRARIES", places)
+    monkeypatch.setattr(kernels, "instructions", lambda: runs)
+    assert kernels.why().startswith(said)

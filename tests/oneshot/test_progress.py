@@ -22,7 +22,7 @@ def test_block_layer_and_time_left_are_named(
 ) -> None:
     caplog.set_level(logging.INFO)
     layers = [TargetLayer(f"{i}.weight", nn.Linear(8, 8)) for i in range(6)]
-    said = PruningProgress(layers)
+    said = PruningProgress(layers, lambda name: None)
     said.skip(layers[:2])  # done by the run this one goes on from
     said.begin("block 2 of 3", layers[2:4])
     clock[0] += 4

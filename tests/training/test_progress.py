@@ -173,7 +173,8 @@ def test_no_display_where_it_is_not_wanted(
     written = b"".join(written_to_a_terminal([*words, *more], env)).decode()
     assert "window" not in written
     assert ("note: step 8 of 24" in written) is said
-    assert ("\x1b" in written) is not bool(env)  # but for the colour of the verdict
+    # But for the colour of the verdict.
+    assert ("\x1b" in written) is not bool(env or more)
 
 
 def test_the_losses_of_a_run_with_a_teacher_are_told() -> None:

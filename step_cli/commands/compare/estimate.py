@@ -18,6 +18,7 @@ from step_cli.commands.compare.trial import naming_run
 from step_cli.config.train import TrainConfig
 from step_cli.data.batch import Dataset
 from step_cli.optim.recipe import Recipe
+from step_cli.render.status_line import working_on
 from step_cli.reports import CompareDryRunReport, RunToDo
 from step_cli.training.callbacks import Callback
 from step_cli.training.checkpoints import newest_step
@@ -68,6 +69,7 @@ class Times(Callback):
             self.evaluate_s = time.perf_counter() - self.marks[-1]
 
 
+@working_on("timing a few steps of each run")
 def estimate(
     runs: Sequence[Run],
     run_dir: Path,

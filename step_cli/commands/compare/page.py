@@ -16,6 +16,7 @@ from step_cli.config.train import TrainConfig
 from step_cli.plots.compare_plot import MeanPoint, SeedCurve, draw_curves, draw_means
 from step_cli.plots.drawing import INKS
 from step_cli.render.compare_page import ComparePage, html, markdown
+from step_cli.render.status_line import working_on
 from step_cli.reports import CompareReport
 from step_cli.training.history import History, read_metrics
 from step_cli.training.page import last_part
@@ -24,6 +25,7 @@ from step_cli.training.records import save_text
 HERE = "."  # the directory of the files
 
 
+@working_on("comparing the runs")
 def write_results(run_dir: Path, outcomes: Sequence[Outcome]) -> None:
     """Write the three files, each complete or not at all.
 

@@ -33,6 +33,7 @@ from step_cli.data.batch import Dataset
 from step_cli.data.load import load_data
 from step_cli.errors import InputError, OutputError, StepError, StoppedError
 from step_cli.plots.drawing import require_drawing
+from step_cli.render.status_line import working_on
 from step_cli.reports import CompareDryRunReport, CompareReport
 from step_cli.training.distributed import Processes, process_group
 from step_cli.training.memory import translate_memory_errors
@@ -100,6 +101,7 @@ def dry_run(
         return estimate(runs, run_dir, known, data, processes)
 
 
+@working_on("looking at the runs that are there")
 def _states(runs: Sequence[Run], path: Path, processes: Processes) -> States:
     """How each run stands; the first process looks, and all know."""
     states: States = {}

@@ -10,6 +10,7 @@ import torch
 from step_cli.commands.compare.runs import Run
 from step_cli.data.batch import Dataset
 from step_cli.errors import StepError
+from step_cli.render.status_line import working_on
 from step_cli.training.distributed import Processes
 from step_cli.training.memory import translate_memory_errors
 from step_cli.training.run_directory import refuse_other_data
@@ -35,13 +36,18 @@ def try_all(
     Raises:
         StepError: One cannot, or what was begun had other data or another teacher.
     """
-    for path in begun:
-        refuse_other_data(path, data)
+    with working_on("looking at the data of runs that were begun"):
+        for path in begun:
+            refuse_other_data(path, data)
     taught = [path for path in begun if (path / TEACHER).exists()]
     told: set[str | None] = set()
     forget()
     for run in {run.kind: run for run in runs}.values():
-        with naming_run(run), translate_memory_errors(run.config.train):
+        with (
+            working_on(f"trying {run.name}"),
+            naming_run(run),
+            translate_memory_errors(run.config.train),
+        ):
             quiet = run.pattern in told
             setup = set_up(
                 run.config, processes, record=True, data=data, trial=True, quiet=quiet

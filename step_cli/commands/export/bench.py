@@ -11,6 +11,7 @@ from step_cli.formats.onnx.session import OrtSession, feeds_of
 from step_cli.formats.tensorrt.api import TrtRuntime, compute_capabilities
 from step_cli.formats.tensorrt.engine import EngineBuild, EngineOptions, build_engine
 from step_cli.formats.tensorrt.timing import engine_ms
+from step_cli.render.status_line import working_on
 from step_cli.reports import BenchReport
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def times_engine(config: ExportConfig) -> bool:
     return config.to == "tensorrt" and bool(compute_capabilities())
 
 
+@working_on("timing the graph beside a dense one")
 def time_against_dense(path: Path, examples: Examples) -> BenchReport:
     """Median times of the file, and of the same file with its zeros filled."""
     from step_cli.formats.onnx.rewriter import save_dense_twin
@@ -39,6 +41,7 @@ def time_against_dense(path: Path, examples: Examples) -> BenchReport:
     )
 
 
+@working_on("timing the engine beside a dense one")
 def time_engines(
     runtime: TrtRuntime,
     onnx_path: Path,

@@ -14,6 +14,7 @@ from step_cli.formats.checkpoint import Checkpoint
 from step_cli.formats.onnx.inputs import GraphInput, parse_input
 from step_cli.models.source import ModelSource, model_source
 from step_cli.nm.pattern import Plan
+from step_cli.render.status_line import working_on
 
 if TYPE_CHECKING:
     import torch
@@ -131,6 +132,7 @@ def in_precision(given: GraphInput, precision: Precision) -> GraphInput:
     return replace(given, dtype=DTYPES[precision])
 
 
+@working_on("building the model")
 def _built(source: ModelSource, checkpoint: Checkpoint, plan: Plan) -> LoadedModel:
     from step_cli.formats.onnx.inputs import inputs_of_examples
     from step_cli.models.spec import build_model, load_weights

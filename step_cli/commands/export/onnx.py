@@ -29,6 +29,7 @@ from step_cli.formats.onnx.reader import open_onnx
 from step_cli.formats.onnx.weight_uses import operators_of
 from step_cli.nm.pattern import NMSpec
 from step_cli.nm.selection import Layer
+from step_cli.render.status_line import working_on
 from step_cli.reports import BenchReport, ExportLayer, Parity, QuantizationReport
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def write_onnx(
     )
 
 
+@working_on("tracing the model")
 def _trace(
     config: ExportConfig,
     loaded: LoadedModel,
@@ -181,6 +183,7 @@ def _traced_place(place: OnnxPlace, samples: Samples | None) -> Iterator[OnnxPla
         yield OnnxPlace(folder / "model.onnx")
 
 
+@working_on("running onnx.checker")
 def _check_model(path: Path) -> None:
     import onnx
 
@@ -191,6 +194,7 @@ def _check_model(path: Path) -> None:
         raise InputError(f"onnx.checker refuses the exported model: {line}") from None
 
 
+@working_on("counting the non-zeros of the graph")
 def _layers(loaded: LoadedModel, export: OnnxExport, path: Path) -> list[ExportLayer]:
     """Verify each layer in the file, along the axes that its own products have."""
     stored = {tensor.name: tensor for tensor in open_onnx(map_file(path)).tensors}

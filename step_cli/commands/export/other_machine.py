@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from step_cli.config.commands import ExportConfig
-from step_cli.formats.tensorrt.profiles import Profile, parse_shapes
+from step_cli.formats.tensorrt.profiles import BOUNDS, Profile, parse_shapes
 
 # Options that decide what the ONNX file holds; `--precision` goes beside them.
 _OF_THE_GRAPH = (
@@ -24,7 +24,7 @@ def trtexec(config: ExportConfig, profiles: Sequence[Profile] = ()) -> str:
         profiles: Of the dynamic inputs; without them, by the options.
     """
     if not profiles:
-        given = parse_shapes({o: getattr(config, o) for o in ("min", "opt", "max")})
+        given = parse_shapes({o: getattr(config, o) for o in BOUNDS})
         profiles = [
             Profile(name, (given["min"][name], shape, given["max"][name]))
             for name, shape in given["opt"].items()
@@ -102,7 +102,7 @@ def trtexec_line(
         "--profilingVerbosity=detailed",
         f"--exportLayerInfo={plan_file}.layers.json",
     ]
-    for option, index in (("min", 0), ("opt", 1), ("max", 2)):
+    for index, option in enumerate(BOUNDS):
         shapes = [
             f"{profile.name}:{'x'.join(map(str, profile.shapes[index]))}"
             for profile in profiles

@@ -18,6 +18,7 @@ from step_cli.formats.onnx.session import (
     feeds_of,
     torch_outputs,
 )
+from step_cli.render.status_line import working_on
 from step_cli.reports import Parity
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 Examples = Mapping[str, "Tensor"]
 
 
+@working_on("running the model in PyTorch")
 def reference(loaded: LoadedModel, examples: Examples) -> list[Array]:
     """What PyTorch computes of the example inputs, in the precision of `compare`.
 
@@ -40,6 +42,7 @@ def reference(loaded: LoadedModel, examples: Examples) -> list[Array]:
     return torch_outputs(loaded.model, examples)
 
 
+@working_on("comparing ONNX Runtime with PyTorch")
 def compare(
     config: ExportConfig,
     loaded: LoadedModel,

@@ -34,6 +34,7 @@ from step_cli.formats.onnx.reader import open_onnx
 from step_cli.formats.onnx.session import OrtSession
 from step_cli.formats.onnx.surroundings import NamedGraph
 from step_cli.nm.pattern import Plan
+from step_cli.render.status_line import working_on
 from step_cli.reports import (
     ExportLayer,
     LayerQuantizers,
@@ -66,6 +67,7 @@ class Quantized:
     found: Found
 
 
+@working_on("measuring ranges on samples")
 def quantize(
     codes: Quantize, samples: Samples, source: Path, plan: Plan, place: OnnxPlace
 ) -> Quantized:
@@ -168,6 +170,7 @@ def _quantizers(found: Quantizers) -> LayerQuantizers:
     )
 
 
+@working_on("comparing the quantized graph with the fp32 one")
 def compared(
     done: Quantized, samples: Samples, faults: list[str]
 ) -> QuantizationReport:
@@ -204,7 +207,7 @@ def compared(
 def _run(session: OrtSession, inputs: Feeds) -> list[Array]:
     try:
         return session.run(inputs)
-    except Exception as error:  # those of ONNX Runtime have no common base
+    except InputError as error:
         raise fails_on_samples(error) from None
 
 

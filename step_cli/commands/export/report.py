@@ -5,10 +5,18 @@ from typing import TYPE_CHECKING, Any
 from step_cli.commands.export.other_machine import commands_to_build, trtexec
 from step_cli.commands.export.source import Source
 from step_cli.config.commands import ExportConfig
-from step_cli.reports import BenchReport, ExportBytes, ExportReport, SparsityCounts
+from step_cli.formats.tensorrt.profiles import Profile, default_note
+from step_cli.reports import (
+    BenchReport,
+    ExportBytes,
+    ExportReport,
+    InputShapes,
+    SparsityCounts,
+)
 
 if TYPE_CHECKING:
-    from step_cli.commands.export.compressed import Compressed, Decompressed
+    from step_cli.commands.export.compressed import Compressed
+    from step_cli.commands.export.dense import Dense
     from step_cli.commands.export.evidence import Engine
     from step_cli.commands.export.onnx import WrittenOnnx
 
@@ -50,8 +58,8 @@ def compressed_report(
     )
 
 
-def dense_report(config: ExportConfig, written: "Decompressed") -> ExportReport:
-    """Of a compressed file that was written back as a plain one."""
+def dense_report(config: ExportConfig, written: "Dense") -> ExportReport:
+    """Of a checkpoint that was written as plain weights."""
     return ExportReport(
         ok=True,
         to="dense",
@@ -60,6 +68,7 @@ def dense_report(config: ExportConfig, written: "Decompressed") -> ExportReport:
         ratio=written.dense_bytes / written.size_bytes,
         layers=[],
         negative_zeros=written.negative_zeros,
+        notes=written.notes,
     )
 
 
@@ -105,6 +114,7 @@ def engine_report(
             for pair in engine.seen.pairs
         ],
         build_log=f"{config.out}.build.log" if ok else None,
+        shapes=[_input_shapes(profile) for profile in engine.options.profiles],
         trtexec=trtexec(config, engine.options.profiles),
         bench=bench,
         notes=_notes(config, engine),
@@ -122,8 +132,21 @@ def _checks(written: "WrittenOnnx") -> dict[str, Any]:
     }
 
 
+def _input_shapes(profile: Profile) -> InputShapes:
+    low, optimum, high = map(list, profile.shapes)
+    return InputShapes(
+        input=profile.name,
+        min=low,
+        opt=optimum,
+        max=high,
+        by_default=profile.is_default,
+    )
+
+
 def _notes(config: ExportConfig, engine: "Engine") -> list[str]:
     notes = list(engine.build.warnings)
+    if (chosen := default_note(engine.options.profiles)) is not None:
+        notes.append(chosen)
     if engine.seen.out_of_memory:
         notes.append("the builder ran out of memory for some kernels")
     if engine.backend.sparse_weights == "ignored":

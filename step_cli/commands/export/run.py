@@ -16,6 +16,7 @@ from step_cli.errors import MissingError, OutputError, UsageError
 from step_cli.formats.files.staged import staged
 from step_cli.formats.files.target import checked_target
 from step_cli.formats.onnx.inputs import parse_input
+from step_cli.render.status_line import working_on
 from step_cli.reports import ExportReport
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,9 @@ def run(config: ExportConfig) -> ExportReport:
     """
     _check_options(config)
     inputs = _inputs(config)
-    checked_target(config.out, force=config.force, inputs=inputs)
+    checked_target(
+        config.out, force=config.force, inputs=inputs, directory=config.to_directory
+    )
     if config.timing_cache is not None:
         checked_target(config.timing_cache, force=True, inputs=[*inputs, config.out])
     if config.report is not None:
@@ -63,15 +66,16 @@ def run(config: ExportConfig) -> ExportReport:
 
 def _exported(config: ExportConfig) -> ExportReport:
     if config.to == "dense":
-        from step_cli.commands.export.compressed import to_dense
+        from step_cli.commands.export.dense import to_dense
 
         return dense_report(config, to_dense(config))
     if config.to == "tensorrt":
         return _tensorrt(config)
     if config.to == "onnx":
-        from step_cli.formats.onnx.exporter import need_export_libraries
+        with working_on("loading libraries"):
+            from step_cli.formats.onnx.exporter import need_export_libraries
 
-        need_export_libraries()
+            need_export_libraries()
     source = _source(config)
     if not source.holds:
         return broken_report(config, source)
@@ -133,7 +137,8 @@ def _inputs(config: ExportConfig) -> list[Path]:
 def _tensorrt(config: ExportConfig) -> ExportReport:
     from step_cli.commands.export.tensorrt import find_backend, to_tensorrt
 
-    runtime = find_backend(config)
+    with working_on("looking for a backend"):
+        runtime = find_backend(config)
     if config.require_sparse:
         _need_sparse_cores()
     source = _source(config)
@@ -162,7 +167,7 @@ def _check_options(config: ExportConfig) -> None:
         raise UsageError("--input: an input is given twice")
     _check_quantize(config)
     suffix = {"compressed": ".safetensors", "dense": ".safetensors", "onnx": ".onnx"}
-    ending = suffix.get(config.to)
+    ending = None if config.to_directory else suffix.get(config.to)
     if ending is not None and config.out.suffix.lower() != ending:
         raise UsageError(f"OUT: expected a name that ends in {ending}", file=config.out)
 

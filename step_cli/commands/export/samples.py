@@ -16,6 +16,7 @@ from step_cli.config.commands import ExportConfig
 from step_cli.errors import InputError
 from step_cli.formats.huggingface.model import is_hugging_face
 from step_cli.formats.onnx.inputs import GraphInput
+from step_cli.render.status_line import working_on
 
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
@@ -40,6 +41,7 @@ class Samples:
     held_out_count: int
 
 
+@working_on("reading samples")
 def read_samples(config: ExportConfig, loaded: LoadedModel) -> Samples:
     """Read the samples, and put every fifth aside.
 

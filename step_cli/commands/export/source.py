@@ -17,6 +17,7 @@ from step_cli.errors import NonFiniteError, NothingSelectedError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
 from step_cli.formats.open import open_checkpoint
 from step_cli.nm.pattern import Plan
+from step_cli.render.status_line import working_on
 from step_cli.reports import ExportLayer, LayerVerdict, SkippedTensor
 
 
@@ -90,14 +91,16 @@ def open_source(config: ExportConfig) -> Source:
         NothingSelectedError: No layer was selected, or all were skipped.
         NonFiniteError: A selected layer holds NaN or infinity.
     """
-    checkpoint = open_checkpoint(config.checkpoint, config.key)
+    with working_on(f"reading {config.checkpoint}"):
+        checkpoint = open_checkpoint(config.checkpoint, config.key)
     plan = plan_that_holds(config, checkpoint)
     chosen = choose(config, checkpoint, plan)
     if not chosen.layers:
         raise NothingSelectedError(
             why_nothing(chosen, "export", plan), file=config.checkpoint
         )
-    counted = count_layers(chosen.layers)
+    with working_on(f"counting the non-zeros of {config.checkpoint}"):
+        counted = count_layers(chosen.layers)
     refuse_nonfinite(counted, config.checkpoint)
     planned = plan is not None and config.nm is None
     verdicts, advice = verdicts_on(counted, planned=planned)

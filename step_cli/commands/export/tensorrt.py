@@ -27,13 +27,18 @@ from step_cli.config.commands import ExportConfig
 from step_cli.errors import MissingError, StepError
 from step_cli.formats.files.staged import staged
 from step_cli.formats.files.temporary import temporary_directory
+from step_cli.formats.huggingface.model_config import (
+    longest_input,
+    longest_input_beside,
+)
 from step_cli.formats.onnx.exporter import need_export_libraries
 from step_cli.formats.onnx.inputs import GraphInput, example_tensors, inputs_of_onnx
 from step_cli.formats.onnx.publish import OnnxPlace
 from step_cli.formats.tensorrt.api import TrtRuntime, check_targets, find_runtime
 from step_cli.formats.tensorrt.engine import EngineBuild, EngineOptions, build_engine
 from step_cli.formats.tensorrt.evidence import parse_log
-from step_cli.formats.tensorrt.profiles import Profile, make_profiles
+from step_cli.formats.tensorrt.profiles import BOUNDS, Profile, make_profiles
+from step_cli.render.status_line import working_on
 from step_cli.reports import BenchReport, ExportLayer, ExportReport
 
 log = logging.getLogger(__name__)
@@ -47,11 +52,13 @@ class Graph:
         path: The file.
         layers: Whether each holds its pattern in it.
         written: What its checks found; None where it is the checkpoint itself.
+        longest: How many tokens the model takes; None: it is not known.
     """
 
     path: Path
     layers: list[ExportLayer]
     written: WrittenOnnx | None
+    longest: int | None
 
 
 def find_backend(config: ExportConfig) -> TrtRuntime:
@@ -89,7 +96,7 @@ def to_tensorrt(
         if graph.written is not None and not graph.written.ok:
             return onnx_report(config, source, graph.written)
         inputs = inputs_of_onnx(graph.path)
-        profiles = make_profiles(inputs, _shapes(config))
+        profiles = make_profiles(inputs, _shapes(config), graph.longest)
         bench = graph.written.bench if graph.written else None
         if config.bench and graph.written is None:
             bench = _bench_onnx(config, inputs, profiles)
@@ -103,15 +110,18 @@ def _graph(config: ExportConfig, source: Source, folder: Path) -> Graph:
             layer.model_copy(update={"onnx_name": layer.name})
             for layer in source.layers()
         ]
-        return Graph(config.checkpoint, layers, None)
+        longest = longest_input_beside(config.checkpoint)
+        return Graph(config.checkpoint, layers, None, longest)
     need_export_libraries()
     loaded = load_model(config, source.checkpoint, source.plan)
     # Wrong shapes are refused before the model is traced.
-    profiles = make_profiles(loaded.inputs, _shapes(config))
-    optima = {profile.name: profile.shapes[1] for profile in profiles}
+    longest = longest_input(loaded.model)
+    profiles = make_profiles(loaded.inputs, _shapes(config), longest)
     place = OnnxPlace(folder / "model.onnx")
-    written = write_onnx(config, loaded, place, _fixed(optima, loaded.inputs))
-    return Graph(place.path, written.layers, written)
+    written = write_onnx(
+        config, loaded, place, _fixed(_given_optima(profiles), loaded.inputs)
+    )
+    return Graph(place.path, written.layers, written, longest)
 
 
 def _bench_onnx(
@@ -121,8 +131,7 @@ def _bench_onnx(
     if times_engine(config):
         return None
     need_export_libraries()
-    shapes = {profile.name: profile.shapes[1] for profile in profiles}
-    examples = example_tensors(inputs, shapes=shapes)
+    examples = example_tensors(inputs, shapes=_given_optima(profiles))
     return time_against_dense(config.checkpoint, examples)
 
 
@@ -172,7 +181,8 @@ def _build(
         timing_cache=config.timing_cache,
     )
     try:
-        build = build_engine(runtime, graph.path, plan_path, options)
+        with working_on(f"building {config.out} with {runtime.kind}"):
+            build = build_engine(runtime, graph.path, plan_path, options)
     except StepError as error:
         if error.file == str(graph.path):  # ours; the user gave the checkpoint
             error.file = str(config.checkpoint)
@@ -213,7 +223,14 @@ def _keep_timings(config: ExportConfig, build: EngineBuild) -> None:
 
 
 def _shapes(config: ExportConfig) -> dict[str, list[str]]:
-    return {"min": config.min, "opt": config.opt, "max": config.max}
+    return {option: getattr(config, option) for option in BOUNDS}
+
+
+def _given_optima(profiles: list[Profile]) -> dict[str, tuple[int, ...]]:
+    """The likeliest shapes, for work on the CPU; default ones are sizes for a GPU."""
+    if any(profile.is_default for profile in profiles):
+        return {}
+    return {profile.name: profile.shapes[1] for profile in profiles}
 
 
 def _fixed(
@@ -230,6 +247,7 @@ def _fixed(
     }
 
 
+@working_on("hashing the graph")
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

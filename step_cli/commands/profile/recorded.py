@@ -13,6 +13,7 @@ from step_cli.config.commands import AutoswitchProfileConfig
 from step_cli.config.train import TrainConfig, load_config
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.files.mapped_file import reason_of
+from step_cli.render.status_line import working_on
 
 FILE = "variance.jsonl"
 DENSE_AT_FIRST = ("dense", "step")  # as long as they update v
@@ -60,6 +61,13 @@ def replay_recording(
         NonFiniteError: It holds NaN or infinity.
         UsageError: An option contradicts it.
     """
+    with working_on(f"replaying {log}"):
+        return _replayed(options, log, names)
+
+
+def _replayed(
+    options: AutoswitchProfileConfig, log: Path, names: Sequence[str]
+) -> Profile:
     recording = Recording(log)
     header = recording.header
     other = _other_beta2(options, header, names)

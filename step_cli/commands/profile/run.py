@@ -20,6 +20,7 @@ from step_cli.config.commands import AutoswitchProfileConfig
 from step_cli.errors import UsageError, nearest
 from step_cli.formats.files.target import checked_target
 from step_cli.plots.drawing import require_drawing
+from step_cli.render.status_line import working_on
 from step_cli.reports import AutoswitchProfileReport
 
 NONE_TRAINED = AutoswitchProfileConfig(source=Path())
@@ -86,6 +87,7 @@ def _check_plot(plot: Path | None, inputs: Sequence[Path]) -> None:
     require_drawing(page=plot.suffix == ".html")
 
 
+@working_on("drawing")
 def _draw(
     plot: Path, report: AutoswitchProfileReport, profiles: Sequence[Profile]
 ) -> None:

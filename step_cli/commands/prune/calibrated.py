@@ -47,6 +47,7 @@ from step_cli.oneshot.samples import divided, evened, read_batches
 from step_cli.oneshot.sparsegpt import InputHessian
 from step_cli.oneshot.wanda import InputNorms
 from step_cli.optim.module_kinds import stays_dense
+from step_cli.render.status_line import working_on
 
 Array = npt.NDArray[Any]
 
@@ -85,14 +86,16 @@ def calibrated(
     assert config.calibration is not None
     device = device_named(config.device)
     source = model_source(config.model, checkpoint)
-    runnable = open_model(source, checkpoint)
+    with working_on("building the model"):
+        runnable = open_model(source, checkpoint)
     directory = Path(source.spec) if is_hugging_face(Path(source.spec)) else None
-    batches = read_batches(
-        config.calibration,
-        runnable,
-        most=config.calibration_samples,
-        tokenizer=directory,
-    )
+    with working_on(f"reading {config.calibration}"):
+        batches = read_batches(
+            config.calibration,
+            runnable,
+            most=config.calibration_samples,
+            tokenizer=directory,
+        )
     parts = None
     if not config.dry_run:
         plan = {layer.tensor.name: layer.spec for layer in layers}
@@ -167,7 +170,8 @@ class Calibrated:
             **({} if refit is None else {"around": refit}),
         )
         prune_in_order(work, self.watch(layers, config.include))
-        measured = recalibrate(model, evened(batches)) if norms else []
+        with working_on("measuring batch norms"):
+            measured = recalibrate(model, evened(batches)) if norms else []
         for norm in measured:
             for name in STATISTICS:
                 self.stored.store_buffer(norm, name)

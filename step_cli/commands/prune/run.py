@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from step_cli.commands.prune.codes import refuse_samples
 from step_cli.commands.prune.methods import (
+    Array,
     Method,
     check_method,
     needs_samples,
@@ -33,6 +34,7 @@ from step_cli.nm.count import TensorToCheck, count_tensors
 from step_cli.nm.pattern import NMPattern, NMSpec, Plan
 from step_cli.nm.prune import Pruned
 from step_cli.nm.targets import operand_of, planned_view
+from step_cli.render.status_line import working_on
 from step_cli.reports import PrunedLayer, PruneReport, PruneTotals
 
 if TYPE_CHECKING:
@@ -54,13 +56,15 @@ def run(config: PruneConfig) -> PruneReport:
     check_method(config)
     if needs_samples(config):
         _refuse_early(config)
-    checkpoint = open_checkpoint(config.checkpoint, config.key)
+    with working_on(f"reading {config.checkpoint}"):
+        checkpoint = open_checkpoint(config.checkpoint, config.key)
     given = (config.plan, config.calibration)
     extra = tuple(path for path in given if path is not None)
     rewriter = Rewriter(checkpoint, config.out, config.force, extra)
     rewriter.check()
     with naming(file=config.checkpoint), ExitStack() as stack:
-        layers, left = choose_layers(checkpoint, config)
+        with working_on("choosing layers"):
+            layers, left = choose_layers(checkpoint, config)
         refuse_samples(layers, needs_samples(config))
         folder = None if config.dry_run else _parent(config)
         moved = _permuted(config, checkpoint, layers, folder)
@@ -75,7 +79,7 @@ def run(config: PruneConfig) -> PruneReport:
             own = [layer for layer in own if layer.tensor.name not in method.left]
         if config.dry_run:
             for layer in own:
-                for _ in method.blocks(layer):
+                for _ in _blocks(layer, method):
                     pass
         else:
             changes = [_change(layer, method) for layer in own]
@@ -122,6 +126,7 @@ def prune(
     return run(PruneConfig.model_validate(given))
 
 
+@working_on("looking for a better order of channels")
 def _permuted(
     config: PruneConfig,
     checkpoint: Checkpoint,
@@ -144,7 +149,8 @@ def _method(
 ) -> Method:
     if not needs_samples(config):
         return one_by_one(config)
-    from step_cli.commands.prune.calibrated import calibrated
+    with working_on("loading libraries"):
+        from step_cli.commands.prune.calibrated import calibrated
 
     return calibrated(config, checkpoint, layers, folder, stack)
 
@@ -154,7 +160,12 @@ def _parent(config: PruneConfig) -> Path:
 
 
 def _change(layer: LayerToPrune, method: Method) -> Change:
-    return change_of(layer.tensor, partial(method.blocks, layer))
+    return change_of(layer.tensor, partial(_blocks, layer, method))
+
+
+def _blocks(layer: LayerToPrune, method: Method) -> Iterator[Array]:
+    with working_on(f"pruning {layer.tensor.name}"):
+        yield from method.blocks(layer)
 
 
 def _write(
@@ -169,9 +180,11 @@ def _write(
     if config.transposable:
         promised += [(layer, _along_outputs(layer)) for layer in layers]
     check = partial(_check, plan=plan, promised=promised, done=done)
-    rewriter.write(changes, plan, check)
+    with working_on(f"writing {config.out}"):
+        rewriter.write(changes, plan, check)
 
 
+@working_on("checking what was written")
 def _check(
     written: Checkpoint,
     plan: Plan,

@@ -30,6 +30,7 @@ from step_cli.formats.open import open_checkpoint
 from step_cli.formats.plan import read_plan
 from step_cli.nm.pattern import NMPattern, Plan
 from step_cli.nm.selection import Layer
+from step_cli.render.status_line import working_on
 from step_cli.reports import (
     CheckpointVerdict,
     ErrorDetail,
@@ -93,7 +94,8 @@ def verify(
 
 def _baseline(path: Path, key: str | None) -> Checkpoint:
     """The checkpoint to compare with; the key is for it too, if it is a torch file."""
-    return open_checkpoint(path, key if format_named(path) == "torch" else None)
+    with working_on(f"reading {path}"):
+        return open_checkpoint(path, key if format_named(path) == "torch" else None)
 
 
 def _verdict(
@@ -101,8 +103,9 @@ def _verdict(
 ) -> CheckpointVerdict:
     checkpoint = None
     try:
-        with naming(file=path):
+        with naming(file=path), working_on(f"reading {path}") as now:
             checkpoint = open_checkpoint(path, config.key)
+            now(f"counting the non-zeros of {path}")
             return _checked(checkpoint, config, plan, baseline)
     except UsageError:
         raise

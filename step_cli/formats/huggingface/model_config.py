@@ -16,6 +16,16 @@ LARGEST_CONFIG = 16 << 20  # bytes
 DEEPEST = 3  # parts within parts; composed models have one or two levels
 MOST = 10_000  # parts that are looked at
 WIDTHS = ("hidden_size", "n_embd", "d_model")  # as kinds of models call it
+LENGTHS = (
+    *("max_position_embeddings", "n_positions", "n_ctx"),
+    *("max_source_positions", "max_target_positions", "max_seq_len", "seq_length"),
+)
+# Their positions are counted from behind that of the padding token.
+POSITIONS_BEHIND_PADDING = {
+    *("camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt"),
+    *("longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm"),
+    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+}
 
 
 def with_config(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
@@ -24,7 +34,7 @@ def with_config(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
     Raises:
         InputError: Reading what it left dense takes too long.
     """
-    config = _read(directory)
+    config = read_config(directory)
     if not config:
         return checkpoint
     from step_cli.formats.huggingface.sparsity_config import left_dense
@@ -41,7 +51,7 @@ def gemm_plugin_in(directory: Path) -> str | None:
 
     Its ``config.json`` has ``build_config.plugin_config.gemm_plugin``.
     """
-    for part in _parts(_read(directory)):
+    for part in _parts(read_config(directory)):
         plugins = part.get("plugin_config")
         plugin = plugins.get("gemm_plugin") if isinstance(plugins, dict) else None
         if isinstance(plugin, str) and plugin.lower() not in ("", "none", "disable"):
@@ -49,7 +59,36 @@ def gemm_plugin_in(directory: Path) -> str | None:
     return None
 
 
-def _read(directory: Path) -> dict[str, Any]:
+def longest_input(model: object) -> int | None:
+    """How many tokens a model takes; None: it has no config that tells it.
+
+    Args:
+        model: One of transformers has its config as ``config``.
+    """
+    config = getattr(model, "config", None)
+    if config is not None and hasattr(config, "to_dict"):
+        return _longest(config.to_dict())
+    return _longest({name: getattr(config, name, None) for name in LENGTHS})
+
+
+def longest_input_beside(file: Path) -> int | None:
+    """The same of an ONNX file, by the ``config.json`` in its folder."""
+    return _longest(read_config(file.parent))
+
+
+def _longest(config: object) -> int | None:
+    for part in _parts(config):
+        found = [part[key] for key in LENGTHS if type(part.get(key)) is int]
+        padding = part.get("pad_token_id")
+        behind = str(part.get("model_type")) in POSITIONS_BEHIND_PADDING
+        if behind and type(padding) is int:
+            found = [length - padding - 1 for length in found]
+        if (length := min(found, default=0)) > 0:
+            return length
+    return None
+
+
+def read_config(directory: Path) -> dict[str, Any]:
     """The config; nothing, if it is missing or broken."""
     try:
         file = map_file(inside(directory, "config.json"))

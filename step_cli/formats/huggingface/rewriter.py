@@ -24,7 +24,7 @@ def rewrite_run(
     source: Path, target: Path, changes: Sequence[Change], plan: Plan
 ) -> None:
     """Write a run directory into the empty ``target``: as it is, but for its model."""
-    _copy_tree(source, source, target, without={"model"})
+    copy_tree(source, source, target, without={"model"})
     (target / "model").mkdir()
     rewrite_directory(source / "model", target / "model", changes, plan)
 
@@ -40,9 +40,7 @@ def rewrite_directory(
     """
     shards = find_weights(source).shards
     by_path: dict[Path, MappedFile] = {c.place.file.path: c.place.file for c in changes}
-    _copy_tree(
-        source, source, target, without={FILE, *(shard.name for shard in shards)}
-    )
+    copy_tree(source, source, target, without={FILE, *(shard.name for shard in shards)})
     for shard in shards:
         file = by_path.get(shard)
         if file is None:
@@ -58,8 +56,15 @@ def rewrite_directory(
     (target / FILE).write_text(text + "\n")
 
 
-def _copy_tree(root: Path, source: Path, target: Path, without: set[str]) -> None:
-    """Copy what stands beside the weights; links that lead out are left behind."""
+def copy_tree(root: Path, source: Path, target: Path, without: set[str]) -> None:
+    """Copy what stands beside the weights; links that lead out are left behind.
+
+    Args:
+        root: The directory that is copied.
+        source: The part of it that is copied, ``root`` itself to begin with.
+        target: An empty directory.
+        without: Names of ``source`` that are left out.
+    """
     for entry in sorted(source.iterdir()):
         if entry.name in without:
             continue
@@ -71,7 +76,7 @@ def _copy_tree(root: Path, source: Path, target: Path, without: set[str]) -> Non
             continue
         if entry.is_dir():
             (target / entry.name).mkdir()
-            _copy_tree(root, entry, target / entry.name, set())
+            copy_tree(root, entry, target / entry.name, set())
         elif entry.is_file():
             copy_file(entry, target / entry.name)
         else:

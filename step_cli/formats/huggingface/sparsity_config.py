@@ -1,9 +1,12 @@
-"""Which tensors a ``config.json`` says were left dense on purpose.
+"""What old libraries noted on sparsity in a ``config.json``: what they left dense.
 
 SparseML and older releases of compressed-tensors note what they pruned in
 ``sparsity_config``, under ``quantization_config`` or ``compression_config``: ``ignore``
 and ``targets`` are lists of module names, of regular expressions that begin with
 ``re:``, and of class names. No file tells a module's class, so those decide nothing.
+
+No current library reads it: compressed-tensors dropped it in 0.15, and vLLM refuses a
+model whose ``sparsity_config`` has targets (vLLM issue 51188).
 
 Source: compressed-tensors 0.9.4, ``config/base.py``.
 """
@@ -11,6 +14,7 @@ Source: compressed-tensors 0.9.4, ``config/base.py``.
 import re
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,69 @@ SECONDS = 5.0  # of processor time
 _END = re.compile(r"(?<!\\)\.\*\$?$")  # matches whatever follows
 _CHOICE = re.compile(r"(?<!\()[*+?]|\(")
 _UNSAFE = re.compile(r"\(\?(?!:)|[{}]|\)[*+?]|\\[1-9]|[*+?]\+")
+
+
+KEY = "sparsity_config"
+HOLDERS = ("quantization_config", "compression_config")
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """A part of a config that has a ``sparsity_config``: itself, and what it is in."""
+
+    value: dict[str, Any]
+    name: str
+    above: dict[str, Any] | None = None
+    path: str = ""  # of ``above``, with a dot at its end
+
+
+def remove_sparsity_config(config: dict[str, Any]) -> list[str]:
+    """Take out of a config what no current library reads in it.
+
+    A ``quantization_config`` that then describes no quantization goes too: transformers
+    would look for the library that it names.
+
+    Args:
+        config: What is in the file; changed in place.
+
+    Returns:
+        The dotted names of what was taken out, with the format it told of.
+    """
+    left_out = []
+    for holder in list(_holders(config)):
+        form = _format_of(holder.value.pop(KEY))
+        name = f"{holder.path}{holder.name}"
+        if holder.above is not None and not _quantizes(holder.value):
+            del holder.above[holder.name]
+            left_out.append(f"{name}, with a {KEY}{form}")
+        else:
+            left_out.append(f"{name}.{KEY}{form}" if name else f"{KEY}{form}")
+    return left_out
+
+
+def _format_of(found: object) -> str:
+    form = found.get("format") if isinstance(found, dict) else None
+    return f" of format {form:.40}" if isinstance(form, str) else ""
+
+
+def _quantizes(holder: dict[str, Any]) -> bool:
+    """Whether what is left of a quantization_config describes a quantization."""
+    ours = holder.get("quant_method") in (None, "compressed-tensors", "sparseml")
+    return not ours or any(holder.get(k) for k in ("config_groups", "kv_cache_scheme"))
+
+
+def _holders(config: dict[str, Any]) -> Iterator[_Holder]:
+    """Where a ``sparsity_config`` stands: in the config, or in one of its parts."""
+    parts = [("", config), *((f"{k}.", v) for k, v in config.items())]
+    for path, part in parts:
+        if not isinstance(part, dict) or path.removesuffix(".") in HOLDERS:
+            continue
+        for name in HOLDERS:
+            inner = part.get(name)
+            if isinstance(inner, dict) and KEY in inner:
+                yield _Holder(inner, name, part, path)
+        if KEY in part:
+            yield _Holder(part, path.removesuffix("."))
 
 
 def left_dense(
@@ -65,16 +132,10 @@ def left_dense(
 
 def _lists(config: dict[str, Any]) -> tuple[list[str], list[str]]:
     """``ignore`` and ``targets`` of the first ``sparsity_config`` in a config."""
-    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
-    for part in parts:
-        for holder in (
-            part.get("quantization_config"),
-            part.get("compression_config"),
-            part,
-        ):
-            found = holder.get("sparsity_config") if isinstance(holder, dict) else None
-            if isinstance(found, dict):
-                return _texts(found.get("ignore")), _texts(found.get("targets"))
+    for holder in _holders(config):
+        found = holder.value[KEY]
+        if isinstance(found, dict):
+            return _texts(found.get("ignore")), _texts(found.get("targets"))
     return [], []
 
 

@@ -113,8 +113,18 @@ class OrtSession:
         self.outputs = [output.name for output in self.output_args]
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """The outputs, in the order of ``outputs``."""
-        return list(self._session.run(None, dict(feeds)))
+        """The outputs, in the order of ``outputs``.
+
+        Raises:
+            InputError: The graph does not compute with ``feeds``.
+            MemoryError: There is not enough memory for it.
+        """
+        try:
+            return list(self._session.run(None, dict(feeds)))
+        except StepError:
+            raise
+        except Exception as error:  # its classes have no common base
+            raise run_error(error) from None
 
     @staticmethod
     def options(*, threads: int) -> Any:
@@ -145,6 +155,14 @@ class OrtSession:
             if turn >= 3:
                 times.append(1000 * (time.perf_counter() - start))
         return statistics.median(times)
+
+
+def run_error(error: Exception) -> InputError | MemoryError:
+    """What ONNX Runtime raised from a run, in one line."""
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if "allocate memory" in said:
+        return MemoryError(said)
+    return InputError(f"ONNX Runtime cannot run the graph: {said}")
 
 
 def _has_fp8(model: Path | bytes) -> bool:

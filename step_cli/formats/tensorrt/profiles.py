@@ -12,13 +12,23 @@ from step_cli.formats.onnx.inputs import GraphInput
 
 Shape = tuple[int, ...]
 
+BOUNDS = ("min", "opt", "max")
+ITEMS = (1, 8, 32)  # of a batch, where nothing is given
+
 
 @dataclass(frozen=True)
 class Profile:
-    """The three shapes of one dynamic input: minimum, optimum, maximum."""
+    """The three shapes of one dynamic input: minimum, optimum, maximum.
+
+    Attributes:
+        name: Of the input.
+        shapes: Each as long as the rank.
+        is_default: Whether nothing was given for it.
+    """
 
     name: str
     shapes: tuple[Shape, Shape, Shape]
+    is_default: bool = False
 
 
 def parse_shape(option: str, text: str) -> tuple[str, Shape]:
@@ -50,15 +60,21 @@ def parse_shapes(given: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Shap
 
 
 def make_profiles(
-    inputs: Sequence[GraphInput], given: Mapping[str, Sequence[str]]
+    inputs: Sequence[GraphInput],
+    given: Mapping[str, Sequence[str]],
+    longest: int | None = None,
 ) -> list[Profile]:
-    """Pair the dynamic inputs with ``--min``, ``--opt`` and ``--max``.
+    """Pair dynamic inputs with ``--min``, ``--opt`` and ``--max``, or with defaults.
 
-    A missing bound takes the likeliest shape, a missing likeliest shape the largest.
+    A missing bound takes the likeliest shape, a missing likeliest shape the largest. An
+    input of which nothing is given takes `ITEMS` where its first dimension has a name,
+    and 1, a quarter of ``longest`` and ``longest`` for other names; or the sizes that a
+    given input has for the same name.
 
     Args:
         inputs: The inputs of the ONNX graph.
         given: The options' texts by option name: min, opt, max.
+        longest: How many tokens the model takes, or None: it is not known.
 
     Raises:
         UsageError: A shape does not fit its input, or a dynamic input has none.
@@ -68,26 +84,43 @@ def make_profiles(
     for option, by_name in shapes.items():
         for name, shape in by_name.items():
             _check_fits(option, name, shape, known)
+    found = {
+        one.name: _given_profile(one, *(shapes.get(o, {}) for o in BOUNDS))
+        for one in inputs
+        if one.dynamic and any(one.name in by_name for by_name in shapes.values())
+    }
+    sizes = _sizes(inputs, found, longest)
     return [
-        _profile(graph_input, *(shapes.get(o, {}) for o in ("min", "opt", "max")))
-        for graph_input in inputs
-        if graph_input.dynamic
+        found.get(one.name) or _default_profile(one, sizes)
+        for one in inputs
+        if one.dynamic
     ]
 
 
-def _profile(
+def default_note(profiles: Sequence[Profile]) -> str | None:
+    """Which sizes nobody gave, and how to give them; None: all were given."""
+    chosen = [profile for profile in profiles if profile.is_default]
+    if not chosen:
+        return None
+    first = chosen[0].name
+    shapes = "; ".join(
+        f"{one.name} {', '.join(map(_text, one.shapes))}" for one in chosen
+    )
+    return (
+        f"sizes by default, smallest, likeliest, largest: {shapes}; kernels are timed "
+        f"at the likeliest; for others give --min {first}:SHAPE, --opt {first}:SHAPE, "
+        f"--max {first}:SHAPE"
+    )
+
+
+def _given_profile(
     graph_input: GraphInput,
     minima: Mapping[str, Shape],
     optima: Mapping[str, Shape],
     maxima: Mapping[str, Shape],
 ) -> Profile:
     name = graph_input.name
-    optimum = optima.get(name) or maxima.get(name) or minima.get(name)
-    if optimum is None:
-        raise UsageError(
-            f"input {graph_input} has a dynamic size; give its smallest, likeliest and "
-            f"largest shape: --min {name}:SHAPE --opt {name}:SHAPE --max {name}:SHAPE"
-        )
+    optimum = optima.get(name) or maxima.get(name) or minima[name]
     low, high = minima.get(name, optimum), maxima.get(name, optimum)
     if not all(a <= b <= c for a, b, c in zip(low, optimum, high, strict=True)):
         raise UsageError(
@@ -95,6 +128,41 @@ def _profile(
             f"got {_text(low)}, {_text(optimum)}, {_text(high)}"
         )
     return Profile(name, (low, optimum, high))
+
+
+def _sizes(
+    inputs: Sequence[GraphInput], found: Mapping[str, Profile], longest: int | None
+) -> dict[str, Shape]:
+    """The three sizes of each named dimension, as far as they are known."""
+    sizes: dict[str, Shape] = {}
+    for graph_input in inputs:
+        for place, name in enumerate(graph_input.shape):
+            if isinstance(name, int):
+                continue
+            if profile := found.get(graph_input.name):
+                sizes[name] = tuple(shape[place] for shape in profile.shapes)
+            elif place == 0:
+                sizes.setdefault(name, ITEMS)
+            elif longest is not None:
+                sizes.setdefault(name, (1, max(1, longest // 4), longest))
+    return sizes
+
+
+def _default_profile(graph_input: GraphInput, sizes: Mapping[str, Shape]) -> Profile:
+    name, three = graph_input.name, list[Shape]()
+    for size in graph_input.shape:
+        if isinstance(size, int):
+            three.append((size,) * len(BOUNDS))
+        elif size in sizes:
+            three.append(sizes[size])
+        else:
+            raise UsageError(
+                f"input {graph_input} has a dynamic size, and no config.json says how "
+                f"large {size} may be; give its smallest, likeliest and largest shape: "
+                f"--min {name}:SHAPE --opt {name}:SHAPE --max {name}:SHAPE"
+            )
+    low, optimum, high = zip(*three, strict=True)
+    return Profile(name, (low, optimum, high), is_default=True)
 
 
 def _check_fits(

@@ -26,9 +26,10 @@ from benchmarks.evidence.grid import (
     switched_at,
     tuning_runs,
 )
-from benchmarks.evidence.report import page
+from benchmarks.evidence.report import DOCS, choosing, page
 from benchmarks.evidence.results import Study
 from benchmarks.evidence.study import same_run
+from benchmarks.evidence.summary import headline_rows
 from benchmarks.evidence.tasks import TASKS
 
 Write = Callable[[str, str, str, list[float]], None]
@@ -207,4 +208,13 @@ def test_the_page_is_written_from_nothing_and_from_everything(study: Study) -> N
     for run in (*tuning_runs(tasks), *runs_that_count(tasks)):
         study.write(run, result(run, 0.5 + 0.01 * len(run.label) + 0.001 * run.seed))
     written = page(study, tasks)
+    assert "| |" not in choosing(study, tasks)
     assert "not measured yet" not in written
+
+
+def test_the_pages_are_what_the_results_give() -> None:
+    committed, tasks = Study(), all_tasks()
+    assert (DOCS / "evidence.md").read_text("utf-8") == page(committed, tasks)
+    assert (DOCS / "choosing.md").read_text("utf-8") == choosing(committed, tasks)
+    rows = "\n".join(headline_rows(committed, tasks))
+    assert rows in (DOCS.parent / "README.md").read_text("utf-8")

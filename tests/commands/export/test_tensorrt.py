@@ -82,6 +82,24 @@ def test_an_engine_from_an_onnx_file_needs_no_model(
             export.run(config.model_copy(update={name: value, "force": True}))
 
 
+@pytest.mark.tensorrt
+@pytest.mark.usefixtures("rtx")
+def test_sizes_that_nobody_gives_are_stated_in_the_report(
+    net: Path, tmp_path: Path
+) -> None:
+    dynamic = ["x:float32:batch,4,16"]
+    report = run(net, tmp_path / "m.plan", "tensorrt", input=dynamic)
+    assert report.ok
+    (shapes,) = report.shapes
+    assert shapes.by_default and shapes.input == "x"
+    assert [shapes.min, shapes.opt, shapes.max] == [[n, 4, 16] for n in (1, 8, 32)]
+    assert any("x 1x4x16, 8x4x16, 32x4x16" in note for note in report.notes)
+    assert "--optShapes=x:8x4x16" in str(report.trtexec)
+    given = run(net, tmp_path / "n.plan", "tensorrt", input=dynamic, opt=["x:2x4x16"])
+    assert [(one.opt, one.by_default) for one in given.shapes] == [([2, 4, 16], False)]
+    assert not any("by default" in note for note in given.notes)
+
+
 @pytest.mark.usefixtures("rtx")
 @pytest.mark.tensorrt
 @pytest.mark.parametrize(
@@ -94,7 +112,7 @@ def test_an_engine_from_an_onnx_file_needs_no_model(
             UsageError,
             r"does not build for 9\.0",
         ),
-        ({"input": ["x:float32:batch,4,16"]}, UsageError, "has a dynamic size"),
+        ({"input": ["x:float32:batch,n,16"]}, UsageError, "has a dynamic size"),
         (
             {"input": ["x:float32:batch,4,16"], "opt": ["y:1x4x16"]},
             UsageError,

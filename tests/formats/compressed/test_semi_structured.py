@@ -1,16 +1,13 @@
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch.sparse import (  # noqa: E402
-    SparseSemiStructuredTensor,
-    SparseSemiStructuredTensorCUTLASS,
-)
+from sparse_kernels import stand_in  # noqa: E402
+from torch.sparse import SparseSemiStructuredTensor  # noqa: E402
 from torch.sparse._semi_structured_conversions import (  # noqa: E402
     _calculate_meta_reordering_scatter_offsets as hardware_order,
 )
@@ -24,7 +21,6 @@ from torch.sparse._semi_structured_conversions import (  # noqa: E402
 import step_cli  # noqa: E402
 from step_cli.errors import InputError  # noqa: E402
 from step_cli.formats.checkpoint import NamedTensor  # noqa: E402
-from step_cli.formats.compressed import semi_structured  # noqa: E402
 from step_cli.formats.compressed.codec import (  # noqa: E402
     Layout,
     kept_values,
@@ -105,30 +101,17 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         step_cli.load_compressed(tmp_path / "m.safetensors")
 
 
-def product(weight: Any, tokens: torch.Tensor, **options: Any) -> torch.Tensor:
-    """What the kernel of CUTLASS computes, here by torch's own expansion."""
-    found: torch.Tensor = (weight.to_dense() @ tokens.t()).t()
-    return found
-
-
 @pytest.mark.parametrize("multiplies", [True, False])
 def test_without_cusparselt_cutlass_is_tried_and_must_multiply(
-    monkeypatch: pytest.MonkeyPatch, multiplies: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, multiplies: bool
 ) -> None:
-    """The conversion is torch's; only the check for a GPU and the kernel are faked."""
-
-    def refuse(*given: Any, **options: Any) -> Any:
-        raise RuntimeError("not supported on your machine")
-
-    kind = SparseSemiStructuredTensorCUTLASS
-    monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", refuse)
-    monkeypatch.setattr(kind, "_validate_device_dim_dtype_shape", lambda tensor: None)
-    monkeypatch.setattr(kind, "_mm", product if multiplies else refuse)
+    stand_in(monkeypatch, multiplies=multiplies)
     weight = two_four(SHAPE, torch.bfloat16)
-    loaded = semi_structured._semi_structured(weight)
+    path = save(tmp_path / "c.safetensors", weight)
+    loaded = step_cli.load_compressed(path)["fc.weight"]
     assert isinstance(loaded, SparseSemiStructuredTensor) == multiplies
     if not multiplies:
-        assert loaded is weight
+        assert type(loaded) is torch.Tensor and torch.equal(loaded, weight)
         return
     x = torch.randn(5, SHAPE[1]).bfloat16()
     with warnings.catch_warnings():

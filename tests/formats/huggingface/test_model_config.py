@@ -1,8 +1,15 @@
 """What is read of ``config.json``: the kinds and widths of a model and its parts."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from step_cli.formats.huggingface.model_config import model_config_of
+from step_cli.formats.huggingface.model_config import (
+    longest_input_beside,
+    model_config_of,
+)
 from step_cli.nm.families import ModelConfig
 
 
@@ -42,3 +49,31 @@ def test_what_lies_too_deep_says_nothing() -> None:
 )
 def test_a_broken_configuration_says_nothing(broken: object) -> None:
     assert model_config_of(broken) == ModelConfig()
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ({"model_type": "gpt2", "n_positions": 1024}, 1024),
+        ({"text_config": {"max_position_embeddings": 77}}, 77),
+        ({"max_source_positions": 1500, "max_target_positions": 448}, 448),
+        # The first two of RoBERTa's 514 positions are never used.
+        (
+            {
+                "model_type": "roberta",
+                "max_position_embeddings": 514,
+                "pad_token_id": 1,
+            },
+            512,
+        ),
+        ({"model_type": "resnet"}, None),
+        ({"model_type": ["roberta"], "n_positions": "8", "n_ctx": True}, None),
+        ({"n_positions": -1}, None),
+    ],
+)
+def test_the_longest_input_of_a_file_beside_a_config(
+    tmp_path: Path, config: dict[str, Any], longest: int | None
+) -> None:
+    assert longest_input_beside(tmp_path / "model.onnx") is None
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert longest_input_beside(tmp_path / "model.onnx") == longest

@@ -171,7 +171,7 @@ def test_an_input_with_such_a_name_is_refused(tmp_path: Path) -> None:
 def test_a_token_without_an_embedding_is_told(tmp_path: Path) -> None:
     source = save(tmp_path / "m.onnx")
     samples = Samples([{"ids": np.arange(6, 10)}], [], 4, 0)
-    with pytest.raises(InputError, match="does not run on the calibration samples"):
+    with pytest.raises(InputError, match="calibration samples do not fit: ONNX"):
         quantize("int8", samples, source, PLAN, OnnxPlace(tmp_path / "q.onnx"))
 
 

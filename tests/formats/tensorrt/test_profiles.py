@@ -5,7 +5,12 @@ import pytest
 from step_cli.commands.export.other_machine import trtexec_line
 from step_cli.errors import UsageError
 from step_cli.formats.onnx.inputs import GraphInput
-from step_cli.formats.tensorrt.profiles import Profile, make_profiles, parse_shapes
+from step_cli.formats.tensorrt.profiles import (
+    Profile,
+    default_note,
+    make_profiles,
+    parse_shapes,
+)
 
 IDS = GraphInput("ids", "int64", ("batch", "seq"))
 IMAGE = GraphInput("x", "float32", (1, 3, 32, 32))
@@ -20,6 +25,39 @@ def test_the_three_shapes_become_a_profile() -> None:
 def test_one_shape_stands_for_all_three() -> None:
     expected = [Profile("ids", ((8, 64), (8, 64), (8, 64)))]
     assert make_profiles([IDS], {"opt": ["ids:8x64"]}) == expected
+
+
+MASK = GraphInput("mask", "int64", ("batch", "seq"))
+NO_SHAPES = {"min": [], "opt": [], "max": []}
+
+
+def test_sizes_that_nobody_gives_are_1_8_32_items_of_up_to_the_longest_length() -> None:
+    shapes = ((1, 1), (8, 32), (32, 128))
+    profiles = make_profiles([IDS, IMAGE, MASK], NO_SHAPES, longest=128)
+    assert profiles == [Profile(name, shapes, True) for name in ("ids", "mask")]
+    items = GraphInput("x", "float32", ("n", 3, 32, 32))
+    (profile,) = make_profiles([items], NO_SHAPES)
+    assert [shape[0] for shape in profile.shapes] == [1, 8, 32]
+    assert {shape[1:] for shape in profile.shapes} == {(3, 32, 32)}
+    (shortest,) = make_profiles([IDS], NO_SHAPES, longest=2)
+    assert [shape[1] for shape in shortest.shapes] == [1, 1, 2]
+    note = default_note(profiles)
+    assert note is not None
+    assert "smallest, likeliest, largest: ids 1x1, 8x32, 32x128; mask 1x1" in note
+    assert "--min ids:SHAPE" in note
+
+
+def test_an_input_takes_the_sizes_that_another_was_given_for_the_same_name() -> None:
+    given = {"opt": ["mask:4x16"], "max": ["mask:8x16"]}
+    ids, mask = make_profiles([IDS, MASK], given, longest=128)
+    assert ids.shapes == mask.shapes == ((4, 16), (4, 16), (8, 16))
+    assert (ids.is_default, mask.is_default) == (True, False)
+    assert default_note([mask]) is None
+
+
+def test_a_length_that_no_config_says_is_asked_for() -> None:
+    with pytest.raises(UsageError, match=r"no config\.json says how large seq"):
+        make_profiles([IDS], NO_SHAPES)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from step_cli.errors import InputError, NonFiniteError
+from step_cli.formats.onnx.session import run_error
 from step_cli.formats.onnx.surroundings import NamedGraph
 from step_cli.formats.quiet import quiet
 
@@ -70,7 +71,10 @@ def measure_ranges(
         try:
             calibrator.collect_data(_Reader(feeds))
         except Exception as error:  # those of ONNX Runtime have no common base
-            raise fails_on_samples(error) from None
+            told = run_error(error)
+            if isinstance(told, InputError):
+                told = fails_on_samples(told)
+            raise told from None
         found = calibrator.compute_data()
     for name in tensors:
         if name not in found:
@@ -81,10 +85,9 @@ def measure_ranges(
     return {name: _finite(name, *found[name].range_value) for name in tensors}
 
 
-def fails_on_samples(error: Exception) -> InputError:
+def fails_on_samples(error: InputError) -> InputError:
     """What is told where ONNX Runtime does not take the calibration samples."""
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return InputError(f"the graph does not run on the calibration samples: {said}")
+    return InputError(f"the calibration samples do not fit: {error.message}")
 
 
 def _finite(name: str, low: Array, high: Array) -> tuple[Array, Array]:

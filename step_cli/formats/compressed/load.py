@@ -1,5 +1,6 @@
 """Load a compressed checkpoint into PyTorch, 2:4 tensors onto sparse tensor cores."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-TWO_FOUR = NMPattern(2, 4)
-AMPERE = (8, 0)  # first compute capability with sparse tensor cores
+TWO_FOUR = NMSpec(NMPattern(2, 4), 1)
 
 
 def load_compressed(
@@ -54,6 +54,10 @@ def load_compressed(
             "load_compressed needs torch: pip install 'step-cli[train]'"
         ) from None
     from step_cli.formats.pytorch.arrays import to_tensor
+    from step_cli.formats.pytorch.semi_structured import (
+        StaysPlainError,
+        semi_structured,
+    )
 
     checkpoint = open_checkpoint(Path(path))
     if not checkpoint.compressed:
@@ -78,49 +82,8 @@ def load_compressed(
         tensor = to_tensor(each.read())
         if dequantize is not None and name in scales:
             tensor = tensor.to(dequantize)
-        tensor = tensor.to(place)
-        sparse = _runs_sparse(tensor, plan.get(name))
-        state[name] = _semi_structured(tensor) if sparse else tensor
+        state[name] = tensor = tensor.to(place)
+        if plan.get(name) == TWO_FOUR:
+            with suppress(StaysPlainError):
+                state[name] = semi_structured(tensor)
     return state
-
-
-def _runs_sparse(tensor: "Tensor", layer: NMSpec | None) -> bool:
-    import torch
-
-    return (
-        layer == NMSpec(TWO_FOUR, 1)
-        and tensor.is_cuda
-        and tensor.ndim == 2
-        and tensor.dtype in (torch.float16, torch.bfloat16)
-        and torch.cuda.get_device_capability(tensor.device) >= AMPERE
-    )
-
-
-def _semi_structured(tensor: "Tensor") -> "Tensor":
-    """The tensor in hardware order, or as it is where no backend multiplies by it.
-
-    cuSPARSELt comes first; builds of torch without it have CUTLASS, for 8.x GPUs. Some
-    machines convert and then cannot multiply, so each tensor is tried.
-    """
-    import warnings
-
-    from torch.nn import functional
-    from torch.sparse import (
-        SparseSemiStructuredTensorCUTLASS,
-        to_sparse_semi_structured,
-    )
-
-    probe = tensor.new_zeros(8, tensor.shape[1])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls the type a prototype
-        for convert in (
-            to_sparse_semi_structured,
-            SparseSemiStructuredTensorCUTLASS.from_dense,
-        ):
-            try:
-                converted: Tensor = convert(tensor)
-                functional.linear(probe, converted)
-                return converted
-            except RuntimeError:
-                continue
-    return tensor

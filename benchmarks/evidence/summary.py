@@ -1,0 +1,93 @@
+"""The short tables of README.md and docs/choosing.md, and how numbers are written."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from benchmarks.evidence.grid import FRACTIONS, PATTERNS, by_switch
+from benchmarks.evidence.pictures import known
+from benchmarks.evidence.results import Study
+from benchmarks.evidence.tasks import Task
+
+# The label that the short tables call STEP: the default criterion of `train`.
+STEP = "step"
+LABELS = {"ASP": "asp", "STE": "ste", "SR-STE": "sr-ste", "STEP": STEP}
+TITLES = {
+    "glosses": "fine-tuning MiniLM to classify glosses: accuracy, %",
+    "glyphs": "ResNet on images of characters: accuracy, %",
+    "phonemes": "encoder-decoder, spelling to phonemes: error rate, %, lower is better",
+    "text": "GPT on source text: loss, lower is better",
+    "retext": "that GPT trained further on other text: loss, lower is better",
+}
+BLOCK = re.compile(r"<!-- evidence -->\n.*?<!-- /evidence -->", re.S)
+
+
+def headline_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
+    """One row a task: dense, and three recipes at 2:4 and at 1:4."""
+    columns = [(name, p) for p in ("2:4", "1:4") for name in ("ASP", "SR-STE", "STEP")]
+    heads = [f"{name} {pattern}" for name, pattern in columns]
+    yield f"| task | dense | {' | '.join(heads)} |"
+    yield "|---|---:|" + "---:|" * len(heads)
+    for task in tasks:
+        cells = [mean(study, task, "dense", "dense")]
+        cells += [mean(study, task, LABELS[name], p) for name, p in columns]
+        yield f"| {TITLES[task.name]} | {' | '.join(cells)} |"
+
+
+def recipe_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
+    """One row a task and pattern: dense and the recipes of the core."""
+    yield f"| task | pattern | dense | {' | '.join(LABELS)} |"
+    yield "|---|---|---:|" + "---:|" * len(LABELS)
+    for task in tasks:
+        for pattern in PATTERNS:
+            cells = [mean(study, task, "dense", "dense")]
+            cells += [mean(study, task, x, pattern) for x in LABELS.values()]
+            yield f"| {task.name} | {pattern} | {' | '.join(cells)} |"
+
+
+def pattern_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
+    """One row a task: STEP at each pattern."""
+    yield f"| task | dense | {' | '.join(PATTERNS)} |"
+    yield "|---|---:|" + "---:|" * len(PATTERNS)
+    for task in tasks:
+        cells = [mean(study, task, "dense", "dense")]
+        cells += [mean(study, task, STEP, pattern) for pattern in PATTERNS]
+        yield f"| {TITLES[task.name]} | {' | '.join(cells)} |"
+
+
+def switch_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
+    """One row a task: STEP at 1:4 by its switch point, and by two criteria."""
+    names = [f"{fraction:.0%}".replace("%", " %") for fraction in FRACTIONS]
+    yield f"| task | dense | {' | '.join(names)} | autoswitch | autoswitch-relative |"
+    yield "|---|" + "---:|" * (len(names) + 3)
+    for task in tasks:
+        labels = (*by_switch(task.name), "step", "step-relative")
+        cells = [mean(study, task, "dense", "dense")]
+        cells += [mean(study, task, label, "1:4") for label in labels]
+        yield f"| {task.name} | {' | '.join(cells)} |"
+
+
+def mean(study: Study, task: Task, label: str, pattern: str) -> str:
+    """The mean over the seeds; empty where nothing was measured."""
+    found = known(study, task, label, pattern)
+    return size(task, fmean(found)) if found else ""
+
+
+def signed(task: Task, gained: float) -> str:
+    """A gain with its sign: points of a share, or nats."""
+    return ("+" if gained > 0 else "-" if gained < 0 else "") + size(task, gained)
+
+
+def size(task: Task, value: float) -> str:
+    """An amount without its sign, in percent where the metric is a share."""
+    share = task.metric != "eval_loss"
+    return f"{100 * abs(value):.2f}" if share else f"{abs(value):.4f}"
+
+
+def write_headline(study: Study, tasks: Sequence[Task], readme: Path) -> None:
+    """Put the first table into README.md, between its marks."""
+    rows = "\n".join(headline_rows(study, tasks))
+    block = f"<!-- evidence -->\n{rows}\n<!-- /evidence -->"
+    text = BLOCK.sub(lambda _: block, readme.read_text(encoding="utf-8"))
+    readme.write_text(text, encoding="utf-8")
