@@ -32,6 +32,7 @@ CLAIMS = {
     "eligible": "eligible",
     "chosen": "chosen",
 }
+OF_ENGINES = ("eligible", "chosen")  # shown as not observed, too
 MEANINGS = {
     "pattern_ok": "Holds its pattern: every group of the weight was counted, in the "
     "ONNX graph where one was made.",
@@ -51,7 +52,12 @@ def html(report: ExportReport, checkpoint: str) -> str:
         report: What was exported.
         checkpoint: What it was made of, as the user named it.
     """
-    claims = [name for name in CLAIMS if _known(report.layers, name)]
+    built = report.backend is not None
+    claims = [
+        name
+        for name in CLAIMS
+        if _known(report.layers, name) or (built and name in OF_ENGINES)
+    ]
     top = header("What was exported", export_summary(report), ok=report.ok)
     body = "".join(
         (

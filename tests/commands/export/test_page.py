@@ -189,7 +189,8 @@ def test_sizes_times_codes_and_commands_are_shown() -> None:
                    "median time of one run (ms, TensorRT)"):  # fmt: skip
         assert words_ in shown.drawn, words_
     assert ["calibration", "8", "0.25", "0.5", "0.125", "0.750000"] in shown.rows
-    assert ["a", "2:4", "1", "input, weight", "yes"] in shown.rows
+    assert ["a", "2:4", "1", "input, weight", "yes", "?", "?"] in shown.rows
+    assert "0 yes, 0 no, 1 ?" in shown.drawn  # an engine without evidence
     assert ["norm", "1"] in shown.rows
     assert (
         "trtexec --onnx=<m>.onnx" in shown.text and "a: quantized twice" in shown.text
