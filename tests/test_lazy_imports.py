@@ -35,6 +35,8 @@ def heavy_imports(*arguments: object) -> set[str]:
     "arguments",
     [
         ["--help"],
+        ["--version"],
+        ["--version", "-v"],
         ["train", "--help"],
         ["train", "no-such.toml"],
         ["export", "a", "b", "--to", "nothing"],

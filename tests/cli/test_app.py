@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -204,7 +205,17 @@ def test_global_options_stand_before_or_after_the_command(
 
 def test_version_is_one_line_and_more_when_verbose(step_cli_process: Run) -> None:
     assert len(step_cli_process("--version").out.splitlines()) == 1
-    assert "torch" in step_cli_process("-v", "--version").out
+    told = step_cli_process("-v", "--version").out
+    assert "torch" in told and "\nPython 3." in told
+    assert re.search(r"^kernels (avx512|avx2|neon|numpy): \w", told, re.M)
+
+
+def test_version_as_json_lists_kernels_and_packages(step_cli_process: Run) -> None:
+    told = step_cli_process("--version", "--json").json
+    assert told["schema"] == "step-cli/version/1" and told["ok"]
+    assert told["kernels"]["instructions"] in ("avx512", "avx2", "neon", None)
+    assert told["packages"]["numpy"] == np.__version__
+    assert told == step_cli_process("--json", "--version").json
 
 
 def test_every_help_names_the_exit_codes_or_the_options(step_cli_process: Run) -> None:

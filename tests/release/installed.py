@@ -15,8 +15,6 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-sys.path[:] = [path for path in sys.path if path != str(Path(__file__).parent)]
-
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
@@ -37,7 +35,7 @@ def step(*words: object) -> "subprocess.CompletedProcess[str]":
 
 def check_what_is_installed() -> None:
     place = Path(step_cli.__file__).parent
-    assert CHECKOUT / "step_cli" != place, "the checkout is imported, not the wheel"
+    assert place != CHECKOUT / "step_cli", "the checkout is imported, not the wheel"
     there = [name for name in TOO_MUCH if importlib.util.find_spec(name)]
     assert not there, f"not a clean environment: {there}"
     assert resources.files("step_cli").joinpath("py.typed").is_file()
