@@ -19,6 +19,8 @@ PAGES = {
     "tutorial": "docs/tutorial/",
     "autoswitch": "docs/autoswitch/",
     "promises": "docs/promises/",
+    "choosing": "docs/choosing/",
+    "serving": "docs/serving/",
     "evidence": "docs/evidence/",
 }
 # Chromium's numbers of the colours that a reader prefers.
