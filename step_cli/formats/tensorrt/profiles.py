@@ -107,9 +107,9 @@ def default_note(profiles: Sequence[Profile]) -> str | None:
         f"{one.name} {', '.join(map(_text, one.shapes))}" for one in chosen
     )
     return (
-        f"sizes by default, smallest, likeliest, largest: {shapes}; kernels are timed "
-        f"at the likeliest; for others give --min {first}:SHAPE, --opt {first}:SHAPE, "
-        f"--max {first}:SHAPE"
+        f"default sizes (smallest, most common, largest): {shapes}; kernels are timed "
+        f"at the most common; to change them give --min {first}:SHAPE, "
+        f"--opt {first}:SHAPE, --max {first}:SHAPE"
     )
 
 
@@ -158,7 +158,7 @@ def _default_profile(graph_input: GraphInput, sizes: Mapping[str, Shape]) -> Pro
         else:
             raise UsageError(
                 f"input {graph_input} has a dynamic size, and no config.json says how "
-                f"large {size} may be; give its smallest, likeliest and largest shape: "
+                f"large {size} may be; give its smallest, most common and largest shape: "
                 f"--min {name}:SHAPE --opt {name}:SHAPE --max {name}:SHAPE"
             )
     low, optimum, high = zip(*three, strict=True)

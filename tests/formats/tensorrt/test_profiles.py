@@ -43,7 +43,7 @@ def test_sizes_that_nobody_gives_are_1_8_32_items_of_up_to_the_longest_length() 
     assert [shape[1] for shape in shortest.shapes] == [1, 1, 2]
     note = default_note(profiles)
     assert note is not None
-    assert "smallest, likeliest, largest: ids 1x1, 8x32, 32x128; mask 1x1" in note
+    assert "(smallest, most common, largest): ids 1x1, 8x32, 32x128; mask 1x1" in note
     assert "--min ids:SHAPE" in note
 
 
