@@ -158,8 +158,8 @@ def _default_profile(graph_input: GraphInput, sizes: Mapping[str, Shape]) -> Pro
         else:
             raise UsageError(
                 f"input {graph_input} has a dynamic size, and no config.json says how "
-                f"large {size} may be; give its smallest, most common and largest shape: "
-                f"--min {name}:SHAPE --opt {name}:SHAPE --max {name}:SHAPE"
+                f"large {size} may be; give its smallest, most common and largest "
+                f"shape: --min {name}:SHAPE --opt {name}:SHAPE --max {name}:SHAPE"
             )
     low, optimum, high = zip(*three, strict=True)
     return Profile(name, (low, optimum, high), is_default=True)
