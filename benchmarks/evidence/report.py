@@ -71,6 +71,7 @@ def page(study: Study, tasks: Sequence[Task]) -> str:
 def choosing(study: Study, tasks: Sequence[Task]) -> str:
     """What follows for a user; what is written by hand is in choosing.template.md."""
     return template("choosing").substitute(
+        state=progress(study, tasks),
         recipes="\n".join(recipe_rows(study, tasks)),
         patterns="\n".join(pattern_rows(study, tasks)),
         switch="\n".join(switch_rows(study, tasks)),
@@ -81,6 +82,15 @@ def template(name: str) -> string.Template:
     """The words of a page, with $names where its tables go."""
     path = Path(__file__).parent / f"{name}.template.md"
     return string.Template(path.read_text(encoding="utf-8"))
+
+
+def progress(study: Study, tasks: Sequence[Task]) -> str:
+    """Whether the study is finished, in a sentence."""
+    runs = list(runs_that_count(list(tasks)))
+    missing = len(study.missing(iter(runs)))
+    if not missing:
+        return "The study is finished."
+    return f"The study is not finished: {len(runs) - missing} of {len(runs)} runs are."
 
 
 def state(study: Study, tasks: Sequence[Task]) -> str:
