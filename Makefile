@@ -46,6 +46,7 @@ clean:
 
 docs: $(VENV)/.installed
 	$(BIN)/python docs/commands.py > docs/commands.tmp && mv docs/commands.tmp docs/commands.md
+	$(BIN)/python docs/config.py > docs/config.tmp && mv docs/config.tmp docs/config.md
 	$(BIN)/python docs/coverage.py > docs/coverage.tmp && mv docs/coverage.tmp docs/coverage.md
 
 # The documents as a site in build/site. A link or an anchor that leads nowhere fails it.

@@ -76,6 +76,45 @@ def test_options_and_a_report(tmp_path: Path, runner: dict[str, str]) -> None:
     assert (tmp_path / "nm.xml").read_text().startswith("<testsuites ")
 
 
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ("--exclude fc.*", 3),
+        ("--exclude 'fc.*' --strict", 3),  # as a message of verify-nm has it
+        ('--include "no such"', 3),
+        ("--exclude 'nothing.*'", 1),
+        ("--exclude 'fc.*", 1),  # xargs refuses it: no option is lost in silence
+    ],
+)
+def test_options_are_words_as_in_a_shell(
+    options: str, code: int, tmp_path: Path, runner: dict[str, str]
+) -> None:
+    put(tmp_path / "bad.safetensors", broken())
+    done = verify(tmp_path, runner, PATHS="bad.safetensors", OPTIONS=options)
+    assert done.returncode == code, done.stderr
+    assert ("unmatched" in done.stderr) == (options == "--exclude 'fc.*")
+
+
+def test_patterns_of_paths(tmp_path: Path, runner: dict[str, str]) -> None:
+    put(tmp_path / "a b.safetensors")
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    put(tmp_path / "deep" / "er" / "bad.safetensors", broken())
+    put(tmp_path / "[a].safetensors", broken())
+    put(tmp_path / "a.safetensors")
+    assert verify(tmp_path, runner, PATHS="  a*.safetensors \n").returncode == 0
+    both = verify(tmp_path, runner, PATHS="**/*.safetensors")
+    assert both.returncode == 1
+    assert "::error file=deep/er/bad.safetensors" in both.stdout
+    itself = verify(tmp_path, runner, PATHS="[a].safetensors")
+    assert itself.returncode == 1
+    none = verify(tmp_path, runner, PATHS="*.onnx\na.safetensors")
+    assert none.returncode == 4
+    assert "*.onnx: no such file or directory; a shell" in none.stderr
+    empty = verify(tmp_path, runner, PATHS="\n")
+    assert empty.returncode == 2
+    assert "paths is empty" in empty.stdout
+
+
 @pytest.mark.slow
 def test_the_first_step_installs_the_checkout(tmp_path: Path) -> None:
     env = {"RUNNER_TEMP": str(tmp_path), "GITHUB_ACTION_PATH": str(ROOT)}

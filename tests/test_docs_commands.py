@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from step_cli.cli.app import app
+from step_cli.config.train import keys_of, load_config
 from step_cli.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,22 @@ def test_the_tables_are_those_of_the_code() -> None:
     page = runpy.run_path(str(ROOT / "docs" / "coverage.py"))["page"]
     written = (ROOT / "docs" / "coverage.md").read_text(encoding="utf-8")
     assert written == page(), "out of date: run `make docs`"
+
+
+def test_the_configuration_has_every_key_and_its_example_holds(
+    tmp_path: Path,
+) -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "config.py"))["page"]
+    written = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
+    assert written == page(), "out of date: run `make docs`"
+    found = re.search(r"^```toml\n(.*?)^```", written, re.M | re.S)
+    assert found is not None
+    path = tmp_path / "config.toml"
+    path.write_text(found[1])
+    for name in (key for key, _ in keys_of(load_config(path))):
+        section, key = name.split(".")
+        rows = written.split(f"## [{section}]\n")[1].split("\n## ")[0]
+        assert f"\n| `{key}` |" in rows, name
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -35,9 +35,12 @@ def run(command: TrainCommandConfig) -> AnyReport:
 
             return evaluate_checkpoint(config, command.evaluate)
         with working_on("loading libraries"):
+            from step_cli.commands.foresight import foresee
             from step_cli.training.run import train
 
         run_dir = _run_dir(command)
+        if not command.resume:
+            foresee(config)
         return train(config, run_dir, force=command.force, resume=command.resume)
 
 

@@ -193,10 +193,14 @@ class _Reader:
         if texts is None or label is None:
             key = "text_columns" if texts is None else "label_column"
             shown = ", ".join(map(repr, there[:8]))
-            raise InputError(
-                f"no column of a known name; give data.{key}, there are {shown}",
-                file=path,
-            )
+            fault = f"no column of a known name; give data.{key}, there are {shown}"
+            if texts is None and _numbers_only(row, label):
+                fault = (
+                    "its columns hold numbers, and a table is read as text; train on "
+                    "numbers in your own loop (docs/python.md), or name a column of "
+                    f"text with data.text_columns, there are {shown}"
+                )
+            raise InputError(fault, file=path)
         found = _Columns(texts, label)
         if self.columns is None:
             self.columns = found
@@ -204,3 +208,17 @@ class _Reader:
         elif found != self.columns:
             logger.warning("%s: reads %s, others are %s", path, found, self.columns)
         return found
+
+
+def _numbers_only(row: Row, label: str | None) -> bool:
+    """Whether a row is one of features: two or more columns of numbers, no text."""
+    values = [value for name, value in row.values.items() if name != label]
+    return len(values) > 1 and all(map(_is_number, values))
+
+
+def _is_number(value: object) -> bool:
+    try:
+        float(str(value))
+    except ValueError:
+        return False
+    return True

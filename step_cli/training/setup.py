@@ -99,9 +99,7 @@ def set_up(
         StepError: Something the user can mend.
     """
     seed_all(config.train.seed)
-    options = dict(config.sparsity.options)
-    for_optimizer = {k: options.pop(k) for k in OPTIMIZER_OPTIONS if k in options}
-    recipe = make_recipe(config.sparsity.recipe, options)
+    recipe, for_optimizer = recipe_of(config)
     switch = switch_rule(config, recipe)
     with working_on("building the model"):
         model = load_model(config)
@@ -197,6 +195,17 @@ def selection(config: TrainConfig) -> Selection:
         plan=plan,
         prefix="sparsity.",
     )
+
+
+def recipe_of(config: TrainConfig) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe of ``[sparsity]``, and those of its options that are the optimizer's.
+
+    Raises:
+        UsageError: An option is unknown or has a wrong value.
+    """
+    options = dict(config.sparsity.options)
+    for_optimizer = {k: options.pop(k) for k in OPTIMIZER_OPTIONS if k in options}
+    return make_recipe(config.sparsity.recipe, options), for_optimizer
 
 
 def switch_rule(config: TrainConfig, recipe: Recipe) -> SwitchRule | None:

@@ -253,6 +253,16 @@ def test_held_out_labels_are_of_the_kind_trained_on(
             "give data.text_columns, there are 'words'",
         ),
         (
+            "train.csv",
+            b"width,height,target\n1.5,2,0\n",
+            "its columns hold numbers, and a table is read as text; train on numbers",
+        ),
+        (
+            "train.csv",
+            b"width,words,target\n1.5,x,0\n",
+            "no column of a known name; give data.text_columns, there are 'width'",
+        ),
+        (
             "train.tsv",
             b"text\tclass\nx\t1\n",
             "give data.label_column, there are 'text'",

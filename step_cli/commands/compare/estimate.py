@@ -17,6 +17,7 @@ from step_cli.commands.compare.runs import Run
 from step_cli.commands.compare.trial import naming_run
 from step_cli.config.train import TrainConfig
 from step_cli.data.batch import Dataset
+from step_cli.formats.quiet import quiet
 from step_cli.optim.recipe import Recipe
 from step_cli.render.status_line import working_on
 from step_cli.reports import CompareDryRunReport, RunToDo
@@ -128,7 +129,8 @@ def measure(config: TrainConfig, data: Dataset, processes: Processes) -> Cost:
     trainer = Trainer(
         short, setup, Unrecorded(header), lambda: None, [times], last_step=steps
     )
-    trainer.run(lambda: False)
+    with quiet():  # its switch at half of its steps is not that of the run
+        trainer.run(lambda: False)
     step_s = _mean_step(times.marks, _share_before(config, setup.optimizer.recipe))
     return Cost(start_s, step_s, times.evaluate_s)
 

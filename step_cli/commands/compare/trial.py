@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from step_cli.commands.compare.runs import Run
+from step_cli.commands.foresight import foresee
 from step_cli.data.batch import Dataset
 from step_cli.errors import StepError
 from step_cli.render.status_line import working_on
@@ -41,6 +42,7 @@ def try_all(
             refuse_other_data(path, data)
     taught = [path for path in begun if (path / TEACHER).exists()]
     told: set[str | None] = set()
+    foreseen: set[str] = set()
     forget()
     for run in {run.kind: run for run in runs}.values():
         with (
@@ -56,6 +58,9 @@ def try_all(
                 for path in taught:
                     refuse_other_teacher(path, setup.teacher.path, setup.teacher.sha256)
         told.add(run.pattern)
+        if run.recipe not in foreseen:
+            foresee(run.config)
+        foreseen.add(run.recipe)
         del setup
         forget()
 

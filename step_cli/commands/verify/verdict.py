@@ -152,12 +152,16 @@ def _looks_like(layer: Counted, *, planned: bool) -> str | None:
     from step_cli.nm.diagnosis import (
         axis_that_holds,
         holds_as_fp16,
+        holds_pattern,
         pattern_that_holds,
     )
 
     if layer.tensor.parts:
         return None  # the rest of the tensor may be anything
     to_check = TensorToCheck(layer.tensor.data(), layer.spec)
+    spec = layer.spec
+    if layer.exact and holds_pattern(to_check, spec.pattern, spec.axis):
+        return f"complies with at most {spec.pattern}, without --exact"
     if holds_as_fp16(to_check):
         return "the values too many are zero after a cast to fp16; cast it, then check"
     axis = axis_that_holds(to_check)
@@ -165,8 +169,6 @@ def _looks_like(layer: Counted, *, planned: bool) -> str | None:
         option = quoted(f"{layer.tensor.name}={axis}")
         return f"holds along axis {axis}; use --axis {option}"
     pattern = pattern_that_holds(to_check)
-    if pattern == layer.spec.pattern:
-        return f"complies with at most {pattern}, without --exact"
     violations, groups = layer.counts.violations, layer.counts.groups
     if pattern is not None and violations >= MISTAKEN * groups:
         where = "change the plan" if planned else f"use --nm {pattern}"

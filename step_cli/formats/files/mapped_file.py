@@ -58,7 +58,10 @@ def is_directory(path: Path) -> bool:
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
     except (OSError, ValueError) as error:
-        raise InputError(reason_of(error), file=path) from None
+        found = reason_of(error)
+        if isinstance(error, FileNotFoundError) and any(c in str(path) for c in "*?["):
+            found += "; a shell leaves a pattern as it is if no file matches it"
+        raise InputError(found, file=path) from None
 
 
 def map_file(path: Path) -> MappedFile:

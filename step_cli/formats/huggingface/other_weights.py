@@ -135,15 +135,22 @@ def _folders(directory: Path, files: list[Path]) -> list[str]:
     return [f"{what} with weights: name one of {few(names)}"]
 
 
+def _is_index(name: str) -> bool:
+    found = weights_name(name)
+    return found is not None and found.is_index
+
+
 def _by_kind(directory: Path, files: list[Path]) -> list[str]:
     """Files in it that hold weights, those of one kind together."""
     kinds: dict[str, list[str]] = {}
+    indexed = {path.parent for path in files if _is_index(path.name)}
     for path in sorted(files):
         nested = path.parent != directory
-        if nested and weights_name(path.name):
+        shard = SHARD.fullmatch(path.name)
+        listed = shard is not None and path.parent in indexed
+        if nested and (listed or weights_name(path.name)):
             continue  # its folder was named
         words = _format_of(path.name)
-        shard = SHARD.fullmatch(path.name)
         if ADAPTER.fullmatch(path.name):
             words = (
                 "an adapter, not a model: merge it into its model first "

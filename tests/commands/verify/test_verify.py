@@ -243,6 +243,14 @@ def test_exact_wants_n_in_every_group() -> None:
     code, document = verify(zero)
     assert (code, only_layer(document)["notes"]) == (0, ["all zero"])
     assert verify(zero, "--exact")[0] == 1
+    few = sparse()
+    few[0, :4] = 0
+    code, document = verify(
+        write(Path("few.safetensors"), {"fc.weight": few}), "--exact"
+    )
+    message = only_layer(document)["message"]
+    assert code == 1
+    assert message.endswith("complies with at most 2:4, without --exact"), message
 
 
 def test_strict_fails_selected_tensors_without_whole_groups_and_no_others() -> None:

@@ -178,6 +178,10 @@ def test_folders_are_named_by_what_holds_them(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=r"modules with weights.*0_Transformer"):
         open_checkpoint(modules)
+    index, shard = "llama/model.safetensors.index.json", "model-00001-of-00001"
+    mixed = made(tmp_path / "models", index, f"llama/{shard}.safetensors", "a.onnx")
+    with pytest.raises(InputError, match=r"one of llama; a\.onnx \([^;]*\)$"):
+        open_checkpoint(mixed)
     steps = [f"checkpoint-{n}/model.safetensors" for n in (500, 1000)]
     with pytest.raises(InputError, match="checkpoint-1000, checkpoint-500"):
         open_checkpoint(made(tmp_path / "steps", *steps))
