@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 import types
 import typing
 from collections.abc import Callable
@@ -104,7 +105,10 @@ def message_of(detail: ErrorDetails) -> str:
     if kind == "value_error":
         return str(detail["ctx"]["error"])
     expected = EXPECTED.get(kind, detail["msg"].removeprefix("Input should be "))
-    return f"expected {expected}, got {detail['input']!r:.80}"
+    found = f"expected {expected}, got {detail['input']!r:.80}"
+    if expected == "a list" and isinstance(detail["input"], str):
+        found += f": write {json.dumps([detail['input'][:80]], ensure_ascii=False)}"
+    return found
 
 
 def _flag(name: str) -> str:

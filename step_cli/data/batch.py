@@ -72,12 +72,14 @@ class Dataset:
         held_out: What metrics are measured on.
         classes: The name of each class, where the data name them.
         tokens: How many different tokens there may be, of text that was tokenized.
+        longest: Tokens of the longest sample, of text.
     """
 
     train: Split
     held_out: Split
     classes: tuple[str, ...] = ()
     tokens: int | None = None
+    longest: int | None = None
 
 
 @dataclass(frozen=True)

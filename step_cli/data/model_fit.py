@@ -1,10 +1,13 @@
 """What data and the configuration of a model say differently of the same thing."""
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from step_cli.data.batch import Dataset
 from step_cli.data.names import folded
+from step_cli.formats.huggingface.model_config import longest_by
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +22,8 @@ def say_misfits(data: Dataset, source: str, config: object) -> None:
         source: Where they are.
         config: That of a model of transformers, or anything else.
     """
-    for misfit in (*_other_numbers(data, config), *_other_tokens(data, config)):
+    misfits = (_other_numbers, _other_tokens, _too_long)
+    for misfit in (said for find in misfits for said in find(data, config)):
         logger.warning("%s: %s", source, misfit)
 
 
@@ -44,6 +48,21 @@ def other_number(classes: Sequence[str], config: object) -> tuple[str, int, int]
     return None
 
 
+def name_classes(classes: Sequence[str], config: Any) -> None:
+    """Write the names of classes into a configuration that only numbers them.
+
+    Args:
+        classes: As for :func:`other_number`.
+        config: That of a model of transformers, or anything else, which is left alone.
+    """
+    theirs = getattr(config, "id2label", None)
+    if not isinstance(theirs, dict) or len(theirs) != len(classes):
+        return
+    if all(re.fullmatch(r"LABEL_\d+", str(name)) for name in theirs.values()):
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: number for number, name in enumerate(classes)}
+
+
 def _other_numbers(data: Dataset, config: object) -> Iterator[str]:
     """Classes of the same names that have other numbers."""
     other = other_number(data.classes, config)
@@ -64,4 +83,13 @@ def _other_tokens(data: Dataset, config: object) -> Iterator[str]:
         yield (
             f"the tokenizer has {tokens} tokens, and the model knows {known}, so it "
             "may be another model's; give data.tokenizer, a directory"
+        )
+
+
+def _too_long(data: Dataset, config: object) -> Iterator[str]:
+    most = longest_by(config)
+    if data.longest is not None and most is not None and data.longest > most:
+        yield (
+            f"samples have up to {data.longest} tokens, and the configuration of the "
+            f"model has {most} positions: set data.length = {most}"
         )

@@ -84,12 +84,13 @@ def load_parallel(section: DataSection) -> Dataset:
     train, held_out = _sources(section, section.languages)
     tokenizer, length = make_tokenizer(section.tokenizer), section.length or LENGTH
     learned = _split(train, tokenizer, length)
+    longest = max(learned.source.longest, learned.target.longest)
     if held_out is None:
         assert isinstance(section.held_out, float)
         found = set_aside(learned, section.held_out, path)
     else:
         found = Dataset(learned, _split(held_out, tokenizer, length))
-    return replace(found, tokens=tokenizer.size)
+    return replace(found, tokens=tokenizer.size, longest=longest)
 
 
 @dataclass(frozen=True)

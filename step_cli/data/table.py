@@ -81,10 +81,12 @@ def load_table(section: DataSection) -> Dataset:
     train = reader.split(files.train)
     names, tokens = reader.labels.names, reader.tokenizer.size
     if files.held_out:
-        return Dataset(train, reader.split(files.held_out), names, tokens)
+        held_out = reader.split(files.held_out)
+        longest = max(train.tokens.longest, held_out.tokens.longest)
+        return Dataset(train, held_out, names, tokens, longest)
     assert isinstance(section.held_out, float)
     found = set_aside(train, section.held_out, Path(section.source), names)
-    return replace(found, tokens=tokens)
+    return replace(found, tokens=tokens, longest=train.tokens.longest)
 
 
 class _Columns(NamedTuple):
@@ -191,9 +193,10 @@ class _Reader:
         texts = texts or next((x for x in TEXT_COLUMNS if {*x} <= {*there}), None)
         label = label or next((x for x in LABEL_COLUMNS if x in there), None)
         if texts is None or label is None:
-            key = "text_columns" if texts is None else "label_column"
+            asked = {"data.text_columns": texts, "data.label_column": label}
+            keys = " and ".join(key for key, found in asked.items() if found is None)
             shown = ", ".join(map(repr, there[:8]))
-            fault = f"no column of a known name; give data.{key}, there are {shown}"
+            fault = f"no column of a known name; give {keys}, there are {shown}"
             if texts is None and _numbers_only(row, label):
                 fault = (
                     "its columns hold numbers, and a table is read as text; train on "

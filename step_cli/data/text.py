@@ -19,7 +19,7 @@ from step_cli.data.batch import Batch, Dataset
 from step_cli.data.files import TABLES, TEXTS, files_in, split_files
 from step_cli.data.rows import lines_of, rows_of
 from step_cli.data.tally import Tally
-from step_cli.data.tokens import LENGTH, make_tokenizer
+from step_cli.data.tokens import LENGTH, Tokenizer, make_tokenizer
 from step_cli.errors import InputError, UsageError
 from step_cli.formats.files.mapped_file import is_directory, map_file
 
@@ -72,9 +72,12 @@ def load_text(section: DataSection) -> Dataset:
     """
     path, length = Path(section.source), section.length or LENGTH
     files = split_files(section, _suffixes(path))
-    train = _tokens(files.train, section)
+    tokenizer = None  # of numbers in a file nothing more is known
+    if not all(file.suffix == ".bin" for file in (*files.train, *files.held_out)):
+        tokenizer = make_tokenizer(section.tokenizer)
+    train = _tokens(files.train, section, tokenizer)
     if files.held_out:
-        held_out = _tokens(files.held_out, section)
+        held_out = _tokens(files.held_out, section, tokenizer)
     else:
         assert isinstance(section.held_out, float)
         kept = len(train) - round(len(train) * section.held_out)
@@ -85,11 +88,9 @@ def load_text(section: DataSection) -> Dataset:
                 f"has {len(tokens)} tokens to {purpose}, one sample needs {length + 1}",
                 file=path,
             )
-    size = None  # of numbers in a file nothing more is known
-    if not all(file.suffix == ".bin" for file in files.train):
-        size = make_tokenizer(section.tokenizer).size
     splits = TextSplit(train, length), TextSplit(held_out, length)
-    return Dataset(*splits, tokens=size)
+    size = tokenizer.size if tokenizer else None
+    return Dataset(*splits, tokens=size, longest=length)
 
 
 def _suffixes(path: Path) -> tuple[str, ...]:
@@ -98,9 +99,11 @@ def _suffixes(path: Path) -> tuple[str, ...]:
     return TEXTS
 
 
-def _tokens(paths: list[Path], section: DataSection) -> Tokens:
+def _tokens(
+    paths: list[Path], section: DataSection, tokenizer: Tokenizer | None
+) -> Tokens:
     suffixes = {path.suffix for path in paths}
-    if suffixes == {".bin"}:
+    if suffixes == {".bin"} or tokenizer is None:
         return _numbers(paths, section)
     if section.tokenizer in (None, BYTES) and not suffixes & {*TABLES}:
         mapped = [map_file(path).data for path in paths]
@@ -111,7 +114,6 @@ def _tokens(paths: list[Path], section: DataSection) -> Tokens:
                     "it to UTF-8, for example with iconv", path,
                 )  # fmt: skip
         return mapped[0] if len(mapped) == 1 else np.concatenate(mapped)
-    tokenizer = make_tokenizer(section.tokenizer)
     found, tally = array("i"), Tally(tokenizer)
     for path in paths:
         texts = _texts(path, section)

@@ -227,6 +227,11 @@ class TokenRows:
     def __len__(self) -> int:
         return len(self._ends) - 1
 
+    @property
+    def longest(self) -> int:
+        """The number of tokens of the longest row."""
+        return int(np.diff(np.frombuffer(self._ends, np.int64)).max(initial=0))
+
     def append(self, row: Sequence[int]) -> None:
         """Add a row at the end."""
         self._values.extend(row)

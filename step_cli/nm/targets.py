@@ -40,6 +40,7 @@ class Operand:
         outputs: The axis of the outputs.
         groups: Of a grouped convolution; 1 where none is known.
         int8_output: Whether a quantizer follows the product; None: not known.
+        between: An operator of the graph that makes another constant of it.
     """
 
     dtype: str
@@ -48,6 +49,7 @@ class Operand:
     outputs: int
     groups: int = 1
     int8_output: bool | None = None
+    between: str | None = None
 
     @property
     def windows(self) -> tuple[int, ...]:
@@ -178,6 +180,11 @@ def _doubt(target: Target, kernel: Kernel, operand: Operand) -> str | None:
     """What makes a sparse kernel unlikely to be the fastest."""
     inputs, outputs = operand.shape[operand.inputs], operand.shape[operand.outputs]
     tensorrt = target is TARGETS["tensorrt"]
+    if tensorrt and operand.between:
+        return (
+            f"{operand.between} stands between it and its product, and TensorRT may "
+            "not see its zeros: store the result as one constant"
+        )
     if tensorrt and operand.windows and operand.dtype == "bfloat16":
         return "no sparse bf16 convolution kernels are known; use fp16 or int8"
     if min(inputs, outputs) < WORTH_IT:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from step_cli.errors import few
 from step_cli.reports import CheckpointVerdict, LayerVerdict, SkippedTensor
 
 COLUMNS = ("layer", "pattern", "axis", "groups", "bad", "density", "verdict")
@@ -81,14 +82,16 @@ def advice(checkpoint: CheckpointVerdict) -> list[str]:
     """Why layers may not run sparse: a line for each reason, not for each layer."""
     lines = []
     for target in targets_of(checkpoint):
-        reasons = Counter(
-            (view_word(layer, target), view.advice)
-            for layer in checkpoint.layers
-            if (view := (layer.targets or {}).get(target)) and view.advice
-        )
-        for (word, why), count in reasons.most_common():
-            said = f"{word} for {count} layer{'' if count == 1 else 's'}"
-            lines.append(f"{title_of(target)}: {said}: {why}")
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for layer in checkpoint.layers:
+            view = (layer.targets or {}).get(target)
+            if view is not None and view.advice:
+                key = view_word(layer, target), view.advice
+                reasons.setdefault(key, []).append(layer.name)
+        for (word, why), names in sorted(reasons.items(), key=lambda x: -len(x[1])):
+            said = f"{word} for {len(names)} layer{'' if len(names) == 1 else 's'}"
+            which = f": {few(names)}" if len(names) < len(checkpoint.layers) else ""
+            lines.append(f"{title_of(target)}: {said}: {why}{which}")
     return lines + [f"note: {note}" for note in checkpoint.notes]
 
 

@@ -18,6 +18,10 @@ from step_cli.training.memory import is_out_of_memory
 from step_cli.training.metrics import metrics_of, sums_of
 
 Precision = Literal["fp32", "bf16"]
+OTHER = (
+    "; of a Hugging Face directory, [model.options] can name another class, such as "
+    'architectures = ["BertForSequenceClassification"] and num_labels'
+)
 
 
 @working_on("evaluating held-out samples")
@@ -138,7 +142,7 @@ def _fitting(scores: object, labels: Tensor) -> Tensor:
     if not isinstance(scores, Tensor):
         raise InputError(
             f"the model does not fit the data: it returns {type(scores).__name__}, "
-            "not a tensor of scores, nor a dictionary or an object with logits"
+            f"not a tensor of scores, nor a dictionary or an object with logits{OTHER}"
         )
     if labels.is_floating_point() and scores.shape == (len(labels), 1):
         scores = scores.squeeze(1)
@@ -165,6 +169,8 @@ def _advice(scores: Tensor, labels: Tensor) -> str:
             "; of classes, write labels as whole numbers without a decimal point, else "
             "take a model of one score"
         )
+    if labels.dim() == 1 and scores.dim() == 3:
+        return f": it scores tokens, and labels are of texts{OTHER}"
     return ""
 
 
@@ -193,6 +199,8 @@ def _advice_on(foreign: Tensor, labels: Tensor, classes: int) -> str:
         return ""
     if int(foreign.min()) == int(foreign.max()) == classes and int(labels.min()) > 0:
         return "; classes count from 0: subtract 1 from each label if they begin at 1"
+    if int(foreign.max()) >= classes:
+        return "; of a Hugging Face directory, set num_labels in [model.options]"
     return ""
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from step_cli.config.data import BYTES
 from step_cli.config.train import TrainConfig
 from step_cli.data.batch import Dataset
+from step_cli.data.model_fit import name_classes
 from step_cli.data.said import found_in, summary
 from step_cli.errors import StepError
 from step_cli.formats.huggingface.model import is_transformers
@@ -76,6 +77,7 @@ def _write(
         plan = setup.plan if setup.is_sparse else None
         source = ModelSource(config.model.source, config.model.options)
         tokenizers = _tokenizers(config)
+        name_classes(setup.data.classes, getattr(setup.model, "config", None))
         save_model(path / "model", setup.model, plan, source, tokenizers, state)
     counts = counted_weights(path, setup)
     if report.ok:

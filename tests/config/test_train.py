@@ -50,7 +50,7 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults() -> None:
         ("model=3", "model: expected a section, got 3"),
         ("sparsity.layer=[1]", "sparsity.layer: expected a section, got 1"),
         ("sparsity.options=3", "sparsity.options: expected a table, got 3"),
-        ('sparsity.include="*"', "sparsity.include: expected a list, got '*'"),
+        ('sparsity.include="*"', "sparsity.include: expected a list, got '*': write"),
         ("train.betas=[0.9]", "train.betas: expected more values, got [0.9]"),
         ("train.betas=[0, 0, 0]", "train.betas: expected fewer values"),
         ("train.steps=1.5", "train.steps: expected a whole number, got 1.5"),

@@ -19,7 +19,7 @@ from data.written import (
 from step_cli.config.data import DataSection
 from step_cli.data.batch import Dataset
 from step_cli.data.load import load_data
-from step_cli.data.model_fit import say_misfits
+from step_cli.data.model_fit import name_classes, say_misfits
 from step_cli.data.said import found_in
 from step_cli.errors import InputError, UsageError
 
@@ -311,3 +311,44 @@ def test_a_model_that_knows_other_tokens_is_told(
         log.clear()
         say_misfits(dataset, "here", config)
         assert [words in said for said in warnings(log)] == ([True] if words else [])
+
+
+@pytest.mark.parametrize(("positions", "told"), [(8, True), (11, True), (12, False)])
+def test_samples_longer_than_the_model_takes_are_told(
+    tmp_path: Path, log: Log, positions: int, told: bool
+) -> None:
+    config = type("Config", (), {"n_positions": positions})()
+    rows = table(tmp_path / "t", ["a", "b"], ["a", "b"])  # begin, "train 0", end, ...
+    for dataset, most in (
+        (load(rows, length=64), 9),
+        (load(write_wikitext(tmp_path / "w"), length=12), 12),
+        (load(write_wmt(tmp_path / "wmt"), languages=["de", "en"], length=12), 12),
+    ):
+        log.clear()
+        say_misfits(dataset, "here", config)
+        line = (
+            f"here: samples have up to {most} tokens, and the configuration of the "
+            f"model has {positions} positions: set data.length = {positions}"
+        )
+        expected = [line] if told and most > positions else []
+        assert warnings(log) == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [
+        (["LABEL_0", "LABEL_1"], True),
+        (["bad", "good"], False),
+        (["LABEL_0", "LABEL_1", "LABEL_2"], False),
+    ],
+)
+def test_classes_that_a_model_only_numbers_are_named(
+    labels: list[str], named: bool
+) -> None:
+    config = type("Config", (), {"id2label": dict(enumerate(labels))})()
+    name_classes(("no", "yes"), config)
+    expected = {0: "no", 1: "yes"} if named else dict(enumerate(labels))
+    assert config.id2label == expected
+    numbers = {"no": 0, "yes": 1} if named else None
+    assert getattr(config, "label2id", None) == numbers
+    name_classes(("no", "yes"), None)

@@ -267,6 +267,11 @@ def test_held_out_labels_are_of_the_kind_trained_on(
             b"text\tclass\nx\t1\n",
             "give data.label_column, there are 'text'",
         ),
+        (
+            "train.tsv",
+            b"words\tclass\nx\t1\n",
+            "give data.text_columns and data.label_column, there are 'words', 'class'",
+        ),
         ("train.csv", b'text,label\n"x,1\n', "line 2: unexpected end of data"),
         ("train.parquet", b"PAR1 and no more", "cannot be read as parquet"),
     ],

@@ -280,7 +280,9 @@ def test_reasons_of_a_library_are_said_once() -> None:
     layers.append(layer("d", ok=True, targets={"torch": yes}))
     shown = text(report(checkpoint(layers)), "table")
     assert shown.count("no kernels") == 1
-    assert "torch: no for 3 layers: no kernels for float32" in shown
+    assert "torch: no for 3 layers: no kernels for float32: a, b, c\n" in shown
+    everywhere = text(report(checkpoint(layers[:3])), "table")
+    assert "torch: no for 3 layers: no kernels for float32\n" in everywhere
     assert [line.split()[-1] for line in shown.splitlines()[2:6]] == [
         *3 * ["no"],
         "likely",

@@ -130,10 +130,12 @@ def test_gradients_of_ignored_tokens_are_zero() -> None:
     ("scores", "labels", "words"),
     [
         (drawn(2, 3), torch.tensor([0, 3]), "label 3 is none of its 3 classes, 0 to 2"),
+        (drawn(2, 3), torch.tensor([0, 3]), "set num_labels in"),
         (drawn(2, 3), torch.tensor([0, -1]), "label -1 is none of its 3 classes"),
         (drawn(2, 4, 3), torch.tensor([[0, 1, 2, 9]] * 2), "label 9 is none"),
         (drawn(2, 3), torch.tensor([0.5, 1.0]), r"scores \[2, 3\] for float labels"),
         (drawn(2, 4, 3), torch.tensor([0, 1]), r"\[2, 4, 3\] for integer labels \[2\]"),
+        (drawn(2, 4, 3), torch.tensor([0, 1]), "it scores tokens, .* can name another"),
         (drawn(2), torch.tensor([0, 1]), r"scores \[2\] for integer labels \[2\]"),
     ],
 )

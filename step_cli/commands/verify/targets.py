@@ -76,4 +76,5 @@ def in_graph(operand: Operand, around: "Surroundings") -> Operand:
         dtype=around.quantized or operand.dtype,
         groups=around.groups,
         int8_output=around.int8_output,
+        between=around.between,
     )

@@ -165,6 +165,12 @@ def _looks_like(layer: Counted, *, planned: bool) -> str | None:
     if holds_as_fp16(to_check):
         return "the values too many are zero after a cast to fp16; cast it, then check"
     axis = axis_that_holds(to_check)
+    if axis is not None and layer.layer.axis_from == "node":
+        summed = layer.spec.axis  # --axis would pass what no kernel can use
+        return (
+            f"holds along axis {axis}, but its product sums over axis {summed}: prune "
+            f"along axis {summed}"
+        )
     if axis is not None:
         option = quoted(f"{layer.tensor.name}={axis}")
         return f"holds along axis {axis}; use --axis {option}"

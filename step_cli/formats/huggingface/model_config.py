@@ -65,7 +65,11 @@ def longest_input(model: object) -> int | None:
     Args:
         model: One of transformers has its config as ``config``.
     """
-    config = getattr(model, "config", None)
+    return longest_by(getattr(model, "config", None))
+
+
+def longest_by(config: object) -> int | None:
+    """The same by a config of transformers, or any object with such attributes."""
     if config is not None and hasattr(config, "to_dict"):
         return _longest(config.to_dict())
     return _longest({name: getattr(config, name, None) for name in LENGTHS})

@@ -160,6 +160,48 @@ def test_a_batched_product_is_as_wide_as_its_node_says() -> None:
     assert wide.likely
 
 
+@pytest.mark.parametrize("stands", [None, "Concat", "Reshape", "Transpose"])
+def test_what_stands_between_a_weight_and_its_product(stands: str | None) -> None:
+    shape = numpy_helper.from_array(np.array([512, 512]), "shape")
+    more = {"Concat": ["w"], "Reshape": ["shape"]}
+    made = helper.make_node(
+        stands or "Identity",
+        ["w", *more.get(stands or "", [])],
+        ["t"],
+        **({"axis": 1} if stands == "Concat" else {}),
+    )
+    product = helper.make_node("MatMul", ["x", "t"], ["y"])
+    axis = 1 if stands == "Transpose" else 0
+    verdict = onnx_file(sparse(512, 512, axis=axis), [made, product], shape)
+    view = tensorrt(verdict)
+    assert verdict.ok and view.possible
+    said = f"{stands} stands between it and its product" in (view.advice or "")
+    assert said == (not view.likely) == (stands in more)
+
+
+def test_a_tied_table_does_not_pass_what_gathers_from_it() -> None:
+    nodes = [
+        helper.make_node("Gather", ["w", "x"], ["rows"]),
+        helper.make_node("MatMul", ["rows", "v"], ["h"]),
+        helper.make_node("Transpose", ["w"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["h", "t"], ["y"]),
+    ]
+    other = numpy_helper.from_array(sparse(512, 512, axis=0), "v")
+    views = [x.targets for x in onnx_file(sparse(512, 512), nodes, other).layers]
+    assert all(view and view["tensorrt"].likely for view in views)
+
+
+def test_an_axis_of_outputs_in_a_graph_is_no_advice() -> None:
+    """With ``--axis`` it would pass, and no kernel could use it."""
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    [layer] = onnx_file(sparse(512, 512, axis=1), [node]).layers
+    assert not layer.ok and layer.message is not None
+    assert (
+        "holds along axis 1, but its product sums over axis 0: prune" in layer.message
+    )
+    assert "--axis" not in layer.message
+
+
 PLUGIN = {"build_config": {"plugin_config": {"gemm_plugin": "float16"}}}
 
 
