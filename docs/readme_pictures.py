@@ -24,7 +24,7 @@ REPORT = ROOT / "demo" / "step" / "report.html"
 # How many of the last lines of each command are shown; a command with 0 is left out.
 SHOWN = (8, 0, 0, 11, 2, 1, 0, 1)
 WIDTH = 104  # characters
-REPORT_SIZE = (1000, 1260)  # pixels
+REPORT_SIZE = (1000, 1330)  # pixels
 # rich's frame loads its font from the network, which an image may not.
 FONT = re.compile(r" *@font-face \{.*?\}\n", re.S)
 
