@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from step_cli.nm.count import TensorToCheck
@@ -18,6 +18,8 @@ from step_cli.nm.target_table import (
     Target,
     TargetName,
 )
+
+WIDER = ("float32", "float64")  # than any type with sparse kernels
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,11 @@ def _view(target: Target, operand: Operand, holds: Callable[[Kernel], bool]) -> 
         return View(False, False, obstacles[0])
     known = sorted(dtype for kernel in target.kernels for dtype in kernel.dtypes)
     use = ", ".join(dict.fromkeys(known))
-    return View(False, False, f"no sparse kernels for {operand.dtype}; use {use}")
+    advice = f"no sparse kernels for {operand.dtype}; use {use}"
+    if operand.dtype in WIDER and "float16" in known:
+        then = _view(target, replace(operand, dtype="float16"), holds)
+        advice += "" if then.possible else f"; nor as float16: {then.advice}"
+    return View(False, False, advice)
 
 
 def _obstacle(

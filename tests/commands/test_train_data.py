@@ -188,3 +188,27 @@ def test_a_training_split_smaller_than_a_batch_is_told(
     outcome = step_cli(*words, "--run-dir", tmp_path / "run")
     assert outcome.code == 4
     assert "has 20 samples to train on, a batch needs 21" in outcome.error
+
+
+def test_the_saved_model_knows_the_names_of_the_classes(
+    step_cli: Run, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=259, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=64, num_labels=2,
+    )  # fmt: skip
+    source = tmp_path / "bert"
+    transformers.BertForSequenceClassification(config).save_pretrained(source)
+    for name in ("train", "dev"):
+        rows = [{"text": f"{name} {i}", "label": "ab"[i % 2]} for i in range(8)]
+        write_jsonl(tmp_path / "data" / f"{name}.jsonl", rows)
+    (tmp_path / "c.toml").write_text(
+        f'[model]\nsource = "{source}"\n[data]\nsource = "data"\nlength = 32\n'
+        "[train]\nsteps = 2\nbatch_size = 4\n[sparsity]\nrecipe = 'ste'\n"
+    )
+    ran = step_cli("train", tmp_path / "c.toml", "--run-dir", tmp_path / "run")
+    assert ran.code == 0, ran.err
+    saved = json.loads((tmp_path / "run/model/config.json").read_text())
+    assert saved["id2label"] == {"0": "a", "1": "b"}
+    assert saved["label2id"] == {"a": 0, "b": 1}

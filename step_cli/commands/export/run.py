@@ -210,5 +210,8 @@ def _source(config: ExportConfig) -> Source:
                 file=config.checkpoint,
             )
         for option in _given(config, _GRAPH - {"bench"}):
-            raise UsageError(f"{option} has no meaning for a file that is ONNX already")
+            raise UsageError(
+                f"{option} has no meaning for a file that is ONNX already: give the "
+                "checkpoint that it was made from"
+            )
     return source

@@ -122,6 +122,14 @@ def test_a_grouped_convolution_of_a_graph(group: int, possible: bool) -> None:
     assert ("grouped" in (view.advice or "")) == (not possible)
 
 
+@pytest.mark.parametrize(("group", "said"), [(1, False), (2, True)])
+def test_float32_does_not_hide_what_else_is_in_the_way(group: int, said: bool) -> None:
+    node = helper.make_node("Conv", ["x", "w"], ["y"], group=group)
+    view = tensorrt(onnx_file(sparse(512, 256, 3, 3, dtype=np.float32), [node]))
+    assert not view.possible and "no sparse kernels for float32" in (view.advice or "")
+    assert ("nor as float16: a grouped conv" in (view.advice or "")) == said
+
+
 @pytest.mark.parametrize(
     ("behind", "possible"),
     [
