@@ -260,7 +260,7 @@ def test_held_out_labels_are_of_the_kind_trained_on(
         (
             "train.csv",
             b"width,words,target\n1.5,x,0\n",
-            "no column of a known name; give data.text_columns, there are 'width'",
+            "give data.text_columns and data.label_column, there are 'width', 'words'",
         ),
         (
             "train.tsv",
