@@ -10,10 +10,10 @@ from benchmarks.evidence.pictures import known
 from benchmarks.evidence.results import Study
 from benchmarks.evidence.tasks import Task
 
-# The labels that the short tables call STEP: the criterion that we recommend, and, with
-# an asterisk, AutoSwitch where that is not measured yet.
-STEP, OTHER_STEP = "step-relative", "step"
-LABELS = {"ASP": "asp", "STE": "ste", "SR-STE": "sr-ste", "STEP": STEP}
+# STEP of the short tables switches after half of the steps: by AutoSwitch, which did
+# not fire before and was clipped there, or by another criterion where it did.
+HALF = {"glosses": "step-relative"}
+RECIPES = {"ASP": "asp", "STE": "ste", "SR-STE": "sr-ste", "STEP": "step"}
 TITLES = {
     "glosses": "fine-tuning MiniLM to classify glosses: accuracy, %",
     "glyphs": "ResNet on images of characters: accuracy, %",
@@ -32,18 +32,18 @@ def headline_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
     yield "|---|---:|" + "---:|" * len(heads)
     for task in tasks:
         cells = [mean(study, task, "dense", "dense")]
-        cells += [best_known(study, task, LABELS[name], p) for name, p in columns]
+        cells += [by_recipe(study, task, name, p) for name, p in columns]
         yield f"| {TITLES[task.name]} | {' | '.join(cells)} |"
 
 
 def recipe_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
     """One row a task and pattern: dense and the recipes of the core."""
-    yield f"| task | pattern | dense | {' | '.join(LABELS)} |"
-    yield "|---|---|---:|" + "---:|" * len(LABELS)
+    yield f"| task | pattern | dense | {' | '.join(RECIPES)} |"
+    yield "|---|---|---:|" + "---:|" * len(RECIPES)
     for task in tasks:
         for pattern in PATTERNS:
             cells = [mean(study, task, "dense", "dense")]
-            cells += [best_known(study, task, x, pattern) for x in LABELS.values()]
+            cells += [by_recipe(study, task, name, pattern) for name in RECIPES]
             yield f"| {task.name} | {pattern} | {' | '.join(cells)} |"
 
 
@@ -53,7 +53,7 @@ def pattern_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
     yield "|---|---:|" + "---:|" * len(PATTERNS)
     for task in tasks:
         cells = [mean(study, task, "dense", "dense")]
-        cells += [best_known(study, task, STEP, p) for p in PATTERNS]
+        cells += [by_recipe(study, task, "STEP", p) for p in PATTERNS]
         yield f"| {TITLES[task.name]} | {' | '.join(cells)} |"
 
 
@@ -75,13 +75,10 @@ def mean(study: Study, task: Task, label: str, pattern: str) -> str:
     return size(task, fmean(found)) if found else ""
 
 
-def best_known(study: Study, task: Task, label: str, pattern: str) -> str:
-    """The same; of STEP by the other criterion where it was not measured."""
-    cell = mean(study, task, label, pattern)
-    if cell or label != STEP:
-        return cell
-    other = mean(study, task, OTHER_STEP, pattern)
-    return f"{other}*" if other else ""
+def by_recipe(study: Study, task: Task, name: str, pattern: str) -> str:
+    """The mean of a recipe; of STEP with its switch after half of the steps."""
+    label = HALF.get(task.name, "step") if name == "STEP" else RECIPES[name]
+    return mean(study, task, label, pattern)
 
 
 def signed(task: Task, gained: float) -> str:
