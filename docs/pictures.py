@@ -20,6 +20,7 @@ PAGES = {
     "autoswitch": "docs/autoswitch/",
     "promises": "docs/promises/",
     "choosing": "docs/choosing/",
+    "config": "docs/config/",
     "serving": "docs/serving/",
     "evidence": "docs/evidence/",
 }
