@@ -18,6 +18,7 @@ from step_cli.training.memory import is_out_of_memory
 from step_cli.training.metrics import metrics_of, sums_of
 
 Precision = Literal["fp32", "bf16"]
+BEYOND_EMBEDDING = "index out of range in self"  # what torch says of it on a CPU
 OTHER = (
     "; of a Hugging Face directory, [model.options] can name another class, such as "
     'architectures = ["BertForSequenceClassification"] and num_labels'
@@ -215,6 +216,11 @@ def translate_model_errors() -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         said = (str(error).strip().splitlines() or [""])[0]
+        if said == BEYOND_EMBEDDING:
+            said += (
+                ": a token or a position that the model has no embedding for; see "
+                "data.tokenizer and data.length"
+            )
         raise InputError(
             f"the model does not fit the data: {type(error).__name__}: {said}"
         ) from error

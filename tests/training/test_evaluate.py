@@ -118,6 +118,13 @@ def test_evaluating_leaves_the_model_as_it_was() -> None:
     assert model.training
 
 
+def test_a_token_beyond_the_embedding_is_told_with_what_to_look_at() -> None:
+    batch = Batch({"x": torch.tensor([[0, 2]])}, torch.tensor([[0, 1]]))
+    assert scores_of(nn.Embedding(3, 2), batch, CPU)[0].shape == (1, 2, 2)
+    with pytest.raises(InputError, match=r"no embedding for; see data\.tokenizer and"):
+        scores_of(nn.Embedding(2, 2), batch, CPU)
+
+
 def test_gradients_of_ignored_tokens_are_zero() -> None:
     scores = drawn(2, 3, 4).requires_grad_()
     labels = torch.tensor([[1, IGNORED, 2], [IGNORED, IGNORED, 0]])
