@@ -42,7 +42,11 @@ holds all keys with the values that were used.
 """
 SECTIONS = (
     ("[model]", ModelSection, "[Models](samples.md#your-own-models)"),
-    ("[data]", DataSection, "[Data](data.md), which tells what applies to which kind"),
+    (
+        "[data]",
+        DataSection,
+        "[Data](data.md), which lists the keys that each kind of data uses",
+    ),
     ("[train]", TrainSection, "[Watching a training](training-run.md)"),
     ("[sparsity]", SparsitySection, "[Recipes](recipes.md)"),
     (

@@ -27,7 +27,7 @@ def should_be_there(level: str) -> bool:
 def skip_or_fail(*levels: str) -> None:
     """Skip where nothing can be compiled; where it could be, the install failed."""
     assert not any(map(should_be_there, levels)), "not compiled: run make again"
-    pytest.skip("no compiler was there at install, or another processor")
+    pytest.skip(f"no compiler at install, or no processor for {', '.join(levels)}")
 
 
 @pytest.fixture(params=["compiled", "numpy"], scope="module")
