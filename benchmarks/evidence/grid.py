@@ -22,6 +22,7 @@ T_MAX = 0.5
 # AutoSwitch loses glosses whole, so that nothing is left for an ablation to show.
 ABLATED = {"glosses": "step-relative"}
 BY_RELATIVE = ("switch.criterion=autoswitch-relative",)
+LEARNS_V = "sparsity.options.learn_variance=true"
 SGD_RATES = (0.1, 0.03, 0.3, 1.0)
 
 
@@ -94,12 +95,17 @@ def by_switch(task: str) -> list[str]:
     return [switched_at(task, fraction) for fraction in FRACTIONS]
 
 
+def switch_at(fraction: float) -> tuple[str, ...]:
+    """The keys of a switch after this fraction of the steps."""
+    return "switch.criterion=fixed", f"switch.step={fraction}"
+
+
 def switch_methods(task: str) -> tuple[Method, ...]:
     """STEP at other switch points than its default's, and by another criterion."""
     fixed = (
         Method(
             switched_at(task, fraction),
-            recipe("step", "switch.criterion=fixed", f"switch.step={fraction}"),
+            recipe("step", *switch_at(fraction)),
             ("1:4",),
             "step",
         )
@@ -133,8 +139,7 @@ CORE = (
 
 def learning_v(task: str) -> Method:
     """STEP whose variance is updated in the mask-learning phase too."""
-    key = "sparsity.options.learn_variance=true"
-    return ablation(task, "learning-v", ("1:4",), key)
+    return ablation(task, "learning-v", ("1:4",), LEARNS_V)
 
 
 def as_printed(task: str) -> Method:
@@ -185,10 +190,75 @@ MORE = {
         *LAYERWISE,
     ),
     "glosses": (learning_v("glosses"), as_printed("glosses")),
-    "phonemes": (learning_v("phonemes"), *DECAYING, *ROTATED),
-    "text": (learning_v("text"), *ROTATED),
-    "retext": (learning_v("retext"),),
+    "phonemes": (
+        learning_v("phonemes"),
+        as_printed("phonemes"),
+        *DECAYING,
+        *ROTATED,
+    ),
+    "text": (learning_v("text"), as_printed("text"), *ROTATED),
+    "retext": (learning_v("retext"), as_printed("retext")),
 }
+
+# STEP with one thing changed after another until it is nearly SR-STE, on the tasks and
+# at the pattern where SR-STE is clearly better; with a seed that does not count.
+CAUSE_TASKS, CAUSE_PATTERN = ("phonemes", "text"), "1:8"
+
+
+def causes() -> dict[str, Method]:
+    """What is tried to find out why SR-STE is better, by how a page says it."""
+    tried = {
+        "SR-STE": ("sr-ste", recipe("sr-ste"), "sr-ste"),
+        "STEP": ("step", (), "step"),
+        "switch at 25 %": ("step-at-25", switch_at(0.25), "step"),
+        "switch at 10 %": ("step-at-10", switch_at(0.1), "step"),
+        "v updated after the switch": ("step-learning-v", (LEARNS_V,), "step"),
+        "epsilon inside the root": (
+            "step-eps-inside",
+            ("sparsity.options.eps_mode=inside",),
+            "step",
+        ),
+        "SR-STE's decay after the switch": (
+            "step-sr-ste",
+            ("sparsity.options.inner=sr-ste",),
+            "step",
+        ),
+        "learning rate of SR-STE": ("step-faster", (), "sr-ste"),
+        "learning rate of SR-STE, v updated": (
+            "step-faster-learning-v",
+            (LEARNS_V,),
+            "sr-ste",
+        ),
+        "learning rate of SR-STE, v updated, switch at 10 %": (
+            "step-faster-learning-v-at-10",
+            (LEARNS_V, *switch_at(0.1)),
+            "sr-ste",
+        ),
+    }
+    return {
+        said: Method(
+            label,
+            keys if label == "sr-ste" else recipe("step", *keys),
+            (CAUSE_PATTERN,),
+            tuned,
+        )
+        for said, (label, keys, tuned) in tried.items()
+    }
+
+
+def cause_runs(tasks: list[Task]) -> Iterator[Run]:
+    """Those of :func:`causes`."""
+    for task in tasks:
+        if task.name in CAUSE_TASKS:
+            for method in causes().values():
+                yield Run(
+                    task.name,
+                    method.label,
+                    CAUSE_PATTERN,
+                    TUNING_SEED,
+                    method.sets,
+                    method.tuned,
+                )
 
 
 def taught_methods(task: str) -> tuple[Method, ...]:

@@ -17,12 +17,15 @@ from benchmarks.evidence.claims import (
     verdict,
 )
 from benchmarks.evidence.grid import (
+    CAUSE_TASKS,
     CORE,
     MORE,
     SEEDS,
     Method,
     Run,
     all_tasks,
+    cause_runs,
+    causes,
     runs_that_count,
     switch_methods,
     taught_methods,
@@ -64,6 +67,7 @@ def page(study: Study, tasks: Sequence[Task]) -> str:
         tasks="\n".join(line for task in tasks for line in task_table(study, task)),
         switch="\n".join(switch_rows(study, tasks)),
         criteria="\n".join(criterion_rows(study, tasks)),
+        causes="\n".join(cause_rows(study)),
         tuning="\n".join(rate_rows(study, tasks)),
     )
 
@@ -224,6 +228,20 @@ def criterion_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
         ]
         length = results[0]["curve"][-1]["step"]
         yield f"| {task} | {length} | {' | '.join(steps)} |"
+
+
+def cause_rows(study: Study) -> Iterator[str]:
+    """STEP with one thing changed after another, up to SR-STE; one seed."""
+    yield f"| method | {' | '.join(CAUSE_TASKS)} |"
+    yield "|---|" + "---:|" * len(CAUSE_TASKS)
+    runs = {name: list(cause_runs([TASKS[name]])) for name in CAUSE_TASKS}
+    for number, said in enumerate(causes()):
+        found = [study.value(made[number]) for made in runs.values()]
+        cells = [
+            MISSING if value is None else size(TASKS[name], value)
+            for name, value in zip(CAUSE_TASKS, found, strict=True)
+        ]
+        yield f"| {said} | {' | '.join(cells)} |"
 
 
 def rate_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:

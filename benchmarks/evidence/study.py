@@ -35,6 +35,7 @@ from benchmarks.evidence.grid import (
     CHECK_SEEDS,
     Run,
     all_tasks,
+    cause_runs,
     check_runs,
     quick_runs,
     recipe,
@@ -106,6 +107,7 @@ def stages(tasks: list[Task], options: argparse.Namespace) -> Iterator[list[Run]
         yield list(check_runs(tasks))
     elif not options.tune:
         yield list(runs_that_count(tasks))
+        yield list(cause_runs(tasks))
 
 
 def prepare(task: Task, data: Path) -> bool:
@@ -295,6 +297,7 @@ def outlook(study: Study, tasks: list[Task], jobs: int) -> str:
     lines, total = [], 0.0
     for task in tasks:
         runs = [*tuning_runs([task]), *runs_that_count([task])]
+        runs += cause_runs([task])
         made = [study.result(run) for run in runs if study.result(run) is not None]
         missing = len(runs) - len(made)
         each = sum(result["seconds"] for result in made) / len(made) if made else 0
