@@ -229,6 +229,11 @@ def causes() -> dict[str, Method]:
             (LEARNS_V,),
             "sr-ste",
         ),
+        "learning rate and decay of SR-STE, v updated": (
+            "step-faster-learning-v-sr-ste",
+            (LEARNS_V, "sparsity.options.inner=sr-ste"),
+            "sr-ste",
+        ),
         "learning rate of SR-STE, v updated, switch at 10 %": (
             "step-faster-learning-v-at-10",
             (LEARNS_V, *switch_at(0.1)),
