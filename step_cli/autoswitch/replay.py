@@ -19,6 +19,9 @@ from step_cli.autoswitch.autoswitch import (
 from step_cli.autoswitch.criterion import Criterion, VarianceSample
 
 STEPS_AFTER = 1001  # terms of Table 1's sum, t0 to t0 + 1000
+# Times the frozen variance beyond which training under it may not recover. Below 4 in
+# four short trainings that went well; GROWN where one failed.
+OUTGROWN = 8.0
 SMALLEST_EPS = 1e-40  # below it no threshold is tried: such a change is none
 ROUNDING = 2.0**-23  # relative, of the recorded norms: they are sums in fp32
 # What needs no more than the L1 norm of v, which another beta2 leaves known.
@@ -31,6 +34,7 @@ class Replay:
     Args:
         rule: The criterion with its clipping.
         last_step: Of the training: no switch after it; None for no end.
+        beta2: Adam's, by which v is corrected for its start at zero; 0: it is not.
 
     Attributes:
         rule: The criterion with its clipping.
@@ -40,19 +44,25 @@ class Replay:
         raw_step: Where it would switch without clipping, or None.
         first_able: The first step at which its test could make it switch.
         v_mean: Mean over coordinates of v at the switch point, in squared gradients.
+        v_growth: Largest v of up to 1001 steps after the switch point over v there,
+            by their bias-corrected L1 norms; None where no step follows.
         other_eps: At which step other thresholds would have decided; None where
             there is no threshold to choose.
     """
 
-    def __init__(self, rule: SwitchRule, last_step: int | None = None) -> None:
+    def __init__(
+        self, rule: SwitchRule, last_step: int | None = None, beta2: float = 0.0
+    ) -> None:
         self.rule = rule
-        self._last_step = last_step
+        self._last_step, self._beta2 = last_step, beta2
         self.switch_step: int | None = None
         self.reason = "never"
         self.value: float | None = None
         self.raw_step: int | None = None
         self.first_able: int | None = None
         self.v_mean: float | None = None
+        self.v_growth: float | None = None
+        self._v_there = 0.0
         chosen = isinstance(rule.criterion, AutoSwitch | RelativeAutoSwitch)
         self.other_eps: dict[float, int] | None = {} if chosen else None
         self._lowest = math.inf  # value at which the test could make it switch
@@ -75,10 +85,17 @@ class Replay:
             if reason is not None and in_time:
                 self.switch_step, self.reason, self.value = step, reason, rule.value
                 self.v_mean = sample.v_l1 / sample.d
+                self._v_there = self._corrected(sample)
         elif len(self._after) < STEPS_AFTER:
             self._after.append(sample.dv_l1)
+            if self._v_there:
+                grown = self._corrected(sample) / self._v_there
+                self.v_growth = max(grown, self.v_growth or 0.0)
         else:
             self._is_complete = self._has_seen_all(step)
+
+    def _corrected(self, sample: VarianceSample) -> float:
+        return sample.v_l1 / (1 - self._beta2**sample.step)
 
     def _note_able(self, step: int, value: float) -> None:
         """Note the value of the test from the step on at which it may decide.
@@ -130,6 +147,11 @@ class Replay:
     def clipped(self) -> bool:
         """Whether t_min, the window or t_max decided, and not the threshold."""
         return self.decided_by in ("t_min", "window", "t_max")
+
+    @property
+    def outgrown(self) -> bool:
+        """Whether v grows so far after the switch point that freezing it is unsafe."""
+        return self.v_growth is not None and self.v_growth > OUTGROWN
 
     @property
     def margin(self) -> float | None:

@@ -65,6 +65,8 @@ def _columns(report: AutoswitchProfileReport) -> dict[str, Cell]:
     }
     if any(row.post_switch_change is not None for row in report.criteria):
         columns["change after"] = lambda row: _number(row.post_switch_change, ".3g")
+    if any(row.v_growth is not None for row in report.criteria):
+        columns["v grows to"] = lambda row: _number(row.v_growth, ".3gx")
     if report.seeds:
         several = len(report.seeds)
         columns["over the seeds"] = lambda row: _spread(row.switch_steps, several)

@@ -30,6 +30,7 @@ class CriterionReport(Part):
         decided_by: The same, or ``t_min`` or ``window`` where these held back a test
             that passed from the start.
         clipped: t_min, the window or t_max decided.
+        v_growth: Largest v of up to 1001 steps after the switch step, over v there.
         margin: How many times the value passes the threshold; below 1, it does not.
         meets_theorem_1: Whether the switch step reaches ``theorem_1_minimum``.
         other_eps: By falling threshold; empty where there is none to choose.
@@ -46,6 +47,7 @@ class CriterionReport(Part):
     clipped: bool
     raw_step: int | None
     post_switch_change: float | None
+    v_growth: float | None
     threshold: float | None
     value: float | None
     margin: float | None

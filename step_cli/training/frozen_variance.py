@@ -12,10 +12,11 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from step_cli.autoswitch.replay import OUTGROWN
+
 logger = logging.getLogger(__name__)
 
 LOGGED = 3  # logged steps that are looked at together, as one batch may be an exception
-STALE = 8.0  # times the frozen variance; below 4 in four short trainings that went well
 
 
 class FrozenVariance:
@@ -37,7 +38,7 @@ class FrozenVariance:
             return
         self._ratios.append(values["variance_ratio"])
         now = statistics.median(self._ratios)
-        if len(self._ratios) == LOGGED and now > STALE:
+        if len(self._ratios) == LOGGED and now > OUTGROWN:
             self._warned = True
             logger.warning(
                 "step %d: squared gradients are %.0f times the variance that was "

@@ -16,7 +16,7 @@ from step_cli.autoswitch.autoswitch import (
     VarianceSample,
     make_criterion,
 )
-from step_cli.autoswitch.replay import Replay
+from step_cli.autoswitch.replay import STEPS_AFTER, Replay
 
 
 @pytest.mark.parametrize("name", CRITERION_NAMES)
@@ -84,3 +84,46 @@ def test_other_thresholds_decide_where_it_is_said() -> None:
         assert (other.switch_step, other.clipped) == (step, False)
     assert max(replay.other_eps) == 1.0  # the first mean is 1.25
     assert replay.other_eps[0.3] == 6
+
+
+def grown(sizes: list[float], beta2: float) -> list[VarianceSample]:
+    """A stream whose bias-corrected v has these L1 norms, of two coordinates."""
+    return [
+        VarianceSample(t, 2, size * (1 - beta2**t), 1.0, 0.1, -1.0)
+        for t, size in enumerate(sizes, start=1)
+    ]
+
+
+def test_how_far_v_grows_after_the_switch() -> None:
+    sizes = [1.0, 3.0, 2.0, 30.0, 2.0, 5.0]
+    found = {}
+    for step in range(1, 7):
+        replay = Replay(SwitchRule(Fixed(step)), beta2=0.9)
+        for sample in grown(sizes, 0.9):
+            replay.update(sample)
+        found[step] = replay.v_growth, replay.outgrown
+    expected = [
+        max(sizes[step:]) / sizes[step - 1] if sizes[step:] else None
+        for step in range(1, 7)
+    ]
+    assert [growth for growth, _ in found.values()] == [
+        None if growth is None else pytest.approx(growth) for growth in expected
+    ]
+    assert [outgrown for _, outgrown in found.values()] == [True] * 3 + [False] * 3
+
+
+def test_only_the_steps_of_table_1_are_looked_at() -> None:
+    near, far = ([1.0] * 2000 for _ in "ab")
+    near[STEPS_AFTER], far[STEPS_AFTER + 1] = 20.0, 20.0  # steps 1002 and 1003
+    for sizes, expected in ((near, 20.0), (far, 1.0)):
+        replay = Replay(SwitchRule(Fixed(1)), beta2=0.9)
+        for sample in grown(sizes, 0.9):
+            replay.update(sample)
+        assert replay.v_growth == pytest.approx(expected)
+
+
+def test_nothing_is_known_of_a_variance_that_was_zero() -> None:
+    replay = Replay(SwitchRule(Fixed(1)), beta2=0.9)
+    for sample in grown([0.0, 1.0, 1.0], 0.9):
+        replay.update(sample)
+    assert (replay.v_growth, replay.outgrown) == (None, False)

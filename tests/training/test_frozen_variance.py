@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from step_cli import sparse_adamw
-from step_cli.training.frozen_variance import LOGGED, STALE, FrozenVariance
+from step_cli.autoswitch.replay import OUTGROWN
+from step_cli.training.frozen_variance import LOGGED, FrozenVariance
 
 
 def told(caplog: pytest.LogCaptureFixture, ratios: Iterable[float | None]) -> int:
@@ -32,7 +33,7 @@ def test_gradients_that_outgrow_it_are_told_once(
     "ratios",
     [
         [None] * 9,
-        [STALE] * 9,
+        [OUTGROWN] * 9,
         [100.0] * (LOGGED - 1),
         [1.0, 1.0, 100.0] * 9,  # single batches
     ],

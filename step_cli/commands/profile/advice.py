@@ -5,14 +5,14 @@ set the step.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from step_cli.autoswitch.autoswitch import (
     RelativeAutoSwitch,
     noise_below,
     theorem_1_minimum,
 )
-from step_cli.autoswitch.replay import Replay
+from step_cli.autoswitch.replay import OUTGROWN, STEPS_AFTER, Replay
 from step_cli.commands.profile.replay import Settings
 
 Replays = Mapping[str, Replay]
@@ -24,16 +24,27 @@ OURS = ("autoswitch", "autoswitch-geometric", "autoswitch-relative")
 def recommended(runs: Sequence[Replays]) -> str | None:
     """AutoSwitch where its threshold decided, else the next whose threshold did.
 
-    Where clipping decided for all, the first that switched. With several seeds, what
-    holds for all of them.
+    Where clipping decided for all, the first that switched. Those after whose switch
+    point v grows too far come last. With several seeds, what holds for all of them.
     """
     fired = [
         name
         for name in OURS
         if all(name in run and run[name].switch_step is not None for run in runs)
     ]
-    decided = [name for name in fired if not any(run[name].clipped for run in runs)]
-    return next(iter(decided + fired), None)
+    return min(
+        fired,
+        key=lambda name: (
+            _outgrown(name, runs),
+            any(run[name].clipped for run in runs),
+            OURS.index(name),
+        ),
+        default=None,
+    )
+
+
+def _outgrown(name: str, runs: Sequence[Replays]) -> bool:
+    return any(run[name].outgrown for run in runs)
 
 
 def reason_for(name: str | None, runs: Sequence[Replays]) -> str:
@@ -48,17 +59,24 @@ def reason_for(name: str | None, runs: Sequence[Replays]) -> str:
     replay = runs[0][name]
     every = " for every seed" if len(runs) > 1 else ""
     if any(run[name].clipped for run in runs):
-        return (
-            f"{name}, though clipping decided{_somewhere(name, runs)}: no AutoSwitch "
-            "rule was decided by its threshold alone"
+        words = f"{name}, though clipping decided{_somewhere(name, runs)}: no "
+        if not any(map(_decided_early(runs), ours)):
+            return words + "AutoSwitch rule was decided by its threshold alone"
+        return words + (
+            "AutoSwitch rule was decided by its threshold alone at a step after which "
+            "v stays near its value"
         )
     words = (
         f"{name}: its threshold decided{every}, at {_steps(name, runs)}, between the "
         "clips"
     )
     for other in ours[: ours.index(name)]:
-        never = any(run[other].switch_step is None for run in runs)
-        words += f"; {other} " + ("never switched" if never else "was clipped")
+        if any(run[other].switch_step is None for run in runs):
+            words += f"; {other} never switched"
+        elif _outgrown(other, runs):
+            words += f"; v grows too far after the switch of {other}"
+        else:
+            words += f"; {other} was clipped"
     lower = [
         f"{other} (step {row.switch_step})"
         for other, row in runs[0].items()
@@ -72,6 +90,13 @@ def reason_for(name: str | None, runs: Sequence[Replays]) -> str:
             else "; no chosen rule left v to change less"
         )
     return words
+
+
+def _decided_early(runs: Sequence[Replays]) -> Callable[[str], bool]:
+    """Whether a rule's threshold decided, at a step after which v grows too far."""
+    return lambda name: (
+        _outgrown(name, runs) and not any(run[name].clipped for run in runs)
+    )
 
 
 def _steps(name: str, runs: Sequence[Replays]) -> str:
@@ -93,7 +118,9 @@ def warnings_on(replays: Replays, settings: Settings, steps: int) -> list[str]:
         steps: How many steps were looked at.
     """
     lines = [_warning(replay, replays, settings, steps) for replay in replays.values()]
-    return [line for line in lines if line] + _early(replays, settings)
+    return (
+        [line for line in lines if line] + _growing(replays) + _early(replays, settings)
+    )
 
 
 def _warning(replay: Replay, replays: Replays, settings: Settings, steps: int) -> str:
@@ -181,6 +208,22 @@ def _noise(replay: Replay, settings: Settings) -> str:
         f" (gradients of {size:.1e}, root mean square, are below the {bound:.1e} at "
         "which noise alone keeps it there)"
     )
+
+
+def _growing(replays: Replays) -> list[str]:
+    """After whose switch v outgrows what would be frozen."""
+    found = [
+        f"{name} ({replay.v_growth:.3g} times its value at step {replay.switch_step})"
+        for name, replay in replays.items()
+        if replay.outgrown
+    ]
+    if not found:
+        return []
+    return [
+        f"v grows to more than {OUTGROWN:g} times its value in the {STEPS_AFTER} steps "
+        f"after the switch of {', '.join(found)}: frozen there it would be too small, "
+        "steps too long, and training may not recover"
+    ]
 
 
 def _early(replays: Replays, settings: Settings) -> list[str]:

@@ -67,7 +67,8 @@ class Settings:
         # A default t_max does not decide for a window that never fills.
         fills = criterion.first_step <= self.most_steps
         t_max = self.t_max if self.t_max_is_asked or fills else None
-        return Replay(SwitchRule(criterion, self.t_min, t_max), self.total_steps)
+        rule = SwitchRule(criterion, self.t_min, t_max)
+        return Replay(rule, self.total_steps, self.beta2)
 
 
 def settings_of(

@@ -85,6 +85,7 @@ def _row(name: str, replay: Replay, profile: Profile) -> CriterionReport:
         clipped=replay.clipped,
         raw_step=replay.raw_step,
         post_switch_change=replay.post_switch_change,
+        v_growth=replay.v_growth,
         threshold=replay.criterion.threshold,
         value=replay.value,
         margin=replay.margin,

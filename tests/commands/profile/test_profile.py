@@ -131,6 +131,60 @@ def test_the_first_recommended_is_the_first_whose_threshold_decided(
     assert 'criterion = "staleness"' in baseline["switch_toml"]
 
 
+def growing(ratio: float, path: Path) -> Path:
+    """100 steps: v is 1 up to step 40, and then grows to this.
+
+    v changes by 0.3 in the first part, which is little beside an eps of 0.2 for two
+    coordinates, and much beside v; and by a twentieth of v in the last.
+    """
+    sizes = [1.0] * 40 + [1.0 + (ratio - 1) * n / 20 for n in range(1, 21)]
+    sizes += [ratio] * 40
+    changes = [9.0] * 8 + [0.3] * 32 + [0.3 * size for size in sizes[40:60]]
+    changes += [0.05 * ratio] * 40
+    stream = [
+        VarianceSample(t, 2, size * (1 - 0.9**t), size, change, math.log(change / 2))
+        for t, (size, change) in enumerate(zip(sizes, changes, strict=True), start=1)
+    ]
+    return write(path, stream, VarianceHeader(0.9, 1e-8, 100))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "name"), [(20.0, "autoswitch-relative"), (4.0, "autoswitch")]
+)
+def test_the_recommended_rule_is_one_after_whose_switch_v_stays(
+    step_cli: Run, tmp_path: Path, ratio: float, name: str
+) -> None:
+    log = growing(ratio, tmp_path / "variance.jsonl")
+    words = ("autoswitch-profile", log, "--eps", "0.2", "--t-min", "5")
+    words = (*words, "--t-max", "90")
+    report = step_cli(*words, "--json").json
+    early = row_of(report, "autoswitch")
+    assert not early["clipped"] and early["switch_step"] < 40
+    assert early["v_growth"] == pytest.approx(ratio)
+    late = row_of(report, "autoswitch-relative")
+    assert late["switch_step"] > 60 and late["v_growth"] == pytest.approx(1)
+    assert report["recommended"] == name
+    left_out = "v grows too far after the switch of autoswitch"
+    assert (left_out in report["recommendation"]) == (ratio > 8)
+    shown = words_of(step_cli(*words).out)
+    said = f"autoswitch ({ratio:.3g} times its value at step {early['switch_step']})"
+    assert (said in shown) == (ratio > 8)
+
+
+def test_what_clipping_decided_comes_before_what_v_outgrows(
+    step_cli: Run, tmp_path: Path
+) -> None:
+    log = growing(20.0, tmp_path / "variance.jsonl")
+    words = ("autoswitch-profile", log, "--eps", "0.2", "--t-min", "5")
+    report = step_cli(*words, "--t-max", "62", "--window", "30", "--json").json
+    assert row_of(report, "autoswitch-relative")["reason"] == "t_max"
+    assert report["recommended"] == "autoswitch-relative"
+    said = "though clipping decided: no AutoSwitch rule was decided by its threshold "
+    assert said + "alone at a step after which v stays" in report["recommendation"]
+    alone = step_cli(*words, "--criterion", "autoswitch", "--json").json
+    assert alone["recommended"] == "autoswitch"  # nothing else is left
+
+
 @pytest.mark.parametrize("name", CRITERION_NAMES)
 @given(seed=st.integers(0, 10_000))
 @settings(
