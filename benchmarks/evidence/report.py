@@ -7,6 +7,7 @@ import string
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from benchmarks.evidence.claims import (
     CLAIMS,
@@ -38,6 +39,7 @@ from benchmarks.evidence.summary import (
     signed,
     size,
     switch_rows,
+    taught_rows,
     write_headline,
 )
 from benchmarks.evidence.tasks import TASKS, Task
@@ -79,6 +81,7 @@ def choosing(study: Study, tasks: Sequence[Task]) -> str:
         recipes="\n".join(recipe_rows(study, tasks)),
         patterns="\n".join(pattern_rows(study, tasks)),
         switch="\n".join(switch_rows(study, tasks)),
+        taught="\n".join(taught_rows(study, tasks)),
     )
 
 
@@ -218,16 +221,16 @@ def criterion_rows(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
     for task, results in made.items():
         if not results:
             continue
-        steps = [
-            ", ".join(
-                sorted(
-                    {str(r["criteria"][name]["raw_step"] or "never") for r in results}
-                )
-            )
-            for name in names
-        ]
+        steps = [_raw_steps(results, name) for name in names]
         length = results[0]["curve"][-1]["step"]
         yield f"| {task} | {length} | {' | '.join(steps)} |"
+
+
+def _raw_steps(results: Sequence[dict[str, Any]], name: str) -> str:
+    """Where a criterion would have switched each run, in order; "never" last."""
+    found = {result["criteria"][name]["raw_step"] for result in results}
+    known = map(str, sorted(step for step in found if step))
+    return ", ".join([*known, *(["never"] if None in found else [])])
 
 
 def cause_rows(study: Study) -> Iterator[str]:

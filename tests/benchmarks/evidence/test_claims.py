@@ -22,6 +22,7 @@ from benchmarks.evidence.grid import (
     Run,
     all_tasks,
     by_switch,
+    cause_runs,
     runs_that_count,
     switched_at,
     tuning_runs,
@@ -190,7 +191,7 @@ def test_every_run_has_a_file_of_its_own_and_every_claim_is_measured() -> None:
     from benchmarks.evidence.claims import CLAIMS
 
     tasks = all_tasks()
-    runs = [*tuning_runs(tasks), *runs_that_count(tasks)]
+    runs = [*tuning_runs(tasks), *runs_that_count(tasks), *cause_runs(tasks)]
     assert len({(run.task, run.name) for run in runs}) == len(runs)
     made = {(run.task, run.label, run.pattern) for run in runs if run.rate is None}
     for found in CLAIMS:
@@ -205,7 +206,7 @@ def test_every_run_has_a_file_of_its_own_and_every_claim_is_measured() -> None:
 def test_the_page_is_written_from_nothing_and_from_everything(study: Study) -> None:
     tasks = all_tasks()
     assert "0 of" in page(study, tasks)
-    for run in (*tuning_runs(tasks), *runs_that_count(tasks)):
+    for run in (*tuning_runs(tasks), *runs_that_count(tasks), *cause_runs(tasks)):
         study.write(run, result(run, 0.5 + 0.01 * len(run.label) + 0.001 * run.seed))
     written = page(study, tasks)
     assert "| |" not in choosing(study, tasks)
