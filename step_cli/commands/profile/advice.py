@@ -5,7 +5,7 @@ set the step.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from step_cli.autoswitch.autoswitch import (
     RelativeAutoSwitch,
@@ -58,14 +58,13 @@ def reason_for(name: str | None, runs: Sequence[Replays]) -> str:
         )
     replay = runs[0][name]
     every = " for every seed" if len(runs) > 1 else ""
+    grown = " and ".join(other for other in ours if _outgrown(other, runs))
     if any(run[name].clipped for run in runs):
-        words = f"{name}, though clipping decided{_somewhere(name, runs)}: no "
-        if not any(map(_decided_early(runs), ours)):
-            return words + "AutoSwitch rule was decided by its threshold alone"
-        return words + (
-            "AutoSwitch rule was decided by its threshold alone at a step after which "
-            "v stays near its value"
-        )
+        words = f"{name}, though clipping decided{_somewhere(name, runs)}: "
+        if grown:
+            words += f"v grows too far after the switch of {grown}, and "
+        other = "other " if grown else ""
+        return words + f"no {other}AutoSwitch rule was decided by its threshold alone"
     words = (
         f"{name}: its threshold decided{every}, at {_steps(name, runs)}, between the "
         "clips"
@@ -90,13 +89,6 @@ def reason_for(name: str | None, runs: Sequence[Replays]) -> str:
             else "; no chosen rule left v to change less"
         )
     return words
-
-
-def _decided_early(runs: Sequence[Replays]) -> Callable[[str], bool]:
-    """Whether a rule's threshold decided, at a step after which v grows too far."""
-    return lambda name: (
-        _outgrown(name, runs) and not any(run[name].clipped for run in runs)
-    )
 
 
 def _steps(name: str, runs: Sequence[Replays]) -> str:
