@@ -20,8 +20,8 @@ from step_cli.autoswitch.criterion import Criterion, VarianceSample
 
 STEPS_AFTER = 1001  # terms of Table 1's sum, t0 to t0 + 1000
 # Times the frozen variance beyond which training may not recover. v grew to 18 times
-# its value after the switch with which a fine-tuning failed, and to at most 2 times after
-# those of three tasks that went well; what `train` watches stayed below 4 there.
+# its value after the switch with which a fine-tuning failed, and at most to twice its
+# value after those of three tasks that went well.
 OUTGROWN = 8.0
 SMALLEST_EPS = 1e-40  # below it no threshold is tried: such a change is none
 ROUNDING = 2.0**-23  # relative, of the recorded norms: they are sums in fp32
