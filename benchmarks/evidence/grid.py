@@ -200,6 +200,8 @@ MORE = {
     "retext": (learning_v("retext"), as_printed("retext")),
 }
 
+# A teacher makes the loss smaller: here AutoSwitch then fires as soon as it may.
+FIRES_WITH_TEACHER = "retext"
 # STEP with one thing changed after another until it is nearly SR-STE, on the tasks and
 # at the pattern where SR-STE is clearly better; with a seed that does not count.
 CAUSE_TASKS, CAUSE_PATTERN = ("phonemes", "text"), "1:8"
@@ -269,8 +271,14 @@ def cause_runs(tasks: list[Task]) -> Iterator[Run]:
 def taught_methods(task: str) -> tuple[Method, ...]:
     """SR-STE and STEP with a dense teacher."""
     patterns = ("2:4", "1:4")
-    step = replace(ablation(task, "taught", patterns), taught=True)
-    return Method("sr-ste-taught", recipe("sr-ste"), patterns, taught=True), step
+    made = [
+        Method("sr-ste-taught", recipe("sr-ste"), patterns),
+        ablation(task, "taught", patterns),
+    ]
+    if task == FIRES_WITH_TEACHER:
+        half = recipe("step", *switch_at(T_MAX))
+        made.append(Method("step-at-50-taught", half, patterns, "step"))
+    return tuple(replace(method, taught=True) for method in made)
 
 
 def tuning_runs(tasks: list[Task]) -> Iterator[Run]:

@@ -13,6 +13,7 @@ from benchmarks.evidence.tasks import Task
 # STEP of the short tables switches after half of the steps: by AutoSwitch, which did
 # not fire before and was clipped there, or by another criterion where it did.
 HALF = {"glosses": "step-relative"}
+HALF_TAUGHT = {"glosses": "step-relative-taught", "retext": "step-at-50-taught"}
 RECIPES = {"ASP": "asp", "STE": "ste", "SR-STE": "sr-ste", "STEP": "step"}
 TAUGHT = ("SR-STE + teacher", "STEP + teacher")
 TITLES = {
@@ -89,9 +90,12 @@ def mean(study: Study, task: Task, label: str, pattern: str) -> str:
 
 def by_recipe(study: Study, task: Task, name: str, pattern: str) -> str:
     """The mean of a recipe; of STEP with its switch after half of the steps."""
-    plain = name.removesuffix(" + teacher")
-    label = HALF.get(task.name, "step") if plain == "STEP" else RECIPES[plain]
-    return mean(study, task, label if name == plain else f"{label}-taught", pattern)
+    own = {
+        "STEP": HALF.get(task.name, "step"),
+        "STEP + teacher": HALF_TAUGHT.get(task.name, "step-taught"),
+        "SR-STE + teacher": "sr-ste-taught",
+    }
+    return mean(study, task, own.get(name) or RECIPES[name], pattern)
 
 
 def signed(task: Task, gained: float) -> str:
