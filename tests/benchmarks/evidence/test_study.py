@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.evidence import study as driver
-from benchmarks.evidence.grid import Run, quick_runs, recipe, runs_that_count
+from benchmarks.evidence.grid import (
+    Run,
+    cause_runs,
+    quick_runs,
+    recipe,
+    runs_that_count,
+)
 from benchmarks.evidence.results import ROOT, Study
 from benchmarks.evidence.tasks import TASKS
 
@@ -74,7 +80,8 @@ def test_the_outlook_counts_what_is_left(bench: driver.Bench) -> None:
     for run in RUNS[:2]:
         made(bench, run)
     said = driver.outlook(bench.study, [TASKS["text"]], jobs=2)
-    runs = [*driver.tuning_runs([TASKS["text"]]), *runs_that_count([TASKS["text"]])]
+    stages = (driver.tuning_runs, runs_that_count, cause_runs)
+    runs = [run for stage in stages for run in stage([TASKS["text"]])]
     assert f"text: 2 of {len(runs)} runs, 3600 s each" in said
     assert f"about {(len(runs) - 2) / 2:.1f} hours are left" in said
 
