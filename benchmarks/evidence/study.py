@@ -192,6 +192,7 @@ def make_one(bench: Bench, run: Run) -> None:
         "density": report["density"],
         "switch": report["switch"],
         "curve": curve(run_dir),
+        "variance_ratio": variance_ratio(run_dir),
         "criteria": criteria(run_dir) if run.label == "dense" else None,
         "seconds": round(seconds, 1),
         "machine": machine(),
@@ -277,10 +278,17 @@ def curve(run_dir: Path) -> list[dict[str, float]]:
     ]
 
 
+def variance_ratio(run_dir: Path) -> float | None:
+    """The largest squared gradient over the frozen variance; None: none was frozen."""
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ratios = [json.loads(line).get("variance_ratio") for line in lines]
+    return max((ratio for ratio in ratios if ratio is not None), default=None)
+
+
 def criteria(run_dir: Path) -> dict[str, Any]:
     """Where each criterion would have switched a dense run."""
     report = step_cli(["autoswitch-profile", str(run_dir)])
-    kept = ("switch_step", "raw_step", "reason")
+    kept = ("switch_step", "raw_step", "reason", "v_growth")
     return {row["name"]: {key: row[key] for key in kept} for row in report["criteria"]}
 
 

@@ -37,7 +37,6 @@ def recommended(runs: Sequence[Replays]) -> str | None:
         key=lambda name: (
             _outgrown(name, runs),
             any(run[name].clipped for run in runs),
-            OURS.index(name),
         ),
         default=None,
     )
