@@ -43,12 +43,12 @@ def test_a_header_that_does_not_hold_is_refused_by_name(
     name: str, tmp_path: Path
 ) -> None:
     data, words = attacks()[name]
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(InputError) as caught:
         opened(tmp_path, data)
     assert words in caught.value.message
     assert caught.value.file == str(tmp_path / "m.safetensors")
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("name", pages())
