@@ -68,7 +68,7 @@ def test_killed_twice_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     argv = [*words(tmp_path, *OFTEN), "--recipes", "asp,step", "--seeds", "2"]
     whole = start([*argv, "--run-dir", str(tmp_path / "whole")])
     assert whole.communicate(timeout=PATIENCE_S) and whole.returncode == 0
-    moments = sorted(random.Random(19).sample(range(1, 4 * 24), 2))
+    moments = sorted(random.Random(19).sample(range(1, 3 * 24), 2))
     cut = [*argv, "--run-dir", str(tmp_path / "cut")]
     assert max(killed_at(cut, tmp_path / "cut", moments)) < 4
     assert files(tmp_path / "cut") == files(tmp_path / "whole")

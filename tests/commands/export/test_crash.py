@@ -82,20 +82,22 @@ class Case:
 
 
 def in_its_write(case: Case, number: int, rounds: int, seed: int = 0) -> list[int]:
-    """Signal runs within their write; return the codes of those that were alive."""
+    """Signal runs within their write until so many ended by it; return all codes.
+
+    On a busy machine more have ended before, or end before the signal is looked at.
+    """
     writes_s, rng, codes = seconds_of_the_write(case), random.Random(seed), []
-    for _ in range(rounds):
+    by_it = 75 if number == signal.SIGTERM else -number
+    while codes.count(by_it) < rounds:
+        assert len(codes) < 10 * rounds, codes
         case.reset()
         child = started(case)
         time.sleep(rng.uniform(0, 0.5 * writes_s))
-        alive = child.poll() is None
-        if alive:
+        if child.poll() is None:
             os.kill(child.pid, number)
-        code = child.wait()
-        if code == -signal.SIGTERM:  # Python itself was ending: too late to be told
+        codes.append(child.wait())
+        if codes[-1] == -signal.SIGTERM:  # Python itself was ending: too late to tell
             assert case.target.read_bytes() == case.new
-        elif alive:
-            codes.append(code)
         case.check()
     return codes
 
@@ -136,15 +138,13 @@ def onnx(net: Path, tmp_path: Path) -> Case:
 
 
 def test_a_kill_leaves_the_old_or_the_new_file(compressed: Case) -> None:
-    rounds = 5
-    codes = in_its_write(compressed, signal.SIGKILL, rounds)
-    assert len(codes) >= 0.8 * rounds, "too few were still alive to prove anything"
-    assert set(codes) == {-signal.SIGKILL}
+    codes = in_its_write(compressed, signal.SIGKILL, 5)
+    assert set(codes) <= {-signal.SIGKILL, 0}
 
 
 def test_a_stop_is_told_and_leaves_the_old_file(compressed: Case) -> None:
     codes = in_its_write(compressed, signal.SIGTERM, 3)
-    assert set(codes) <= {75, 0} and 75 in codes
+    assert set(codes) <= {75, -signal.SIGTERM, 0}
 
 
 @pytest.mark.slow
@@ -154,12 +154,9 @@ def test_many_kills_and_stops(
     request: pytest.FixtureRequest, kind: str, number: int
 ) -> None:
     case: Case = request.getfixturevalue(kind)
-    rounds = 30 if kind == "compressed" else 10
-    codes = in_its_write(case, number, rounds)
-    assert len(codes) >= 0.8 * rounds
-    # It may have ended before the signal came, on a busy machine.
-    expected = 75 if number == signal.SIGTERM else -number
-    assert set(codes) <= {expected, 0} and expected in codes
+    codes = in_its_write(case, number, 30 if kind == "compressed" else 10)
+    told = 75 if number == signal.SIGTERM else -number
+    assert set(codes) <= {told, -number, 0}
 
 
 def limited(case: Case, size: int) -> "subprocess.CompletedProcess[str]":
