@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from render.page_reader import Page
+from page_reader import Page
 from render.test_verify_formats import (
     HOSTILE,
     checkpoint,

@@ -3,40 +3,54 @@
 import re
 from html.parser import HTMLParser
 
-VOID = ("meta", "line", "rect", "polyline", "use", "path")
+VOID = ("meta", "line", "rect", "polyline", "use", "path", "br", "image")
+REFUSED = {"script", "link", "img", "iframe", "object", "base", "b"}
+ADDRESSES = ("src", "href", "xlink:href", "action")
 
 
 class Page(HTMLParser):
     """What a page shows; AssertionError where it is not whole, or needs another place.
 
     Attributes:
+        tags: Each element's name, in order.
+        links: Where links lead that leave the page; only to a file beside it.
         rows: The cells of each row of each table.
         facts: Values by their labels.
         text: All text that is shown, one line for each element.
+        by_tag: The same, by the name of the element.
         drawn: The text of all charts.
         headings: The text of h1 and h2.
+        marks: The classes that are used.
     """
 
     def __init__(self, html: str) -> None:
         super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
         self.rows: list[list[str]] = []
         self.facts: dict[str, str] = {}
         self.text: list[str] = []
+        self.by_tag: dict[str, str] = {}
         self.drawn: list[str] = []
         self.headings: list[str] = []
         self.ids: list[str] = []
         self.marks: set[str] = set()
         self._open: list[str] = []
         assert not re.search(r"url\((?!#)|@import|javascript:", html)
+        assert "default-src 'none'" in html
         self.feed(html)
         assert self._open == [], "every element is closed"
         assert len(self.ids) == len(set(self.ids))
+        assert not REFUSED & set(self.tags)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
-        assert tag not in ("script", "link", "img", "iframe", "object", "base", "b")
         assert not {name for name in given if name.startswith("on")}
-        assert not given.keys() & {"src", "href", "action", "style"}
+        for address in (given[name] or "" for name in ADDRESSES if name in given):
+            if not address.startswith("#"):
+                assert tag == "a" and re.fullmatch(r"[\w.-]+/[\w.-]+", address), address
+                self.links.append(address)
+        self.tags.append(tag)
         self.ids += [given["id"] or ""] if "id" in given else []
         self.marks |= set((given.get("class") or "").split())
         if tag not in VOID:
@@ -48,12 +62,16 @@ class Page(HTMLParser):
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self._open.pop()
 
     def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
+        if tag not in VOID:
+            assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
         inside = self._open[-1] if self._open else ""
+        self.by_tag[inside] = self.by_tag.get(inside, "") + data
         if inside in ("td", "th"):
             self.rows[-1][-1] += data
         if inside == "dt":
