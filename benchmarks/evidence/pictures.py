@@ -143,12 +143,13 @@ def _dense_line(axis: Any, study: Study, task: Task) -> None:
 
 
 def _switched(axis: Any, study: Study, task: Task, name: str, color: str) -> None:
-    """Where a criterion would have switched the dense runs, unclipped."""
-    result = study.result(Run(task.name, "dense", "dense", 0))
-    step = result and result["criteria"][name]["raw_step"]
-    if result and step:
-        place = 100 * step / result["curve"][-1]["step"]
-        axis.axvline(place, color=color, linestyle=":", label=name)
+    """Where a criterion would have switched each dense run, unclipped."""
+    for seed in SEEDS:
+        result = study.result(Run(task.name, "dense", "dense", seed))
+        step = result and result["criteria"][name]["raw_step"]
+        if result and step:
+            place = 100 * step / result["curve"][-1]["step"]
+            axis.axvline(place, color=color, linestyle=":", label=name)
 
 
 def _finish(axis: Any, task: Task, below: str) -> None:

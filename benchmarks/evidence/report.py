@@ -104,7 +104,8 @@ def state(study: Study, tasks: Sequence[Task]) -> str:
     """How much of the study there is, and on what it was made."""
     runs = list(runs_that_count(list(tasks)))
     made = [found for run in runs if (found := study.result(run))]
-    hours = sum(result["seconds"] for result in made) / 3600
+    trained = [result for result in made if "same_as" not in result]
+    hours = sum(result["seconds"] for result in trained) / 3600
     machines = sorted({result["machine"] for result in made})
     versions = sorted(
         {
@@ -113,7 +114,8 @@ def state(study: Study, tasks: Sequence[Task]) -> str:
         }
     )
     return (
-        f"{len(made)} of {len(runs)} runs are finished, {hours:.1f} h of one thread; "
+        f"{len(made)} of {len(runs)} runs are finished, by {len(trained)} trainings "
+        f"({hours:.1f} h of one thread); "
         f"{'; '.join(machines)}; {'; '.join(versions)}."
     )
 

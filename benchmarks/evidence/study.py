@@ -11,7 +11,7 @@ about how long it takes, and runs nothing. `--quick` runs every method of every 
 for a few steps, and keeps nothing: it shows that the study works and measures nothing.
 
 Some tasks need packages beside those of `step-cli[all]`: see README.md. `--task` leaves
-the others out.
+the others out; a task of which nothing is missing needs none.
 """
 
 import argparse
@@ -85,16 +85,17 @@ def main() -> None:
         print(outlook(Study(), tasks, options.jobs))
         return
     data = options.data.resolve()
-    ready = [task for task in tasks if prepare(task, data)]
     with tempfile.TemporaryDirectory(prefix="evidence-") as scratch:
         study = Study(Path(scratch) / "results") if options.quick else Study()
         bench = Bench(study, data, Path(scratch), quick=options.quick)
+        needed = [task for task in tasks if lacks_runs(study, task, options)]
+        ready = [task for task in needed if prepare(task, data)]
         failed = []
         for runs in stages(ready, options):
             failed += make(bench, runs, options.jobs)
     for run, said in failed:
         print(f"{run.task} {run.name}: {said}", file=sys.stderr)
-    raise SystemExit(bool(failed) or len(ready) < len(tasks))
+    raise SystemExit(bool(failed) or len(ready) < len(needed))
 
 
 def stages(tasks: list[Task], options: argparse.Namespace) -> Iterator[list[Run]]:
@@ -108,6 +109,11 @@ def stages(tasks: list[Task], options: argparse.Namespace) -> Iterator[list[Run]
     elif not options.tune:
         yield list(runs_that_count(tasks))
         yield list(cause_runs(tasks))
+
+
+def lacks_runs(study: Study, task: Task, options: argparse.Namespace) -> bool:
+    """Whether a run of a task has no result: else its data are not needed."""
+    return any(study.missing(iter(runs)) for runs in stages([task], options))
 
 
 def prepare(task: Task, data: Path) -> bool:

@@ -2,6 +2,7 @@
 
 A face is one font file. ``fonts.txt`` names the packages; whole origins (a package, or
 several of one drawing) lie on one side, so no family is both trained on and held out.
+Monofur, which is derived from Eurofurence, is the one exception: see README.md.
 """
 
 import hashlib

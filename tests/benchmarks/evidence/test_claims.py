@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from benchmarks.evidence import pictures
 from benchmarks.evidence.claims import (
     NOT_SEEN,
     SEEN,
@@ -27,7 +29,7 @@ from benchmarks.evidence.grid import (
     switched_at,
     tuning_runs,
 )
-from benchmarks.evidence.report import DOCS, choosing, page
+from benchmarks.evidence.report import DOCS, choosing, page, state
 from benchmarks.evidence.results import Study
 from benchmarks.evidence.study import same_run
 from benchmarks.evidence.summary import headline_rows
@@ -211,6 +213,34 @@ def test_the_page_is_written_from_nothing_and_from_everything(study: Study) -> N
     written = page(study, tasks)
     assert "| |" not in choosing(study, tasks)
     assert "not measured yet" not in written
+
+
+def test_a_training_that_stands_for_two_runs_is_counted_once(study: Study) -> None:
+    run, same = (Run("text", label, "2:4", 0) for label in ("step", "step-relative"))
+    hour = result(run, 0.5) | {"seconds": 3600.0}
+    study.write(run, hour)
+    assert "1 of 81 runs are finished, by 1 trainings (1.0 h" in state(
+        study, [TASKS["text"]]
+    )
+    study.write(same, hour | {"same_as": "step"})
+    assert "2 of 81 runs are finished, by 1 trainings (1.0 h" in state(
+        study, [TASKS["text"]]
+    )
+
+
+def test_the_picture_shows_each_seed_in_which_a_criterion_switches(
+    study: Study,
+) -> None:
+    for seed, step in zip(SEEDS, (None, 27, 83), strict=True):
+        run = Run("text", "dense", "dense", seed)
+        told = {"autoswitch": {"raw_step": None}}
+        told["autoswitch-relative"] = {"raw_step": step}
+        study.write(run, result(run, 0.5) | {"criteria": told})
+    places: list[float] = []
+    axis = SimpleNamespace(axvline=lambda place, **_: places.append(place))
+    for name in pictures.CRITERIA:
+        pictures._switched(axis, study, TASKS["text"], name, "red")
+    assert places == [27, 83]
 
 
 def test_the_pages_are_what_the_results_give() -> None:

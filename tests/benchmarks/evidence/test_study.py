@@ -15,7 +15,7 @@ from benchmarks.evidence.grid import (
     runs_that_count,
 )
 from benchmarks.evidence.results import ROOT, Study
-from benchmarks.evidence.tasks import TASKS
+from benchmarks.evidence.tasks import TASKS, Task
 
 RUNS = [Run("text", "dense", "dense", seed, recipe("dense")) for seed in range(4)]
 
@@ -84,6 +84,52 @@ def test_the_outlook_counts_what_is_left(bench: driver.Bench) -> None:
     runs = [run for stage in stages for run in stage([TASKS["text"]])]
     assert f"text: 2 of {len(runs)} runs, 3600 s each" in said
     assert f"about {(len(runs) - 2) / 2:.1f} hours are left" in said
+
+
+def ended(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """The exit code of the driver."""
+    monkeypatch.setattr(sys, "argv", ["study", *words])
+    with pytest.raises(SystemExit) as found:
+        driver.main()
+    return int(found.value.code or 0)
+
+
+def test_data_are_made_only_for_tasks_of_which_a_run_is_missing(
+    bench: driver.Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def prepare(task: Task, data: Path) -> bool:
+        asked.append(task.name)
+        return False  # its packages are not installed
+
+    monkeypatch.setattr(driver, "prepare", prepare)
+    monkeypatch.setattr(driver, "Study", lambda *_: bench.study)
+    lacking = TASKS["text"]
+    for task in TASKS.values():
+        stages = (driver.tuning_runs, runs_that_count, cause_runs)
+        for run in (run for stage in stages for run in stage([task])):
+            made(bench, run)
+    words = ("--data", str(tmp_path))
+    assert ended(monkeypatch, *words) == 0
+    assert asked == []
+    bench.study.file(Run(lacking.name, "dense", "dense", 0)).unlink()
+    bench.study._read.clear()
+    assert ended(monkeypatch, *words) == 1
+    assert asked == [lacking.name]
+
+
+def test_the_words_of_the_readme_name_every_font_package_and_nothing_else() -> None:
+    folder = ROOT / "benchmarks" / "evidence"
+    lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    (install,) = (line for line in lines if "apt-get install wordnet-base" in line)
+    words = install.strip().replace("apt-get install", "echo", 1)
+    done = subprocess.run(
+        ["bash", "-c", words], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    rows = (folder / "glyphs" / "fonts.txt").read_text(encoding="utf-8").splitlines()
+    listed = [row.split("\t")[0] for row in rows if not row.startswith("#")]
+    assert done.stdout.split() == ["wordnet-base", *listed]
 
 
 @pytest.mark.slow
