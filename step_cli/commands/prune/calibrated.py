@@ -1,5 +1,6 @@
 """What `prune` does with samples: all layers first, in the order of the model."""
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ from step_cli.oneshot.wanda import InputNorms
 from step_cli.optim.module_kinds import stays_dense
 from step_cli.render.status_line import working_on
 
+log = logging.getLogger(__name__)
+
 Array = npt.NDArray[Any]
 
 STATISTICS_OF: dict[str, Callable[[], Any]] = {
@@ -57,7 +60,7 @@ STATISTICS_OF: dict[str, Callable[[], Any]] = {
 }
 NO_LAYER = "it is no weight of a linear layer or a convolution of the model"
 BATCHES = 32  # about so many are made of the samples, for a refit
-NOT_RUN = "the model does not run it as a module of its own"
+NOT_RUN = "on no sample the model runs it as a module of its own"
 
 
 def calibrated(
@@ -170,6 +173,11 @@ class Calibrated:
             **({} if refit is None else {"around": refit}),
         )
         prune_in_order(work, self.watch(layers, config.include))
+        if config.refit == "block" and refit is not None and not refit.blocks:
+            log.warning(
+                "--refit block: the model has no list of blocks that simply feed each "
+                "other, so its layers were fitted as by --refit layer"
+            )
         with working_on("measuring batch norms"):
             measured = recalibrate(model, evened(batches)) if norms else []
         for norm in measured:
