@@ -136,9 +136,11 @@ class Refit:
         """
         view, old = LayerMatrix(layer.module), _weight(layer)
         stored = self.weights.dense(layer)
+        device, dtype = seen.hessian.device, seen.hessian.dtype
+        dtype = torch.promote_types(dtype, stored.dtype)  # exact for what is stored
         parts = zip(
-            view.of_weight(stored.to(seen.hessian)),
-            view.of_weight(old.to(seen.hessian)),
+            view.of_weight(stored.to(device, dtype)),
+            view.of_weight(old.to(device, dtype)),
             seen.hessian,
             strict=True,
         )
