@@ -62,11 +62,12 @@ class StoredModel:
         uses = Counter(
             id(value) for _, module in modules for value in module._parameters.values()
         )
+        self._twice = _stored_twice(self.runnable)
         self._alone = {
             (module, name)
             for _, module in modules
             for name, value in module._parameters.items()
-            if uses[id(value)] == 1
+            if uses[id(value)] == 1 and (module, name) not in self._twice
         }
         self._alone_arrays = ArraysOnDisk(self.folder)  # of what is in no group
         self._arrays: ArraysOnDisk | None = None  # of the group at hand
@@ -201,7 +202,8 @@ class StoredModel:
     def stores(self, module: nn.Module, names: Sequence[str]) -> bool:
         """Whether buffers of a module can be stored."""
         tensors = [self._of(module, name) for name in names]
-        return all(x is not None and self._may_change(x) for x in tensors)
+        alone = self._twice.isdisjoint((module, name) for name in names)
+        return alone and all(x is not None and self._may_change(x) for x in tensors)
 
     def name_of(self, module: nn.Module) -> str:
         """The name of a module in the model."""
@@ -225,3 +227,15 @@ class StoredModel:
         array = self._of_group().add(to_array(rounded))
         self.others[tensor.name] = self._new[tensor.name] = array
         return to_tensor(array)
+
+
+def _stored_twice(runnable: RunnableModel) -> set[tuple[nn.Module, str]]:
+    """What the checkpoint holds under several names, as its module has several."""
+    modules = dict(runnable.model.named_modules(remove_duplicate=False))
+    places = [place.rpartition(".") for place in runnable.names.values()]
+    counts = Counter((modules.get(module), name) for module, _, name in places)
+    return {
+        (module, name)
+        for (module, name), count in counts.items()
+        if module is not None and count > 1
+    }

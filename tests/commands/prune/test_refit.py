@@ -179,6 +179,48 @@ def test_what_cannot_be_fitted_is_pruned_all_the_same(tmp_path: Path) -> None:
         assert same_masks(tmp_path / f"{kind}.pt", tmp_path / "none.pt")
 
 
+SHARED = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
+        self.other = nn.Linear(8, 8)
+        self.again = self.one
+
+    def forward(self, x):
+        return self.again(self.other(self.one(x)).relu())
+
+def build():
+    torch.manual_seed(0)
+    return Net()
+"""
+
+
+@pytest.mark.parametrize("kind", ["layer", "block"])
+def test_a_module_that_is_stored_under_two_names_stays_one(
+    kind: str, tmp_path: Path
+) -> None:
+    """Each name has numbers of its own in the file: no tie is to be seen there."""
+    x = np.random.default_rng(0).standard_normal((24, 8))
+    options = saved(SHARED, x, tmp_path)
+    state = {k: v.clone() for k, v in built(SHARED).state_dict().items()}
+    source, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    save_file(state, source)
+    report = run(source, out, **options, refit=kind)
+    new = load_file(out)
+    for name in state:
+        if name.startswith("one."):
+            assert torch.equal(new[name], new[name.replace("one", "again")]), name
+    reasons = {row.name: row.not_refitted for row in report.layers}
+    assert reasons.pop("other.weight") is None
+    assert set(reasons.values()) == {"other modules of the model use it too"}
+    with pytest.raises(InputError, match="shared with other tensors"):
+        run(source, tmp_path / "b.safetensors", **options, recalibrate_bn=True)
+
+
 NET = """
 import torch
 from torch import nn
