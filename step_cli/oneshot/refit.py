@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from step_cli.errors import naming
 from step_cli.oneshot.block_fit import BlockFit, Weights
 from step_cli.oneshot.calibration import Group
 from step_cli.oneshot.inputs import (
@@ -114,7 +115,8 @@ class Refit:
             before, shares = {}, {}
             for layer in layers:
                 before[layer] = _weight(layer)
-                shares[layer] = self._layer(layer, seen[layer.name])
+                with naming(tensor=layer.name):
+                    shares[layer] = self._layer(layer, seen[layer.name])
             del seen
             after = {layer: _weight(layer) for layer in layers}
             dense = {layer: self.weights.dense(layer) for layer in layers}
@@ -158,7 +160,8 @@ class Refit:
         name = next(n for n, module in self.model.named_modules() if module is block)
         dense = {layer: self.weights.dense(layer) for layer in layers}
         before = _shares(dense, layers, work)
-        refitted = work.run(layers, self.weights)
+        with naming(tensor=name):
+            refitted = work.run(layers, self.weights)
         after = _shares(dense, layers, work)
         for layer in layers:
             (old, old_held_out), (new, new_held_out) = before[layer], after[layer]

@@ -609,6 +609,34 @@ def test_an_infinite_activation_is_exit_7_outside_of_blocks_too(
     assert caught.value.exit_code == 7 and caught.value.tensor == "two.weight"
 
 
+BARE = PLAIN.replace("x[0, 0] > 5", "False").replace("    CHANGE\n", "")
+
+
+def test_a_sample_of_zeros_does_not_spoil_the_fit_of_blocks(tmp_path: Path) -> None:
+    """A block without biases gives zero for it, of which no error is a share."""
+    rng = np.random.default_rng(0)  # inputs that depend on each other can be fitted to
+    x = rng.standard_normal((24, 5, 3)) @ rng.standard_normal((3, 8))
+    x[3] = 0
+    options = saved(BARE, x, tmp_path)
+    report = run(tmp_path / "in.pt", tmp_path / "out.pt", **options, refit="block")
+    assert [block.refitted for block in report.blocks] == [True, True]
+
+
+@pytest.mark.parametrize("kind", ["layer", "block"])
+def test_activations_too_large_to_be_squared_are_refused(
+    kind: str, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(0).standard_normal((24, 5, 8))
+    options = saved(BARE, x * 1e18, tmp_path)
+    report = run(tmp_path / "in.pt", tmp_path / "out.pt", **options, refit=kind)
+    assert all(row.error_before and row.error_after for row in report.layers)
+    options = saved(BARE, x * 1e25, tmp_path)
+    with pytest.raises(NonFiniteError) as caught:
+        run(tmp_path / "in.pt", tmp_path / "two.pt", **options, refit=kind)
+    assert (caught.value.tensor or "").startswith("blocks.0")
+    assert not (tmp_path / "two.pt").exists()
+
+
 def test_a_fit_by_blocks_that_finds_none_warns(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
