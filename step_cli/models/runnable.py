@@ -134,10 +134,11 @@ def compute_in_fp32(model: nn.Module, *, but_fp64: bool = False) -> None:
         model: Changed in place; also parameters that it gets later are cast.
         but_fp64: Whether fp64 stays as it is, as the model's own code has it so.
     """
-    casts_of = {torch.float16, torch.bfloat16, *(() if but_fp64 else [torch.float64])}
+    narrow = {torch.float16, torch.bfloat16}
+    casts_of = narrow if but_fp64 else narrow | {torch.float64}
     for module in model.modules():
         for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.dtype in casts_of:
+            if buffer is not None and buffer.dtype in narrow:
                 module._buffers[name] = buffer.float()
         if isinstance(module, nn.Embedding):  # too large to cast for a few rows
             module.register_forward_hook(partial(_widened, casts_of))
