@@ -6,6 +6,7 @@ The weights of a Hugging Face model are mapped from the checkpoint and cast to f
 while a module computes. A model from code is in memory, as its code builds it there.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,17 @@ class RunnableModel:
     model: nn.Module
     names: Mapping[str, str]
     examples: Mapping[str, Tensor] | None
+
+    def stored_twice(self) -> set[tuple[nn.Module, str]]:
+        """What the checkpoint has under several names, as its module has several."""
+        modules = dict(self.model.named_modules(remove_duplicate=False))
+        places = [place.rpartition(".") for place in self.names.values()]
+        counts = Counter((modules.get(module), name) for module, _, name in places)
+        return {
+            (module, name)
+            for (module, name), count in counts.items()
+            if module is not None and count > 1
+        }
 
 
 def open_model(

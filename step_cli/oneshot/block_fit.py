@@ -12,6 +12,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -51,6 +52,10 @@ class Weights(Protocol):
 
     def trainable(self, module: nn.Module, name: str) -> bool:
         """Whether a parameter of a module can be stored, and is used nowhere else."""
+        ...
+
+    def dense_others(self, block: nn.Module) -> AbstractContextManager[None]:
+        """Have a block compute with what is pruned, but not fitted, as it was dense."""
         ...
 
     def replace_other(self, module: nn.Module, name: str, value: Tensor) -> None:

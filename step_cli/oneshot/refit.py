@@ -11,6 +11,7 @@ Every eighth batch of the samples is held out: no weight is fitted to it.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -79,7 +80,10 @@ class Refit:
             prune()
             self._layers(group, fit, held_out)
             return
-        with BlockFit(group.block, fit, held_out, self.seed, self.folder) as work:
+        work = BlockFit(group.block, fit, held_out, self.seed, self.folder)
+        with ExitStack() as stack:
+            with self.weights.dense_others(group.block):
+                stack.enter_context(work)
             prune()
             self._block(group.block, group, work)
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,9 @@ def calibrated(
         parts = stack.enter_context(unfinished(config, begun))
     done = Calibrated(config, StoredModel(runnable, checkpoint, folder, parts))
     stack.callback(done.close)
-    done.run(layers, batches, device)
+    watched = done.watch(layers, config.include)
+    done.stored.use_without_place(partial(open_model, source))
+    done.run(watched, batches, device)
     return done
 
 
@@ -136,14 +139,14 @@ class Calibrated:
 
     def run(
         self,
-        layers: list[LayerToPrune],
+        layers: list[TargetLayer],
         batches: Sequence[Batch],
         device: torch.device,
     ) -> None:
         """Prune all layers, fit what they keep, and measure batch norms anew.
 
         Args:
-            layers: What is to be pruned.
+            layers: What is to be pruned, as `watch` gives it.
             batches: The samples.
             device: Where the model computes.
 
@@ -172,7 +175,7 @@ class Calibrated:
             else FinishedGroups(kept, self.stored, self.done, refit),
             **({} if refit is None else {"around": refit}),
         )
-        prune_in_order(work, self.watch(layers, config.include))
+        prune_in_order(work, layers)
         if config.refit == "block" and refit is not None and not refit.blocks:
             log.warning(
                 "--refit block: the model has no list of blocks that simply feed each "
@@ -268,6 +271,7 @@ class Calibrated:
     def _not_run(self, watched: TargetLayer) -> None:
         layer = self.stored.layers[watched.name]
         self.not_fitted[layer.tensor.name] = NOT_RUN
+        self.stored.other_kinds.keep(watched.module, "weight")
         self.prune(watched, None)
 
     def blocks(self, layer: LayerToPrune) -> Iterator[Array]:
