@@ -66,12 +66,12 @@ class OtherKinds:
         for (module, name), dense in self.dense.items():
             if module in inside:
                 pruned.append((module, name, module._parameters[name]))
-                module._parameters[name] = dense
+                setattr(module, name, dense)
         try:
             yield
         finally:
             for module, name, value in pruned:
-                module._parameters[name] = value
+                setattr(module, name, value)
 
 
 def with_arrays(checkpoint: Checkpoint, arrays: Mapping[str, Array]) -> Checkpoint:
