@@ -6,12 +6,15 @@ The weights of a Hugging Face model are mapped from the checkpoint and cast to f
 while a module computes. A model from code is in memory, as its code builds it there.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from step_cli.errors import StepError
@@ -37,6 +40,17 @@ class RunnableModel:
     names: Mapping[str, str]
     examples: Mapping[str, Tensor] | None
 
+    def stored_twice(self) -> set[tuple[nn.Module, str]]:
+        """What the checkpoint has under several names, as its module has several."""
+        modules = dict(self.model.named_modules(remove_duplicate=False))
+        places = [place.rpartition(".") for place in self.names.values()]
+        counts = Counter((modules.get(module), name) for module, _, name in places)
+        return {
+            (module, name)
+            for (module, name), count in counts.items()
+            if module is not None and count > 1
+        }
+
 
 def open_model(
     source: ModelSource, checkpoint: Checkpoint, *, wide: bool = True
@@ -54,11 +68,13 @@ def open_model(
         MissingError: A library it needs is not installed.
     """
     mapped = _mapped(source, checkpoint)
+    in_fp64 = False
     if mapped is None:
         mapped = _in_memory(source, checkpoint)
+        in_fp64 = any(x.dtype == torch.float64 for x in mapped.model.parameters())
     mapped.model.eval().requires_grad_(False)
     if wide:
-        compute_in_fp32(mapped.model)
+        compute_in_fp32(mapped.model, but_fp64=in_fp64)
     return mapped
 
 
@@ -123,40 +139,52 @@ def _attach(model: nn.Module, tensors: Mapping[str, NamedTensor]) -> None:
                 module._parameters[name] = made[id(old)]
 
 
-def compute_in_fp32(model: nn.Module) -> None:
-    """Have every module compute with fp32 copies of what it stores in less."""
+def compute_in_fp32(model: nn.Module, *, but_fp64: bool = False) -> None:
+    """Have every module compute with fp32 copies of what it stores otherwise.
+
+    Args:
+        model: Changed in place; also parameters that it gets later are cast.
+        but_fp64: Whether fp64 stays as it is, as the model's own code has it so.
+    """
+    narrow = {torch.float16, torch.bfloat16}
+    casts_of = narrow if but_fp64 else narrow | {torch.float64}
     for module in model.modules():
         for name, buffer in module._buffers.items():
-            if buffer is not None and _is_narrow(buffer):
+            if buffer is not None and buffer.dtype in narrow:
                 module._buffers[name] = buffer.float()
         if isinstance(module, nn.Embedding):  # too large to cast for a few rows
-            module.register_forward_hook(_widened)
+            module.register_forward_hook(partial(_widened, casts_of))
         elif any(value is not None for value in module._parameters.values()):
-            casts = _Casts()
+            casts = _Casts(casts_of)
             module.register_forward_pre_hook(casts.before)
             module.register_forward_hook(casts.after, always_call=True)
 
 
-def _is_narrow(value: Tensor) -> bool:
-    return value.is_floating_point() and value.dtype.itemsize < 4
-
-
-def _widened(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    return output.float() if isinstance(output, Tensor) else output
+def _widened(
+    dtypes: Collection[torch.dtype], module: nn.Module, args: tuple[Any, ...], out: Any
+) -> Any:
+    return out.float() if isinstance(out, Tensor) and out.dtype in dtypes else out
 
 
 class _Casts:
-    """Puts fp32 copies in the place of a module's parameters while it computes."""
+    """Puts fp32 copies in the place of a module's parameters while it computes.
 
-    def __init__(self) -> None:
+    Args:
+        dtypes: Those of what is cast.
+    """
+
+    def __init__(self, dtypes: Collection[torch.dtype]) -> None:
+        self._dtypes = dtypes
         self._stored: dict[str, nn.Parameter] = {}
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        for name, value in module._parameters.items():
-            if value is not None and _is_narrow(value):
+        parameters: dict[str, Any] = module._parameters
+        for name, value in parameters.items():
+            if value is not None and value.dtype in self._dtypes:
                 self._stored[name] = value
-                wide = nn.Parameter(value.float(), requires_grad=False)
-                module._parameters[name] = wide
+                # What is being fitted gets its gradient through the cast.
+                fitted, wide = value.requires_grad, value.float()
+                parameters[name] = wide if fitted else nn.Parameter(wide, False)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         module._parameters.update(self._stored)

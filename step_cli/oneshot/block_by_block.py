@@ -60,7 +60,8 @@ def prune_in_order(calibration: Calibration[S], layers: Sequence[TargetLayer]) -
     ):
         first = {name: value[:1] for name, value in calibration.batches[0].items()}
         samples = map(placement.batch, (first, *calibration.batches))
-        shown = probe(model, samples, layers, block_lists)
+        run = [_with_layers(blocks, layers) for blocks in block_lists]
+        shown = probe(model, samples, layers, run)
         for missing in (layer for layer in layers if layer not in shown.order):
             _not_run(calibration, missing)
         placement.refresh()
@@ -68,6 +69,7 @@ def prune_in_order(calibration: Calibration[S], layers: Sequence[TargetLayer]) -
         inside = {
             module: number
             for number, blocks in enumerate(block_lists)
+            if not shown.broken[number]
             for block in blocks
             for module in block.modules()
         }
@@ -85,8 +87,9 @@ def prune_in_order(calibration: Calibration[S], layers: Sequence[TargetLayer]) -
 def _not_run(calibration: Calibration[S], missing: TargetLayer) -> None:
     if calibration.unseen is None:
         raise InputError(
-            "its inputs cannot be observed, as the model does not run it as a "
-            "module of its own; --exclude it, or use --method magnitude",
+            "its inputs cannot be observed, as on no sample the model runs it as a "
+            "module of its own; give more samples if it is an expert, --exclude it, "
+            "or use --method magnitude",
             tensor=missing.name,
         )
     calibration.unseen(missing)
@@ -205,13 +208,11 @@ def _prune_blocks(
 ) -> bool:
     """Prune block by block; False if the blocks do not simply feed each other."""
     total = len(blocks)
+    blocks = _with_layers(blocks, layers)
     members = [
         [layer for layer in layers if layer.module in own]
         for own in (set(block.modules()) for block in blocks)
     ]
-    while not members[-1]:  # nothing behind needs to be run
-        members.pop()
-    blocks = blocks[: len(members)]
     recorded = _recorded(work, blocks, alike=alike)
     if recorded is None:
         return False
@@ -240,6 +241,15 @@ def _prune_blocks(
             if not last:
                 inputs.next_block()
     return True
+
+
+def _with_layers(
+    blocks: Sequence[nn.Module], layers: Sequence[TargetLayer]
+) -> list[nn.Module]:
+    """The blocks up to the last with a layer: nothing behind needs to be run."""
+    wanted = {layer.module for layer in layers}
+    last = [n for n, x in enumerate(blocks, 1) if not wanted.isdisjoint(x.modules())]
+    return list(blocks[: last[-1]])
 
 
 def _recorded(

@@ -12,6 +12,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -19,6 +20,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from step_cli.errors import NonFiniteError
 from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.formats.pytorch.arrays import mapped_tensor, to_array
 from step_cli.oneshot.inputs import Pass, TargetLayer
@@ -50,6 +52,10 @@ class Weights(Protocol):
 
     def trainable(self, module: nn.Module, name: str) -> bool:
         """Whether a parameter of a module can be stored, and is used nowhere else."""
+        ...
+
+    def dense_others(self, block: nn.Module) -> AbstractContextManager[None]:
+        """Have a block compute with what is pruned, but not fitted, as it was dense."""
         ...
 
     def replace_other(self, module: nn.Module, name: str, value: Tensor) -> None:
@@ -132,8 +138,16 @@ class BlockFit:
         """Fit the block; False if the error on held-out batches does not fall.
 
         It is then as it was, to the bit.
+
+        Raises:
+            NonFiniteError: The square of what leaves the pruned or the dense block is.
         """
         before = self._errors()
+        if not all(map(math.isfinite, before)):
+            raise NonFiniteError(
+                "the output of this block is NaN, infinite, or too large to be squared "
+                "in fp32; look at the calibration data"
+            )
         fitted = list(_parameters(self._block, layers, weights))
         if not fitted:
             self.errors = Errors(before[0], before[0], before[1], before[1])
@@ -164,7 +178,9 @@ class BlockFit:
         )
 
     def _train(self, fitted: Sequence[_Fitted]) -> None:
-        steps = PASSES * len(self.fit)
+        # Of an output that is zero, no error is a share.
+        some = [i for i, aim in enumerate(self._aims) if bool(aim.any())]
+        steps = PASSES * len(some)
         groups = [{"params": [one.value], "lr": one.rate} for one in fitted]
         optimizer = torch.optim.Adam(groups)
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -173,7 +189,8 @@ class BlockFit:
         generator = torch.Generator().manual_seed(self._seed)
         with torch.enable_grad():
             for _ in range(PASSES):
-                for i in torch.randperm(len(self.fit), generator=generator).tolist():
+                for turn in torch.randperm(len(some), generator=generator).tolist():
+                    i = some[turn]
                     given = self.fit[i]()
                     aim = self._aims[i].to(given.device)
                     loss = (given - aim).square().sum() / aim.square().sum()

@@ -4,10 +4,10 @@ Such blocks are run one by one on recorded inputs, so that nothing of the model 
 block is needed at a time. That each feeds the next is checked, not assumed.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -132,16 +132,29 @@ def record_calls(
     )
 
 
-@contextmanager
-def calls_differ(blocks: list[nn.Module]) -> Iterator[Callable[[], bool]]:
-    """Watch the calls of ``blocks``; the function tells whether they were not alike.
+class WatchedCalls(Protocol):
+    """What was seen of the calls of a list of blocks.
 
-    Nor are they where a block did not run once, in order, on the last's output.
+    Attributes:
+        calls: In their order.
+        broken: Whether a block did not run once, in order, on the last's output.
     """
+
+    calls: list[Call]
+    broken: bool
+
+    @property
+    def alike(self) -> bool:
+        """Whether all have the same arguments, but for the main one."""
+
+
+@contextmanager
+def watched_calls(blocks: list[nn.Module]) -> Iterator[WatchedCalls]:
+    """Watch the calls of ``blocks``, in whatever way they run."""
     recorder = _Recorder(blocks, tolerant=True)
     handles = recorder.add_hooks()
     try:
-        yield lambda: recorder.broken or not _alike(recorder.calls, len(blocks))
+        yield recorder
     finally:
         for handle in handles:
             handle.remove()
@@ -178,6 +191,12 @@ class _Recorder:
     stop_before: bool = False  # the first block runs
     tolerant: bool = False  # blocks that do not feed each other are noted as broken
     broken: bool = False
+    versions: list[list[int]] = field(default_factory=list)  # of tensors given beside
+
+    @property
+    def alike(self) -> bool:
+        changed = any(version != self.versions[0] for version in self.versions)
+        return not self.broken and not changed and _alike(self.calls, len(self.blocks))
 
     def add_hooks(self) -> list[RemovableHandle]:
         handles = []
@@ -217,6 +236,8 @@ class _Recorder:
             self.main = _argument(args, kwargs, slot)
         self._forget(call)
         self.calls.append(call)
+        beside = [*call.args, *call.kwargs.values()]
+        self.versions.append([version(x) for x in beside if isinstance(x, Tensor)])
 
     def _forget(self, call: Call) -> None:
         """Keep no main input: each is large, and made anew."""
@@ -248,6 +269,11 @@ def _slot(
         if isinstance(value, Tensor) and (output is None or _same(value, output)):
             return key
     raise NotSequentialError
+
+
+def version(value: Tensor) -> int:
+    """How often a tensor was changed in place, where that is counted."""
+    return 0 if value.is_inference() else value._version
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

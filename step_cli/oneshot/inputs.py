@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from step_cli.errors import NonFiniteError, StepError
-from step_cli.oneshot.blocks import StopForward
+from step_cli.oneshot.blocks import StopForward, version
 from step_cli.oneshot.layer_matrix import LayerMatrix
 
 ROWS = 1 << 24  # numbers of a layer's rows that are looked at together
@@ -138,8 +138,7 @@ class _FirstPass(Generic[S]):
         if layer.name in self.first:
             self.again = True
             raise StopForward
-        version = 0 if x.is_inference() else x._version
-        place = x.data_ptr(), x.shape, x.stride(), version
+        place = x.data_ptr(), x.shape, x.stride(), version(x)
         key = (place, LayerMatrix(layer.module).row_key)
         known = self._seen.get(key)
         if known is not None and known[0]() is not None:

@@ -58,7 +58,7 @@ def refit_rows(
         NonFiniteError: A weight or the Hessian is NaN or infinite.
     """
     _check(dense, pruned, hessian, damp)
-    fitted = pruned.double()
+    fitted = pruned.to(torch.float64, copy=True)  # it may be mapped, read only
     diagonal = hessian.diagonal()
     support = (pruned != 0) & (diagonal > 0)
     damping = damp * float(diagonal.double().mean())

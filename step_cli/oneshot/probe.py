@@ -8,8 +8,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from step_cli.oneshot.blocks import Batch, calls_differ, run_model
+from step_cli.oneshot.blocks import Batch, run_model, watched_calls
 from step_cli.oneshot.inputs import TargetLayer, input_hooks
+from step_cli.oneshot.other_arguments import feed_one_value
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,15 @@ class Probe:
         again: Those that ran more than once.
         alike: Of each list of blocks, whether all its blocks are called with the same
             arguments, but for what one hands to the next.
+        broken: Of each list, whether its blocks do not simply feed each other. They do
+            where each runs once, in order, and is given nothing that depends on the
+            blocks before it but what the last one returned.
     """
 
     order: list[TargetLayer]
     again: frozenset[TargetLayer]
     alike: list[bool]
+    broken: list[bool]
 
 
 def probe(
@@ -43,22 +48,29 @@ def probe(
     """
     order: list[TargetLayer] = []
     again: set[TargetLayer] = set()
-    alike: list[bool] | None = None
-    for sample in samples:
+    alike, broken = list[bool](), list[bool]()
+    for number, sample in enumerate(samples):
         counts: Counter[TargetLayer] = Counter()
         with ExitStack() as stack:
-            lists = block_lists if alike is None else ()
-            differ = [stack.enter_context(calls_differ(blocks)) for blocks in lists]
+            lists = () if number else block_lists
+            seen = [stack.enter_context(watched_calls(blocks)) for blocks in lists]
             note = {layer: partial(_note, counts, layer) for layer in layers}
             stack.enter_context(input_hooks(note))
             run_model(model, sample)
-        if alike is None:
-            alike = [not found() for found in differ]
+        if not number:
+            alike = [calls.alike for calls in seen]
+            broken = [
+                calls.broken
+                or not (
+                    calls.alike or feed_one_value(model, blocks, sample, calls.calls)
+                )
+                for blocks, calls in zip(block_lists, seen, strict=True)
+            ]
         again |= {layer for layer, count in counts.items() if count > 1}
         _merge(order, counts)
         if len(order) == len(layers):
             break
-    return Probe(order, frozenset(again), alike or [])
+    return Probe(order, frozenset(again), alike, broken)
 
 
 def _note(counts: Counter[TargetLayer], layer: TargetLayer, x: Tensor) -> None:

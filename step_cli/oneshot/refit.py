@@ -11,6 +11,7 @@ Every eighth batch of the samples is held out: no weight is fitted to it.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from step_cli.errors import naming
 from step_cli.oneshot.block_fit import BlockFit, Weights
 from step_cli.oneshot.calibration import Group
 from step_cli.oneshot.inputs import (
@@ -78,7 +80,10 @@ class Refit:
             prune()
             self._layers(group, fit, held_out)
             return
-        with BlockFit(group.block, fit, held_out, self.seed, self.folder) as work:
+        work = BlockFit(group.block, fit, held_out, self.seed, self.folder)
+        with ExitStack() as stack:
+            with self.weights.dense_others(group.block):
+                stack.enter_context(work)
             prune()
             self._block(group.block, group, work)
 
@@ -114,7 +119,8 @@ class Refit:
             before, shares = {}, {}
             for layer in layers:
                 before[layer] = _weight(layer)
-                shares[layer] = self._layer(layer, seen[layer.name])
+                with naming(tensor=layer.name):
+                    shares[layer] = self._layer(layer, seen[layer.name])
             del seen
             after = {layer: _weight(layer) for layer in layers}
             dense = {layer: self.weights.dense(layer) for layer in layers}
@@ -136,9 +142,11 @@ class Refit:
         """
         view, old = LayerMatrix(layer.module), _weight(layer)
         stored = self.weights.dense(layer)
+        device, dtype = seen.hessian.device, seen.hessian.dtype
+        dtype = torch.promote_types(dtype, stored.dtype)  # exact for what is stored
         parts = zip(
-            view.of_weight(stored.to(seen.hessian)),
-            view.of_weight(old.to(seen.hessian)),
+            view.of_weight(stored.to(device, dtype)),
+            view.of_weight(old.to(device, dtype)),
             seen.hessian,
             strict=True,
         )
@@ -156,7 +164,8 @@ class Refit:
         name = next(n for n, module in self.model.named_modules() if module is block)
         dense = {layer: self.weights.dense(layer) for layer in layers}
         before = _shares(dense, layers, work)
-        refitted = work.run(layers, self.weights)
+        with naming(tensor=name):
+            refitted = work.run(layers, self.weights)
         after = _shares(dense, layers, work)
         for layer in layers:
             (old, old_held_out), (new, new_held_out) = before[layer], after[layer]

@@ -331,3 +331,102 @@ def test_blocks_that_work_in_place_leave_what_is_stored_alone() -> None:
     with torch.no_grad():
         inner = torch.cat([model[0](batch["input"]).relu() for batch in batches])
     torch.testing.assert_close(seen["2.weight"], inner.norm(dim=0))
+
+
+class Carrying(nn.Module):
+    """Blocks that hand a second value on, as a tensor or in place."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_Carrier(in_place=in_place) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        carried = torch.zeros_like(x)
+        for block in self.blocks:
+            x, carried = block(x, carried)
+        return x + carried
+
+
+class _Carrier(nn.Module):
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.one = nn.Linear(8, 8)
+        self.in_place = in_place
+
+    def forward(self, x: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
+        carried = carried.add_(x) if self.in_place else carried + x
+        return torch.tanh(self.one(carried)), carried
+
+
+class Alternating(nn.Module):
+    """Two lists whose modules take turns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8)) for _ in range(3))
+        self.gates = nn.ModuleList(nn.Sequential(nn.Linear(8, 8)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for mixer, gate in zip(self.mixers, self.gates, strict=True):
+            x = x + mixer(x)
+            x = x * gate(x).sigmoid()
+        return x
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda: Carrying(in_place=False), [f"blocks.{i}" for i in range(3)]),
+        (lambda: Carrying(in_place=True), [f"blocks.{i}" for i in range(3)]),
+        (
+            Alternating,
+            [f"{part}.{i}" for i in range(3) for part in ("mixers", "gates")],
+        ),
+    ],
+)
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_blocks_see_all_that_the_pruned_ones_before_them_give(
+    method: str, make: Callable[[], nn.Module], names: list[str]
+) -> None:
+    torch.manual_seed(0)
+    fast, slow = make(), make()
+    slow.load_state_dict(fast.state_dict())
+    batches = [{"x": torch.randn(5, 8)} for _ in range(3)]
+    of_method, prune = METHODS[method]
+    prune_in_order(Calibration(fast, batches, of_method, prune), watched(fast))
+    slowly(slow, batches, groups_of(slow, watched(slow), names), method)
+    for name, weight in fast.state_dict().items():
+        torch.testing.assert_close(weight, slow.state_dict()[name])
+
+
+class Masked(nn.Module):
+    """Blocks with an argument of their own that is of the model's input alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_Carrier(in_place=False) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x
+        for number, block in enumerate(self.blocks):
+            x, _ = block(x, first * number)
+        return x
+
+
+def test_arguments_that_depend_on_no_block_leave_them_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+    real = block_by_block._prune_by_parent
+
+    def counting(work: Any, layers: Any) -> None:
+        calls.append([layer.name for layer in layers])
+        real(work, layers)
+
+    monkeypatch.setattr(block_by_block, "_prune_by_parent", counting)
+    batches = [{"x": torch.randn(5, 8)} for _ in range(3)]
+    for model, apart in ((Masked(), True), (Carrying(in_place=False), False)):
+        calls.clear()
+        layers = watched(model)
+        prune_in_order(Calibration(model, batches, InputNorms, by_wanda), layers)
+        assert (calls == []) == apart

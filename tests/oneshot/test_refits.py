@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -103,6 +104,9 @@ class InMemory:
     def replace(self, layer: TargetLayer, weight: Tensor) -> None:
         assert weight.dtype == self.dtype
         self.replace_other(layer.module, "weight", weight)
+
+    def dense_others(self, block: nn.Module) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def trainable(self, module: nn.Module, name: str) -> bool:
         return True

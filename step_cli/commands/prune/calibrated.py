@@ -1,8 +1,10 @@
 """What `prune` does with samples: all layers first, in the order of the model."""
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,8 @@ from step_cli.oneshot.wanda import InputNorms
 from step_cli.optim.module_kinds import stays_dense
 from step_cli.render.status_line import working_on
 
+log = logging.getLogger(__name__)
+
 Array = npt.NDArray[Any]
 
 STATISTICS_OF: dict[str, Callable[[], Any]] = {
@@ -57,7 +61,7 @@ STATISTICS_OF: dict[str, Callable[[], Any]] = {
 }
 NO_LAYER = "it is no weight of a linear layer or a convolution of the model"
 BATCHES = 32  # about so many are made of the samples, for a refit
-NOT_RUN = "the model does not run it as a module of its own"
+NOT_RUN = "on no sample the model runs it as a module of its own"
 
 
 def calibrated(
@@ -103,7 +107,9 @@ def calibrated(
         parts = stack.enter_context(unfinished(config, begun))
     done = Calibrated(config, StoredModel(runnable, checkpoint, folder, parts))
     stack.callback(done.close)
-    done.run(layers, batches, device)
+    watched = done.watch(layers, config.include)
+    done.stored.use_without_place(partial(open_model, source))
+    done.run(watched, batches, device)
     return done
 
 
@@ -133,14 +139,14 @@ class Calibrated:
 
     def run(
         self,
-        layers: list[LayerToPrune],
+        layers: list[TargetLayer],
         batches: Sequence[Batch],
         device: torch.device,
     ) -> None:
         """Prune all layers, fit what they keep, and measure batch norms anew.
 
         Args:
-            layers: What is to be pruned.
+            layers: What is to be pruned, as `watch` gives it.
             batches: The samples.
             device: Where the model computes.
 
@@ -169,7 +175,12 @@ class Calibrated:
             else FinishedGroups(kept, self.stored, self.done, refit),
             **({} if refit is None else {"around": refit}),
         )
-        prune_in_order(work, self.watch(layers, config.include))
+        prune_in_order(work, layers)
+        if config.refit == "block" and refit is not None and not refit.blocks:
+            log.warning(
+                "--refit block: the model has no list of blocks that simply feed each "
+                "other, so its layers were fitted as by --refit layer"
+            )
         with working_on("measuring batch norms"):
             measured = recalibrate(model, evened(batches)) if norms else []
         for norm in measured:
@@ -260,6 +271,7 @@ class Calibrated:
     def _not_run(self, watched: TargetLayer) -> None:
         layer = self.stored.layers[watched.name]
         self.not_fitted[layer.tensor.name] = NOT_RUN
+        self.stored.other_kinds.keep(watched.module, "weight")
         self.prune(watched, None)
 
     def blocks(self, layer: LayerToPrune) -> Iterator[Array]:

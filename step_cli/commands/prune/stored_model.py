@@ -1,7 +1,8 @@
 """A model whose changed parameters are put aside, as the checkpoint will store them."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from step_cli.commands.prune.other_kinds import OtherKinds, with_arrays
 from step_cli.commands.prune.tensors import LayerToPrune, change_to
 from step_cli.errors import NonFiniteError
 from step_cli.formats.checkpoint import Checkpoint, NamedTensor
@@ -62,15 +64,17 @@ class StoredModel:
         uses = Counter(
             id(value) for _, module in modules for value in module._parameters.values()
         )
+        self._twice = self.runnable.stored_twice()
         self._alone = {
             (module, name)
             for _, module in modules
             for name, value in module._parameters.items()
-            if uses[id(value)] == 1
+            if uses[id(value)] == 1 and (module, name) not in self._twice
         }
         self._alone_arrays = ArraysOnDisk(self.folder)  # of what is in no group
         self._arrays: ArraysOnDisk | None = None  # of the group at hand
         self._new: dict[str, Array] = {}  # the same, by name of the tensor
+        self.other_kinds = OtherKinds(self.runnable.model)
 
     def close(self) -> None:
         """Give back what was put aside."""
@@ -144,7 +148,7 @@ class StoredModel:
 
         Args:
             layer: The tensor.
-            place: Its name in the model; empty: the model does not have it.
+            place: Its name in the model; empty: the model does not have it as it is.
             weight: Its new data.
         """
         aside = self._alone_arrays.add(weight)
@@ -152,10 +156,26 @@ class StoredModel:
         module_name, _, name = place.rpartition(".")
         if place:
             module = self.runnable.model.get_submodule(module_name)
-            old = module._parameters.get(name)
-            if old is not None:
-                new = mapped_tensor(aside).to(old.dtype)
-                setattr(module, name, nn.Parameter(new, requires_grad=False))
+            if module._parameters.get(name) is not None:
+                self.other_kinds.put(module, name, mapped_tensor(aside))
+
+    def use_without_place(self, opened: Callable[[Checkpoint], RunnableModel]) -> None:
+        """Have the model use pruned tensors that it holds in another form: as a stack.
+
+        Args:
+            opened: Opens the model with a checkpoint of other numbers.
+        """
+        names = self.runnable.names
+        new = {name: x for name, x in self.weights.items() if name not in names}
+        if new:
+            other = opened(with_arrays(self.checkpoint, new)).model
+            self.other_kinds.put_from(
+                other, lambda *place: self._of(*place) is not None
+            )
+
+    def dense_others(self, block: nn.Module) -> AbstractContextManager[None]:
+        """See `Weights`."""
+        return self.other_kinds.as_dense(block)
 
     def trainable(self, module: nn.Module, name: str) -> bool:
         """See `Weights`."""
@@ -201,7 +221,8 @@ class StoredModel:
     def stores(self, module: nn.Module, names: Sequence[str]) -> bool:
         """Whether buffers of a module can be stored."""
         tensors = [self._of(module, name) for name in names]
-        return all(x is not None and self._may_change(x) for x in tensors)
+        alone = self._twice.isdisjoint((module, name) for name in names)
+        return alone and all(x is not None and self._may_change(x) for x in tensors)
 
     def name_of(self, module: nn.Module) -> str:
         """The name of a module in the model."""

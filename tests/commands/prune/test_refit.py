@@ -85,8 +85,8 @@ def test_errors_fall_and_the_mask_is_that_without_a_fit(
         assert moved == expected
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_rounded_before_it_is_judged(
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_are_rounded_before_they_are_judged(
     dtype: torch.dtype, gpt2: Path, text: Path, tmp_path: Path
 ) -> None:
     name = "model.safetensors"
@@ -177,6 +177,48 @@ def test_what_cannot_be_fitted_is_pruned_all_the_same(tmp_path: Path) -> None:
         assert torch.equal(new["lstm.weight_hh_l0"], plain["lstm.weight_hh_l0"])
         assert not torch.equal(new["last.weight"], plain["last.weight"])
         assert same_masks(tmp_path / f"{kind}.pt", tmp_path / "none.pt")
+
+
+SHARED = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
+        self.other = nn.Linear(8, 8)
+        self.again = self.one
+
+    def forward(self, x):
+        return self.again(self.other(self.one(x)).relu())
+
+def build():
+    torch.manual_seed(0)
+    return Net()
+"""
+
+
+@pytest.mark.parametrize("kind", ["layer", "block"])
+def test_a_module_that_is_stored_under_two_names_stays_one(
+    kind: str, tmp_path: Path
+) -> None:
+    """Each name has numbers of its own in the file: no tie is to be seen there."""
+    x = np.random.default_rng(0).standard_normal((24, 8))
+    options = saved(SHARED, x, tmp_path)
+    state = {k: v.clone() for k, v in built(SHARED).state_dict().items()}
+    source, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    save_file(state, source)
+    report = run(source, out, **options, refit=kind)
+    new = load_file(out)
+    for name in state:
+        if name.startswith("one."):
+            assert torch.equal(new[name], new[name.replace("one", "again")]), name
+    reasons = {row.name: row.not_refitted for row in report.layers}
+    assert reasons.pop("other.weight") is None
+    assert set(reasons.values()) == {"other modules of the model use it too"}
+    with pytest.raises(InputError, match="shared with other tensors"):
+        run(source, tmp_path / "b.safetensors", **options, recalibrate_bn=True)
 
 
 NET = """
@@ -456,8 +498,45 @@ def test_an_expert_that_no_sample_reaches_is_not_fitted(
     assert reasons[0] is None and reasons[3] is None
     assert all(reason is not None for reason in reasons[1:3])
     assert "no sample" in (reasons[1] or "")
-    with pytest.raises(StepError, match="does not run it as a module"):
+    with pytest.raises(StepError, match="no sample the model runs it"):
         run(tmp_path / "in.pt", tmp_path / "two.pt", **options, method="wanda")
+
+
+@pytest.mark.parametrize("own", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"method": "wanda"},
+        {"method": "sparsegpt", "recalibrate_bn": True},
+        {"refit": "layer"},
+        {"refit": "block"},
+    ],
+)
+def test_fp64_weights_of_a_model_from_code(
+    more: dict[str, Any],
+    own: torch.dtype,
+    resnet: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    """Whether the code computes in fp32, or in fp64 itself."""
+    source, options = resnet
+    if own == torch.float64:
+        code = NET.replace("return Net()", "return Net().double()")
+        code = code.replace("self.stem(x)", "self.stem(x.double())")
+        (tmp_path / "net.py").write_text(code)
+    double = {k: x.double() if "." in k else x for k, x in torch.load(source).items()}
+    torch.save(double, tmp_path / "double.pt")
+    out = tmp_path / "out.pt"
+    report = run(tmp_path / "double.pt", out, **options, **more)
+    new = torch.load(out)
+    for row in report.layers:
+        kept = new[row.name] != 0
+        assert new[row.name].dtype == torch.float64 and row.density == 0.5
+        unchanged = torch.equal(new[row.name][kept], double[row.name][kept])
+        assert unchanged == (more.get("method") == "wanda")
+        if "refit" in more:
+            assert row.error_after is not None and row.error_before is not None
+    assert all(block.refitted for block in report.blocks)
 
 
 PLAIN = """
@@ -528,3 +607,47 @@ def test_an_infinite_activation_is_exit_7_outside_of_blocks_too(
     with pytest.raises(NonFiniteError, match="an input of this layer") as caught:
         run(tmp_path / "in.pt", tmp_path / "out.pt", **options, **more)
     assert caught.value.exit_code == 7 and caught.value.tensor == "two.weight"
+
+
+BARE = PLAIN.replace("x[0, 0] > 5", "False").replace("    CHANGE\n", "")
+
+
+def test_a_sample_of_zeros_does_not_spoil_the_fit_of_blocks(tmp_path: Path) -> None:
+    """A block without biases gives zero for it, of which no error is a share."""
+    rng = np.random.default_rng(0)  # inputs that depend on each other can be fitted to
+    x = rng.standard_normal((24, 5, 3)) @ rng.standard_normal((3, 8))
+    x[3] = 0
+    options = saved(BARE, x, tmp_path)
+    report = run(tmp_path / "in.pt", tmp_path / "out.pt", **options, refit="block")
+    assert [block.refitted for block in report.blocks] == [True, True]
+
+
+@pytest.mark.parametrize("kind", ["layer", "block"])
+def test_activations_too_large_to_be_squared_are_refused(
+    kind: str, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(0).standard_normal((24, 5, 8))
+    options = saved(BARE, x * 1e18, tmp_path)
+    report = run(tmp_path / "in.pt", tmp_path / "out.pt", **options, refit=kind)
+    assert all(row.error_before and row.error_after for row in report.layers)
+    options = saved(BARE, x * 1e25, tmp_path)
+    with pytest.raises(NonFiniteError) as caught:
+        run(tmp_path / "in.pt", tmp_path / "two.pt", **options, refit=kind)
+    assert (caught.value.tensor or "").startswith("blocks.0")
+    assert not (tmp_path / "two.pt").exists()
+
+
+def test_a_fit_by_blocks_that_finds_none_warns(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    code = EXPERTS.replace("x = block(x)", "x = x + block(x)")
+    x = np.random.default_rng(0).standard_normal((36, 8))
+    x[:, 0] = np.repeat([0, 1, 2], 12) + 0.5
+    for source, warns in ((code, True), (EXPERTS, False)):
+        caplog.clear()
+        home = tmp_path / f"{warns}"
+        home.mkdir()
+        options = saved(source, x, home)
+        report = run(home / "in.pt", home / "out.pt", **options, refit="block")
+        assert (report.blocks == []) == warns
+        assert ("as by --refit layer" in caplog.text) == warns
