@@ -87,9 +87,9 @@ def prune_in_order(calibration: Calibration[S], layers: Sequence[TargetLayer]) -
 def _not_run(calibration: Calibration[S], missing: TargetLayer) -> None:
     if calibration.unseen is None:
         raise InputError(
-            "its inputs cannot be observed, as on no sample the model runs it as a "
-            "module of its own; give more samples if it is an expert, --exclude it, "
-            "or use --method magnitude",
+            "its inputs cannot be observed, as the model does not run it as a module "
+            "of its own on any sample; give more samples if it is an expert, "
+            "--exclude it, or use --method magnitude",
             tensor=missing.name,
         )
     calibration.unseen(missing)

@@ -274,7 +274,11 @@ def _damped_enough(matrix: Tensor, tiles: Tensor) -> InverseFactor:
             invert_in_place(matrix)
         except SingularError:
             if damp == DAMPS[-1]:
-                raise
+                raise SingularError(
+                    "the Hessian of the inputs is not positive definite, also with "
+                    f"damping of {damp:g}; give more samples, --exclude this layer, or "
+                    "use --method wanda"
+                ) from None
             log.info("a Hessian is singular with damping %g, more is used", damp)
             _bring_back(matrix, tiles)
         else:

@@ -87,3 +87,10 @@ def test_inputs_that_were_never_seen_are_known() -> None:
 def test_a_hessian_that_is_not_definite_is_refused() -> None:
     with pytest.raises(SingularError, match="raise damp"):
         inverse_factor(-torch.eye(WIDTH))
+
+
+def test_one_that_no_damping_helps_is_told_with_what_to_do() -> None:
+    seen = seen_of(inputs())
+    seen.hessian.neg_()
+    with pytest.raises(SingularError, match=r"damping of 1; .*--method wanda"):
+        seen.inverses()

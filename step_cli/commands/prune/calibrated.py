@@ -61,7 +61,7 @@ STATISTICS_OF: dict[str, Callable[[], Any]] = {
 }
 NO_LAYER = "it is no weight of a linear layer or a convolution of the model"
 BATCHES = 32  # about so many are made of the samples, for a refit
-NOT_RUN = "on no sample the model runs it as a module of its own"
+NOT_RUN = "the model does not run it as a module of its own on any sample"
 
 
 def calibrated(

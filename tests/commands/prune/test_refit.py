@@ -497,8 +497,8 @@ def test_an_expert_that_no_sample_reaches_is_not_fitted(
     reasons = [row.not_refitted for row in report.layers]
     assert reasons[0] is None and reasons[3] is None
     assert all(reason is not None for reason in reasons[1:3])
-    assert "no sample" in (reasons[1] or "")
-    with pytest.raises(StepError, match="no sample the model runs it"):
+    assert "sample" in (reasons[1] or ""), reasons
+    with pytest.raises(StepError, match=r"does not run it .* on any sample"):
         run(tmp_path / "in.pt", tmp_path / "two.pt", **options, method="wanda")
 
 
