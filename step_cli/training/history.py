@@ -1,6 +1,5 @@
 """What a run has recorded, ready to be drawn: read from its directory."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,10 @@ from step_cli.autoswitch.autoswitch import AutoSwitch, Fixed, SwitchRule
 from step_cli.autoswitch.curves import Downsampled
 from step_cli.autoswitch.recording import Recording
 from step_cli.config.train import TrainConfig
+from step_cli.errors import InputError
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.reports import SwitchPoint
+from step_cli.training.records import record_of
 from step_cli.training.setup import criterion_of
 
 POINTS = 2000  # of a curve at most: one of millions of steps is downsampled
@@ -116,9 +117,20 @@ def read_history(
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``, oldest first."""
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    """The lines of ``metrics.jsonl``, oldest first.
+
+    Raises:
+        InputError: A line is damaged.
+    """
+    path = run_dir / "metrics.jsonl"
+    records = []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(), start=1):
+        record = record_of(line)
+        if record is None:
+            raise InputError(f"line {number} is damaged", file=path)
+        records.append(record)
+    return records
 
 
 def switch_point(optimizer: SparseOptimizer) -> SwitchPoint | None:

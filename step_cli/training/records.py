@@ -130,11 +130,21 @@ def _up_to(path: Path, step: int) -> str:
     if not step or not path.exists():
         return ""
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        with contextlib.suppress(ValueError):
-            if line.endswith("\n") and 0 < json.loads(line).get("step", 0) <= step:
-                kept.append(line)
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for line in text.splitlines(keepends=True):
+        record = record_of(line) if line.endswith("\n") else None
+        if record is not None and 0 < record["step"] <= step:
+            kept.append(line)
     return "".join(kept)
+
+
+def record_of(line: str) -> dict[str, Any] | None:
+    """The record of a step in one line; None where the line is none or is damaged."""
+    with contextlib.suppress(ValueError, RecursionError):
+        record = json.loads(line)
+        if isinstance(record, dict) and type(record.get("step")) is int:
+            return record
+    return None
 
 
 def save_text(path: Path, text: str) -> None:

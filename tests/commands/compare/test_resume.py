@@ -215,6 +215,23 @@ def test_killed_while_a_run_shows_its_results(
     assert files(cut) == files(whole)
 
 
+@pytest.mark.parametrize(
+    "damage", [b'{"step": 25, "lo', b"[1]\n", b"\0\0\n", b"\xff\n", b'{"step": "x"}\n']
+)
+def test_a_run_whose_records_are_damaged_is_gone_on_with(
+    small: tuple[list[str], Path], step_cli: Cli, tmp_path: Path, damage: bytes
+) -> None:
+    argv, whole = small
+    cut = copy_of(whole, tmp_path / "cut")
+    records = cut / "step-2of4-seed0" / "metrics.jsonl"
+    good = records.read_bytes()
+    records.write_bytes(good + damage)
+    outcome = step_cli(*argv, "--run-dir", cut, "--resume")
+    assert outcome.code == 0 and "1 of 2 runs are finished" in outcome.err
+    assert records.read_bytes() == good
+    assert files(cut) == files(whole)
+
+
 def test_a_run_that_died_before_its_first_checkpoint_begins_anew(
     small: tuple[list[str], Path], step_cli: Cli, tmp_path: Path
 ) -> None:
