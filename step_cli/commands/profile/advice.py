@@ -55,23 +55,34 @@ def reason_for(name: str | None, runs: Sequence[Replays]) -> str:
             if ours
             else "none: the chosen rules are baselines"
         )
-    replay = runs[0][name]
-    every = " for every seed" if len(runs) > 1 else ""
+    unsafe = _outgrown(name, runs)  # then so are all that switched in every run
     grown = " and ".join(other for other in ours if _outgrown(other, runs))
+    growing = f"v grows too far after the switch of {grown}" if grown else ""
     if any(run[name].clipped for run in runs):
         words = f"{name}, though clipping decided{_somewhere(name, runs)}: "
-        if grown:
-            words += f"v grows too far after the switch of {grown}, and "
-        other = "other " if grown else ""
-        return words + f"no {other}AutoSwitch rule was decided by its threshold alone"
+        other = ""
+        if grown and not unsafe:
+            words, other = f"{words}{growing}, and ", "other "
+        words += f"no {other}AutoSwitch rule was decided by its threshold alone"
+    else:
+        words = _threshold_decided(name, ours[: ours.index(name)], runs, unsafe=unsafe)
+    return f"{words}; {growing}, so none is safe" if unsafe else words
+
+
+def _threshold_decided(
+    name: str, before: Sequence[str], runs: Sequence[Replays], *, unsafe: bool
+) -> str:
+    """What sets a rule that its threshold decided apart from those ``before`` it."""
+    replay = runs[0][name]
+    every = " for every seed" if len(runs) > 1 else ""
     words = (
         f"{name}: its threshold decided{every}, at {_steps(name, runs)}, between the "
         "clips"
     )
-    for other in ours[: ours.index(name)]:
+    for other in before:
         if any(run[other].switch_step is None for run in runs):
             words += f"; {other} never switched"
-        elif _outgrown(other, runs):
+        elif _outgrown(other, runs) and not unsafe:
             words += f"; v grows too far after the switch of {other}"
         else:
             words += f"; {other} was clipped"
