@@ -9,9 +9,9 @@ from step_cli.autoswitch.curves import Downsampled
 from step_cli.autoswitch.recording import Recording
 from step_cli.config.train import TrainConfig
 from step_cli.errors import InputError
+from step_cli.formats.files.json_text import record_of_step
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.reports import SwitchPoint
-from step_cli.training.records import record_of
 from step_cli.training.setup import criterion_of
 
 POINTS = 2000  # of a curve at most: one of millions of steps is downsampled
@@ -126,7 +126,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     records = []
     text = path.read_text(encoding="utf-8", errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
-        record = record_of(line)
+        record = record_of_step(line)
         if record is None:
             raise InputError(f"line {number} is damaged", file=path)
         records.append(record)
