@@ -133,6 +133,14 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return records
 
 
+def lowest_value(run_dir: Path, config: TrainConfig) -> float | None:
+    """The lowest value that the criterion of ``[switch]`` has seen in all parts."""
+    criterion = criterion_of(config, config.switch.criterion)
+    steps = Recording(run_dir / "variance.jsonl").steps()
+    values = (criterion.update(sample) for sample, _ in steps)
+    return min((value for value in values if value is not None), default=None)
+
+
 def switch_point(optimizer: SparseOptimizer) -> SwitchPoint | None:
     """Where the rules changed, and why; None before, or where they never do."""
     step, reason, rule = optimizer.switch_step, optimizer.switch_reason, optimizer.rule
