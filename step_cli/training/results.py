@@ -236,15 +236,14 @@ def _taught(trainer: Trainer, path: Path) -> Distilled | None:
 def _never_switched(trainer: Trainer, path: Path) -> str | None:
     """What the first process says where no switch came; of all parts of the run."""
     config, optimizer = trainer.config, trainer.setup.optimizer
-    reached = optimizer.switch_step is not None or not optimizer.recipe.switches
-    if reached or not trainer.setup.processes.first:
+    rule, first = optimizer.rule, trainer.setup.processes.first
+    if rule is None or optimizer.switch_step is not None or not first:
         return None
-    assert optimizer.rule is not None
-    criterion = optimizer.rule.criterion
     lowest = lowest_value(path, config)
     seen = "" if lowest is None else f"; its lowest value was {lowest:.3g}"
     return (
-        f"the switch was never reached in {config.train.steps} steps ({criterion.name} "
-        f"against {criterion.threshold}{seen}), and no model was written; lower "
-        f"switch.t_max, now {config.clip[1]}, or raise switch.eps"
+        f"the switch was never reached in {config.train.steps} steps ("
+        f"{rule.criterion.name} against {rule.criterion.threshold}{seen}), and no "
+        f"model was written; lower switch.t_max, now {config.clip[1]}, or "
+        "raise switch.eps"
     )
