@@ -215,8 +215,10 @@ def _noise(replay: Replay, settings: Settings) -> str:
 def _growing(replays: Replays) -> list[str]:
     """After whose switch v outgrows what would be frozen."""
     found = [
-        f"{name} ({replay.v_growth:.3g} times its value at step {replay.switch_step})"
+        f"{name} ({f'{growth:.3g} times its value' if growth else 'from 0'} at step "
+        f"{replay.switch_step})"
         for name, replay in replays.items()
+        for growth in [replay.v_growth]
         if replay.outgrown
     ]
     if not found:

@@ -192,6 +192,18 @@ def test_what_clipping_decided_comes_before_what_v_outgrows(
     )
 
 
+def test_a_switch_while_v_is_zero_is_said_to_be_unsafe(
+    step_cli: Run, tmp_path: Path
+) -> None:
+    stream = [VarianceSample(t, 2, 0.0, 0.0, 0.0, None) for t in range(1, 31)]
+    stream += [VarianceSample(t, 2, 1.0, 1.0, 0.3, -2.0) for t in range(31, 61)]
+    log = write(tmp_path / "variance.jsonl", stream, VarianceHeader(0.9, 1e-8, 60))
+    words = ("autoswitch-profile", log, "--criterion", "autoswitch", "--t-min", "15")
+    shown = words_of(step_cli(*words).out)
+    assert "v grows too far after the switch of autoswitch, so none is safe" in shown
+    assert "the switch of autoswitch (from 0 at step 16): frozen" in shown
+
+
 def test_where_v_outgrows_every_switch_none_is_said_to_be_safe(
     step_cli: Run, tmp_path: Path
 ) -> None:
