@@ -120,9 +120,7 @@ def warnings_on(replays: Replays, settings: Settings, steps: int) -> list[str]:
         steps: How many steps were looked at.
     """
     lines = [_warning(replay, replays, settings, steps) for replay in replays.values()]
-    return (
-        [line for line in lines if line] + _growing(replays) + _early(replays, settings)
-    )
+    return [*filter(None, lines), *_growing(replays), *_early(replays, settings)]
 
 
 def _warning(replay: Replay, replays: Replays, settings: Settings, steps: int) -> str:
