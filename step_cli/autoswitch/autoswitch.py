@@ -176,7 +176,6 @@ class SwitchRule:
         t_min: No switch at this step or before.
         t_max: A switch right after this step whatever the value is; None for never.
         value: The tested value of the last step.
-        lowest: The lowest value so far.
     """
 
     def __init__(
@@ -187,7 +186,6 @@ class SwitchRule:
         self.t_min = t_min if clipped else -1
         self.t_max = t_max if clipped else None
         self.value: float | None = None
-        self.lowest: float | None = None
 
     @property
     def first_step(self) -> int:
@@ -209,8 +207,6 @@ class SwitchRule:
             ``threshold``, ``t_max``, ``fixed``, or None.
         """
         value = self.value = self.criterion.update(sample)
-        if value is not None:
-            self.lowest = value if self.lowest is None else min(self.lowest, value)
         if value is not None and self.criterion.met(value) and sample.step > self.t_min:
             return "fixed" if isinstance(self.criterion, Fixed) else "threshold"
         if self.t_max is not None and sample.step > self.t_max:

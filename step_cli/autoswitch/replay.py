@@ -46,7 +46,7 @@ class Replay:
         first_able: The first step at which its test could make it switch.
         v_mean: Mean over coordinates of v at the switch point, in squared gradients.
         v_growth: Largest v of up to 1001 steps after the switch point over v there,
-            by their bias-corrected L1 norms; None where no step follows.
+            by their bias-corrected L1 norms; None where no step follows, or v was 0.
         other_eps: At which step other thresholds would have decided; None where
             there is no threshold to choose.
     """
@@ -63,7 +63,7 @@ class Replay:
         self.first_able: int | None = None
         self.v_mean: float | None = None
         self.v_growth: float | None = None
-        self._v_there = 0.0
+        self._v_there, self._from_zero = 0.0, False
         chosen = isinstance(rule.criterion, AutoSwitch | RelativeAutoSwitch)
         self.other_eps: dict[float, int] | None = {} if chosen else None
         self._lowest = math.inf  # value at which the test could make it switch
@@ -92,6 +92,7 @@ class Replay:
             if self._v_there:
                 grown = self._corrected(sample) / self._v_there
                 self.v_growth = max(grown, self.v_growth or 0.0)
+            self._from_zero |= not self._v_there and sample.v_l1 > 0
         else:
             self._is_complete = self._has_seen_all(step)
 
@@ -152,7 +153,7 @@ class Replay:
     @property
     def outgrown(self) -> bool:
         """Whether v grows so far after the switch point that freezing it is unsafe."""
-        return self.v_growth is not None and self.v_growth > OUTGROWN
+        return self._from_zero or (self.v_growth or 0.0) > OUTGROWN
 
     @property
     def margin(self) -> float | None:

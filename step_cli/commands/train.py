@@ -10,6 +10,7 @@ from step_cli.config.data import BUILT_IN
 from step_cli.config.train import TrainConfig, load_config
 from step_cli.data.files import kind_of
 from step_cli.errors import UsageError, naming
+from step_cli.formats.files.target import refuse_input
 from step_cli.render.status_line import working_on
 from step_cli.reports import CompareDryRunReport, CompareReport, TrainReport
 
@@ -81,4 +82,12 @@ def _compare(
 
 
 def _run_dir(command: TrainCommandConfig) -> Path:
-    return command.run_dir or Path("runs") / command.config.stem
+    """Where the run is to be.
+
+    Raises:
+        UsageError: The configuration would be deleted with the old run.
+    """
+    run_dir = command.run_dir or Path("runs") / command.config.stem
+    if command.force:
+        refuse_input(run_dir, command.config)
+    return run_dir

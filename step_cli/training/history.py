@@ -1,6 +1,5 @@
 """What a run has recorded, ready to be drawn: read from its directory."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ from step_cli.autoswitch.autoswitch import AutoSwitch, Fixed, SwitchRule
 from step_cli.autoswitch.curves import Downsampled
 from step_cli.autoswitch.recording import Recording
 from step_cli.config.train import TrainConfig
+from step_cli.errors import InputError
+from step_cli.formats.files.json_text import record_of_step
 from step_cli.optim.optimizer import SparseOptimizer
 from step_cli.reports import SwitchPoint
 from step_cli.training.setup import criterion_of
@@ -116,9 +117,28 @@ def read_history(
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``, oldest first."""
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    """The lines of ``metrics.jsonl``, oldest first.
+
+    Raises:
+        InputError: A line is damaged.
+    """
+    path = run_dir / "metrics.jsonl"
+    records = []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(), start=1):
+        record = record_of_step(line)
+        if record is None:
+            raise InputError(f"line {number} is damaged", file=path)
+        records.append(record)
+    return records
+
+
+def lowest_value(run_dir: Path, config: TrainConfig) -> float | None:
+    """The lowest value that the criterion of ``[switch]`` has seen in all parts."""
+    criterion = criterion_of(config, config.switch.criterion)
+    steps = Recording(run_dir / "variance.jsonl").steps()
+    values = (criterion.update(sample) for sample, _ in steps)
+    return min((value for value in values if value is not None), default=None)
 
 
 def switch_point(optimizer: SparseOptimizer) -> SwitchPoint | None:

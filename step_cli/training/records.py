@@ -5,7 +5,6 @@ mask flipped, at every logged step; its first line lists the layers: name, shape
 pattern and group axis.
 """
 
-import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from step_cli.autoswitch.variance_log import (
 )
 from step_cli.config.train import TrainConfig
 from step_cli.errors import OutputError
+from step_cli.formats.files.json_text import record_of_step
 from step_cli.formats.files.staged import staged
 from step_cli.nm.pattern import Plan
 from step_cli.optim.optimizer import SparseOptimizer
@@ -130,10 +130,11 @@ def _up_to(path: Path, step: int) -> str:
     if not step or not path.exists():
         return ""
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        with contextlib.suppress(ValueError):
-            if line.endswith("\n") and 0 < json.loads(line).get("step", 0) <= step:
-                kept.append(line)
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for line in text.splitlines(keepends=True):
+        record = record_of_step(line) if line.endswith("\n") else None
+        if record is not None and 0 < record["step"] <= step:
+            kept.append(line)
     return "".join(kept)
 
 

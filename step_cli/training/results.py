@@ -30,7 +30,7 @@ from step_cli.render.markdown import escaped
 from step_cli.render.model_card import CountedLayers, ModelCard, metadata, section
 from step_cli.render.status_line import working_on
 from step_cli.reports import Distilled, StaysDense, TrainReport
-from step_cli.training.history import read_metrics, switch_point
+from step_cli.training.history import lowest_value, read_metrics, switch_point
 from step_cli.training.page import counted_weights, last_part, show_run
 from step_cli.training.records import save_text
 from step_cli.training.setup import Setup
@@ -61,7 +61,8 @@ def finish(trainer: Trainer, path: Path, run_dir: Path) -> TrainReport:
             )
         kept = processes.from_first(kept)
         taught = processes.from_first(_taught(trainer, path))
-        report = _report(trainer, run_dir, metrics, dense_metrics, kept, taught)
+        never = processes.from_first(_never_switched(trainer, path))
+        report = _report(trainer, run_dir, metrics, dense_metrics, kept, taught, never)
         if processes.first:
             _write(trainer, state, report, path)
     processes.wait()
@@ -190,12 +191,12 @@ def _report(
     dense_metrics: dict[str, float] | None,
     kept: tuple[float, float],
     taught: Distilled | None,
+    never: str | None,
 ) -> TrainReport:
     config, optimizer = trainer.config, trainer.setup.optimizer
     sparse = trainer.setup.is_sparse
-    reached = optimizer.switch_step is not None or not optimizer.recipe.switches
     return TrainReport(
-        ok=reached,
+        ok=never is None,
         recipe=config.sparsity.recipe,
         pattern=str(config.sparsity.pattern) if sparse else None,
         steps=optimizer.steps_taken,
@@ -210,7 +211,7 @@ def _report(
         processes=trainer.setup.processes.size,
         data=found_in(trainer.setup.data),
         distill=taught,
-        advice=[] if reached else [_never_switched(trainer)],
+        advice=[] if never is None else [never],
     )
 
 
@@ -232,13 +233,17 @@ def _taught(trainer: Trainer, path: Path) -> Distilled | None:
     )
 
 
-def _never_switched(trainer: Trainer) -> str:
-    steps, (_, t_max) = trainer.config.train.steps, trainer.config.clip
-    rule = trainer.setup.optimizer.rule
-    assert rule is not None
-    seen = "" if rule.lowest is None else f"; its lowest value was {rule.lowest:.3g}"
+def _never_switched(trainer: Trainer, path: Path) -> str | None:
+    """What the first process says where no switch came; of all parts of the run."""
+    config, optimizer = trainer.config, trainer.setup.optimizer
+    rule, first = optimizer.rule, trainer.setup.processes.first
+    if rule is None or optimizer.switch_step is not None or not first:
+        return None
+    lowest = lowest_value(path, config)
+    seen = "" if lowest is None else f"; its lowest value was {lowest:.3g}"
     return (
-        f"the switch was never reached in {steps} steps ({rule.criterion.name} against "
-        f"{rule.criterion.threshold}{seen}), and no model was written; lower "
-        f"switch.t_max, now {t_max}, or raise switch.eps"
+        f"the switch was never reached in {config.train.steps} steps ("
+        f"{rule.criterion.name} against {rule.criterion.threshold}{seen}), and no "
+        f"model was written; lower switch.t_max, now {config.clip[1]}, or "
+        "raise switch.eps"
     )

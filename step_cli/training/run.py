@@ -36,10 +36,14 @@ from step_cli.training.run_directory import (
 )
 from step_cli.training.setup import Setup, set_up
 from step_cli.training.stop import StopRequest, stop_on_request
-from step_cli.training.teacher_record import record_teacher, refuse_other_teacher
 from step_cli.training.trackers.tracker import Tracker
 from step_cli.training.trackers.tracking import require_trackers, tracking
 from step_cli.training.trainer import Trainer
+from step_cli.training.weights_record import (
+    record_start,
+    record_teacher,
+    refuse_other_teacher,
+)
 
 
 def train(
@@ -112,6 +116,7 @@ def _begin(
             save_text(path / "config.toml", to_toml(config))
             save_text(path / PLAN, plan_json(setup.plan))
             record_data(path, setup.data)
+            record_start(path, setup.start)
             if setup.teacher is not None:
                 record_teacher(path, setup.teacher.sha256)
         return _go_on(config, setup, path, run_dir, shared, after=0)

@@ -38,6 +38,7 @@ from step_cli.training.distributed import Processes
 from step_cli.training.evaluate import loss_of, scores_of
 from step_cli.training.process_state import seed_all
 from step_cli.training.teacher import Teacher, load_teacher, refuse_misfit
+from step_cli.training.weights_record import digest_of_start
 from step_cli.training.wrapping import parallelize
 
 OPTIMIZER_OPTIONS = {"eps_mode", "v_correction"}  # of [sparsity.options], not recipes'
@@ -55,6 +56,7 @@ class Setup:
         coverage: What of the model's layers stays dense.
         data: What to train on.
         processes: The processes that train it.
+        start: A digest of the weights it begins with.
         teacher: What it learns from beside the labels.
     """
 
@@ -65,6 +67,7 @@ class Setup:
     coverage: Coverage
     data: Dataset
     processes: Processes
+    start: str
     teacher: Teacher | None = None
 
     @property
@@ -103,6 +106,7 @@ def set_up(
     switch = switch_rule(config, recipe)
     with working_on("building the model"):
         model = load_model(config)
+        start = digest_of_start(model)
     if not any(p.requires_grad for p in model.parameters()):
         raise NothingSelectedError("no parameter of the model requires gradients")
     wanted, coverage = _choose(config, model, plan)
@@ -139,7 +143,9 @@ def set_up(
         batch = training_batch(config, data, processes, 0)
         refuse_misfit(teacher, model, data, batch, processes)
     seed_all(config.train.seed, processes.rank)
-    return Setup(model, forward, optimizer, plan, coverage, data, processes, teacher)
+    return Setup(
+        model, forward, optimizer, plan, coverage, data, processes, start, teacher
+    )
 
 
 def training_batch(
@@ -178,6 +184,13 @@ def load_model(config: TrainConfig) -> nn.Module:
     """The model of ``[model]``, with the weights it starts from."""
     start = config.model
     return start_model(start.source, start.options, start.weights)
+
+
+@working_on("building the model")
+def start_of(config: TrainConfig) -> str:
+    """A digest of the weights with which a run begins."""
+    seed_all(config.train.seed)
+    return digest_of_start(load_model(config))
 
 
 def selection(config: TrainConfig) -> Selection:

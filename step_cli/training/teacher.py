@@ -33,7 +33,7 @@ from step_cli.optim.recipe import Recipe
 from step_cli.render.status_line import working_on
 from step_cli.training.distributed import Processes
 from step_cli.training.evaluate import Precision, autocast, scores_of
-from step_cli.training.teacher_record import digest_of, digest_of_files
+from step_cli.training.weights_record import digest_of, digest_of_files
 from step_cli.training.wrapping import place_frozen
 
 logger = logging.getLogger(__name__)

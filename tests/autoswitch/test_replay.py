@@ -122,8 +122,10 @@ def test_only_the_steps_of_table_1_are_looked_at() -> None:
         assert replay.v_growth == pytest.approx(expected)
 
 
-def test_nothing_is_known_of_a_variance_that_was_zero() -> None:
+@pytest.mark.parametrize("after", [0.0, 1.0])
+def test_a_variance_that_was_zero_is_outgrown_by_any_other(after: float) -> None:
+    """By how many times, no number says."""
     replay = Replay(SwitchRule(Fixed(1)), beta2=0.9)
-    for sample in grown([0.0, 1.0, 1.0], 0.9):
+    for sample in grown([0.0, after, 0.0], 0.9):
         replay.update(sample)
-    assert (replay.v_growth, replay.outgrown) == (None, False)
+    assert (replay.v_growth, replay.outgrown) == (None, after > 0)

@@ -252,6 +252,24 @@ def test_an_old_run_comes_back_if_the_new_one_fails(
     assert json.loads((run_dir / "report.json").read_text())["ok"]
 
 
+@pytest.mark.parametrize(
+    "more", [(), ("--recipes", "asp"), ("--recipes", "asp", "--dry-run")]
+)
+def test_a_directory_that_holds_the_configuration_is_not_replaced(
+    step_cli: Run, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    mine = tmp_path / "mine"
+    (mine / "deep").mkdir(parents=True)
+    (mine / "deep" / "c.toml").write_bytes(CONFIG.read_bytes())
+    (tmp_path / "link.toml").symlink_to(mine / "deep" / "c.toml")
+    for config in (mine / "deep" / "c.toml", tmp_path / "link.toml"):
+        words = ("train", config, "--run-dir", mine, *settings(), *more)
+        outcome = step_cli(*words, "--force")
+        assert outcome.code == 2 and "output holds the input" in outcome.error
+        assert step_cli(*words).code == 5
+    assert [path.name for path in mine.iterdir()] == ["deep"]
+
+
 NET = """
 import torch
 from torch import nn

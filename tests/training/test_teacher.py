@@ -40,8 +40,8 @@ from step_cli.training.records import Unrecorded, variance_header
 from step_cli.training.run import train
 from step_cli.training.setup import set_up
 from step_cli.training.teacher import Teacher, load_teacher
-from step_cli.training.teacher_record import FILE, digest_of
 from step_cli.training.trainer import Trainer, lr_at
+from step_cli.training.weights_record import TEACHER, digest_of
 
 ALONE = Processes(torch.device("cpu"))
 RESULTS = ("model/model.safetensors", "metrics.jsonl", "variance.jsonl", "layers.jsonl")
@@ -729,12 +729,12 @@ def test_another_teacher_is_refused(
     with pytest.raises(InputError, match="not the teacher the run began with") as error:
         train(config, tmp_path / "run", resume=True)
     assert error.value.exit_code == 4
-    record = (tmp_path / "run" / FILE).read_text()
-    (tmp_path / "run" / FILE).unlink()
+    record = (tmp_path / "run" / TEACHER).read_text()
+    (tmp_path / "run" / TEACHER).unlink()
     teacher.write_bytes(first)
     with pytest.raises(InputError):
         train(config, tmp_path / "run", resume=True)
-    (tmp_path / "run" / FILE).write_text(record)
+    (tmp_path / "run" / TEACHER).write_text(record)
     other = configured(tmp_path, teacher, "distill.weight=0.4")
     with pytest.raises(InputError, match=r"distill.weight is 0.4, was 0.5"):
         train(other, tmp_path / "run", resume=True)

@@ -118,7 +118,8 @@ def estimate(
 def measure(config: TrainConfig, data: Dataset, processes: Processes) -> Cost:
     """What a run of this configuration takes, but for what it writes."""
     steps = min(MEASURED, config.train.steps)
-    switch = config.switch.model_copy(update={"criterion": "fixed", "step": steps // 2})
+    half = max(1, steps // 2)  # step 0 is none for STEP
+    switch = config.switch.model_copy(update={"criterion": "fixed", "step": half})
     rarely = {"eval_every": NEVER, "log_every": NEVER}
     train = config.train.model_copy(update=rarely)
     short = config.model_copy(update={"train": train, "switch": switch})

@@ -12,6 +12,7 @@ from step_cli.errors import InputError, StepError
 from step_cli.formats.files.json_text import read_json
 from step_cli.reports import TrainReport
 from step_cli.training.checkpoints import has_checkpoint
+from step_cli.training.history import read_metrics
 from step_cli.training.run_directory import is_finished, refuse_other_config
 
 REPORT_LIMIT = 64 << 20  # bytes of report.json
@@ -36,8 +37,10 @@ class Outcome:
 
 
 def outcome_of(run: Run, path: Path) -> Outcome:
-    """What the finished run in ``path`` has given; its weights are checked."""
+    """What the finished run in ``path`` has given; weights and records are checked."""
     try:
+        if (path / "metrics.jsonl").is_file():  # a curve is all that needs it
+            read_metrics(path)
         given = read_json(path / "report.json", "a report", limit_bytes=REPORT_LIMIT)
         report = TrainReport.model_validate(given)
         reason = _reason(report, path)

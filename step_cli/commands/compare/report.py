@@ -5,7 +5,7 @@ from itertools import combinations
 
 from step_cli.commands.compare.outcome import Outcome
 from step_cli.commands.compare.runs import DENSE
-from step_cli.commands.compare.statistics import mean, paired_difference, sd
+from step_cli.commands.compare.statistics import apart, mean, paired_difference, sd
 from step_cli.reports import ComparedPair, ComparedRow, CompareReport, FailedRun
 
 ACCURACY, LOSS = "eval_accuracy", "eval_loss"
@@ -49,7 +49,7 @@ def _row(group: Sequence[Outcome], metric: str, dense: float | None) -> Compared
     counted = [outcome for outcome in group if outcome.reason is None]
     values = [outcome.metrics[metric] for outcome in counted]
     middle, steps = mean(values), [outcome.switch_step for outcome in counted]
-    to_dense = None if middle is None or dense is None else middle - dense
+    to_dense = None if middle is None or dense is None else apart(middle, dense)
     return ComparedRow(
         recipe=group[0].run.recipe,
         pattern=group[0].run.pattern,

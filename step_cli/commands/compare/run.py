@@ -132,10 +132,11 @@ def _left(runs: Sequence[Run], states: States) -> list[Run]:
 
 def _begun(
     runs: Sequence[Run], path: Path, states: States, processes: Processes
-) -> list[Path]:
-    """The directories that are gone on from; the first process looks at them."""
-    begun = [path / run.name for run in runs if states[run.name][0] != NEW]
-    return begun if processes.first else []
+) -> dict[Path, Run]:
+    """The runs that are there, by directory; the first process looks at them."""
+    if not processes.first:
+        return {}
+    return {path / run.name: run for run in runs if states[run.name][0] != NEW}
 
 
 def _go_on(

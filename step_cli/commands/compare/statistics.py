@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
+ROUNDING = 2.0**-50  # relative: 1/360 + 2/360 and 3/360 differ by less
 Interval = tuple[float, float]
 
 
@@ -49,6 +50,12 @@ def sd(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
+def apart(first: float, second: float) -> float:
+    """First minus second; 0 where they are equal but for rounding."""
+    rounding = ROUNDING * max(abs(first), abs(second))
+    return 0.0 if abs(first - second) <= rounding else first - second
+
+
 def mean_interval(
     values: Sequence[float], confidence: float = CONFIDENCE
 ) -> Interval | None:
@@ -76,9 +83,11 @@ def paired_difference(
     seeds = tuple(sorted(first.keys() & second.keys()))
     if not seeds:
         return None
-    differences = [first[seed] - second[seed] for seed in seeds]
+    differences = [apart(first[seed], second[seed]) for seed in seeds]
     interval = mean_interval(differences, confidence)
-    return Difference(statistics.fmean(differences), interval, seeds)
+    means = [statistics.fmean(side[seed] for seed in seeds) for side in (first, second)]
+    middle = statistics.fmean(differences) if apart(*means) else 0.0
+    return Difference(middle, interval, seeds)
 
 
 def t_quantile(confidence: float, freedom: int) -> float:

@@ -1,7 +1,7 @@
 """Whether runs can be trained, found out before the first step; and their memory."""
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,16 +15,20 @@ from step_cli.render.status_line import working_on
 from step_cli.training.distributed import Processes
 from step_cli.training.memory import translate_memory_errors
 from step_cli.training.run_directory import refuse_other_data
-from step_cli.training.setup import set_up
-from step_cli.training.teacher_record import FILE as TEACHER
-from step_cli.training.teacher_record import refuse_other_teacher
+from step_cli.training.setup import set_up, start_of
+from step_cli.training.weights_record import (
+    START,
+    TEACHER,
+    refuse_other_start,
+    refuse_other_teacher,
+)
 
 
 def try_all(
     runs: Sequence[Run],
     data: Dataset,
     processes: Processes,
-    begun: Sequence[Path] = (),
+    begun: Mapping[Path, Run] | None = None,
 ) -> None:
     """Find out before the first step whether each recipe and pattern can be trained.
 
@@ -32,14 +36,20 @@ def try_all(
         runs: Those that are left.
         data: Of all runs.
         processes: The processes that train together.
-        begun: Directories of all runs that were begun, finished ones too.
+        begun: All runs that were begun, finished ones too, by their directories.
 
     Raises:
-        StepError: One cannot, or what was begun had other data or another teacher.
+        StepError: One cannot, or what was begun had other data, other weights to begin
+            with or another teacher.
     """
+    begun = begun or {}
     with working_on("looking at the data of runs that were begun"):
         for path in begun:
             refuse_other_data(path, data)
+    recorded = [path for path in begun if (path / START).exists()]
+    for path in recorded[:1]:  # the others began as it did
+        with translate_memory_errors(begun[path].config.train):
+            refuse_other_start(path, start_of(begun[path].config))
     taught = [path for path in begun if (path / TEACHER).exists()]
     told: set[str | None] = set()
     foreseen: set[str] = set()

@@ -55,23 +55,34 @@ def reason_for(name: str | None, runs: Sequence[Replays]) -> str:
             if ours
             else "none: the chosen rules are baselines"
         )
-    replay = runs[0][name]
-    every = " for every seed" if len(runs) > 1 else ""
+    unsafe = _outgrown(name, runs)  # then so are all that switched in every run
     grown = " and ".join(other for other in ours if _outgrown(other, runs))
+    growing = f"v grows too far after the switch of {grown}" if grown else ""
     if any(run[name].clipped for run in runs):
         words = f"{name}, though clipping decided{_somewhere(name, runs)}: "
-        if grown:
-            words += f"v grows too far after the switch of {grown}, and "
-        other = "other " if grown else ""
-        return words + f"no {other}AutoSwitch rule was decided by its threshold alone"
+        other = ""
+        if grown and not unsafe:
+            words, other = f"{words}{growing}, and ", "other "
+        words += f"no {other}AutoSwitch rule was decided by its threshold alone"
+    else:
+        words = _threshold_decided(name, ours[: ours.index(name)], runs, unsafe=unsafe)
+    return f"{words}; {growing}, so none is safe" if unsafe else words
+
+
+def _threshold_decided(
+    name: str, before: Sequence[str], runs: Sequence[Replays], *, unsafe: bool
+) -> str:
+    """What sets a rule that its threshold decided apart from those ``before`` it."""
+    replay = runs[0][name]
+    every = " for every seed" if len(runs) > 1 else ""
     words = (
         f"{name}: its threshold decided{every}, at {_steps(name, runs)}, between the "
         "clips"
     )
-    for other in ours[: ours.index(name)]:
+    for other in before:
         if any(run[other].switch_step is None for run in runs):
             words += f"; {other} never switched"
-        elif _outgrown(other, runs):
+        elif _outgrown(other, runs) and not unsafe:
             words += f"; v grows too far after the switch of {other}"
         else:
             words += f"; {other} was clipped"
@@ -109,9 +120,7 @@ def warnings_on(replays: Replays, settings: Settings, steps: int) -> list[str]:
         steps: How many steps were looked at.
     """
     lines = [_warning(replay, replays, settings, steps) for replay in replays.values()]
-    return (
-        [line for line in lines if line] + _growing(replays) + _early(replays, settings)
-    )
+    return [*filter(None, lines), *_growing(replays), *_early(replays, settings)]
 
 
 def _warning(replay: Replay, replays: Replays, settings: Settings, steps: int) -> str:
@@ -204,8 +213,10 @@ def _noise(replay: Replay, settings: Settings) -> str:
 def _growing(replays: Replays) -> list[str]:
     """After whose switch v outgrows what would be frozen."""
     found = [
-        f"{name} ({replay.v_growth:.3g} times its value at step {replay.switch_step})"
+        f"{name} ({f'{growth:.3g} times its value' if growth else 'from 0'} at step "
+        f"{replay.switch_step})"
         for name, replay in replays.items()
+        for growth in [replay.v_growth]
         if replay.outgrown
     ]
     if not found:

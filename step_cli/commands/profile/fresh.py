@@ -18,6 +18,7 @@ from step_cli.config.train import (
     with_seed,
 )
 from step_cli.errors import OutputError, UsageError
+from step_cli.formats.files.target import refuse_input
 from step_cli.formats.files.temporary import temporary_directory
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def config_to_record(options: AutoswitchProfileConfig) -> TrainConfig:
 
     Raises:
         InputError: It cannot be read.
-        UsageError: It is wrong, or trains without a variance.
+        UsageError: It is wrong, trains without a variance, or lies in ``--out``.
         OutputError: ``--out`` exists.
     """
     config = load_config(options.source, options.set)
@@ -39,6 +40,8 @@ def config_to_record(options: AutoswitchProfileConfig) -> TrainConfig:
     refuse_high_seeds(config, options.seeds)
     if options.out is not None and os.path.lexists(options.out) and not options.force:
         raise OutputError("exists, use --force to replace it", file=options.out)
+    if options.out is not None:
+        refuse_input(options.out, options.source)
     if options.beta2 is not None:
         betas = {"betas": (config.train.betas[0], options.beta2)}
         train = config.train.model_copy(update=betas)
@@ -48,18 +51,20 @@ def config_to_record(options: AutoswitchProfileConfig) -> TrainConfig:
 
 
 @contextmanager
-def run_folder(options: AutoswitchProfileConfig) -> Iterator[Path]:
+def run_folder(options: AutoswitchProfileConfig, config: TrainConfig) -> Iterator[Path]:
     """Where the runs are recorded: ``--out``, or a place that is cleared again.
 
     Raises:
+        UsageError: ``--out`` holds what is read, and would be replaced.
         OutputError: The system refuses.
     """
     if options.out is None:
         with temporary_directory("profile") as path:
             yield path
         return
-    from step_cli.training.run_directory import run_directory
+    from step_cli.training.run_directory import refuse_impossible, run_directory
 
+    refuse_impossible(options.out, force=options.force, config=config)
     with run_directory(options.out, force=options.force) as path:
         yield path
 

@@ -52,7 +52,7 @@ def run(options: AutoswitchProfileConfig) -> AutoswitchProfileReport:
 def _train(options: AutoswitchProfileConfig, names: Sequence[str]) -> Results:
     config = config_to_record(options)
     _check_plot(options.plot, [options.source])
-    with run_folder(options) as folder:
+    with run_folder(options, config) as folder:
         profiles = [
             record_and_replay(options, config, names, folder, number)
             for number in range(options.seeds)

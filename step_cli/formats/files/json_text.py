@@ -54,6 +54,16 @@ def read_json(path: Path, what: str, *, limit_bytes: int) -> dict[str, Any]:
     return json_object(file.head(file.size), what, file=path)
 
 
+def record_of_step(line: str) -> dict[str, Any] | None:
+    """The object in a line of a log of steps; None where it is none or is damaged."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_record = isinstance(record, dict) and type(record.get("step")) is int
+    return record if is_record else None
+
+
 def _refuse(constant: str) -> None:
     """NaN and infinity are Python's own; no other reader takes them."""
     raise ValueError(f"{constant} is no JSON number")

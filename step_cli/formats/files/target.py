@@ -30,7 +30,7 @@ def checked_target(
     """
     final = Path(os.path.realpath(target))
     for source in inputs:
-        _refuse_input(target, final, source)
+        refuse_input(target, source)
     try:
         _refuse_existing(target, final, force=force, directory=directory)
     except OSError as error:
@@ -39,14 +39,19 @@ def checked_target(
     return final
 
 
-def _refuse_input(target: Path, final: Path, source: Path) -> None:
-    real = Path(os.path.realpath(source))
+def refuse_input(target: Path, source: Path) -> None:
+    """Refuse to write ``target`` where that would change or delete ``source``.
+
+    Raises:
+        UsageError: The target is the input, is inside it, or holds it.
+    """
+    final, real = (Path(os.path.realpath(path)) for path in (target, source))
     if final == real or _same_file(final, real):
         raise UsageError("output is the input, name another", file=target)
     if real.is_dir() and final.is_relative_to(real):
         raise UsageError(f"output is inside the input {source}", file=target)
     if real.is_relative_to(final):
-        raise UsageError(f"output holds the input {source}", file=target)
+        raise UsageError(f"output holds the input {source}, name another", file=target)
     if final.is_file() and real.is_dir():
         for entry in real.iterdir():
             if _same_file(final, entry):

@@ -437,8 +437,12 @@ def test_a_switch_that_never_comes_fails_its_run(step_cli: Cli, tmp_path: Path) 
     assert outcome.code == 1 and outcome.json["ok"] is False
     (failed,) = outcome.json["rows"][1]["failed"]
     assert "the switch was never reached in 24 steps" in failed["reason"]
+    assert "its lowest value was" in failed["reason"]
     assert outcome.json["rows"][1]["mean"] is None
     assert outcome.json["rows"][0]["mean"] is not None
+    whole = files(tmp_path / "runs")
+    assert step_cli(*argv, "--resume").code == 1  # from step 24: that of all steps
+    assert files(tmp_path / "runs") == whole
 
 
 def test_weights_that_break_their_pattern_fail_their_run(

@@ -165,6 +165,17 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(
     )
 
 
+@pytest.mark.parametrize("steps", ["1", "2"])
+def test_a_dry_run_of_few_steps_refuses_nothing_that_can_be_trained(
+    step_cli: Cli, tmp_path: Path, steps: str
+) -> None:
+    few = (f"train.steps={steps}", "train.warmup_steps=0", "switch.t_min=0",
+           "switch.t_max=0")  # fmt: skip
+    argv = [*words(tmp_path, *few), *RECIPES, "--run-dir", tmp_path / "runs"]
+    assert step_cli(*argv, "--dry-run").code == 0
+    assert step_cli(*argv).code == 0
+
+
 def test_a_dry_run_counts_what_is_finished(
     step_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

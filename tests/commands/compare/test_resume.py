@@ -215,6 +215,23 @@ def test_killed_while_a_run_shows_its_results(
     assert files(cut) == files(whole)
 
 
+@pytest.mark.parametrize(
+    "damage", [b'{"step": 25, "lo', b"[1]\n", b"\0\0\n", b"\xff\n", b'{"step": "x"}\n']
+)
+def test_a_run_whose_records_are_damaged_is_gone_on_with(
+    small: tuple[list[str], Path], step_cli: Cli, tmp_path: Path, damage: bytes
+) -> None:
+    argv, whole = small
+    cut = copy_of(whole, tmp_path / "cut")
+    records = cut / "step-2of4-seed0" / "metrics.jsonl"
+    good = records.read_bytes()
+    records.write_bytes(good + damage)
+    outcome = step_cli(*argv, "--run-dir", cut, "--resume")
+    assert outcome.code == 0 and "1 of 2 runs are finished" in outcome.err
+    assert records.read_bytes() == good
+    assert files(cut) == files(whole)
+
+
 def test_a_run_that_died_before_its_first_checkpoint_begins_anew(
     small: tuple[list[str], Path], step_cli: Cli, tmp_path: Path
 ) -> None:
@@ -263,6 +280,37 @@ def test_other_data_are_refused(
     record.write_text(record.read_text().replace('"samples": ', '"samples": 1'))
     outcome = step_cli(*argv, "--run-dir", cut, "--resume")
     assert outcome.code == 4 and "not the data the run began with" in outcome.error
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_other_weights_to_begin_with_are_refused(
+    step_cli: Cli, tmp_path: Path, dry: bool
+) -> None:
+    """The runs of a seed begin alike, also those that are begun only now."""
+    start_from = tmp_path / "start.safetensors"
+    argv = words(tmp_path, f"model.weights={start_from}")
+    argv += ["--run-dir", str(tmp_path / "runs"), "--resume"] + dry * ["--dry-run"]
+
+    def weights(last: float) -> None:
+        torch.manual_seed(0)
+        layers = nn.ModuleDict({"1": nn.Linear(64, 16), "3": nn.Linear(16, 12)})
+        layers["3"].bias.data[-1] = last
+        save_file(layers.state_dict(), start_from)
+
+    weights(1.0)
+    begin = [word for word in argv if word not in ("--resume", "--dry-run")]
+    assert step_cli(*begin, "--recipes", "dense", "--seeds", "2").code == 0
+    assert step_cli(*argv, "--recipes", "dense,step").code == 0
+    shutil.rmtree(tmp_path / "runs" / "step-2of4-seed0", ignore_errors=True)
+    weights(1.5)
+    outcome = step_cli(*argv, "--recipes", "dense,step")
+    assert outcome.code == 4 and "dense-seed0: began with other w" in outcome.error
+    assert not (tmp_path / "runs" / "step-2of4-seed0").exists()
+    more = step_cli(*argv, "--recipes", "dense", "--seeds", "3")
+    assert more.code == 4
+    for begun in (tmp_path / "runs").glob("*/start.json"):  # as old versions left it
+        begun.unlink()
+    assert step_cli(*argv, "--recipes", "dense,step").code == 0
 
 
 def test_another_teacher_is_refused(step_cli: Cli, tmp_path: Path) -> None:

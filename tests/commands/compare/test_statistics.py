@@ -2,12 +2,14 @@
 
 import math
 from itertools import pairwise
+from statistics import fmean
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from step_cli.commands.compare.statistics import (
+    apart,
     mean,
     mean_interval,
     paired_difference,
@@ -62,6 +64,28 @@ def test_the_quantiles_are_those_of_a_table_of_t() -> None:
         assert t_quantile(0.95, freedom) == pytest.approx(value, abs=5e-4)
     assert all(t_quantile(0.99, n) > t_quantile(0.95, n) for n in table)
     assert all(t_quantile(0.95, a) > t_quantile(0.95, b) for a, b in pairwise(table))
+
+
+@given(st.integers(2, 2000), st.lists(st.integers(-9, 9), min_size=1, max_size=6))
+def test_accuracies_that_are_equal_differ_by_nothing(
+    samples: int, gains: list[int]
+) -> None:
+    gains = [*gains, -sum(gains)]
+    right = [samples + 9 * len(gains) + at for at, _ in enumerate(gains)]
+    of = 3 * max(right)  # as many samples, and all counts are below
+    first = {
+        at: (n + gain) / of
+        for at, (n, gain) in enumerate(zip(right, gains, strict=True))
+    }
+    second = {at: n / of for at, n in enumerate(right)}
+    found = paired_difference(first, second)
+    assert found is not None and found.interval is not None
+    assert found.mean == 0 and not found.clear
+    assert apart(fmean(first.values()), fmean(second.values())) == 0
+    one_more = first | {0: first[0] + 1 / of}
+    found = paired_difference(one_more, second)
+    assert found is not None
+    assert found.mean == pytest.approx(1 / of / len(gains), rel=1e-6)
 
 
 NUMBERS = st.floats(-1e3, 1e3)

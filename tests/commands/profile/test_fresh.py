@@ -99,6 +99,25 @@ def test_the_run_is_kept_and_replays_to_the_same(
     assert len((out / "variance.jsonl").read_text().splitlines()) == 11
 
 
+@pytest.mark.parametrize("held", ["config.toml", "net.py"])
+def test_a_directory_that_holds_what_is_read_is_not_replaced(
+    step_cli: Run, config: Path, tmp_path: Path, held: str
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for path in (config, tmp_path / "net.py"):
+        (mine / path.name).write_bytes(path.read_bytes())
+    source = (mine if held == config.name else tmp_path) / config.name
+    net = (mine if held == "net.py" else tmp_path) / "net.py"
+    words = ("autoswitch-profile", source, "--set", f"model.source={net}:build",
+             "--steps", "10", "--force", "--out")  # fmt: skip
+    outcome = step_cli(*words, mine)
+    assert outcome.code == 2 and held in outcome.error
+    assert "name another" in outcome.error
+    assert len(list(mine.iterdir())) == 2
+    assert step_cli(*words, tmp_path / "other").code == 0
+
+
 def test_seeds_give_mean_and_spread(
     step_cli: Run, config: Path, tmp_path: Path
 ) -> None:

@@ -186,6 +186,43 @@ def test_what_clipping_decided_comes_before_what_v_outgrows(
     )
     alone = step_cli(*words, "--criterion", "autoswitch", "--json").json
     assert alone["recommended"] == "autoswitch"  # nothing else is left
+    assert alone["recommendation"].endswith(
+        "between the clips; v grows too far after the switch of autoswitch, so none is "
+        "safe"
+    )
+
+
+def test_a_switch_while_v_is_zero_is_said_to_be_unsafe(
+    step_cli: Run, tmp_path: Path
+) -> None:
+    stream = [VarianceSample(t, 2, 0.0, 0.0, 0.0, None) for t in range(1, 31)]
+    stream += [VarianceSample(t, 2, 1.0, 1.0, 0.3, -2.0) for t in range(31, 61)]
+    log = write(tmp_path / "variance.jsonl", stream, VarianceHeader(0.9, 1e-8, 60))
+    words = ("autoswitch-profile", log, "--criterion", "autoswitch", "--t-min", "15")
+    shown = words_of(step_cli(*words).out)
+    assert "v grows too far after the switch of autoswitch, so none is safe" in shown
+    assert "the switch of autoswitch (from 0 at step 16): frozen" in shown
+
+
+def test_where_v_outgrows_every_switch_none_is_said_to_be_safe(
+    step_cli: Run, tmp_path: Path
+) -> None:
+    log = growing(20.0, tmp_path / "variance.jsonl")
+    words = ("autoswitch-profile", log, "--criterion", "autoswitch", "--criterion",
+             "autoswitch-relative", "--window", "5", "--t-max", "35",
+             "--json")  # fmt: skip
+    for eps, said in (
+        ("0.2", "autoswitch: its threshold decided, at step 13, between the clips"),
+        ("9", "autoswitch, though clipping decided: no AutoSwitch rule was decided by "
+              "its threshold alone"),
+    ):  # fmt: skip
+        report = step_cli(*words, "--eps", eps, "--t-min", "5").json
+        growths = [row["v_growth"] for row in report["criteria"]]
+        assert growths == [pytest.approx(20)] * 2
+        assert report["recommendation"] == (
+            f"{said}; v grows too far after the switch of autoswitch and "
+            "autoswitch-relative, so none is safe"
+        )
 
 
 @pytest.mark.parametrize("name", CRITERION_NAMES)

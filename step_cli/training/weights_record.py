@@ -1,4 +1,8 @@
-"""By what the teacher of a run is known again, so that ``--resume`` refuses another."""
+"""By what weights are known again, so that ``--resume`` refuses others.
+
+Those of the teacher of a run, and those that a run began with: runs of a comparison are
+to begin alike, also those that are begun later.
+"""
 
 import hashlib
 import json
@@ -7,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from step_cli.errors import InputError
 from step_cli.formats.files.json_text import read_json
 from step_cli.training.records import save_text
 
-FILE = "teacher.json"
-SCHEMA = "step-cli/teacher/1"
-LARGEST = 1 << 16  # bytes of the file
+TEACHER, START = "teacher.json", "start.json"
+TEACHER_SCHEMA, START_SCHEMA = "step-cli/teacher/1", "step-cli/start/1"
+LARGEST = 1 << 16  # bytes of a file
 SAMPLED = 256  # numbers of each tensor in the digest
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
@@ -48,8 +52,8 @@ def digest_of_files(files: Sequence[Path]) -> str:
 
 def record_teacher(run_dir: Path, sha256: str) -> None:
     """Record by what the teacher is known again: ``teacher.json``."""
-    document = {"schema": SCHEMA, "sha256": sha256}
-    save_text(run_dir / FILE, json.dumps(document, indent=2) + "\n")
+    document = {"schema": TEACHER_SCHEMA, "sha256": sha256}
+    save_text(run_dir / TEACHER, json.dumps(document, indent=2) + "\n")
 
 
 def refuse_other_teacher(run_dir: Path, teacher: Path, sha256: str) -> None:
@@ -64,11 +68,44 @@ def refuse_other_teacher(run_dir: Path, teacher: Path, sha256: str) -> None:
         InputError: It is another, or there is no record.
     """
     begun: dict[str, Any] = read_json(
-        run_dir / FILE, "a record of the teacher", limit_bytes=LARGEST
+        run_dir / TEACHER, "a record of the teacher", limit_bytes=LARGEST
     )
     if begun.get("sha256") != sha256:
         raise InputError(
             f"not the teacher the run began with: the weights of {teacher} are others "
             "than they were; it would not go on bit for bit",
+            file=run_dir,
+        )
+
+
+def digest_of_start(model: nn.Module) -> str:
+    """A digest of all parameters of a model that no step has changed yet."""
+    return digest_of(dict(model.named_parameters()))
+
+
+def record_start(run_dir: Path, sha256: str) -> None:
+    """Record by what the weights of step 0 are known again: ``start.json``."""
+    document = {"schema": START_SCHEMA, "sha256": sha256}
+    save_text(run_dir / START, json.dumps(document, indent=2) + "\n")
+
+
+def refuse_other_start(run_dir: Path, sha256: str) -> None:
+    """Refuse to begin a run beside one of the same seed that began otherwise.
+
+    Args:
+        run_dir: Of the run that was begun.
+        sha256: Of the weights with which a run of its seed would begin now.
+
+    Raises:
+        InputError: They are others, or there is no record.
+    """
+    begun = read_json(
+        run_dir / START, "a record of the first weights", limit_bytes=LARGEST
+    )
+    if begun.get("sha256") != sha256:
+        raise InputError(
+            "began with other weights than runs of its seed would begin with now, so "
+            "they cannot be compared: the model or model.weights has changed; restore "
+            "it, or compare in another directory",
             file=run_dir,
         )
