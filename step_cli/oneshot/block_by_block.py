@@ -301,9 +301,10 @@ def _prune_by_parent(work: _Work[S], layers: Sequence[TargetLayer]) -> None:
         if work.restored(members):
             work.placement.refresh()
             continue
+        # Of a layer that runs again, every call counts.
+        last = members if work.shown.again.isdisjoint(members) else ()
         passes = [
-            partial(_as_far_as, work, batch, members)
-            for batch in work.calibration.batches
+            partial(_as_far_as, work, batch, last) for batch in work.calibration.batches
         ]
         work.prune(".".join(parent) or "the model", members, passes)
         work.finish(members)
@@ -311,7 +312,7 @@ def _prune_by_parent(work: _Work[S], layers: Sequence[TargetLayer]) -> None:
 
 
 def _as_far_as(work: _Work[S], batch: Batch, layers: Sequence[TargetLayer]) -> None:
-    """Run a batch until each of ``layers`` was called."""
+    """Run a batch until each of ``layers`` was called; without any, to the end."""
     waiting = set(layers)
 
     def reached(layer: TargetLayer, x: Tensor) -> None:

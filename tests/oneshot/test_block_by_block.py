@@ -399,6 +399,32 @@ def test_blocks_see_all_that_the_pruned_ones_before_them_give(
         torch.testing.assert_close(weight, slow.state_dict()[name])
 
 
+class Repeated(nn.Module):
+    """Layers that run several times, as those of ALBERT do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = 1 + torch.tanh(3 * self.blocks[0](x))
+        return x
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_of_layers_that_run_several_times_every_call_counts(method: str) -> None:
+    torch.manual_seed(0)
+    fast, slow = Repeated(), Repeated()
+    slow.load_state_dict(fast.state_dict())
+    batches = [{"x": torch.randn(5, 8)} for _ in range(2)]
+    of_method, prune = METHODS[method]
+    prune_in_order(Calibration(fast, batches, of_method, prune), watched(fast))
+    slowly(slow, batches, [watched(slow)], method)
+    for name, weight in fast.state_dict().items():
+        torch.testing.assert_close(weight, slow.state_dict()[name])
+
+
 class Masked(nn.Module):
     """Blocks with an argument of their own that is of the model's input alone."""
 
