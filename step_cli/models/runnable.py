@@ -156,7 +156,7 @@ def compute_in_fp32(model: nn.Module, *, but_fp64: bool = False) -> None:
             module.register_forward_hook(partial(_widened, casts_of))
         elif any(value is not None for value in module._parameters.values()):
             casts = _Casts(casts_of)
-            module.register_forward_pre_hook(casts.before)
+            module.register_forward_pre_hook(casts.before, with_kwargs=True)
             module.register_forward_hook(casts.after, always_call=True)
 
 
@@ -177,7 +177,9 @@ class _Casts:
         self._dtypes = dtypes
         self._stored: dict[str, nn.Parameter] = {}
 
-    def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         parameters: dict[str, Any] = module._parameters
         for name, value in parameters.items():
             if value is not None and value.dtype in self._dtypes:
@@ -185,6 +187,17 @@ class _Casts:
                 # What is being fitted gets its gradient through the cast.
                 fitted, wide = value.requires_grad, value.float()
                 parameters[name] = wide if fitted else nn.Parameter(wide, False)
+        if not self._stored:
+            return None
+        # Such as T5's, which are first cast to the dtype that the weight is stored in.
+        return (
+            tuple(self._wide(value) for value in args),
+            {key: self._wide(value) for key, value in kwargs.items()},
+        )
+
+    def _wide(self, value: Any) -> Any:
+        narrow = isinstance(value, Tensor) and value.dtype in self._dtypes
+        return value.float() if narrow else value
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         module._parameters.update(self._stored)
