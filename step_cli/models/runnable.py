@@ -73,9 +73,20 @@ def open_model(
         mapped = _in_memory(source, checkpoint)
         in_fp64 = any(x.dtype == torch.float64 for x in mapped.model.parameters())
     mapped.model.eval().requires_grad_(False)
+    _leave_weights(mapped.model)
     if wide:
         compute_in_fp32(mapped.model, but_fp64=in_fp64)
     return mapped
+
+
+def _leave_weights(model: nn.Module) -> None:
+    """Have a model not write to its weights, which may be mapped and read only.
+
+    RWKV halves some of them every few blocks, so that fp16 does not overflow.
+    """
+    config = getattr(model, "config", None)
+    if getattr(config, "rescale_every", 0):
+        config.rescale_every = 0  # type: ignore[union-attr]
 
 
 def _in_memory(source: ModelSource, checkpoint: Checkpoint) -> RunnableModel:

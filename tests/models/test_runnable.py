@@ -1,10 +1,14 @@
 """Models whose weights are stored in a narrow type and multiplied in fp32."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from step_cli.models.runnable import compute_in_fp32
+from step_cli.formats.open import open_checkpoint
+from step_cli.models.runnable import compute_in_fp32, open_model
+from step_cli.models.source import model_source
 
 
 class Casting(nn.Module):
@@ -38,3 +42,27 @@ def test_inputs_that_the_model_casts_to_the_stored_type_are_multiplied_in_fp32(
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected)
     assert model.one.weight.dtype == dtype
+
+
+def test_a_model_that_would_change_its_weights_as_it_runs_is_kept_from_it(
+    tmp_path: Path,
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.RwkvConfig(
+        hidden_size=16, attention_hidden_size=16, intermediate_size=32,
+        num_hidden_layers=3, vocab_size=20, rescale_every=1,
+    )  # fmt: skip
+    model = transformers.RwkvForCausalLM(config).eval()
+    model.save_pretrained(tmp_path)
+    model.config.rescale_every = 0
+    numbers = torch.arange(12).reshape(2, 6)
+    with torch.no_grad():
+        expected = model(input_ids=numbers).logits
+        checkpoint = open_checkpoint(tmp_path)
+        opened = open_model(model_source(None, checkpoint), checkpoint)
+        found = opened.model(input_ids=numbers).logits
+    for tensor in checkpoint.tensors:
+        weight = opened.model.get_parameter(opened.names[tensor.name])
+        assert torch.equal(weight, torch.from_numpy(tensor.read().copy()))
+    torch.testing.assert_close(found, expected)
