@@ -1,5 +1,6 @@
 """Errors a user can cause or mend, each with the exit code of the command."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
@@ -133,6 +134,22 @@ def few(names: Sequence[str]) -> str:
     """The first of some names, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
+
+
+def exclude_it(names: Sequence[str]) -> str:
+    """What to do with a tensor that cannot be pruned, or with many alike.
+
+    Args:
+        names: Of one or several tensors. Numbers between dots, of blocks and experts,
+            are taken together.
+    """
+    if len(names) == 1:
+        return "--exclude it"
+    alike = list(
+        dict.fromkeys(re.sub(r"(?:(?<=\.)|^)\d+(?=\.)", "*", name) for name in names)
+    )
+    options = few([f"--exclude '{name}'" for name in alike]).replace(", ", " ")
+    return f"exclude all {len(names)} such tensors: {options}"
 
 
 # What to do where there is no temporary directory.

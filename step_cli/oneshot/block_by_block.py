@@ -14,7 +14,7 @@ from typing import Generic
 import torch
 from torch import Tensor, nn
 
-from step_cli.errors import InputError
+from step_cli.errors import InputError, exclude_it
 from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.oneshot.block_inputs import BlockInputs
 from step_cli.oneshot.blocks import (
@@ -62,8 +62,7 @@ def prune_in_order(calibration: Calibration[S], layers: Sequence[TargetLayer]) -
         samples = map(placement.batch, (first, *calibration.batches))
         run = [_with_layers(blocks, layers) for blocks in block_lists]
         shown = probe(model, samples, layers, run)
-        for missing in (layer for layer in layers if layer not in shown.order):
-            _not_run(calibration, missing)
+        _note_unseen(calibration, [x for x in layers if x not in shown.order])
         placement.refresh()
         work = _Work(calibration, placement, shown, PruningProgress(shown.order, now))
         inside = {
@@ -84,15 +83,19 @@ def prune_in_order(calibration: Calibration[S], layers: Sequence[TargetLayer]) -
                 _prune_by_parent(work, members)
 
 
-def _not_run(calibration: Calibration[S], missing: TargetLayer) -> None:
-    if calibration.unseen is None:
+def _note_unseen(calibration: Calibration[S], layers: Sequence[TargetLayer]) -> None:
+    """Hand over the layers that the model does not run."""
+    if layers and calibration.unseen is None:
+        exclude = exclude_it([layer.name for layer in layers])
         raise InputError(
             "its inputs cannot be observed, as the model does not run it as a module "
             "of its own on any sample; give more samples if it is an expert, "
-            "--exclude it, or use --method magnitude",
-            tensor=missing.name,
+            f"{exclude}, or use --method magnitude",
+            tensor=layers[0].name,
         )
-    calibration.unseen(missing)
+    if calibration.unseen is not None:
+        for layer in layers:
+            calibration.unseen(layer)
 
 
 def _block_lists_together(

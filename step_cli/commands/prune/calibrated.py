@@ -28,6 +28,7 @@ from step_cli.config.commands import PruneConfig
 from step_cli.errors import (
     InputError,
     NothingSelectedError,
+    exclude_it,
     naming,
 )
 from step_cli.formats.checkpoint import Checkpoint
@@ -221,7 +222,7 @@ class Calibrated:
                 method has to observe it.
             NothingSelectedError: All are weights of modules that stay dense.
         """
-        watched, runnable = [], self.stored.runnable
+        watched, unfit, runnable = [], list[str](), self.stored.runnable
         for layer in layers:
             name = layer.tensor.name
             if layer.tensor.tied_to is not None:
@@ -235,11 +236,8 @@ class Calibrated:
                 continue
             fits = parameter == "weight" and LayerMatrix.fits(module)
             if not fits and self._plain is None:
-                raise InputError(
-                    "is no weight of a linear layer or a convolution of the model; "
-                    "--exclude it, or use --method magnitude",
-                    tensor=name,
-                )
+                unfit.append(name)
+                continue
             self.stored.layers[place or name] = layer
             if fits or self._plain is None:
                 watched.append(TargetLayer(place, module))
@@ -247,6 +245,12 @@ class Calibrated:
                 self.not_fitted[name] = NO_LAYER
                 new, self.done[name] = by_rule(self._plain, layer)
                 self.stored.put_other_kind(layer, place, new)
+        if unfit:
+            raise InputError(
+                "is no weight of a linear layer or a convolution of the model; "
+                f"{exclude_it(unfit)}, or use --method magnitude",
+                tensor=unfit[0],
+            )
         if not watched and not self.not_fitted:
             raise NothingSelectedError(only_modules_that_stay_dense(self.left))
         return watched

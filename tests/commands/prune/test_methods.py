@@ -452,3 +452,51 @@ def test_the_command(gpt2: Path, text: Path, step_cli: Callable[..., Any]) -> No
     assert step_cli("verify-nm", out).code == 0
     wrong = step_cli("prune", gpt2, out, "--density", "1.5")
     assert wrong.code == 2 and "--density" in wrong.error
+
+
+EXPERTS = """
+import torch
+from torch import nn
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up_weight = nn.Parameter(torch.randn(8, 8))
+        self.linear = nn.Linear(8, 8)
+        self.idle = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.linear(x @ self.up_weight.t())
+
+def build():
+    return nn.Sequential(*(Experts() for _ in range(3)))
+"""
+
+
+def test_all_tensors_that_cannot_be_observed_are_named_at_once(tmp_path: Path) -> None:
+    code = tmp_path / "net.py"
+    code.write_text(EXPERTS)
+    space: dict[str, Any] = {}
+    exec(EXPERTS, space)
+    source, out = tmp_path / "net.safetensors", tmp_path / "out.safetensors"
+    save_file(space["build"]().state_dict(), source)
+    arrays = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", input=arrays)
+    options: dict[str, Any] = {
+        "method": "wanda", "calibration": tmp_path / "x.npz", "model": f"{code}:build",
+    }  # fmt: skip
+    up, idle = "0.up_weight", "0.idle.weight"
+    all_of = r"exclude all 3 such tensors: --exclude '\*\."
+    with pytest.raises(InputError, match=all_of + r"up_weight', or") as caught:
+        run(source, out, **options)
+    assert caught.value.tensor == up
+    with pytest.raises(InputError, match=all_of + r"idle\.weight', or") as caught:
+        run(source, out, exclude=["*up_weight"], **options)
+    assert caught.value.tensor == idle
+    with pytest.raises(InputError, match="--exclude it, or") as caught:
+        run(source, out, exclude=["*up_weight", "[12].idle.*"], **options)
+    assert caught.value.tensor == idle
+    report = run(source, out, exclude=["*up_weight", "*idle.weight"], **options)
+    assert [layer.name for layer in report.layers] == [
+        f"{number}.linear.weight" for number in range(3)
+    ]
