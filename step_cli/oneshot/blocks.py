@@ -4,6 +4,7 @@ Such blocks are run one by one on recorded inputs, so that nothing of the model 
 block is needed at a time. That each feeds the next is checked, not assumed.
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -42,8 +43,19 @@ def run_model(model: nn.Module, batch: Batch) -> None:
         said = (str(error).strip().splitlines() or [""])[0]
         raise InputError(
             f"the model does not take the calibration samples: "
-            f"{type(error).__name__}: {said[:200]}"
+            f"{type(error).__name__}: {said[:200]}{_of_16_bits(model, said)}"
         ) from error
+
+
+def _of_16_bits(model: nn.Module, said: str) -> str:
+    """What to do where a module multiplies the 16-bit weight of another by itself."""
+    narrow = any(x.dtype in (torch.float16, torch.bfloat16) for x in model.parameters())
+    if not narrow or not re.search("dtype|scalar type", said):
+        return ""
+    return (
+        "; code of the model uses a 16-bit weight outside of its module, where it is "
+        "not cast to fp32: store the checkpoint in fp32 and prune that"
+    )
 
 
 @dataclass

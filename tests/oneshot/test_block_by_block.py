@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from step_cli.errors import InputError, NonFiniteError
 from step_cli.formats.huggingface.model import without_cache
+from step_cli.models.runnable import compute_in_fp32
 from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.oneshot import block_by_block
 from step_cli.oneshot.block_by_block import prune_in_order
-from step_cli.oneshot.blocks import find_block_lists
+from step_cli.oneshot.blocks import find_block_lists, run_model
 from step_cli.oneshot.calibration import Calibration
 from step_cli.oneshot.inputs import TargetLayer
 from step_cli.oneshot.layer_matrix import LayerMatrix
@@ -274,6 +275,28 @@ def test_blocks_that_feed_each_other_are_run_apart(
     model, batches = built("residual")
     prune_in_order(Calibration(model, batches, InputNorms, by_wanda), watched(model))
     assert calls == [["stem.weight"], ["head.weight"]]
+
+
+class Borrowing(nn.Module):
+    """A module that uses the weight of another, as MobileBERT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) @ self.two.weight
+
+
+def test_a_16_bit_weight_that_another_module_uses_is_refused_with_what_to_do() -> None:
+    model, batches = Borrowing().bfloat16(), [{"x": torch.ones(2, 8)}]
+    compute_in_fp32(model)
+    with pytest.raises(InputError, match=r"dtype.*store the checkpoint in fp32"):
+        run_model(model, batches[0])
+    run_model(model.float(), batches[0])
+    with pytest.raises(InputError) as caught:
+        run_model(model, {"x": torch.ones(2, 8, dtype=torch.int64)})
+    assert "16-bit" not in str(caught.value)
 
 
 class Skipping(nn.Module):
