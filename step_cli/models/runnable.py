@@ -165,10 +165,16 @@ def compute_in_fp32(model: nn.Module, *, but_fp64: bool = False) -> None:
                 module._buffers[name] = buffer.float()
         if isinstance(module, nn.Embedding):  # too large to cast for a few rows
             module.register_forward_hook(partial(_widened, casts_of))
-        elif any(value is not None for value in module._parameters.values()):
-            casts = _Casts(casts_of)
-            module.register_forward_pre_hook(casts.before, with_kwargs=True)
-            module.register_forward_hook(casts.after, always_call=True)
+        else:
+            modules: list[nn.Module] = [module]
+            if isinstance(module, nn.MultiheadAttention):
+                # It multiplies the weight of its last layer by itself.
+                modules.append(module.out_proj)
+            for cast in modules:
+                if any(value is not None for value in cast._parameters.values()):
+                    casts = _Casts(casts_of, cast._parameters)
+                    module.register_forward_pre_hook(casts.before, with_kwargs=True)
+                    module.register_forward_hook(casts.after, always_call=True)
 
 
 def _widened(
@@ -182,22 +188,24 @@ class _Casts:
 
     Args:
         dtypes: Those of what is cast.
+        parameters: By name.
     """
 
-    def __init__(self, dtypes: Collection[torch.dtype]) -> None:
-        self._dtypes = dtypes
+    def __init__(
+        self, dtypes: Collection[torch.dtype], parameters: dict[str, Any]
+    ) -> None:
+        self._dtypes, self._parameters = dtypes, parameters
         self._stored: dict[str, nn.Parameter] = {}
 
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        parameters: dict[str, Any] = module._parameters
-        for name, value in parameters.items():
+        for name, value in self._parameters.items():
             if value is not None and value.dtype in self._dtypes:
                 self._stored[name] = value
                 # What is being fitted gets its gradient through the cast.
                 fitted, wide = value.requires_grad, value.float()
-                parameters[name] = wide if fitted else nn.Parameter(wide, False)
+                self._parameters[name] = wide if fitted else nn.Parameter(wide, False)
         if not self._stored:
             return None
         # Such as T5's, which are first cast to the dtype that the weight is stored in.
@@ -211,5 +219,5 @@ class _Casts:
         return value.float() if narrow else value
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        module._parameters.update(self._stored)
+        self._parameters.update(self._stored)
         self._stored.clear()

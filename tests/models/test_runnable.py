@@ -44,6 +44,18 @@ def test_inputs_that_the_model_casts_to_the_stored_type_are_multiplied_in_fp32(
     assert model.one.weight.dtype == dtype
 
 
+def test_attention_of_torch_multiplies_all_its_weights_in_fp32() -> None:
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(8, 2, batch_first=True).bfloat16().eval()
+    wide = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    wide.load_state_dict(attention.state_dict())
+    compute_in_fp32(attention)
+    x = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(attention(x, x, x)[0], wide(x, x, x)[0])
+    assert {value.dtype for value in attention.parameters()} == {torch.bfloat16}
+
+
 def test_a_model_that_would_change_its_weights_as_it_runs_is_kept_from_it(
     tmp_path: Path,
 ) -> None:
