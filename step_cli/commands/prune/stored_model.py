@@ -213,9 +213,11 @@ class StoredModel:
         assert value is not None
         stored = self._put_aside(module, name, value)
         if not bool(torch.isfinite(stored).all()):
+            tensor = self._of(module, name)
             raise NonFiniteError(
-                f"{self.name_of(module)}.{name}: a new statistic is not finite in "
-                f"{stored.dtype}"
+                "--recalibrate-bn: a new statistic is NaN or too large for "
+                f"{stored.dtype}; look at the samples, or store weights in fp32",
+                tensor=tensor.name if tensor else None,
             )
 
     def stores(self, module: nn.Module, names: Sequence[str]) -> bool:
