@@ -213,11 +213,10 @@ class StoredModel:
         assert value is not None
         stored = self._put_aside(module, name, value)
         if not bool(torch.isfinite(stored).all()):
-            tensor = self._of(module, name)
             raise NonFiniteError(
                 "--recalibrate-bn: a new statistic is NaN or too large for "
                 f"{stored.dtype}; look at the samples, or store weights in fp32",
-                tensor=tensor.name if tensor else None,
+                tensor=getattr(self._of(module, name), "name", None),
             )
 
     def stores(self, module: nn.Module, names: Sequence[str]) -> bool:
