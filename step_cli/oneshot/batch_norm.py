@@ -1,6 +1,8 @@
 """Measure running statistics of batch norms anew: pruning shifts what they see."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Self
 
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 from typing_extensions import override
 
+from step_cli.errors import InputError
 from step_cli.oneshot.blocks import run_model
 
 STATISTICS = ("running_mean", "running_var")
@@ -39,17 +42,43 @@ def recalibrate(
         The batch norms that the model runs; others keep what they had.
 
     Raises:
-        InputError: The model does not take a batch, such as one of a single number for
-            each channel.
+        InputError: The model does not take a batch, or a batch norm gets a single
+            number for each channel from it.
     """
     norms = batch_norms(model)
     before = {norm: {k: _copy(x) for k, x in norm._buffers.items()} for norm in norms}
-    update_bn(batches, _ByName(model))
+    with _single_numbers_refused(model):
+        update_bn(batches, _ByName(model))
     measured = [norm for norm in norms if bool(norm._buffers[COUNT])]
     for norm, buffers in before.items():
         names = (COUNT,) if norm in measured else tuple(buffers)
         norm._buffers.update({name: buffers[name] for name in names})
     return measured
+
+
+@contextmanager
+def _single_numbers_refused(model: nn.Module) -> Iterator[None]:
+    """Refuse a batch that gives a batch norm one number for each channel."""
+
+    def refuse(name: str, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if args and args[0].dim() > 1 and args[0].numel() == args[0].shape[1]:
+            raise InputError(
+                f"--recalibrate-bn: batch norm {name!r} gets a single number for each "
+                "channel from one of the batches, which has no variance; give at least "
+                "two samples of each shape, one after the other"
+            )
+
+    norms = set(batch_norms(model))
+    hooks = [
+        module.register_forward_pre_hook(partial(refuse, name))
+        for name, module in model.named_modules()
+        if module in norms
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _copy(buffer: Tensor | None) -> Tensor | None:

@@ -182,7 +182,7 @@ class Calibrated:
                 "--refit block: the model has no list of blocks that simply feed each "
                 "other, so its layers were fitted as by --refit layer"
             )
-        with working_on("measuring batch norms"):
+        with working_on("measuring batch norms"), naming(file=config.calibration):
             measured = recalibrate(model, evened(batches)) if norms else []
         for norm in measured:
             for name in STATISTICS:
@@ -304,7 +304,7 @@ class Calibrated:
             if not self.stored.stores(norm, STATISTICS):
                 raise InputError(
                     "--recalibrate-bn: its running statistics are not stored in the "
-                    "checkpoint, or shared with other tensors",
+                    "checkpoint, or shared with other tensors; leave the option out",
                     tensor=self.stored.name_of(norm),
                 )
         if not norms:

@@ -214,8 +214,9 @@ class StoredModel:
         stored = self._put_aside(module, name, value)
         if not bool(torch.isfinite(stored).all()):
             raise NonFiniteError(
-                f"{self.name_of(module)}.{name}: a new statistic is not finite in "
-                f"{stored.dtype}"
+                "--recalibrate-bn: a new statistic is NaN or too large for "
+                f"{stored.dtype}; look at the samples, or store weights in fp32",
+                tensor=getattr(self._of(module, name), "name", None),
             )
 
     def stores(self, module: nn.Module, names: Sequence[str]) -> bool:

@@ -183,12 +183,13 @@ def _refuse_other(folder: Path, of: Mapping[str, Any]) -> None:
     path = folder / RECORD
     begun = read_json(path, "the record of a stopped prune", limit_bytes=LIMIT)
     if begun.get("schema") != SCHEMA:
-        raise InputError(f"is no {SCHEMA}; start anew without --resume", file=path)
+        raise InputError(f"is no {SCHEMA}; start anew: --force, no --resume", file=path)
     for key, what in WHAT.items():
         if begun.get(key) != of[key]:
             raise InputError(
                 f"cannot go on: {what} than the stopped prune had"
-                f"{_difference(begun.get(key), of[key])}; start anew without --resume",
+                f"{_difference(begun.get(key), of[key])}; start anew: --force, no "
+                "--resume",
                 file=folder,
             )
 

@@ -121,7 +121,7 @@ class FinishedParts:
 
     def _damaged(self, number: int) -> InputError:
         return InputError(
-            "is damaged and cannot be gone on from: start anew without --resume",
+            "is damaged and cannot be gone on from: start anew: --force, no --resume",
             file=self._index(number),
         )
 

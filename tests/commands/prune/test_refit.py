@@ -373,8 +373,34 @@ def test_a_batch_of_one_number_for_each_channel_is_refused(
     source, options = resnet
     x = np.ones((1, 4, 1, 1), np.float32)
     np.savez(tmp_path / "x.npz", x=x)
-    with pytest.raises(InputError, match="more than 1 value per channel"):
+    what = "batch norm 'norm' gets a single number.*give at least two samples"
+    with pytest.raises(InputError, match=what) as caught:
         run(source, tmp_path / "out.pt", **options, recalibrate_bn=True)
+    assert caught.value.file == str(tmp_path / "x.npz")
+    np.savez(tmp_path / "x.npz", x=np.concatenate([x, x * 2]))
+    run(source, tmp_path / "out.pt", **options, recalibrate_bn=True)
+
+
+@pytest.mark.parametrize(("dtype", "fits"), [("float16", False), ("float32", True)])
+def test_statistics_that_overflow_name_their_tensor(
+    dtype: str, fits: bool, resnet: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    source, options = resnet
+    state = {
+        name: value.to(getattr(torch, dtype)) if value.is_floating_point() else value
+        for name, value in torch.load(source).items()
+    }
+    torch.save(state, source)
+    x = np.load(tmp_path / "x.npz")["x"]
+    np.savez(tmp_path / "x.npz", x=x * 2000)
+    if fits:
+        run(source, tmp_path / "out.pt", **options, recalibrate_bn=True)
+        return
+    what = "too large for torch.float16; look at the samples"
+    with pytest.raises(NonFiniteError, match=what) as caught:
+        run(source, tmp_path / "out.pt", **options, recalibrate_bn=True)
+    assert caught.value.tensor == "norm.running_var"
+    assert not (tmp_path / "out.pt").exists()
 
 
 def test_one_sample_is_too_few_for_a_refit(
