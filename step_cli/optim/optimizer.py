@@ -52,6 +52,7 @@ from step_cli.optim.state import (
     has_stepped,
     move_state,
     recipe_state,
+    refuse_layers,
     with_index,
 )
 from step_cli.optim.variance import VarianceWatch
@@ -64,6 +65,7 @@ from step_cli.optim.weights import (
     dense_copy,
     is_asleep,
     is_precise,
+    names_of,
     parts_of,
     resolve,
     shared_state,
@@ -570,20 +572,26 @@ class SparseOptimizer(Optimizer):
     # ----------------------------------------------------------------------- the state
 
     def _create_state(self) -> None:
-        for p, spec in self.sparse_parameters():
-            check_groups(tuple(p.shape), spec.pattern, spec.axis)
-            check_shards(p, spec)
         self._recipe_keys: set[str] = set()
         self.state.update(shared_state(self.base.state))
+        refused: dict[str, UsageError] = {}
         for group in self.param_groups:
-            for p in group["params"]:
-                self.state[p] = self._new_state(p, group)
+            for p, name in zip(group["params"], names_of([group]), strict=True):
+                try:
+                    self.state[p] = self._new_state(p, group)
+                except UsageError as error:
+                    refused[name] = error
+        refuse_layers(refused)
         # One list of groups and one state: a scheduler may hold either optimizer.
         self.base.param_groups, self.base.state = self.param_groups, self.state
         self._resolve()
 
     def _new_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        own = recipe_state(self.recipe, p, spec_of(group))
+        spec = spec_of(group)
+        if spec is not None:
+            check_groups(tuple(p.shape), spec.pattern, spec.axis)
+            check_shards(p, spec)
+        own = recipe_state(self.recipe, p, spec)
         self._recipe_keys |= own.keys()
         return create_state(self.base, p, group, own)
 
