@@ -24,6 +24,13 @@ def foresee(config: TrainConfig) -> None:
     untrained = _mask_of_untrained(config, recipe)
     if untrained is not None:
         logger.info("%s: %s", config.sparsity.recipe, untrained)
+    if recipe.switches and not recipe.ends_sparse:
+        logger.info(
+            "%s: its last steps train without masks: the model it ends with, and its "
+            "metrics, are dense and not %s",
+            config.sparsity.recipe,
+            config.sparsity.pattern,
+        )
 
 
 def _no_threshold(config: TrainConfig, recipe: Recipe) -> str | None:

@@ -182,7 +182,7 @@ def rewire(
     model: nn.Module,
     rules: Mapping[Tensor, tuple[int, Backward | None]],
     recipe: str = "the recipe",
-) -> dict[Tensor, RewiredForward]:
+) -> dict[RewiredForward, Tensor]:
     """Replace the forward of each layer whose weight has a rule.
 
     Args:
@@ -191,12 +191,12 @@ def rewire(
         recipe: Its name, for a warning that lists the layers left as they are.
 
     Returns:
-        The new forward of each weight.
+        The new forward of each layer, and its weight, which several may share.
 
     Raises:
         UsageError: A mask is asked for that spans what FSDP splits.
     """
-    changed = {}
+    changed: dict[RewiredForward, Tensor] = {}
     for module in model.modules():
         p = getattr(module, "weight", None)
         if not isinstance(p, Tensor) or p not in rules:
@@ -210,9 +210,9 @@ def rewire(
             )
         convolution = rule.mask is not None and isinstance(module, CONVOLUTIONS)
         if convolution or isinstance(module, nn.Linear) or is_conv1d(module):
-            changed[p] = RewiredForward(module, axis, rule)
-    usual = [p for p, (_, rule) in rules.items() if rule and p not in changed]
-    names = [name for name, p in model.named_parameters() if any(p is q for q in usual)]
+            changed[RewiredForward(module, axis, rule)] = p
+    usual = {p for p, (_, rule) in rules.items() if rule} - {*changed.values()}
+    names = [name for name, p in model.named_parameters() if p in usual]
     if names:
         logger.warning(
             "%s changes the backward pass of linear layers only; sparse, but with "

@@ -100,6 +100,7 @@ def belongs(
     joined: Mapping[Tensor, Tensor],
     view: Callable[[Weight], Tensor],
     present: Mapping[Tensor, Mapping[str, Any]],
+    built: Callable[[Weight], Tensor | None],
 ) -> bool:
     """Whether the model holds what a state that was loaded gives.
 
@@ -112,16 +113,23 @@ def belongs(
         joined: The state's dense weights of parameters that hold their own.
         view: What the model is to hold of a weight.
         present: The state that there was before; none once steps were taken.
+        built: What the model held of a weight until building the optimizer pruned it.
+            If it is what the state gives, it is written into the model again.
 
     Raises:
         UsageError: It holds something else.
     """
     differ, first, sure = ShardSum(1), None, True
+    again: list[tuple[Tensor, Tensor]] = []
     for w in weights:
         if w.param.is_meta or not (w.apart or w.param in joined):
             continue
         given = view(w) if w.apart else local(joined[w.param])
         same = torch.equal(w.shown, given.to(w.shown.dtype))
+        held = None if same else built(w)
+        if held is not None and torch.equal(held.to(w.shown), given.to(w.shown)):
+            again.append((w.shown, given))
+            continue
         if not same and w.apart and w.param in present:
             own = local(present[w.param]["dense"]).to(w.dense.device)
             sure, same = False, torch.equal(w.dense, own)
@@ -133,6 +141,8 @@ def belongs(
             "the state's dense weights give, so the model file and the optimizer file "
             "do not belong together, or the model's was not loaded: load it first"
         )
+    for shown, given in again:
+        shown.copy_(given)
     return sure
 
 

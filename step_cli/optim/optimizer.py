@@ -52,6 +52,7 @@ from step_cli.optim.state import (
     has_stepped,
     move_state,
     recipe_state,
+    refuse_layers,
     with_index,
 )
 from step_cli.optim.variance import VarianceWatch
@@ -64,6 +65,7 @@ from step_cli.optim.weights import (
     dense_copy,
     is_asleep,
     is_precise,
+    names_of,
     parts_of,
     resolve,
     shared_state,
@@ -124,7 +126,7 @@ class SparseOptimizer(Optimizer):
         self._mask_watch, self._finite = MaskWatch(), FiniteWatch(base)
         self._weights: list[Weight] = []
         self._parts: list[Part] = []
-        self._rewired: dict[Tensor, RewiredForward] | None = None
+        self._rewired: dict[RewiredForward, Tensor] | None = None
         self._in_other_view = False
         self._unsure = True  # of what the model holds: compare all of it once
         self._total_steps = 0
@@ -526,13 +528,13 @@ class SparseOptimizer(Optimizer):
 
         A model that is pickled, copied or saved whole is without it by itself.
         """
-        for forward in (self._rewired or {}).values():
+        for forward in self._rewired or ():
             forward.take_off()
         self._rewired = None
 
     def _activate_layers(self) -> None:
         """Set in rewired layers which rules hold, and where the recipe's state is."""
-        for p, forward in (self._rewired or {}).items():
+        for forward, p in (self._rewired or {}).items():
             keys = self._recipe_keys & self.state[p].keys()
             awake = not is_asleep(self.state[p])
             forward.active = self.current_phase.sparse and awake
@@ -570,20 +572,26 @@ class SparseOptimizer(Optimizer):
     # ----------------------------------------------------------------------- the state
 
     def _create_state(self) -> None:
-        for p, spec in self.sparse_parameters():
-            check_groups(tuple(p.shape), spec.pattern, spec.axis)
-            check_shards(p, spec)
         self._recipe_keys: set[str] = set()
         self.state.update(shared_state(self.base.state))
+        refused: dict[str, UsageError] = {}
         for group in self.param_groups:
-            for p in group["params"]:
-                self.state[p] = self._new_state(p, group)
+            for p, name in zip(group["params"], names_of([group]), strict=True):
+                try:
+                    self.state[p] = self._new_state(p, group)
+                except UsageError as error:
+                    refused[name] = error
+        refuse_layers(refused)
         # One list of groups and one state: a scheduler may hold either optimizer.
         self.base.param_groups, self.base.state = self.param_groups, self.state
         self._resolve()
 
     def _new_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        own = recipe_state(self.recipe, p, spec_of(group))
+        spec = spec_of(group)
+        if spec is not None:
+            check_groups(tuple(p.shape), spec.pattern, spec.axis)
+            check_shards(p, spec)
+        own = recipe_state(self.recipe, p, spec)
         self._recipe_keys |= own.keys()
         return create_state(self.base, p, group, own)
 
@@ -679,7 +687,8 @@ class SparseOptimizer(Optimizer):
         indices = dict(with_index(self, groups))
         known = set(indices.values())
         state: defaultdict[Any, Any] = defaultdict(dict)
-        present, taken = self.state, self.steps_taken
+        present, taken, now = self.state, self.steps_taken, self._now
+        old = {} if taken else {w.param: w for w in self._weights if w.apart}
         state.update({key: v for key, v in states.items() if key not in known})
         for p, index in indices.items():
             own = self.state[p]
@@ -691,7 +700,13 @@ class SparseOptimizer(Optimizer):
             state[p]["dense"] = p.detach()
         self._resolve()
         fresh = {} if taken or self.steps_taken else present
-        self._unsure = not belongs(self._weights, joined, self._view, fresh)
+
+        def built(w: Weight) -> Tensor | None:
+            own, inner = old.get(w.param), self.recipe.inner_recipe
+            pruned = own and guards.holds_view(own, lambda each: view(each, inner, now))
+            return own.dense if own and pruned else None
+
+        self._unsure = not belongs(self._weights, joined, self._view, fresh, built)
         if self.rule is not None and self.switch_step is None:
             self._load_criterion(self.rule.criterion)
         self._counters.update(switch_criterion="", switch_memory=[])
@@ -718,7 +733,7 @@ class SparseOptimizer(Optimizer):
         # made anew for the copied parameters.
         mine = {k: v for k, v in self.__dict__.items() if "_hooks" not in k}
         mine.pop("step", None)
-        modules = [forward.module for forward in (self._rewired or {}).values()]
+        modules = [forward.module for forward in self._rewired or ()]
         wired = None if self._rewired is None else modules
         return {
             **mine,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from step_cli.errors import UsageError
 from step_cli.nm.pattern import NMSpec
 from step_cli.optim.recipe import Recipe
 from step_cli.optim.shards import local, split_like
@@ -52,6 +53,21 @@ def recipe_state(recipe: Recipe, p: Tensor, spec: NMSpec | None) -> dict[str, Te
         key: split_like(value, p) if value.shape == part.shape else value
         for key, value in recipe.inner_recipe.create_state(part, spec).items()
     }
+
+
+def refuse_layers(refused: Mapping[str, UsageError]) -> None:
+    """Name all parameters that cannot hold what they are to hold.
+
+    Args:
+        refused: What is wrong with each, by its name.
+
+    Raises:
+        UsageError: There is one.
+    """
+    if refused:
+        first, *others = refused
+        more = f"; refused too: {', '.join(others)}" if others else ""
+        raise UsageError(f"{first}: {refused[first]}{more}")
 
 
 def _adam_state(p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:

@@ -44,3 +44,14 @@ def test_a_mask_of_random_weights(
     assert said(tmp_path, caplog, ASP, "switch.step=5") == ""
     assert said(tmp_path, caplog, ASP, f"model.weights={tmp_path}/w") == ""
     assert said(tmp_path, caplog, ASP, f"model.source={tmp_path}") == ""
+
+
+def test_a_recipe_that_ends_dense(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind = "sparsity.recipe=t-sr-ste"
+    text = said(tmp_path, caplog, kind, 'sparsity.options.finish="dense"')
+    assert "t-sr-ste: its last steps train without masks" in text
+    assert "are dense and not 2:4" in text
+    assert said(tmp_path, caplog, kind) == ""
+    assert said(tmp_path, caplog, "sparsity.recipe=dense") == ""

@@ -155,9 +155,9 @@ def test_what_is_watched_is_that_of_all_shards(ranks: Ranks) -> None:
 def test_a_split_that_cuts_groups_is_refused_on_every_rank(ranks: Ranks) -> None:
     one, other = ranks.run(work.rows_as_groups, 12, 0)
     assert one == other == (
-        "axis 0 of shape (12, 16) split over 2 processes cuts groups of M=4; give "
-        "fully_shard a shard_placement_fn that returns Shard(1) for it, or exclude the "
-        "layer"
+        "a parameter: axis 0 of shape (12, 16) split over 2 processes cuts groups of "
+        "M=4; give fully_shard a shard_placement_fn that returns Shard(1) for it, or "
+        "exclude the layer"
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ Conv1D.__module__ = "transformers.pytorch_utils"
 
 
 def rewired(layer: nn.Module, rule: Backward, axis: int = 1) -> RewiredForward:
-    (forward,) = rewire(layer, {layer.weight: (axis, rule)}).values()
+    (forward,) = rewire(layer, {layer.weight: (axis, rule)})
     forward.active = True
     return forward
 
@@ -115,6 +115,34 @@ def test_only_the_gradient_of_the_input_is_masked(
         torch.testing.assert_close(one, other)
 
 
+class Shared(nn.Module):
+    """Two layers of one weight, or one layer used twice."""
+
+    def __init__(self, *, twice: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(16, 16, bias=False)
+        self.second = self.first
+        if not twice:
+            self.second = nn.Linear(16, 16, bias=False)
+            self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("recipe", ["bi-mask", "s-ste", "t-sr-ste"])
+def test_all_layers_that_share_a_weight_change(recipe: str) -> None:
+    x, found = torch.randn(8, 16), []
+    for twice in (True, False):
+        model = Shared(twice=twice)
+        sparse_adamw(model, recipe=recipe, lr=1e-2)
+        torch.manual_seed(1)
+        found.append(gradients(model, x))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_a_convolution_without_a_mask_is_left_alone() -> None:
     layer = nn.Conv2d(4, 4, 3)
     assert not rewire(layer, {layer.weight: (1, Backward(fp8=True))})
@@ -123,7 +151,7 @@ def test_a_convolution_without_a_mask_is_left_alone() -> None:
 def test_names_stay_and_copies_have_a_forward_of_their_own() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 2))
     names = list(model.state_dict())
-    (forward,) = rewire(model, {model[0].weight: (1, Backward(fp8=True))}).values()
+    (forward,) = rewire(model, {model[0].weight: (1, Backward(fp8=True))})
     forward.active = True
     assert list(model.state_dict()) == names
     twin = copy.deepcopy(model)

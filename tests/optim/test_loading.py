@@ -176,6 +176,60 @@ def test_a_model_of_another_file_is_refused(recipe: str, steps: int) -> None:
     assert same(list(other.parameters()), list(late.values()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("built_last", [True, False])
+def test_a_model_loaded_before_its_optimizer_is_built_may_end_dense(
+    built_last: bool, dtype: torch.dtype
+) -> None:
+    """Building prunes it, though where the state was saved it is dense again."""
+
+    def built(model: nn.Module) -> SparseOptimizer:
+        recipe = TSRSTE(finish="dense", mvue="off")
+        return sparse_adamw(model, recipe=recipe, total_steps=6, lr=1e-2)
+
+    def trained(model: nn.Module, optimizer: SparseOptimizer, seed: int) -> None:
+        torch.manual_seed(seed)
+        model(torch.randn(8, 16, dtype=dtype)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model = net().to(dtype)
+    optimizer = built(model)
+    for step in range(5):
+        trained(model, optimizer, step)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    trained(model, optimizer, 5)
+    other = net(1).to(dtype)
+    if built_last:
+        other.load_state_dict(saved[0])
+    resumed = built(other)
+    with pytest.raises(UsageError, match="do not belong together"):
+        built(net(1).to(dtype)).load_state_dict(saved[1])
+    if not built_last:
+        other.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    assert same(list(other.parameters()), list(saved[0].values()))
+    trained(other, resumed, 5)
+    assert same(list(other.parameters()), list(model.parameters()))
+
+
+def test_a_layer_that_waits_for_its_gradient_is_taken_where_it_trains() -> None:
+    model = net()
+    model[2].requires_grad_(False)
+    optimizer = sparse_adamw(model, recipe="ste", lr=1e-2)
+    train(model, optimizer, 2)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    other = net(1)
+    other.load_state_dict(saved[0])
+    resumed = sparse_adamw(other, recipe="ste", lr=1e-2)
+    resumed.load_state_dict(saved[1])
+    assert same(list(other.parameters()), list(saved[0].values()))
+    model[2].requires_grad_(True)
+    train(model, optimizer, 2)
+    train(other, resumed, 2)
+    assert same(list(other.parameters()), list(model.parameters()))
+
+
 def test_a_state_without_its_model_is_refused() -> None:
     model, optimizer = build("ste")
     train(model, optimizer, 2)

@@ -434,6 +434,18 @@ def test_a_width_that_does_not_divide_is_refused() -> None:
         sparse_adamw([group], switch=3)
 
 
+@pytest.mark.parametrize("recipe", ["bi-mask", "t-sr-ste"])
+def test_every_layer_that_a_recipe_cannot_hold_is_named(recipe: str) -> None:
+    def layers(*outputs: int) -> nn.Sequential:
+        return nn.Sequential(*(nn.Linear(16, count) for count in outputs))
+
+    with pytest.raises(UsageError, match=r"^1\.weight: .*\(12, 16\).*pad it$"):
+        sparse_adamw(layers(16, 12, 8), "1:8", recipe)
+    with pytest.raises(UsageError, match=r"^0\.weight: .*refused too: 2\.weight"):
+        sparse_adamw(layers(12, 16, 4), "1:8", recipe)
+    sparse_adamw(layers(16, 8), "1:8", recipe)
+
+
 def test_switching_at_step_0_is_refused() -> None:
     with pytest.raises(UsageError, match="step 0"):
         sparse_adamw(small_model(), switch=0)

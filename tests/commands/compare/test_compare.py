@@ -205,7 +205,7 @@ def test_force_replaces_a_comparison(step_cli: Cli, tmp_path: Path) -> None:
         (["--dry-run"], "--dry-run is for a comparison"),
         # The first layer has 64 outputs and inputs, the second 12 outputs.
         (["--recipes", "asp,t-sr-ste", "--patterns", "2:4,1:8"],
-         "t-sr-ste at 1:8: shape (12, 16) does not divide"),
+         "t-sr-ste at 1:8: 3.weight: shape (12, 16) does not divide"),
         (["--recipes", "asp,s-ste", "--patterns", "2:4,1:8",
           "--set", "compare.s-ste={mvue='approximate'}"], "s-ste at 1:8: mvue"),
         (["--recipes", "asp", "--set", "compare.asp={decay=1}"],
