@@ -11,7 +11,7 @@ from torch.optim.swa_utils import update_bn
 from typing_extensions import override
 
 from step_cli.errors import InputError
-from step_cli.oneshot.blocks import run_model
+from step_cli.oneshot.forward_pass import run_model
 
 STATISTICS = ("running_mean", "running_var")
 COUNT = "num_batches_tracked"

@@ -17,16 +17,14 @@ from torch import Tensor, nn
 from step_cli.errors import InputError, exclude_it
 from step_cli.formats.files.temporary import ArraysOnDisk
 from step_cli.oneshot.block_inputs import BlockInputs
-from step_cli.oneshot.blocks import (
+from step_cli.oneshot.blocks import Call, find_block_lists, record_calls
+from step_cli.oneshot.calibration import Calibration, Group
+from step_cli.oneshot.forward_pass import (
     Batch,
-    Call,
     NotSequentialError,
     StopForward,
-    find_block_lists,
-    record_calls,
     run_model,
 )
-from step_cli.oneshot.calibration import Calibration, Group
 from step_cli.oneshot.inputs import (
     Pass,
     S,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from step_cli.formats.files.temporary import ArraysOnDisk
-from step_cli.oneshot.blocks import Batch
+from step_cli.oneshot.forward_pass import Batch
 from step_cli.oneshot.inputs import Pass, S, TargetLayer
 
 CPU = torch.device("cpu")

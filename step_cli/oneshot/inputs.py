@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from step_cli.errors import NonFiniteError, StepError
-from step_cli.oneshot.blocks import StopForward, version
+from step_cli.oneshot.forward_pass import StopForward, version
 from step_cli.oneshot.layer_matrix import LayerMatrix
 
 ROWS = 1 << 24  # numbers of a layer's rows that are looked at together

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from step_cli.oneshot.blocks import (
+from step_cli.oneshot.blocks import Call, Key
+from step_cli.oneshot.forward_pass import (
     Batch,
-    Call,
-    Key,
     NotSequentialError,
     StopForward,
     run_model,

@@ -8,7 +8,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from step_cli.oneshot.blocks import Batch, run_model, watched_calls
+from step_cli.oneshot.blocks import watched_calls
+from step_cli.oneshot.forward_pass import Batch, run_model
 from step_cli.oneshot.inputs import TargetLayer, input_hooks
 from step_cli.oneshot.other_arguments import feed_one_value
 

@@ -13,8 +13,9 @@ from step_cli.models.runnable import compute_in_fp32
 from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.oneshot import block_by_block
 from step_cli.oneshot.block_by_block import prune_in_order
-from step_cli.oneshot.blocks import find_block_lists, run_model
+from step_cli.oneshot.blocks import find_block_lists
 from step_cli.oneshot.calibration import Calibration
+from step_cli.oneshot.forward_pass import run_model
 from step_cli.oneshot.inputs import TargetLayer
 from step_cli.oneshot.layer_matrix import LayerMatrix
 from step_cli.oneshot.sparsegpt import InputHessian, sparsegpt_weight

@@ -13,8 +13,8 @@ from step_cli.nm.pattern import NMPattern, NMSpec
 from step_cli.oneshot import block_fit
 from step_cli.oneshot.block_by_block import prune_in_order
 from step_cli.oneshot.block_fit import share_of_rate
-from step_cli.oneshot.blocks import Batch
 from step_cli.oneshot.calibration import Calibration
+from step_cli.oneshot.forward_pass import Batch
 from step_cli.oneshot.inputs import TargetLayer
 from step_cli.oneshot.layer_matrix import LayerMatrix
 from step_cli.oneshot.least_squares import energies, refit_rows

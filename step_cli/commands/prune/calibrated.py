@@ -40,8 +40,8 @@ from step_cli.nm.prune import Pruned
 from step_cli.nm.weight_rule import SkipReason
 from step_cli.oneshot.batch_norm import STATISTICS, batch_norms, recalibrate
 from step_cli.oneshot.block_by_block import prune_in_order
-from step_cli.oneshot.blocks import Batch
 from step_cli.oneshot.calibration import Calibration
+from step_cli.oneshot.forward_pass import Batch
 from step_cli.oneshot.inputs import TargetLayer
 from step_cli.oneshot.layer_matrix import LayerMatrix
 from step_cli.oneshot.placement import device_named

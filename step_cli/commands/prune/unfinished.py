@@ -29,7 +29,7 @@ from step_cli.formats.plan import digests
 from step_cli.formats.pytorch.arrays import to_array
 from step_cli.models.source import ModelSource
 from step_cli.nm.pattern import Plan
-from step_cli.oneshot.blocks import Batch
+from step_cli.oneshot.forward_pass import Batch
 
 log = logging.getLogger(__name__)
 
