@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands.prune.small_models import run
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from step_cli.commands.prune import run as prune
-from step_cli.config.commands import PruneConfig
 from step_cli.errors import (
     InputError,
     NonFiniteError,
@@ -27,7 +26,6 @@ from step_cli.oneshot.sparsegpt import InputHessian, sparsegpt_prune
 from step_cli.oneshot.wanda import InputNorms
 from step_cli.optim.mask import nm_mask
 from step_cli.recipes.transposable import transposable_mask
-from step_cli.reports import PruneReport
 
 pytest.importorskip("transformers")
 
@@ -39,10 +37,6 @@ from transformers import (
 )
 
 TWO_FOUR = NMPattern(2, 4)
-
-
-def run(source: Path, out: Path, **options: object) -> PruneReport:
-    return prune.run(PruneConfig(checkpoint=source, out=out, **options))  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -13,19 +13,18 @@ import onnxruntime
 import pytest
 import torch
 from channels.networks import spread
+from commands.prune.small_models import run
 from conftest import Outcome
 from onnx import helper, numpy_helper
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from step_cli.commands.prune import permuted as prune_permuted
-from step_cli.commands.prune import run as prune
 from step_cli.commands.prune.tensors import choose_layers
 from step_cli.config.commands import PruneConfig
 from step_cli.errors import InputError, NothingSelectedError, UsageError
 from step_cli.formats.open import open_checkpoint
 from step_cli.models.spec import build_model
-from step_cli.reports import PruneReport
 
 pytest.importorskip("transformers")
 
@@ -68,10 +67,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "bert": bert,
     "llama": llama,
 }
-
-
-def run(source: Path, out: Path, **options: object) -> PruneReport:
-    return prune.run(PruneConfig(checkpoint=source, out=out, **options))  # type: ignore[arg-type]
 
 
 def permuted_state(source: Path, **options: object) -> dict[str, torch.Tensor]:

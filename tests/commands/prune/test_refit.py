@@ -1,4 +1,4 @@
-"""`prune --refit` and `--recalibrate-bn` on checkpoints."""
+"""`prune --refit` on checkpoints."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,46 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands.prune.small_models import EXPERTS, NET, built, run, saved
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from step_cli import verify
-from step_cli.commands.prune import run as prune
-from step_cli.config.commands import PruneConfig
 from step_cli.errors import (
     InputError,
-    NonFiniteError,
-    NothingSelectedError,
     StepError,
     UsageError,
 )
-from step_cli.reports import PruneReport
 
 METHODS = ("magnitude", "random", "wanda", "sparsegpt")
-
-
-def run(source: Path, out: Path, **options: object) -> PruneReport:
-    return prune.run(PruneConfig(checkpoint=source, out=out, **options))  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    words = "the quick brown fox jumps over a lazy dog; pack my box with jugs\n"
-    path.write_text(words * 30)
-    return path
-
-
-@pytest.fixture
-def gpt2(tmp_path: Path) -> Path:
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        vocab_size=256, n_positions=16, n_embd=16, n_layer=2, n_head=2,
-        bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
-    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
-    return tmp_path / "gpt2"
 
 
 def same_masks(one: Path, other: Path) -> bool:
@@ -221,188 +192,6 @@ def test_a_module_that_is_stored_under_two_names_stays_one(
         run(source, tmp_path / "b.safetensors", **options, recalibrate_bn=True)
 
 
-NET = """
-import torch
-from torch import nn
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(8)
-        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(8)
-
-    def forward(self, x):
-        return x + self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(4, 8, 3, padding=1)
-        self.norm = nn.BatchNorm2d(8)
-        self.blocks = nn.Sequential(Block(), Block())
-        self.drop = nn.Dropout(0.9)
-        self.head = nn.Linear(8, 4)
-        self.idle = nn.BatchNorm1d(4)
-
-    def forward(self, x):
-        x = self.blocks(self.norm(self.stem(x)).relu())
-        return self.head(self.drop(x.mean((2, 3))))
-
-def build():
-    torch.manual_seed(0)
-    return Net()
-"""
-
-
-@pytest.fixture
-def resnet(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
-    """A residual network with batch norms that have seen its data, and options."""
-    code = tmp_path / "net.py"
-    code.write_text(NET)
-    model = built(NET)
-    x = np.random.default_rng(0).standard_normal((48, 4, 5, 5)).astype(np.float32)
-    np.savez(tmp_path / "x.npz", x=x)
-    model.train()
-    for part in torch.from_numpy(x).split(16):
-        model(part)
-    torch.save(model.state_dict(), tmp_path / "in.pt")
-    options = {"calibration": tmp_path / "x.npz", "model": f"{code}:build"}
-    return tmp_path / "in.pt", options
-
-
-def built(source: str, path: Path | None = None) -> nn.Module:
-    space: dict[str, Any] = {}
-    exec(source, space)
-    model: nn.Module = space["build"]()
-    if path is not None:
-        model.load_state_dict(torch.load(path))
-    return model.eval()
-
-
-def statistics(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Mean and variance of what each batch norm gets, measured in one batch."""
-    found: dict[str, Tensor] = {}
-
-    def hook_of(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
-            seen = args[0].transpose(0, 1).flatten(1)
-            found[f"{name}.running_mean"] = seen.mean(1)
-            found[f"{name}.running_var"] = seen.var(1)
-            mean, var = seen.mean(1), seen.var(1, unbiased=False)
-            shape = (1, -1, *[1] * (args[0].dim() - 2))
-            assert isinstance(module, nn.BatchNorm2d)
-            new = (args[0] - mean.view(shape)) / (var.view(shape) + module.eps).sqrt()
-            output.copy_(new * module.weight.view(shape) + module.bias.view(shape))
-
-        return hook
-
-    for name, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.register_forward_hook(hook_of(name))
-    with torch.no_grad():
-        model(x)
-    return found
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"method": "magnitude"},
-        {"method": "random"},
-        {"method": "wanda"},
-        {"method": "sparsegpt"},
-        {"method": "magnitude", "refit": "layer"},
-        {"method": "sparsegpt", "refit": "block"},
-        {"method": "magnitude", "transposable": True, "refit": "layer"},
-    ],
-)
-def test_statistics_are_those_of_the_samples_in_the_pruned_network(
-    more: dict[str, Any], resnet: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    source, options = resnet
-    out, plain = tmp_path / "out.pt", tmp_path / "plain.pt"
-    report = run(source, out, **options, **more, recalibrate_bn=True)
-    names = ["norm", *(f"blocks.{i}.norm{j}" for i in (0, 1) for j in (1, 2))]
-    assert report.batch_norms == names
-    calibrated = "refit" in more or more["method"] in ("wanda", "sparsegpt")
-    run(source, plain, **more, **(options if calibrated else {}))
-    old, new = torch.load(plain), torch.load(out)
-    x = torch.from_numpy(np.load(tmp_path / "x.npz")["x"])
-    expected = statistics(built(NET, plain), x)
-    for name, value in new.items():
-        if name in expected:
-            assert not torch.equal(value, old[name])
-            torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
-        else:
-            assert torch.equal(value, old[name]), name
-
-
-def test_statistics_are_stored_in_their_dtype_and_place(
-    resnet: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    source, options = resnet
-    state = {
-        name: value.bfloat16() if value.is_floating_point() else value
-        for name, value in torch.load(source).items()
-    }
-    save_file(state, tmp_path / "in.safetensors")
-    out = tmp_path / "out.safetensors"
-    run(tmp_path / "in.safetensors", out, **options, recalibrate_bn=True)
-    new = load_file(out)
-    assert {name: x.dtype for name, x in new.items()} == {
-        name: x.dtype for name, x in state.items()
-    }
-    assert not torch.equal(new["norm.running_var"], state["norm.running_var"])
-    assert torch.equal(new["idle.running_var"], state["idle.running_var"])
-
-
-def test_a_model_without_batch_norms_is_refused(
-    gpt2: Path, text: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(NothingSelectedError, match="no batch norm") as caught:
-        run(gpt2, tmp_path / "out", calibration=text, recalibrate_bn=True)
-    assert caught.value.exit_code == 3
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_batch_of_one_number_for_each_channel_is_refused(
-    resnet: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    source, options = resnet
-    x = np.ones((1, 4, 1, 1), np.float32)
-    np.savez(tmp_path / "x.npz", x=x)
-    what = "batch norm 'norm' gets a single number.*give at least two samples"
-    with pytest.raises(InputError, match=what) as caught:
-        run(source, tmp_path / "out.pt", **options, recalibrate_bn=True)
-    assert caught.value.file == str(tmp_path / "x.npz")
-    np.savez(tmp_path / "x.npz", x=np.concatenate([x, x * 2]))
-    run(source, tmp_path / "out.pt", **options, recalibrate_bn=True)
-
-
-@pytest.mark.parametrize(("dtype", "fits"), [("float16", False), ("float32", True)])
-def test_statistics_that_overflow_name_their_tensor(
-    dtype: str, fits: bool, resnet: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    source, options = resnet
-    state = {
-        name: value.to(getattr(torch, dtype)) if value.is_floating_point() else value
-        for name, value in torch.load(source).items()
-    }
-    torch.save(state, source)
-    x = np.load(tmp_path / "x.npz")["x"]
-    np.savez(tmp_path / "x.npz", x=x * 2000)
-    if fits:
-        run(source, tmp_path / "out.pt", **options, recalibrate_bn=True)
-        return
-    what = "too large for torch.float16; look at the samples"
-    with pytest.raises(NonFiniteError, match=what) as caught:
-        run(source, tmp_path / "out.pt", **options, recalibrate_bn=True)
-    assert caught.value.tensor == "norm.running_var"
-    assert not (tmp_path / "out.pt").exists()
-
-
 def test_one_sample_is_too_few_for_a_refit(
     resnet: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -445,47 +234,6 @@ def test_the_command(gpt2: Path, text: Path, step_cli: Callable[..., Any]) -> No
     assert step_cli("verify-nm", out).code == 0
     missing = step_cli("prune", gpt2, out, "--refit", "layer", "--force")
     assert missing.code == 2 and "needs --calibration" in missing.error
-
-
-EXPERTS = """
-import torch
-from torch import nn
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
-
-    def forward(self, x):
-        new = x.clone()
-        for number, expert in enumerate(self.experts):
-            here = x[:, 0].long() == number
-            if here.any():
-                new[here] = expert(x[here])
-        return torch.cat([x[:, :1], new[:, 1:]], 1)
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.blocks = nn.ModuleList(Block() for _ in range(2))
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-def build():
-    torch.manual_seed(0)
-    return Net()
-"""
-
-
-def saved(source: str, x: np.ndarray[Any, Any], path: Path) -> dict[str, Any]:
-    """Write a model and samples to a directory; options."""
-    (path / "net.py").write_text(source)
-    torch.save(built(source).state_dict(), path / "in.pt")
-    np.savez(path / "x.npz", x=x.astype(np.float32))
-    return {"calibration": path / "x.npz", "model": f"{path / 'net.py'}:build"}
 
 
 @pytest.mark.parametrize(
@@ -563,117 +311,3 @@ def test_fp64_weights_of_a_model_from_code(
         if "refit" in more:
             assert row.error_after is not None and row.error_before is not None
     assert all(block.refitted for block in report.blocks)
-
-
-PLAIN = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(2))
-
-    def forward(self, x):
-        if x.shape[0] == 1 and x[0, 0] > 5:
-            raise ValueError("not that one")
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-def build():
-    torch.manual_seed(0)
-    net = Net()
-    CHANGE
-    return net
-"""
-
-
-def test_a_block_with_nothing_to_fit_stays(tmp_path: Path) -> None:
-    source = PLAIN.replace("CHANGE", "net.blocks[1].weight = net.blocks[0].weight")
-    x = np.random.default_rng(0).standard_normal((4, 8))
-    options = saved(source, x, tmp_path)
-    report = run(tmp_path / "in.pt", tmp_path / "out.pt", **options, refit="block")
-    assert [block.refitted for block in report.blocks] == [False]
-    assert all("tied" in (row.not_refitted or "") for row in report.layers)
-
-
-def test_a_later_sample_that_the_model_does_not_take_is_refused(
-    tmp_path: Path,
-) -> None:
-    x = np.random.default_rng(0).standard_normal((4, 8))
-    x[3, 0] = 9
-    options = saved(PLAIN.replace("    CHANGE\n", ""), x, tmp_path)
-    with pytest.raises(InputError, match=r"does not take the .*: not that one"):
-        run(tmp_path / "in.pt", tmp_path / "out.pt", **options, refit="layer")
-
-
-OVERFLOW = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
-
-    def forward(self, x):
-        return self.two(self.one(x) * 1e30 * 1e30)
-
-def build():
-    return Net()
-"""
-
-
-@pytest.mark.parametrize("more", [{"method": "wanda"}, {"refit": "layer"}])
-def test_an_infinite_activation_is_exit_7_outside_of_blocks_too(
-    more: dict[str, Any], tmp_path: Path
-) -> None:
-    options = saved(OVERFLOW, np.ones((4, 8)), tmp_path)
-    with pytest.raises(NonFiniteError, match="an input of this layer") as caught:
-        run(tmp_path / "in.pt", tmp_path / "out.pt", **options, **more)
-    assert caught.value.exit_code == 7 and caught.value.tensor == "two.weight"
-
-
-BARE = PLAIN.replace("x[0, 0] > 5", "False").replace("    CHANGE\n", "")
-
-
-def test_a_sample_of_zeros_does_not_spoil_the_fit_of_blocks(tmp_path: Path) -> None:
-    """A block without biases gives zero for it, of which no error is a share."""
-    rng = np.random.default_rng(0)  # inputs that depend on each other can be fitted to
-    x = rng.standard_normal((24, 5, 3)) @ rng.standard_normal((3, 8))
-    x[3] = 0
-    options = saved(BARE, x, tmp_path)
-    report = run(tmp_path / "in.pt", tmp_path / "out.pt", **options, refit="block")
-    assert [block.refitted for block in report.blocks] == [True, True]
-
-
-@pytest.mark.parametrize("kind", ["layer", "block"])
-def test_activations_too_large_to_be_squared_are_refused(
-    kind: str, tmp_path: Path
-) -> None:
-    x = np.random.default_rng(0).standard_normal((24, 5, 8))
-    options = saved(BARE, x * 1e18, tmp_path)
-    report = run(tmp_path / "in.pt", tmp_path / "out.pt", **options, refit=kind)
-    assert all(row.error_before and row.error_after for row in report.layers)
-    options = saved(BARE, x * 1e25, tmp_path)
-    with pytest.raises(NonFiniteError) as caught:
-        run(tmp_path / "in.pt", tmp_path / "two.pt", **options, refit=kind)
-    assert (caught.value.tensor or "").startswith("blocks.0")
-    assert not (tmp_path / "two.pt").exists()
-
-
-def test_a_fit_by_blocks_that_finds_none_warns(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    code = EXPERTS.replace("x = block(x)", "x = x + block(x)")
-    x = np.random.default_rng(0).standard_normal((36, 8))
-    x[:, 0] = np.repeat([0, 1, 2], 12) + 0.5
-    for source, warns in ((code, True), (EXPERTS, False)):
-        caplog.clear()
-        home = tmp_path / f"{warns}"
-        home.mkdir()
-        options = saved(source, x, home)
-        report = run(home / "in.pt", home / "out.pt", **options, refit="block")
-        assert (report.blocks == []) == warns
-        assert ("as by --refit layer" in caplog.text) == warns
