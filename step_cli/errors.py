@@ -130,10 +130,10 @@ def nearest(name: str, known: Iterable[str], most: int = 1) -> str:
 SHOWN = 5  # names at most that a message lists of any number
 
 
-def few(names: Sequence[str]) -> str:
+def few(names: Sequence[str], between: str = ", ") -> str:
     """The first of some names, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return between.join(names[:SHOWN]) + more
 
 
 def exclude_it(names: Sequence[str]) -> str:
@@ -148,7 +148,7 @@ def exclude_it(names: Sequence[str]) -> str:
     alike = list(
         dict.fromkeys(re.sub(r"(?:(?<=\.)|^)\d+(?=\.)", "*", name) for name in names)
     )
-    options = few([f"--exclude '{name}'" for name in alike]).replace(", ", " ")
+    options = few([f"--exclude '{name}'" for name in alike], " ")
     return f"exclude all {len(names)} such tensors: {options}"
 
 

@@ -44,6 +44,7 @@ from benchmarks.evidence.grid import (
 )
 from benchmarks.evidence.results import ROOT, Study
 from benchmarks.evidence.tasks import TASKS, Task
+from step_cli.training.history import read_metrics
 
 DATA = ROOT / "runs" / "evidence-data"
 LIBRARIES = ("step-cli", "torch", "numpy", "transformers")
@@ -275,19 +276,16 @@ def step_cli(words: list[str]) -> dict[str, Any]:
 
 def curve(run_dir: Path) -> list[dict[str, float]]:
     """What was measured on held-out samples, at each evaluation."""
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = (json.loads(line) for line in lines)
     return [
         {key: record[key] for key in record if key == "step" or "eval_" in key}
-        for record in records
+        for record in read_metrics(run_dir)
         if "eval_loss" in record
     ]
 
 
 def variance_ratio(run_dir: Path) -> float | None:
     """The largest squared gradient over the frozen variance; None: none was frozen."""
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ratios = [json.loads(line).get("variance_ratio") for line in lines]
+    ratios = [record.get("variance_ratio") for record in read_metrics(run_dir)]
     return max((ratio for ratio in ratios if ratio is not None), default=None)
 
 

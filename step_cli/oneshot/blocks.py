@@ -7,7 +7,7 @@ block is needed at a time. That each feeds the next is checked, not assumed.
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +95,7 @@ def record_calls(
         NotSequentialError: A block did not run once, in order, on the last's output.
         InputError: The model does not take the batch.
     """
-    recorder = _Recorder(blocks[:1] if alike else blocks, stop_before=alike)
+    recorder = Recorder(blocks[:1] if alike else blocks, stop_before=alike)
     handles = recorder.add_hooks()
     try:
         run_model(model, batch)
@@ -110,26 +110,10 @@ def record_calls(
     )
 
 
-class WatchedCalls(Protocol):
-    """What was seen of the calls of a list of blocks.
-
-    Attributes:
-        calls: In their order.
-        broken: Whether a block did not run once, in order, on the last's output.
-    """
-
-    calls: list[Call]
-    broken: bool
-
-    @property
-    def alike(self) -> bool:
-        """Whether all have the same arguments, but for the main one."""
-
-
 @contextmanager
-def watched_calls(blocks: list[nn.Module]) -> Iterator[WatchedCalls]:
+def watched_calls(blocks: list[nn.Module]) -> "Iterator[Recorder]":
     """Watch the calls of ``blocks``, in whatever way they run."""
-    recorder = _Recorder(blocks, tolerant=True)
+    recorder = Recorder(blocks, tolerant=True)
     handles = recorder.add_hooks()
     try:
         yield recorder
@@ -161,7 +145,14 @@ def _one(one: Any, other: Any) -> bool:
 
 
 @dataclass
-class _Recorder:
+class Recorder:
+    """What is seen of the calls of a list of blocks.
+
+    Attributes:
+        calls: In their order.
+        broken: Whether a block did not run once, in order, on the last's output.
+    """
+
     blocks: list[nn.Module]
     main: Tensor | None = None
     output: Tensor | None = None  # of the block that ran last
@@ -173,10 +164,12 @@ class _Recorder:
 
     @property
     def alike(self) -> bool:
+        """Whether all have the same arguments, but for the main one."""
         changed = any(version != self.versions[0] for version in self.versions)
         return not self.broken and not changed and _alike(self.calls, len(self.blocks))
 
     def add_hooks(self) -> list[RemovableHandle]:
+        """Watch the blocks from now on."""
         handles = []
         for block in self.blocks:
             handles.append(
@@ -186,6 +179,11 @@ class _Recorder:
         return handles
 
     def recorded(self) -> RecordedBatch:
+        """What was seen.
+
+        Raises:
+            NotSequentialError: A block did not run once, in order.
+        """
         if self.main is None or len(self.calls) != len(self.blocks):
             raise NotSequentialError
         return RecordedBatch(self.main, self.calls)

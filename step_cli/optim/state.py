@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from step_cli.errors import UsageError
+from step_cli.errors import UsageError, few
 from step_cli.nm.pattern import NMSpec
 from step_cli.optim.recipe import Recipe
 from step_cli.optim.shards import local, split_like
@@ -56,7 +56,7 @@ def recipe_state(recipe: Recipe, p: Tensor, spec: NMSpec | None) -> dict[str, Te
 
 
 def refuse_layers(refused: Mapping[str, UsageError]) -> None:
-    """Name all parameters that cannot hold what they are to hold.
+    """Name the parameters that cannot hold what they are to hold.
 
     Args:
         refused: What is wrong with each, by its name.
@@ -66,7 +66,7 @@ def refuse_layers(refused: Mapping[str, UsageError]) -> None:
     """
     if refused:
         first, *others = refused
-        more = f"; refused too: {', '.join(others)}" if others else ""
+        more = f"; refused too: {few(others)}" if others else ""
         raise UsageError(f"{first}: {refused[first]}{more}")
 
 

@@ -40,8 +40,9 @@ from step_cli.training.trackers.tracker import Tracker
 from step_cli.training.trackers.tracking import require_trackers, tracking
 from step_cli.training.trainer import Trainer
 from step_cli.training.weights_record import (
-    record_start,
-    record_teacher,
+    START,
+    TEACHER,
+    record_digest,
     refuse_other_teacher,
 )
 
@@ -116,9 +117,9 @@ def _begin(
             save_text(path / "config.toml", to_toml(config))
             save_text(path / PLAN, plan_json(setup.plan))
             record_data(path, setup.data)
-            record_start(path, setup.start)
+            record_digest(path, START, setup.start)
             if setup.teacher is not None:
-                record_teacher(path, setup.teacher.sha256)
+                record_digest(path, TEACHER, setup.teacher.sha256)
         return _go_on(config, setup, path, run_dir, shared, after=0)
 
 

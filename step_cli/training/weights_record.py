@@ -18,7 +18,6 @@ from step_cli.formats.files.json_text import read_json
 from step_cli.training.records import save_text
 
 TEACHER, START = "teacher.json", "start.json"
-TEACHER_SCHEMA, START_SCHEMA = "step-cli/teacher/1", "step-cli/start/1"
 LARGEST = 1 << 16  # bytes of a file
 SAMPLED = 256  # numbers of each tensor in the digest
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
@@ -50,10 +49,10 @@ def digest_of_files(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def record_teacher(run_dir: Path, sha256: str) -> None:
-    """Record by what the teacher is known again: ``teacher.json``."""
-    document = {"schema": TEACHER_SCHEMA, "sha256": sha256}
-    save_text(run_dir / TEACHER, json.dumps(document, indent=2) + "\n")
+def record_digest(run_dir: Path, file: str, sha256: str) -> None:
+    """Record by what weights are known again: in ``START`` or ``TEACHER``."""
+    document = {"schema": f"step-cli/{Path(file).stem}/1", "sha256": sha256}
+    save_text(run_dir / file, json.dumps(document, indent=2) + "\n")
 
 
 def refuse_other_teacher(run_dir: Path, teacher: Path, sha256: str) -> None:
@@ -81,12 +80,6 @@ def refuse_other_teacher(run_dir: Path, teacher: Path, sha256: str) -> None:
 def digest_of_start(model: nn.Module) -> str:
     """A digest of all parameters of a model that no step has changed yet."""
     return digest_of(dict(model.named_parameters()))
-
-
-def record_start(run_dir: Path, sha256: str) -> None:
-    """Record by what the weights of step 0 are known again: ``start.json``."""
-    document = {"schema": START_SCHEMA, "sha256": sha256}
-    save_text(run_dir / START, json.dumps(document, indent=2) + "\n")
 
 
 def refuse_other_start(run_dir: Path, sha256: str) -> None:

@@ -259,10 +259,10 @@ def test_samples_that_do_not_fit_are_refused() -> None:
         )
 
 
-def test_blocks_that_feed_each_other_are_run_apart(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    calls = []
+@pytest.fixture
+def by_parent(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The layers that are pruned by passes of the whole model, each time."""
+    calls: list[list[str]] = []
     real = block_by_block._prune_by_parent
 
     def counting(work: Any, layers: Any) -> None:
@@ -270,12 +270,16 @@ def test_blocks_that_feed_each_other_are_run_apart(
         real(work, layers)
 
     monkeypatch.setattr(block_by_block, "_prune_by_parent", counting)
+    return calls
+
+
+def test_blocks_that_feed_each_other_are_run_apart(by_parent: list[list[str]]) -> None:
     model, batches = built("llama")
     prune_in_order(Calibration(model, batches, InputNorms, by_wanda), watched(model))
-    assert calls == []
+    assert by_parent == []
     model, batches = built("residual")
     prune_in_order(Calibration(model, batches, InputNorms, by_wanda), watched(model))
-    assert calls == [["stem.weight"], ["head.weight"]]
+    assert by_parent == [["stem.weight"], ["head.weight"]]
 
 
 class Borrowing(nn.Module):
@@ -464,19 +468,11 @@ class Masked(nn.Module):
 
 
 def test_arguments_that_depend_on_no_block_leave_them_apart(
-    monkeypatch: pytest.MonkeyPatch,
+    by_parent: list[list[str]],
 ) -> None:
-    calls = []
-    real = block_by_block._prune_by_parent
-
-    def counting(work: Any, layers: Any) -> None:
-        calls.append([layer.name for layer in layers])
-        real(work, layers)
-
-    monkeypatch.setattr(block_by_block, "_prune_by_parent", counting)
     batches = [{"x": torch.randn(5, 8)} for _ in range(3)]
     for model, apart in ((Masked(), True), (Carrying(in_place=False), False)):
-        calls.clear()
+        by_parent.clear()
         layers = watched(model)
         prune_in_order(Calibration(model, batches, InputNorms, by_wanda), layers)
-        assert (calls == []) == apart
+        assert (by_parent == []) == apart

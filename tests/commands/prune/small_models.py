@@ -51,22 +51,7 @@ def build():
 """
 
 
-EXPERTS = """
-import torch
-from torch import nn
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
-
-    def forward(self, x):
-        new = x.clone()
-        for number, expert in enumerate(self.experts):
-            here = x[:, 0].long() == number
-            if here.any():
-                new[here] = expert(x[here])
-        return torch.cat([x[:, :1], new[:, 1:]], 1)
+TWO_BLOCKS = """
 
 class Net(nn.Module):
     def __init__(self):
@@ -82,6 +67,27 @@ def build():
     torch.manual_seed(0)
     return Net()
 """
+
+EXPERTS = (
+    """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        new = x.clone()
+        for number, expert in enumerate(self.experts):
+            here = x[:, 0].long() == number
+            if here.any():
+                new[here] = expert(x[here])
+        return torch.cat([x[:, :1], new[:, 1:]], 1)
+"""
+    + TWO_BLOCKS
+)
 
 
 def built(source: str, path: Path | None = None) -> nn.Module:

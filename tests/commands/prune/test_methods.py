@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands.prune.small_models import run
+from commands.prune.small_models import built, run
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -170,9 +170,7 @@ def net(tmp_path: Path) -> tuple[Path, str]:
     """A convolutional network in a file of torch, channels last, and its SPEC."""
     code = tmp_path / "net.py"
     code.write_text(NET)
-    space: dict[str, Any] = {}
-    exec(NET, space)
-    model = space["build"]()
+    model = built(NET)
     model[0].weight.data = model[0].weight.data.to(memory_format=torch.channels_last)
     torch.save(model.state_dict(), tmp_path / "net.pt")
     return tmp_path / "net.pt", f"{code}:build"
@@ -375,10 +373,8 @@ def test_what_the_model_says_is_no_such_weight_is_skipped(
 ) -> None:
     code = tmp_path / "net.py"
     code.write_text(TRANSPOSED)
-    space: dict[str, Any] = {}
-    exec(TRANSPOSED, space)
     source, out = tmp_path / "net.safetensors", tmp_path / "out.safetensors"
-    save_file(space["build"]().state_dict(), source)
+    save_file(built(TRANSPOSED).state_dict(), source)
     arrays = np.random.default_rng(0).standard_normal((8, 4, 4, 4)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=arrays)
     options: dict[str, Any] = {
@@ -400,10 +396,8 @@ def test_what_the_model_says_is_no_such_weight_is_skipped(
 def test_so_it_is_where_the_model_is_known_for_permuting(tmp_path: Path) -> None:
     code = tmp_path / "net.py"
     code.write_text(TRANSPOSED)
-    space: dict[str, Any] = {}
-    exec(TRANSPOSED, space)
     source, out = tmp_path / "net.safetensors", tmp_path / "out.safetensors"
-    save_file(space["build"]().state_dict(), source)
+    save_file(built(TRANSPOSED).state_dict(), source)
     options: dict[str, Any] = {
         "permute": True, "model": f"{code}:build", "input": ["x:float32:2x4x4x4"],
     }  # fmt: skip
@@ -470,10 +464,8 @@ def build():
 def test_all_tensors_that_cannot_be_observed_are_named_at_once(tmp_path: Path) -> None:
     code = tmp_path / "net.py"
     code.write_text(EXPERTS)
-    space: dict[str, Any] = {}
-    exec(EXPERTS, space)
     source, out = tmp_path / "net.safetensors", tmp_path / "out.safetensors"
-    save_file(space["build"]().state_dict(), source)
+    save_file(built(EXPERTS).state_dict(), source)
     arrays = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
     np.savez(tmp_path / "x.npz", input=arrays)
     options: dict[str, Any] = {

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands.prune.small_models import TWO_BLOCKS, built
 from torch import Tensor, nn
 
 import step_cli
 
-RECURRENT = """
+RECURRENT = (
+    """
 import torch
 from torch import nn
 
@@ -25,29 +27,9 @@ class Block(nn.Module):
 
     def forward(self, x):
         return x + self.lstm(self.up(x) @ self.never_called.weight.t())[0]
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.blocks = nn.ModuleList(Block() for _ in range(2))
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-def build():
-    torch.manual_seed(0)
-    return Net().eval()
 """
-
-
-def built(path: Path) -> nn.Module:
-    space: dict[str, Any] = {}
-    exec(RECURRENT, space)
-    model: nn.Module = space["build"]()
-    model.load_state_dict(torch.load(path))
-    return model
+    + TWO_BLOCKS
+)
 
 
 def relative(new: Tensor, dense: Tensor) -> float:
@@ -59,10 +41,8 @@ def test_a_block_is_compared_with_the_dense_one_whatever_is_pruned_in_it(
 ) -> None:
     """Also where a part of the block is pruned before the samples are run."""
     (tmp_path / "net.py").write_text(RECURRENT)
-    space: dict[str, Any] = {}
-    exec(RECURRENT, space)
     source, plain, out = (tmp_path / f"{name}.pt" for name in ("in", "plain", "out"))
-    torch.save(space["build"]().state_dict(), source)
+    torch.save(built(RECURRENT).state_dict(), source)
     x = np.random.default_rng(0).standard_normal((8, 5, 8)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x)
     step_cli.prune(source, plain)
@@ -70,7 +50,7 @@ def test_a_block_is_compared_with_the_dense_one_whatever_is_pruned_in_it(
         source, out, refit="block", calibration=tmp_path / "x.npz",
         model=f"{tmp_path / 'net.py'}:build",
     )  # fmt: skip
-    dense, pruned, fitted = built(source), built(plain), built(out)
+    dense, pruned, fitted = (built(RECURRENT, path) for path in (source, plain, out))
     entering = torch.from_numpy(x)[:7]  # the eighth is held out
     with torch.no_grad():
         for number, row in enumerate(report.blocks):

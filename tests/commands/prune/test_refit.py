@@ -125,14 +125,8 @@ def build():
 
 
 def test_what_cannot_be_fitted_is_pruned_all_the_same(tmp_path: Path) -> None:
-    code = tmp_path / "net.py"
-    code.write_text(TIED)
-    space: dict[str, Any] = {}
-    exec(TIED, space)
-    torch.save(space["build"]().state_dict(), tmp_path / "in.pt")
     x = np.random.default_rng(0).standard_normal((24, 5, 8)).astype(np.float32)
-    np.savez(tmp_path / "x.npz", x=x)
-    options = {"calibration": tmp_path / "x.npz", "model": f"{code}:build"}
+    options = saved(TIED, x, tmp_path)
     run(tmp_path / "in.pt", tmp_path / "none.pt")
     plain = torch.load(tmp_path / "none.pt")
     for kind in ("layer", "block"):
